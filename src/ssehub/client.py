@@ -1,0 +1,146 @@
+"""The client app, which is public: `GET /events/`, where browsers listen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl, urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from .errors import Forbidden, TokenError
+from .event import encode_fields
+from .hub import Hub
+from .stream import EventStream
+from .tokens import Tokens
+
+logger = logging.getLogger("ssehub.client")
+
+ALLOW = "GET, HEAD, OPTIONS"
+CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
+MAX_QUERY_FIELDS = 100
+
+
+def create_client_app(
+    hub: Hub, *, tokens: Tokens, token_cookie: str | None = None, cors_origins: Sequence[str] = ()
+) -> Starlette:
+    """The app that serves `GET /events/` from `hub` to whoever brings one of `tokens`.
+
+    `token_cookie` names a cookie that may carry the token, too. `cors_origins` are the origins whose pages may listen
+    from elsewhere, with credentials; `("*",)` is every one, without.
+    """
+    endpoint = EventsEndpoint(hub, tokens, token_cookie, frozenset(cors_origins))
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(cors_origins),
+        allow_methods=("GET", "HEAD"),
+        allow_headers=("Authorization", "Cache-Control", "Last-Event-ID"),
+        allow_credentials="*" not in cors_origins,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with hub:
+            yield
+
+    app = Starlette(
+        routes=[Route("/events", endpoint), Route("/events/{rest:path}", endpoint)],
+        middleware=[cors] if cors_origins else [],
+        lifespan=lifespan,
+    )
+    # A redirect would carry the token to whatever Host the client named.
+    app.router.redirect_slashes = False
+    return app
+
+
+class EventsEndpoint:
+    """Answers `/events/`; an ASGI app itself, so that no request object lives as long as a stream."""
+
+    def __init__(self, hub: Hub, tokens: Tokens, token_cookie: str | None, cors_origins: frozenset[str]) -> None:
+        self._hub = hub
+        self._tokens = tokens
+        self._cookie = token_cookie
+        self._origins = cors_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope)(scope, receive, send)
+
+    def _answer(self, scope: Scope) -> Response:
+        method = scope["method"]
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": ALLOW})
+        if method not in ("GET", "HEAD"):
+            return PlainTextResponse("only GET is answered here\n", 405, headers={"Allow": ALLOW})
+        headers = Headers(scope=scope)
+        query = _query(scope["query_string"])
+        try:
+            claims = self._tokens.verify(self._token(headers, query))
+        except Forbidden as exc:
+            return PlainTextResponse(f"{exc}\n", exc.status)
+        except TokenError as exc:
+            logger.debug("stream refused: %s", exc)
+            return PlainTextResponse("a valid token is needed\n", 401, headers={"WWW-Authenticate": "Bearer"})
+        if method == "GET" and (self._hub.is_full or self._hub.not_ready()):
+            return self._come_back()
+        return EventStream(self._hub, claims, cursor=_cursor(headers, query))
+
+    def _token(self, headers: Headers, query: dict[str, str]) -> str:
+        """The first token there is: in the `Authorization` header (RFC 6750, 2.1), a cookie, the query."""
+        authorization = headers.get("authorization", "")
+        if authorization[:6].lower() == "bearer":
+            return authorization[7:]
+        if self._cookie is not None and (token := _cookie(headers.get("cookie", ""), self._cookie)):
+            self._check_origin(headers)
+            return token
+        if "token" in query:
+            return query["token"]
+        raise TokenError("there is none")
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Browsers send cookies for any page, so a cookie counts only for our own pages and those we were told of."""
+        origin = headers.get("origin")
+        if origin is None:
+            if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+                return
+        elif origin in self._origins or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
+            return
+        raise Forbidden("this origin may not listen with a cookie: add it to cors_origins")
+
+    def _come_back(self) -> Response:
+        """An EventSource stops for good at any status but 200; so one that is to come back later is told within one."""
+        frame = encode_fields(comment="busy", retry=self._hub.comeback_milliseconds())
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"}
+        return Response(frame, media_type="text/event-stream", headers=headers)
+
+
+def _query(query_string: bytes) -> dict[str, str]:
+    """The fields of a query, the first of each name; none if it can't be read."""
+    try:
+        pairs = parse_qsl(query_string.decode("ascii"), errors="strict", max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError:
+        return {}
+    return dict(reversed(pairs))
+
+
+def _cursor(headers: Headers, query: dict[str, str]) -> str | None:
+    """What the client says it has seen: the header of the HTML standard, 9.2.4, or what polyfills send instead."""
+    cursor = headers.get("last-event-id")
+    if cursor:
+        return cursor
+    return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)
+
+
+def _cookie(header: str, name: str) -> str | None:
+    try:
+        morsel = SimpleCookie(header).get(name)
+    except CookieError:
+        return None
+    return morsel.value if morsel is not None else None

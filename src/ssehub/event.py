@@ -1,0 +1,278 @@
+"""What an event is, and the only code that makes `text/event-stream` bytes.
+
+The format is the HTML standard's, section 9.2.6 "Interpreting an event stream": UTF-8 lines that end with CR, LF or
+CRLF, a blank line between events. Everything that a client could misread is refused here, when the event is made:
+encoding one can then no longer fail in the middle of somebody's stream.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+from sse_starlette import ServerSentEvent
+
+from .errors import InvalidEvent
+
+EVERYONE = "*"
+RESERVED_TYPE = "stream-"
+MAX_NAME_LENGTH = 255
+MAX_RETRY_MILLISECONDS = 2**31 - 1  # what browsers' timers hold
+SEPARATOR = "\n"
+
+_BREAKS = re.compile(r"[\r\n\0]")
+_POSITION = re.compile(r"(\d{1,19})-(\d{1,19})\.([0-9a-z]{1,32})", re.ASCII)
+# A field of a raw payload that we look at, at the start of a line: its name, then a colon and a value or nothing.
+_RAW_FIELD = re.compile(r"(?:\A|(?<=[\r\n]))(event|id|retry)(?::[ ]?([^\r\n]*))?(?=[\r\n]|\Z)")
+_RAW_DATA = re.compile(r"(?:\A|(?<=[\r\n]))data(?=[:\r\n]|\Z)")
+_BLOCK_END = re.compile(r"\n\n|\r\r|\n\r")  # two line ends in a row, whichever they are, contain one of these
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token, or a host's own login, grants: `channels` to `user_id`, until `expires_at` (Unix time, seconds)."""
+
+    user_id: str
+    channels: tuple[str, ...]
+    expires_at: float | None = None
+
+
+class Position(NamedTuple):
+    """An event's place in one log; positions of the same log order as their events do."""
+
+    milliseconds: int
+    sequence: int
+    log: str
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds}-{self.sequence}.{self.log}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The position that `text` writes out, or None if it is something else."""
+        match = _POSITION.fullmatch(text)
+        return cls(int(match[1]), int(match[2]), match[3]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event for `users` (or `("*",)`, everyone) on `channels`: structured, or a `payload` of raw stream text.
+
+    Raises InvalidEvent, which names the field as the wire calls it, for whatever would break a stream.
+    """
+
+    channels: tuple[str, ...]
+    users: tuple[str, ...]
+    data: str | None = None
+    type: str | None = None
+    id: str | None = None
+    retry: int | None = None
+    payload: str | None = None
+    size: int = field(init=False, default=0)
+    """Bytes of `data` or `payload` in UTF-8."""
+    raw: RawText | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", _names("channel", self.channels))
+        object.__setattr__(self, "users", _names("userId", self.users))
+        if self.payload is not None:
+            self._check_payload(self.payload)
+        elif self.data is not None:
+            object.__setattr__(self, "size", len(_utf8("data", self.data)))
+            self._check_fields()
+        else:
+            raise InvalidEvent("data is missing: an event needs 'data' or 'payload'")
+
+    def _check_payload(self, payload: str) -> None:
+        for name, value in (("data", self.data), ("event", self.type), ("id", self.id), ("retry", self.retry)):
+            if value is not None:
+                raise InvalidEvent(f"{name} can't be given together with payload: write it into the payload")
+        object.__setattr__(self, "size", len(_utf8("payload", payload)))
+        raw = RawText.parse(payload)
+        object.__setattr__(self, "raw", raw)
+        object.__setattr__(self, "id", raw.id)
+
+    def _check_fields(self) -> None:
+        if self.type is not None:
+            _check_type("event", self.type)
+        if self.id is not None:
+            _check_id("id", self.id)
+        if self.retry is not None:
+            _check_retry(self.retry)
+
+    @property
+    def is_for_everyone(self) -> bool:
+        return EVERYONE in self.users
+
+
+@dataclass(frozen=True, slots=True)
+class RawText:
+    """A parsed raw payload: where our `id:` line goes, and what completes it."""
+
+    id: str | None
+    """The last id the payload gives, if any."""
+    id_at: int | None
+    """Where the last block with data takes our `id:` line; None if it has its own, or there is no data."""
+    ends_with_ours: bool
+    """Whether our id is the last one a client reads."""
+    completion: str
+    """The line end and blank line that are missing at the end."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if not text:
+            raise InvalidEvent("payload is empty: it needs stream text, such as 'data: hello'")
+        ids = [(match.start(), match[2]) for match in _RAW_FIELD.finditer(text) if _is_id(match)]
+        id_at = _last_data_line(text)
+        if id_at is not None:
+            start, end = _block_around(text, id_at)
+            if any(start <= place < end for place, _ in ids):
+                id_at = None
+        return cls(
+            id=ids[-1][1] if ids else None,
+            id_at=id_at,
+            ends_with_ours=id_at is not None and not any(place > id_at for place, _ in ids),
+            completion=_completion(text),
+        )
+
+
+def _is_id(match: re.Match[str]) -> bool:
+    """Checks one field of a raw payload as the structured field of that name would be; says whether it is an id."""
+    name, value = match[1], match[2] or ""
+    if name == "event" and value.startswith(RESERVED_TYPE):
+        raise InvalidEvent(f"payload: event type {value!r} begins with 'stream-', which is ours: choose another")
+    if name == "id":
+        _check_id("payload: id", value)
+    if name == "retry" and not (value.isascii() and value.isdigit() and int(value[:11]) <= MAX_RETRY_MILLISECONDS):
+        raise InvalidEvent(f"payload: retry {value[:40]!r} is no number of milliseconds: write digits only")
+    return name == "id"
+
+
+def _last_data_line(text: str) -> int | None:
+    end = len(text)
+    while (start := text.rfind("data", 0, end)) >= 0:
+        if _RAW_DATA.match(text, start):
+            return start
+        end = start + 3
+    return None
+
+
+def _block_around(text: str, place: int) -> tuple[int, int]:
+    start = max(text.rfind(pair, 0, place) for pair in ("\n\n", "\r\r", "\n\r"))
+    end = _BLOCK_END.search(text, place)
+    return max(start, 0), end.start() if end else len(text)
+
+
+def _completion(text: str) -> str:
+    if not text.endswith(("\r", "\n")):
+        return "\n\n"
+    line = text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text[:-1]
+    if not line or line.endswith(("\r", "\n")):
+        return ""
+    return "\r" if text.endswith("\r") else "\n"  # an LF behind a CR would only make that line end a CRLF
+
+
+def check_name(field_name: str, value: object) -> str:
+    """`value` if it can name a user or a channel; `field_name` is what the error calls it."""
+    if not isinstance(value, str):
+        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidEvent(f"{field_name} is empty: give a name")
+    _check_text(field_name, value)
+    _utf8(field_name, value)
+    return value
+
+
+def json_text(value: object) -> str:
+    """`value` itself if it is a string, else the compact JSON of it."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidEvent(f"data can't be written as JSON ({exc}): give a string or what JSON can hold") from exc
+
+
+def encode(event: Event, position: Position) -> bytes:
+    """The bytes of `event` as every subscriber gets them; they carry `position` as id unless it has its own."""
+    raw = event.raw
+    if raw is None:
+        return encode_fields(data=event.data, event=event.type, id=event.id or str(position), retry=event.retry)
+    text = event.payload or ""
+    if raw.id_at is not None:
+        text = f"{text[: raw.id_at]}id: {position}{SEPARATOR}{text[raw.id_at :]}"
+    return (text + raw.completion).encode()
+
+
+def ends_with_position(event: Event) -> bool:
+    """Whether the last id that a client reads from `event` is its position."""
+    return event.id is None if event.raw is None else event.raw.ends_with_ours
+
+
+def encode_fields(
+    *,
+    data: str | None = None,
+    event: str | None = None,
+    id: str | None = None,
+    retry: int | None = None,
+    comment: str | None = None,
+) -> bytes:
+    """One frame of our own making: a heartbeat, an in-band event, a `retry:`."""
+    return ServerSentEvent(data, event=event, id=id, retry=retry, comment=comment, sep=SEPARATOR).encode()
+
+
+def _names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise InvalidEvent(f"{field_name} must be a sequence of names, not one string")
+    if not values:
+        raise InvalidEvent(f"{field_name} is missing: name at least one")
+    for value in values:
+        check_name(field_name, value)
+    return tuple(values) if len(values) == 1 else tuple(dict.fromkeys(values))
+
+
+def _check_text(field_name: str, value: str) -> None:
+    if len(value) > MAX_NAME_LENGTH:
+        raise InvalidEvent(f"{field_name} has {len(value)} characters: {MAX_NAME_LENGTH} are the most")
+    if found := _BREAKS.search(value):
+        what = "a NUL" if found[0] == "\0" else "a line break"
+        raise InvalidEvent(f"{field_name} {value!r} contains {what}: leave it out")
+
+
+def _check_type(field_name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidEvent(f"{field_name} is empty: leave it out, or give a type")
+    _check_text(field_name, value)
+    _utf8(field_name, value)
+    if value.startswith(RESERVED_TYPE):
+        raise InvalidEvent(f"{field_name} {value!r} begins with 'stream-', which is ours: choose another")
+
+
+def _check_id(field_name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidEvent(f"{field_name} is empty: leave it out, and the event gets its position as id")
+    _check_text(field_name, value)
+    _utf8(field_name, value)
+    if _POSITION.fullmatch(value):
+        raise InvalidEvent(f"{field_name} {value!r} looks like a position in our log: choose another form")
+
+
+def _check_retry(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRY_MILLISECONDS:
+        raise InvalidEvent(f"retry {value!r} is no number of milliseconds from 0 to {MAX_RETRY_MILLISECONDS}")
+
+
+def _utf8(field_name: str, value: str) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidEvent(f"{field_name} holds a lone surrogate at {exc.start}: it can't be written as UTF-8") from exc

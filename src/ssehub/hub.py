@@ -1,0 +1,521 @@
+"""The hub: holds this process's subscribers and fans events out to them.
+
+Events wait in one batch. A *round* takes what waits, finds who it is for, and writes it in slices of about a hundred
+subscribers, each a `call_soon`, so that the loop goes on accepting and publishing meanwhile. What arrives during a
+round is the next one's: at rest an event leaves at once, under load one write carries many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+from .brokers.base import Broker, Entry
+from .brokers.memory import MemoryBroker
+from .clock import Clock
+from .errors import HubClosed, Overloaded
+from .event import Claims, Event, Position, encode_fields, json_text
+from .rounds import Batch, Frame
+from .sinks import Chunk, Sink
+from .subscribers import CloseReason, Delivery, Index, Subscriber
+
+logger = logging.getLogger("ssehub.hub")
+
+SLICE = 100
+"""Subscribers written to before the loop goes on: 64 and 256 were measured slower than 128, and 100 is as fast."""
+DEFAULT_VISIT_SECONDS = 15.0
+"""How often the clock looks at each subscriber when there are no heartbeats."""
+RESTART_MILLISECONDS = 2_000
+"""What a restart takes at the most; a drained client comes back after that, spread over the next 5 s."""
+DRAIN_STEP_SECONDS = 0.02
+HEARTBEAT_COMMENT = "ping"
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What a hub has done since it was made, and what it holds now. Plain numbers, cheap to read."""
+
+    subscribers: int = 0
+    channels: int = 0
+    connected: int = 0
+    endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
+    published: int = 0
+    delivered: int = 0
+    delivered_bytes: int = 0
+    backlog_bytes: int = 0
+    lagging: int = 0
+    waiting_bytes: int = 0
+    waiting_publishers: int = 0
+    round_bounds: tuple[float, ...] = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+    round_counts: list[int] = field(default_factory=lambda: [0] * 13)
+    round_seconds: float = 0.0
+    loop_lag_seconds: float = 0.0
+
+
+class Gate:
+    """Lets publishers through, first come, first served, while there is room; the others wait in line."""
+
+    def __init__(self, has_room: Callable[[], bool], max_waiting: int) -> None:
+        self._has_room = has_room
+        self._max_waiting = max_waiting
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    async def enter(self) -> None:
+        """Returns when there is room; raises Overloaded when too many wait already."""
+        if not self._line and self._has_room():
+            return
+        if len(self._line) >= self._max_waiting:
+            raise Overloaded(f"{len(self._line)} publishers wait already: try again in a second")
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Wait in line for room, however many do."""
+        place = asyncio.get_running_loop().create_future()
+        self._line.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                self.open()
+            raise
+        finally:
+            if place in self._line:
+                self._line.remove(place)
+
+    def open(self) -> None:
+        """Let the first in line go if there is room. Call it when there may be."""
+        while self._line and self._has_room():
+            place = self._line.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+
+
+class Hub:
+    """Fans events out to the subscribers of this process. Use it inside `async with`, in one event loop.
+
+    `heartbeat_seconds` 0 turns heartbeats off. `retry_milliseconds` is told to every client at its start. A
+    subscriber whose connection leaves more than `max_backlog_bytes` untaken gets nothing more until it has taken
+    them, and ends as `slow` after `grace_seconds`, or with `max_waiting_bytes` held for it. `max_total_backlog_bytes`
+    bounds all of them together.
+    `max_waiting_bytes` bounds what waits for a round: publishers wait then, at most `max_waiting_publishers` of them.
+    """
+
+    def __init__(
+        self,
+        broker: Broker | None = None,
+        *,
+        heartbeat_seconds: float = 15.0,
+        retry_milliseconds: int | None = None,
+        max_backlog_bytes: int = 2**20,
+        grace_seconds: float = 5.0,
+        max_total_backlog_bytes: int = 256 * 2**20,
+        round_bytes: int = 256 * 2**10,
+        max_waiting_bytes: int = 16 * 2**20,
+        max_waiting_publishers: int = 1_000,
+        max_subscribers: int | None = None,
+        expiring_seconds: float = 60.0,
+        stream_lifetime_seconds: float | None = None,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.broker = broker or MemoryBroker(now=now)
+        self.max_backlog_bytes = max_backlog_bytes
+        self.max_held_bytes = max_waiting_bytes
+        self.is_draining = False
+        self._drain_until = 0.0
+        self._loop: asyncio.AbstractEventLoop
+        self._heartbeat = heartbeat_seconds
+        self._retry = retry_milliseconds
+        self._grace = grace_seconds
+        self._half_of_all_backlogs = max_total_backlog_bytes // 2
+        self._round_bytes = round_bytes
+        self._max_waiting_bytes = max_waiting_bytes
+        self._max_subscribers = max_subscribers
+        self._lifetime = stream_lifetime_seconds
+        self._now = now
+        self._monotonic = monotonic
+        self._index = Index()
+        self._statistics = Statistics()
+        self._gate = Gate(lambda: self._waiting_bytes < max_waiting_bytes, max_waiting_publishers)
+        self._waiting: deque[Frame] = deque()
+        self._waiting_bytes = 0
+        self._head: Position | None = None
+        self._settled: Position | None = None
+        self._work: Iterator[tuple[Batch, Subscriber]] | None = None
+        self._round_last: Position | None = None
+        self._round_began = 0.0
+        self._is_scheduled = False
+        self._held_back: _HeldBack | None = None
+        self._paused: set[Subscriber] = set()
+        self._laggards: dict[Subscriber, float] = {}
+        self._clock = Clock(self, heartbeat_seconds or DEFAULT_VISIT_SECONDS, expiring_seconds, now, monotonic)
+        self._running: AbstractAsyncContextManager[None] | None = None
+        self._entered = 0
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        self._entered += 1
+        if self._entered > 1:
+            return self
+        self._loop = asyncio.get_running_loop()
+        running = self.broker.run(self._deliver)
+        await running.__aenter__()
+        self._running = running
+        self._clock.start(self._loop)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
+        running, self._running = self._running, None
+        self._clock.stop()
+        for subscriber in list(self._index.all):
+            self.end(subscriber, CloseReason.DRAINED)
+        if running is not None:
+            await running.__aexit__(kind, exc, traceback)
+
+    def not_ready(self) -> list[str]:
+        """Why new streams and events are better sent elsewhere; empty when they are welcome."""
+        reasons = []
+        if self._running is None:
+            reasons.append("the hub is not running")
+        if self.is_draining:
+            reasons.append("the hub is draining: it is about to end")
+        return reasons
+
+    @property
+    def statistics(self) -> Statistics:
+        statistics = self._statistics
+        statistics.subscribers = len(self._index)
+        statistics.channels = len(self._index.channels)
+        statistics.backlog_bytes = sum([subscriber.backlog for subscriber in self._paused])
+        statistics.lagging = len(self._laggards)
+        statistics.waiting_bytes = self._waiting_bytes
+        statistics.waiting_publishers = len(self._gate)
+        statistics.loop_lag_seconds = self._clock.lag_seconds
+        return statistics
+
+    # Publishing
+
+    async def publish(
+        self,
+        *,
+        channel: str | Sequence[str],
+        user_id: str | Sequence[str],
+        data: object,
+        type: str | None = None,
+        id: str | None = None,
+        retry: int | None = None,
+    ) -> str:
+        """Publish one event and return its position once the broker has stored it.
+
+        `data` that is no string is written as JSON; `retry` is in milliseconds. Raises InvalidEvent for what can't be
+        sent, Overloaded or HubClosed when nothing was stored, BrokerUnavailable when that is not known.
+        """
+        channels = (channel,) if isinstance(channel, str) else tuple(channel)
+        users = (user_id,) if isinstance(user_id, str) else tuple(user_id)
+        event = Event(channels, users, data=json_text(data), type=type, id=id, retry=retry)
+        return (await self.publish_events([event]))[0]
+
+    async def publish_events(self, events: Sequence[Event]) -> list[str]:
+        """Publish `events`, all or none, and return their positions; raises as `publish` does."""
+        if self._running is None:
+            raise HubClosed("the hub is not running: use it inside `async with hub`")
+        await self._gate.enter()
+        try:
+            positions = await self.broker.publish(events)
+        finally:
+            self._gate.open()
+        self._statistics.published += len(positions)
+        return positions
+
+    async def _deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+        self.dispatch(position, entries)
+        if self._waiting_bytes >= self._max_waiting_bytes:
+            await self._gate.wait()
+            self._gate.open()
+
+    def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
+        """Take `entries` of the log, which then stands at `position`, for the local subscribers."""
+        for entry in entries:
+            frame = Frame(entry)
+            self._waiting.append(frame)
+            self._waiting_bytes += len(frame.data)
+        self._head = position
+        if self._settled is None:
+            self._settled = position
+        self._schedule_round()
+
+    # Rounds
+
+    def _schedule_round(self) -> None:
+        if self._waiting and self._work is None and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._begin_round)
+
+    def _begin_round(self) -> None:
+        self._is_scheduled = False
+        if not self._waiting or self._must_hold_back():
+            return
+        frames = self._take_waiting()
+        self._round_last = last = frames[-1].position
+        self._round_began = self._monotonic()
+        self._work = _pairs(self._index.select(frames, last))
+        self._gate.open()
+        self._slice()
+
+    def _take_waiting(self) -> list[Frame]:
+        """The next frames, at least one, up to the cap; with many subscribers less, so that all stay in their bound."""
+        waiting = self._waiting
+        cap = min(self._round_bytes, self._half_of_all_backlogs // max(1, len(self._index)))
+        frames = [waiting.popleft()]
+        size = len(frames[0].data)
+        while waiting and size + len(waiting[0].data) <= cap:
+            frame = waiting.popleft()
+            frames.append(frame)
+            size += len(frame.data)
+        self._waiting_bytes -= size
+        return frames
+
+    def _slice(self) -> None:
+        """Write to the next subscribers of the round; whatever happens, the round goes on or finishes."""
+        assert self._work is not None
+        visited = events = size = 0
+        try:
+            for batch, subscriber in islice(self._work, SLICE):
+                visited += 1
+                if taken := self._give(batch, subscriber):
+                    events += taken
+                    size += len(batch.data)
+        finally:
+            self._statistics.delivered += events
+            self._statistics.delivered_bytes += size
+            if visited == SLICE:
+                self._loop.call_soon(self._slice)
+            else:
+                self._finish_round()
+
+    def _give(self, batch: Batch, subscriber: Subscriber) -> int:
+        try:
+            return subscriber.take(batch)
+        except Exception:
+            logger.warning("writing to a stream failed, which ends it", exc_info=True)
+            subscriber.sink.abort()
+            self.end(subscriber, CloseReason.DISCONNECTED)
+            return 0
+
+    def _finish_round(self) -> None:
+        self._work = None
+        self._settled = self._round_last
+        seconds = self._monotonic() - self._round_began
+        statistics = self._statistics
+        statistics.round_seconds += seconds
+        statistics.round_counts[bisect_left(statistics.round_bounds, seconds)] += 1
+        self._schedule_round()
+
+    # Backpressure
+
+    def subscriber_paused(self, subscriber: Subscriber) -> None:
+        self._paused.add(subscriber)
+
+    def subscriber_lags(self, subscriber: Subscriber) -> None:
+        self._laggards[subscriber] = self._monotonic() + self._grace
+
+    def subscriber_resumed(self, subscriber: Subscriber) -> None:
+        if not subscriber.sink.is_paused:
+            self._paused.discard(subscriber)
+        if subscriber.is_lagging:
+            self.subscriber_lags(subscriber)
+        else:
+            self._laggards.pop(subscriber, None)
+        if self._held_back is not None:
+            self._schedule_round()
+
+    def _must_hold_back(self) -> bool:
+        """Whether the next round waits: for all backlogs together, or because most subscribers lag.
+
+        A few that lag are waited for by nobody. When most do, the publishers outrun the connections, and it is they
+        who have to wait. Either is bounded by the grace time.
+        """
+        total = sum([subscriber.backlog for subscriber in self._paused])
+        is_crowded = total > self._half_of_all_backlogs
+        if not is_crowded and 2 * len(self._laggards) <= len(self._index):
+            self._held_back = None
+            return False
+        now = self._monotonic()
+        if self._held_back is None:
+            backlogs = {subscriber: subscriber.backlog for subscriber in self._paused}
+            self._held_back = _HeldBack(now + self._grace, backlogs)
+        if now < self._held_back.until:
+            return True
+        if is_crowded:
+            self._end_largest(total, self._held_back.backlogs)
+        self._held_back = None
+        return False
+
+    def _end_largest(self, total: int, backlogs_then: dict[Subscriber, int]) -> None:
+        """End subscribers until the rest fit: the largest backlogs first, before them those without progress."""
+
+        def order(subscriber: Subscriber) -> tuple[bool, int]:
+            return subscriber.backlog < backlogs_then.get(subscriber, 0), -subscriber.backlog
+
+        for subscriber in sorted(self._paused, key=order):
+            if total <= self._half_of_all_backlogs:
+                return
+            total -= subscriber.backlog
+            self.end(subscriber, CloseReason.SLOW)
+
+    def tick(self, now: float) -> None:
+        """What time alone decides: who has lagged too long, and whether a round held back may begin."""
+        for subscriber, deadline in list(self._laggards.items()):
+            if deadline <= now:
+                self.end(subscriber, CloseReason.SLOW)
+        if self._held_back is not None:
+            self._schedule_round()
+
+    # Subscribers
+
+    @property
+    def is_full(self) -> bool:
+        return self._max_subscribers is not None and len(self._index) >= self._max_subscribers
+
+    def subscribe(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber:
+        """Register one stream and write its first frame; it is given everything from now on until it ends.
+
+        `cursor` is the last event id that the client says it has seen. Await `subscriber.ended` for the end.
+        """
+        if self._running is None or self._head is None:
+            raise HubClosed("the hub is not running: use it inside `async with hub`")
+        subscriber = Subscriber(self, claims, sink, self._head, self._loop.create_future())
+        sink.owner = subscriber
+        self._index.add(subscriber)
+        self._statistics.connected += 1
+        self._clock.add(subscriber, *self._limits(claims))
+        hello = encode_fields(comment="ok", id=str(self._head), retry=self._retry)
+        subscriber.tell(Chunk(hello), self._head)
+        if reason := self._reset_reason(cursor):
+            self.tell(subscriber, "stream-reset", {"reason": reason})
+        return subscriber
+
+    def _limits(self, claims: Claims) -> tuple[float | None, float | None]:
+        """Seconds from now to the token's end, and to the end of the stream's lifetime."""
+        expires_in = None if claims.expires_at is None else claims.expires_at - self._now()
+        lifetime = None if self._lifetime is None else self._lifetime * random.uniform(0.8, 1.0)
+        return expires_in, lifetime
+
+    def _reset_reason(self, cursor: str | None) -> str | None:
+        if not cursor or cursor == str(self._head):
+            return None
+        position = Position.parse(cursor)
+        is_other_log = position is not None and self._head is not None and position.log != self._head.log
+        return "log-lost" if is_other_log else "too-old"
+
+    def position_of(self, subscriber: Subscriber) -> Position:
+        """Up to where everything for `subscriber` has been written: `sent`, or the last finished round."""
+        if subscriber.is_lagging or self._settled is None or subscriber.sent > self._settled:
+            return subscriber.sent
+        return self._settled
+
+    def tell(self, subscriber: Subscriber, type: str, data: object, retry: int | None = None) -> None:
+        """Write an in-band event, which carries the subscriber's position."""
+        position = self.position_of(subscriber)
+        frame = encode_fields(event=type, data=json_text(data), id=str(position), retry=retry)
+        subscriber.tell(Chunk(frame), position)
+
+    def beat(self, subscriber: Subscriber, frames: dict[Position | None, Chunk]) -> None:
+        """Write a heartbeat, with the position if it has moved. `frames` keeps what was made, for the next one."""
+        if not self._heartbeat or subscriber.sink.is_paused or subscriber.is_lagging:
+            return
+        position = self.position_of(subscriber)
+        key = None if position == subscriber.told else position
+        chunk = frames.get(key)
+        if chunk is None:
+            id = None if key is None else str(key)
+            chunk = frames[key] = Chunk(encode_fields(comment=HEARTBEAT_COMMENT, id=id))
+        subscriber.tell(chunk, position)
+
+    def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
+        """End one stream, for one reason; the first one counts."""
+        if subscriber.reason is not None:
+            return
+        subscriber.reason = reason
+        self._index.remove(subscriber)
+        self._paused.discard(subscriber)
+        self._laggards.pop(subscriber, None)
+        self._clock.remove(subscriber)
+        try:
+            self._say_goodbye(subscriber, reason)
+        finally:
+            subscriber.release()
+            self._statistics.endings[reason.value] += 1
+            logger.info(
+                "stream ended: %s, user %r on %r, after %.1f s",
+                reason.value,
+                subscriber.user_id,
+                subscriber.channels,
+                self._monotonic() - subscriber.connected_at,
+            )
+            if self._held_back is not None:
+                self._schedule_round()
+
+    def _say_goodbye(self, subscriber: Subscriber, reason: CloseReason) -> None:
+        if reason is CloseReason.EXPIRED:
+            self.tell(subscriber, "stream-expired", {"expiresAt": subscriber.expires_at})
+        elif reason is CloseReason.DRAINED:
+            self.tell(subscriber, "stream-drain", {}, retry=self.comeback_milliseconds())
+        if reason is CloseReason.SLOW:
+            subscriber.sink.abort()
+        else:
+            subscriber.sink.close()
+
+    def comeback_milliseconds(self) -> int:
+        """A jittered `retry:` for a client that is to come back later: longer than a restart takes."""
+        left = self._drain_until - self._monotonic() if self.is_draining else 0.0
+        return RESTART_MILLISECONDS + int(1000 * max(0.0, left)) + random.randrange(5_000)
+
+    async def drain(self, window_seconds: float) -> None:
+        """Give out what waits, then end every stream with `stream-drain`, spread over most of the window."""
+        self.is_draining = True
+        began = self._monotonic()
+        self._drain_until = began + window_seconds
+        for _ in range(int(25 * window_seconds)):
+            if not self._waiting and self._work is None:
+                break
+            await asyncio.sleep(0.01)
+        share = max(1, len(self._index) * DRAIN_STEP_SECONDS // (window_seconds / 2))
+        while leaving := list(islice(self._index.all, int(share))):
+            for subscriber in leaving:
+                self.end(subscriber, CloseReason.DRAINED)
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
+
+
+def _pairs(deliveries: list[Delivery]) -> Iterator[tuple[Batch, Subscriber]]:
+    for batch, members in deliveries:
+        for subscriber in members:
+            yield batch, subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldBack:
+    """A round that waits: until when at the most, and how large each backlog was when it began to."""
+
+    until: float
+    backlogs: dict[Subscriber, int]

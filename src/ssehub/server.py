@@ -1,0 +1,349 @@
+"""The composition root and the process: two uvicorn servers in one loop, their sockets, the signals and the end.
+
+uvicorn sends lifespan shutdown only after connections have closed, so that an app can't end its streams from there.
+The launcher therefore owns the signals, lets the hub end its streams while the listener still answers, and only then
+tells the servers to exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .brokers import create_broker
+from .client import create_client_app
+from .config import Address, Config
+from .control import create_control_app
+from .errors import ConfigError
+from .hub import Hub
+from .logs import logging_to_stderr
+from .sinks import TransportSink
+from .sockets import listen
+from .stream import EXTENSION
+from .tokens import SHORT_SECRET_BYTES, Tokens, check_secret
+
+logger = logging.getLogger("ssehub.server")
+
+SPARE_DESCRIPTORS = 500
+CONTROL_KEEP_ALIVE_SECONDS = 60
+MIN_CONTROL_SECONDS = 1.0
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which lets an app open a stream on its transport: `scope["extensions"]["ssehub.transport"]`.
+
+    While a stream is open, whatever the client sends aborts the connection: a second, pipelined request would
+    otherwise be queued behind the stream for ever, and hide that the client has gone.
+    """
+
+    stream: TransportSink | None = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: self}
+
+    def open_stream(self) -> TransportSink:
+        # uvicorn would answer an HTTP/1.0 client in chunks, too.
+        is_chunked = self.cycle.keep_alive
+        if not is_chunked:
+            self.cycle.chunked_encoding = False
+        self.stream = TransportSink(self.transport, is_chunked=is_chunked)
+        if self.pipeline:
+            self.transport.abort()
+        return self.stream
+
+    def data_received(self, data: bytes) -> None:
+        if self.stream is not None:
+            self.transport.abort()
+        else:
+            super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self.stream = None
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.stream is not None:
+            self.stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.stream is not None:
+            self.stream.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        stream, self.stream = self.stream, None
+        super().connection_lost(exc)
+        if stream is not None:
+            stream.connection_lost()
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """One hub and its two apps."""
+
+    hub: Hub
+    client: Starlette
+    control: Starlette
+
+
+def create_apps(config: Config, *, key_is_required: bool) -> Apps:
+    """Everything that `config` asks for, made but not started. Raises ConfigError."""
+    tokens = Tokens(_secret(config), require_exp=config.require_exp)
+    control_key = _control_key(config, key_is_required)
+    hub = Hub(
+        create_broker(config.broker),
+        heartbeat_seconds=config.heartbeat_seconds,
+        retry_milliseconds=config.retry_milliseconds,
+        max_backlog_bytes=config.max_backlog_bytes,
+        grace_seconds=config.grace_seconds,
+        max_total_backlog_bytes=config.max_total_backlog_bytes,
+        round_bytes=config.round_bytes,
+        max_waiting_bytes=config.max_waiting_bytes,
+        max_waiting_publishers=config.max_waiting_publishers,
+        max_subscribers=_max_connections(config),
+        expiring_seconds=config.expiring_seconds,
+        stream_lifetime_seconds=config.stream_lifetime_seconds,
+    )
+    client = create_client_app(hub, tokens=tokens, token_cookie=config.token_cookie, cors_origins=config.cors_origins)
+    control = create_control_app(
+        hub,
+        tokens=tokens,
+        control_key=control_key,
+        allowed_hosts=_allowed_hosts(config),
+        token_lifetime_seconds=config.token_lifetime_seconds,
+        max_event_bytes=config.max_event_bytes,
+        max_body_bytes=config.max_body_bytes,
+        max_batch_events=config.max_batch_events,
+    )
+    return Apps(hub, client, control)
+
+
+def _secret(config: Config) -> str:
+    if config.secret is None:
+        logger.warning("no secret is set: one was made for this run, and tokens end with it (set --secret-file)")
+        return secrets.token_urlsafe(48)
+    secret = config.secret.get_secret_value()
+    check_secret(secret)
+    if len(secret.encode()) < SHORT_SECRET_BYTES:
+        logger.warning("the secret is short: %d bytes or more can't be guessed", SHORT_SECRET_BYTES)
+    return secret
+
+
+def _control_key(config: Config, is_required: bool) -> str | None:
+    if config.control_key is not None:
+        return config.control_key.get_secret_value()
+    if is_required:
+        raise ConfigError(
+            f"control_bind {config.control_bind} can be reached from other machines: set a control key "
+            "(--control-key-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
+        )
+    return None
+
+
+def _allowed_hosts(config: Config) -> list[str]:
+    own = config.control_bind.host
+    return ["localhost", "127.0.0.1", "::1", *([own] if own else []), *config.control_hosts]
+
+
+def _max_connections(config: Config) -> int:
+    if config.max_connections is not None:
+        return config.max_connections
+    limit = _descriptor_limit()
+    return max(limit - SPARE_DESCRIPTORS, limit // 2)
+
+
+def _descriptor_limit() -> int:
+    """The descriptors this process may have, raised as far as it may raise them itself."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 16_384
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard not in (soft, resource.RLIM_INFINITY):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft
+
+
+def serve(config: Config) -> int:
+    """Run the hub until a signal ends it; returns the exit code. Raises ConfigError or AddressError."""
+    with logging_to_stderr(config.log_level), contextlib.ExitStack() as stack:
+        apps = create_apps(config, key_is_required=not config.control_bind.is_loopback)
+        client = stack.enter_context(_listening(config, config.bind, 0o666))
+        control = stack.enter_context(_listening(config, config.control_bind, 0o660))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_Process(apps, config, client, control).run())
+
+
+@contextmanager
+def _listening(config: Config, address: Address, mode: int) -> Iterator[socket.socket]:
+    sock = listen(
+        address,
+        send_buffer_bytes=config.send_buffer_bytes,
+        user_timeout_seconds=config.tcp_user_timeout_seconds,
+        mode=mode,
+    )
+    try:
+        yield sock
+    finally:
+        sock.close()
+        if address.path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(address.path)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are somebody else's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def abort_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            transport: Any = connection.transport
+            transport.abort()
+
+
+class _Process:
+    """The two servers and the order in which they begin and end."""
+
+    def __init__(self, apps: Apps, config: Config, client: socket.socket, control: socket.socket) -> None:
+        self._hub = apps.hub
+        self._config = config
+        limit = _max_connections(config) + SPARE_DESCRIPTORS // 2
+        self._client = _Server(_uvicorn_config(apps.client, limit_concurrency=limit))
+        self._control = _Server(_uvicorn_config(apps.control, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
+        self._sockets = client, control
+        self._signals: list[int] = []
+        self._stop = asyncio.Event()
+        self._end_at_once = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, logger.info, "SIGHUP is ignored: restart to read new settings")
+        async with self._hub:
+            servers = [
+                asyncio.create_task(server.serve(sockets=[sock]))
+                for server, sock in zip((self._client, self._control), self._sockets, strict=True)
+            ]
+            _tune_garbage_collector()
+            self._announce()
+            await _first(self._stop.wait(), *servers)
+            await _first(self._shut_down(servers), self._end_at_once.wait())
+            if self._end_at_once.is_set():
+                self._client.force_exit = self._control.force_exit = True
+                self._client.abort_connections()
+                self._control.abort_connections()
+                for server in servers:
+                    server.cancel()
+            await asyncio.gather(*servers, return_exceptions=True)
+        logger.info("ended")
+        return 128 + self._signals[-1] if self._end_at_once.is_set() else 0
+
+    def _on_signal(self, number: int) -> None:
+        self._signals.append(number)
+        if len(self._signals) == 1:
+            logger.info("%s: draining, for at most %g s", signal.Signals(number).name, self._config.drain_seconds)
+            self._stop.set()
+        else:
+            logger.warning("%s again: ending at once", signal.Signals(number).name)
+            self._end_at_once.set()
+
+    async def _shut_down(self, servers: list[asyncio.Task[None]]) -> None:
+        """End the streams while newcomers are still answered, then the client listener, then control."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._config.drain_seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                await self._hub.drain(self._config.drain_seconds)
+        await _exit_by(self._client, servers[0], end)
+        await _exit_by(self._control, servers[1], max(end, loop.time() + MIN_CONTROL_SECONDS))
+
+    def _announce(self) -> None:
+        client, control = (_url(sock) for sock in self._sockets)
+        logger.info("listening for browsers on %s/events/", client)
+        logger.info("listening for publishers on %s/", control)
+        logger.info("broker %s, at most %d streams", self._config.broker, _max_connections(self._config))
+        logger.info("try: curl -d 'userId=alex&channel=chat' %s/token/", control)
+
+
+async def _exit_by(server: _Server, task: asyncio.Task[None], deadline: float) -> None:
+    """Tell `server` to exit, and abort what is still connected at `deadline`."""
+    server.should_exit = True
+    loop = asyncio.get_running_loop()
+    await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
+    server.abort_connections()
+    await asyncio.wait([task])
+
+
+async def _first(*awaitables: Any) -> None:
+    """Wait until the first is done, and cancel those that this made tasks of."""
+    given = [awaitable for awaitable in awaitables if isinstance(awaitable, asyncio.Task)]
+    made = [asyncio.ensure_future(awaitable) for awaitable in awaitables if not isinstance(awaitable, asyncio.Task)]
+    try:
+        await asyncio.wait([*given, *made], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in made:
+            task.cancel()
+        await asyncio.gather(*made, return_exceptions=True)
+
+
+def _uvicorn_config(app: Starlette, **options: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # it prints the query, and so tokens
+        proxy_headers=False,
+        server_header=False,
+        **options,
+    )
+
+
+def _url(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
+    if host in ("::", "0.0.0.0"):
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tune_garbage_collector() -> None:
+    """What stands now is never garbage; and collecting often cost the connect path 30 % at 10,000 subscribers."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

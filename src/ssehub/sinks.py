@@ -1,0 +1,125 @@
+"""Sinks: how bytes reach one connection, and how much of them it has not taken yet.
+
+The hub gives a sink `Chunk`s, which many subscribers share, and hears from it through an `Owner`, synchronously. It
+does not know which kind of sink it has.
+"""
+
+from __future__ import annotations
+
+from asyncio import WriteTransport
+from typing import Protocol
+
+
+class Chunk:
+    """Bytes on their way to many connections, with the chunk header of HTTP/1.1 (RFC 9112, 7.1) made once."""
+
+    __slots__ = ("_framed", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._framed: bytes | None = None
+
+    @property
+    def framed(self) -> bytes:
+        framed = self._framed
+        if framed is None:
+            framed = self._framed = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+        return framed
+
+
+class Owner(Protocol):
+    """Who a sink reports to."""
+
+    def sink_paused(self) -> None:
+        """The connection does not take its bytes: what is written now is backlog."""
+
+    def sink_resumed(self) -> None:
+        """Nearly all of the backlog has gone out."""
+
+    def sink_lost(self) -> None:
+        """The connection is gone; nothing can be written any more."""
+
+
+class Sink(Protocol):
+    """One connection, as the hub sees it. After `close`, `abort` or a lost connection, writing does nothing."""
+
+    owner: Owner | None
+    is_paused: bool
+
+    def write(self, chunk: Chunk) -> None:
+        """Send `chunk`, or put it to the backlog. Never blocks."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes given to this sink that the operating system has not taken."""
+
+    def close(self) -> None:
+        """Take nothing more; what is in the backlog still goes out."""
+
+    def abort(self) -> None:
+        """Drop the backlog and the connection."""
+
+
+class TransportSink:
+    """Writes straight to a transport: no task, no queue, no await.
+
+    It is corked until `uncork`, which the response calls when its headers have gone out: what is written earlier
+    waits. The server's protocol calls `pause_writing`, `resume_writing` and `connection_lost`, as asyncio calls them.
+    """
+
+    __slots__ = ("_corked", "_is_closed", "_transport", "is_aborted", "is_chunked", "is_paused", "owner")
+
+    def __init__(self, transport: WriteTransport, *, is_chunked: bool) -> None:
+        self.owner: Owner | None = None
+        self.is_paused = False
+        self._transport = transport
+        self.is_chunked = is_chunked
+        self.is_aborted = False
+        self._is_closed = False
+        self._corked: list[Chunk] | None = []
+
+    def write(self, chunk: Chunk) -> None:
+        if self._is_closed:
+            return
+        if self._corked is not None:
+            self._corked.append(chunk)
+        else:
+            self._transport.write(chunk.framed if self.is_chunked else chunk.data)
+
+    def uncork(self) -> None:
+        corked, self._corked = self._corked, None
+        if corked and not self._transport.is_closing():
+            chunk = Chunk(b"".join([chunk.data for chunk in corked]))
+            self._transport.write(chunk.framed if self.is_chunked else chunk.data)
+
+    @property
+    def backlog(self) -> int:
+        if self._corked:
+            return sum([len(chunk.data) for chunk in self._corked])
+        return 0 if self._is_closed else self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self.owner = None
+
+    def abort(self) -> None:
+        self.close()
+        self.is_aborted = True
+        self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+        if self.owner is not None:
+            self.owner.sink_paused()
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        if self.owner is not None:
+            self.owner.sink_resumed()
+
+    def connection_lost(self) -> None:
+        # After this nothing may be written: uvloop raises then, and the descriptor may be somebody else's connection.
+        owner = self.owner
+        self.close()
+        if owner is not None:
+            owner.sink_lost()

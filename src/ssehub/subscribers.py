@@ -1,0 +1,275 @@
+"""Subscribers: one open stream each, what it has been given and what it still waits for, and the index of them all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from .event import Claims, Position
+from .rounds import Batch, Frame
+from .sinks import Chunk, Sink
+
+
+class CloseReason(StrEnum):
+    """Why a stream ended."""
+
+    DISCONNECTED = "disconnected"
+    EXPIRED = "expired"
+    SLOW = "slow"
+    DRAINED = "drained"
+    LIFETIME = "lifetime"
+
+
+class Keeper(Protocol):
+    """Who is told of a subscriber's state: the hub."""
+
+    max_backlog_bytes: int
+    max_held_bytes: int
+
+    def subscriber_paused(self, subscriber: Subscriber) -> None: ...
+
+    def subscriber_resumed(self, subscriber: Subscriber) -> None: ...
+
+    def subscriber_lags(self, subscriber: Subscriber) -> None: ...
+
+    def end(self, subscriber: Subscriber, reason: CloseReason) -> None: ...
+
+
+class Subscriber:
+    """One open stream: a user on some channels, and the sink its bytes go to.
+
+    While its backlog is over the bound it *lags*: batches are held for it by reference, not copied, until its
+    connection has taken what it has.
+    """
+
+    __slots__ = (
+        "bucket",
+        "channels",
+        "connected_at",
+        "ended",
+        "ends_at",
+        "expires_at",
+        "expiring_at",
+        "held",
+        "held_bytes",
+        "is_due",
+        "keeper",
+        "lifetime_ends_at",
+        "reason",
+        "sent",
+        "sink",
+        "told",
+        "user_id",
+    )
+
+    def __init__(self, keeper: Keeper, claims: Claims, sink: Sink, sent: Position, ended: asyncio.Future[None]) -> None:
+        self.keeper = keeper
+        self.user_id = claims.user_id
+        self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
+        self.expires_at = claims.expires_at
+        self.sink = sink
+        self.sent = sent
+        """Everything up to here that is for this subscriber has been written to its sink."""
+        self.told: Position | None = None
+        """The position the client knows as its last event id; None if that is a publisher's id."""
+        self.held: deque[Batch] | None = None
+        self.held_bytes = 0
+        self.ended = ended
+        self.reason: CloseReason | None = None
+        # The clock's, by the monotonic clock:
+        self.connected_at = 0.0
+        self.expiring_at: float | None = None
+        self.ends_at: float | None = None
+        self.lifetime_ends_at: float | None = None
+        self.bucket = 0
+        self.is_due = False
+
+    @property
+    def is_lagging(self) -> bool:
+        return self.held is not None
+
+    @property
+    def backlog(self) -> int:
+        """Bytes on their way to this subscriber: in its sink, and held for it."""
+        return self.sink.backlog + self.held_bytes
+
+    def take(self, batch: Batch) -> int:
+        """Write `batch`, or hold it, as far as it is above `sent`; returns how many events that were."""
+        if self.reason is not None:
+            return 0
+        if self.held is None and batch.first > self.sent:
+            self._write(batch)
+            return batch.count
+        rest = batch.after(self.held[-1].last if self.held else self.sent)
+        if rest is None:
+            return 0
+        if self.held is None:
+            self._write(rest)
+        else:
+            self._hold(rest)
+        return rest.count
+
+    def tell(self, chunk: Chunk, position: Position) -> None:
+        """Write a frame of the hub's own, which carries `position` as id."""
+        self.sink.write(chunk)
+        self.told = position
+
+    def release(self) -> None:
+        """Drop what is held, and let who awaits `ended` go on."""
+        self.held = None
+        self.held_bytes = 0
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _write(self, batch: Batch) -> None:
+        sink = self.sink
+        sink.write(batch)
+        self.sent = batch.last
+        self.told = batch.told
+        if sink.is_paused and sink.backlog > self.keeper.max_backlog_bytes:
+            self.held = deque()
+            self.keeper.subscriber_lags(self)
+
+    def _hold(self, batch: Batch) -> None:
+        assert self.held is not None
+        self.held.append(batch)
+        self.held_bytes += len(batch.data)
+        if self.held_bytes > self.keeper.max_held_bytes:
+            self.keeper.end(self, CloseReason.SLOW)
+
+    def sink_paused(self) -> None:
+        self.keeper.subscriber_paused(self)
+
+    def sink_resumed(self) -> None:
+        held, self.held = self.held, None
+        # Writing may pause the sink or put it over its bound again, in the middle of this.
+        while held and not self.sink.is_paused and self.held is None:
+            batch = held.popleft()
+            self.held_bytes -= len(batch.data)
+            self._write(batch)
+        if held:
+            if self.held is None:
+                self.held = deque()
+            self.held.extend(held)
+        self.keeper.subscriber_resumed(self)
+
+    def sink_lost(self) -> None:
+        self.keeper.end(self, CloseReason.DISCONNECTED)
+
+
+class _Channel:
+    """The subscribers of one channel: those with this channel only, those with others too, and all by user."""
+
+    __slots__ = ("by_user", "multiple", "single")
+
+    def __init__(self) -> None:
+        self.single: dict[Subscriber, None] = {}
+        self.multiple: dict[Subscriber, None] = {}
+        self.by_user: dict[str, set[Subscriber]] = {}
+
+
+Delivery = tuple[Batch, list[Subscriber]]
+
+
+class Index:
+    """Every subscriber, found by channel, then user."""
+
+    def __init__(self) -> None:
+        self.all: dict[Subscriber, None] = {}
+        self.channels: dict[str, _Channel] = {}
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def add(self, subscriber: Subscriber) -> None:
+        self.all[subscriber] = None
+        is_single = len(subscriber.channels) == 1
+        for name in subscriber.channels:
+            channel = self.channels.get(name)
+            if channel is None:
+                channel = self.channels[name] = _Channel()
+            (channel.single if is_single else channel.multiple)[subscriber] = None
+            channel.by_user.setdefault(subscriber.user_id, set()).add(subscriber)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        self.all.pop(subscriber, None)
+        for name in subscriber.channels:
+            channel = self.channels[name]
+            channel.single.pop(subscriber, None)
+            channel.multiple.pop(subscriber, None)
+            same_user = channel.by_user[subscriber.user_id]
+            same_user.discard(subscriber)
+            if not same_user:
+                del channel.by_user[subscriber.user_id]
+            if not channel.by_user:
+                del self.channels[name]
+
+    def select(self, frames: Sequence[Frame], last: Position) -> list[Delivery]:
+        """Who gets what of `frames`, which are in log order and end at `last`; looks at nobody else."""
+        by_channel: dict[str, list[Frame]] = {}
+        for frame in frames:
+            for name in frame.channels:
+                if name in self.channels:
+                    by_channel.setdefault(name, []).append(frame)
+        deliveries: list[Delivery] = []
+        merging: dict[Subscriber, None] = {}
+        for name, waiting in by_channel.items():
+            self._select_channel(self.channels[name], waiting, last, deliveries, merging)
+        if merging:
+            _merge(merging, by_channel, last, deliveries)
+        return deliveries
+
+    def _select_channel(
+        self,
+        channel: _Channel,
+        frames: list[Frame],
+        last: Position,
+        deliveries: list[Delivery],
+        merging: dict[Subscriber, None],
+    ) -> None:
+        for_everyone = [frame for frame in frames if frame.is_for_everyone]
+        named = {user for frame in frames if not frame.is_for_everyone for user in frame.users}
+        named &= channel.by_user.keys()
+        for user, own in _frames_by_user(frames, named).items():
+            members = []
+            for subscriber in channel.by_user[user]:
+                if len(subscriber.channels) == 1:
+                    members.append(subscriber)
+                else:
+                    merging[subscriber] = None
+            if members:
+                deliveries.append((Batch(own, last), members))
+        if for_everyone:
+            merging.update(channel.multiple)
+            members = [s for s in channel.single if s.user_id not in named] if named else list(channel.single)
+            if members:
+                deliveries.append((Batch(for_everyone, last), members))
+
+
+def _frames_by_user(frames: list[Frame], users: set[str]) -> dict[str, list[Frame]]:
+    """What each of `users` gets of one channel's `frames`: its own and everyone's."""
+    found: dict[str, list[Frame]] = {user: [] for user in users}
+    for frame in frames if users else ():
+        for user in users if frame.is_for_everyone else users.intersection(frame.users):
+            found[user].append(frame)
+    return found
+
+
+def _merge(
+    merging: Iterable[Subscriber], by_channel: dict[str, list[Frame]], last: Position, deliveries: list[Delivery]
+) -> None:
+    """For subscribers of several channels: the frames of all of them in log order, each once, one copy an audience."""
+    audiences: dict[tuple[tuple[str, ...], str], list[Subscriber]] = {}
+    for subscriber in merging:
+        audiences.setdefault((subscriber.channels, subscriber.user_id), []).append(subscriber)
+    for (channels, user), members in audiences.items():
+        found = {
+            frame.position: frame
+            for name in channels
+            for frame in by_channel.get(name, ())
+            if frame.is_for_everyone or user in frame.users
+        }
+        deliveries.append((Batch([found[position] for position in sorted(found)], last), members))

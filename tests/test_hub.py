@@ -1,0 +1,528 @@
+"""The hub: who gets what, in which order, with which ids, and what happens to who does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from ssehub.errors import HubClosed, Overloaded
+from ssehub.event import Claims, Event, Position
+from ssehub.hub import Hub
+from ssehub.sinks import Chunk, Owner
+from ssehub.subscribers import CloseReason, Subscriber
+
+pytestmark = pytest.mark.anyio
+
+
+class FakeSink:
+    """A connection that keeps what it gets; when it is told to stop reading, that becomes its backlog."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        self.owner: Owner | None = None
+        self.is_paused = False
+        self.chunks: list[bytes] = []
+        self.untaken = 0
+        self.reads = reads
+        self.is_closed = self.is_aborted = False
+
+    def write(self, chunk: Chunk) -> None:
+        if self.is_closed:
+            return
+        self.chunks.append(chunk.data)
+        if not self.reads:
+            self.untaken += len(chunk.data)
+            if self.untaken > 65_536 and not self.is_paused:
+                self.is_paused = True
+                if self.owner is not None:
+                    self.owner.sink_paused()
+
+    @property
+    def backlog(self) -> int:
+        return self.untaken
+
+    def take_all(self) -> None:
+        """Read what waits, and go on reading nothing more."""
+        self.untaken = 0
+        if self.is_paused:
+            self.is_paused = False
+            if self.owner is not None:
+                self.owner.sink_resumed()
+
+    def lose(self) -> None:
+        owner, self.owner = self.owner, None
+        self.is_closed = True
+        if owner is not None:
+            owner.sink_lost()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.owner = None
+
+    def abort(self) -> None:
+        self.close()
+        self.is_aborted = True
+        self.untaken = 0
+
+    @property
+    def text(self) -> str:
+        return b"".join(self.chunks).decode()
+
+    def data(self) -> list[str]:
+        return [line[6:] for line in self.text.split("\n") if line.startswith("data: ")]
+
+    def ids(self) -> list[str]:
+        return [line[4:] for line in self.text.split("\n") if line.startswith("id: ")]
+
+
+class Clocks:
+    """A wall clock and a monotonic one that tests set."""
+
+    def __init__(self) -> None:
+        self.wall = 1_700_000_000.0
+        self.mono = 1_000.0
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.wall += seconds
+        self.mono += seconds
+
+
+@asynccontextmanager
+async def running_hub(clocks: Clocks | None = None, **settings: Any) -> AsyncIterator[Hub]:
+    if clocks is not None:
+        settings.update(now=lambda: clocks.wall, monotonic=lambda: clocks.mono)
+    async with Hub(**settings) as hub:
+        yield hub
+
+
+def join(
+    hub: Hub, user: str = "alex", *channels: str, sink: FakeSink | None = None, **claims: Any
+) -> tuple[Subscriber, FakeSink]:
+    sink = sink or FakeSink()
+    return hub.subscribe(Claims(user, channels or ("chat",), **claims), sink), sink
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # the state has no event of its own
+            await asyncio.sleep(0)
+
+
+async def settle(hub: Hub) -> None:
+    await until(lambda: not hub._waiting and hub._work is None)
+
+
+async def test_event_goes_to_its_user_on_its_channel_only() -> None:
+    async with running_hub() as hub:
+        _, alex = join(hub, "alex", "chat")
+        _, kim = join(hub, "kim", "chat")
+        _, elsewhere = join(hub, "alex", "news")
+
+        await hub.publish(channel="chat", user_id="alex", data="hi")
+        await settle(hub)
+
+        assert alex.data() == ["hi"]
+        assert kim.data() == elsewhere.data() == []
+
+
+async def test_star_is_everyone_on_the_channel_and_an_ordinary_name_in_a_token() -> None:
+    async with running_hub() as hub:
+        _, star = join(hub, "*", "chat")
+        _, kim = join(hub, "kim", "chat")
+
+        await hub.publish(channel="chat", user_id="*", data="all")
+        await hub.publish(channel="chat", user_id="kim", data="kim")
+        await settle(hub)
+
+        assert star.data() == ["all"]
+        assert kim.data() == ["all", "kim"]
+
+
+async def test_subscriber_of_two_channels_gets_both_in_log_order_each_event_once() -> None:
+    async with running_hub() as hub:
+        _, both = join(hub, "alex", "b", "a")
+        _, only_a = join(hub, "alex", "a")
+        events = [
+            Event(("a",), ("*",), data="a1"),
+            Event(("b",), ("alex", "kim"), data="b2"),
+            Event(("a",), ("kim",), data="not for alex"),
+            Event(("a", "b"), ("*", "alex"), data="ab3"),
+            Event(("a",), ("alex",), data="a4"),
+        ]
+
+        await hub.publish_events(events)
+        await settle(hub)
+
+        assert both.data() == ["a1", "b2", "ab3", "a4"]
+        assert only_a.data() == ["a1", "ab3", "a4"]
+        assert both.ids() == sorted(set(both.ids()), key=lambda id: Position.parse(id))
+
+
+async def test_subscribers_with_the_same_audience_share_one_copy() -> None:
+    async with running_hub() as hub:
+        sinks = [join(hub, "alex", "a", "b")[1] for _ in range(3)]
+
+        await hub.publish_events([Event((name,), ("*",), data=name) for name in "abab"])
+        await settle(hub)
+
+        assert len({id(sink.chunks[-1]) for sink in sinks}) == 1
+
+
+async def test_who_joins_while_events_wait_gets_only_what_comes_after() -> None:
+    async with running_hub() as hub:
+        _, early = join(hub)
+        await hub.publish(channel="chat", user_id="*", data="1")
+        _, late = join(hub)
+        await hub.publish(channel="chat", user_id="*", data="2")
+        await settle(hub)
+
+        assert early.data() == ["1", "2"]
+        assert late.data() == ["2"]
+        assert late.ids()[0] == early.ids()[1]
+
+
+async def test_first_frame_carries_retry_comment_and_position() -> None:
+    async with running_hub(retry_milliseconds=1500) as hub:
+        position = await hub.publish(channel="chat", user_id="*", data="before")
+        _, sink = join(hub)
+
+        assert sink.text == f": ok\nid: {position}\nretry: 1500\n\n"
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        ("HEAD", None),
+        ("", None),
+        ("1-0.zzzzzzzz", "log-lost"),
+        ("OLDER", "too-old"),
+        ("garbage", "too-old"),
+        ("x" * 1_000_000, "too-old"),
+        ("-1", "too-old"),
+        ("\0", "too-old"),
+    ],
+)
+async def test_cursor_other_than_the_present_position_is_answered_by_a_reset(cursor: str, reason: str | None) -> None:
+    async with running_hub() as hub:
+        older = await hub.publish(channel="chat", user_id="*", data="1")
+        head = await hub.publish(channel="chat", user_id="*", data="2")
+        sink = FakeSink()
+
+        hub.subscribe(Claims("a", ("chat",)), sink, cursor={"HEAD": head, "OLDER": older}.get(cursor, cursor))
+        await hub.publish(channel="chat", user_id="*", data="live")
+        await settle(hub)
+
+        expected = [f'{{"reason":"{reason}"}}'] if reason else []
+        assert sink.data() == [*expected, "live"]
+        assert sink.ids()[0] == head
+        assert ("event: stream-reset" in sink.text) is bool(reason)
+
+
+async def test_sink_that_raises_ends_its_subscriber_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenSink(FakeSink):
+        def write(self, chunk: Chunk) -> None:
+            if b"data:" in chunk.data:
+                raise RuntimeError("the handler is closed")
+
+    async with running_hub() as hub:
+        sinks = [join(hub)[1] for _ in range(150)]
+        broken, _ = join(hub, sink=BrokenSink())
+        sinks += [join(hub)[1] for _ in range(150)]
+
+        await hub.publish(channel="chat", user_id="*", data="1")
+        await settle(hub)
+        await hub.publish(channel="chat", user_id="*", data="2")
+        await settle(hub)
+
+        assert broken.reason is CloseReason.DISCONNECTED
+        assert all(sink.data() == ["1", "2"] for sink in sinks)
+        assert hub.statistics.subscribers == 300
+
+
+async def test_subscriber_that_leaves_during_a_round_gets_nothing_more() -> None:
+    async with running_hub() as hub:
+        sinks = [join(hub)[1] for _ in range(250)]
+
+        await hub.publish(channel="chat", user_id="*", data="1")
+        await until(lambda: hub._work is not None)
+        sinks[-1].lose()
+        await settle(hub)
+
+        assert sinks[-1].data() == []
+        assert sinks[-2].data() == ["1"]
+        assert hub.statistics.endings["disconnected"] == 1
+
+
+async def test_heartbeat_between_two_slices_never_carries_an_id_above_what_was_written() -> None:
+    async with running_hub() as hub:
+        members = [join(hub) for _ in range(250)]
+        quiet, quiet_sink = join(hub, "kim", "quiet")
+
+        position = await hub.publish(channel="chat", user_id="*", data="1")
+        await until(lambda: hub._work is not None)
+        for subscriber, _ in [*members, (quiet, quiet_sink)]:
+            hub.beat(subscriber, {})
+        texts = [sink.text for _, sink in members]
+        await settle(hub)
+        hub.beat(quiet, {})
+
+        told_early = [position in text for text in texts]
+        written = ["data: 1" in text for text in texts]
+        assert told_early == written
+        assert True in written and False in written
+        assert all(sink.data() == ["1"] for _, sink in members)
+        assert quiet_sink.ids()[-1] == position
+        assert quiet_sink.text.count(": ping") == 2
+
+
+async def test_heartbeat_carries_the_position_only_when_it_has_moved() -> None:
+    async with running_hub() as hub:
+        subscriber, sink = join(hub)
+
+        hub.beat(subscriber, {})
+        first = await hub.publish(channel="chat", user_id="*", data="1")
+        await settle(hub)
+        hub.beat(subscriber, {})
+        second = await hub.publish(channel="chat", user_id="*", data="2", id="mine")
+        await settle(hub)
+        hub.beat(subscriber, {})
+
+        assert sink.text.endswith(
+            f": ping\n\nid: {first}\ndata: 1\n\n: ping\n\nid: mine\ndata: 2\n\n: ping\nid: {second}\n\n"
+        )
+
+
+async def test_subscriber_over_its_bound_is_held_for_and_goes_on_where_it_was() -> None:
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        others = [join(hub)[1] for _ in range(3)]
+        slow, sink = join(hub, sink=FakeSink(reads=False))
+
+        for number in range(5):
+            await hub.publish(channel="chat", user_id="*", data=f"{number}" * 60_000)
+            await settle(hub)
+        while_lagging = len(sink.data())
+        was_lagging = slow.is_lagging
+        hub.beat(slow, {})
+        for _ in range(5):
+            sink.take_all()
+
+        assert was_lagging and while_lagging == 2
+        assert sink.data() == others[0].data()
+        assert not slow.is_lagging and slow.held_bytes == 0
+        assert ": ping" not in sink.text
+
+
+async def test_subscriber_that_never_reads_ends_as_slow_after_the_grace_time() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, max_backlog_bytes=100_000, grace_seconds=5) as hub:
+        others = [join(hub)[1] for _ in range(3)]
+        slow, sink = join(hub, sink=FakeSink(reads=False))
+
+        for number in range(3):
+            await hub.publish(channel="chat", user_id="*", data=f"{number}" * 60_000)
+            await settle(hub)
+        clocks.pass_seconds(4.9)
+        hub.tick(clocks.mono)
+        before = slow.reason
+        clocks.pass_seconds(0.2)
+        hub.tick(clocks.mono)
+
+        assert before is None
+        assert slow.reason is CloseReason.SLOW and sink.is_aborted
+        assert all(len(other.data()) == 3 for other in others)
+
+
+async def test_what_is_held_for_one_subscriber_is_bounded() -> None:
+    async with running_hub(max_backlog_bytes=100_000, max_waiting_bytes=300_000) as hub:
+        join(hub), join(hub)
+        slow, _ = join(hub, sink=FakeSink(reads=False))
+
+        for _ in range(8):
+            await hub.publish(channel="chat", user_id="*", data="x" * 60_000)
+            await settle(hub)
+
+        assert slow.reason is CloseReason.SLOW
+        assert hub.statistics.backlog_bytes == 0
+
+
+async def test_rounds_wait_when_most_subscribers_lag_and_publishers_with_them() -> None:
+    async with running_hub(max_backlog_bytes=100_000, max_waiting_bytes=200_000) as hub:
+        _, sink = join(hub, sink=FakeSink(reads=False))
+        sent = 0
+
+        async def publish() -> None:
+            nonlocal sent
+            for number in range(40):
+                await hub.publish(channel="chat", user_id="*", data=f"{number} " + "x" * 60_000)
+                sent += 1
+
+        publisher = asyncio.create_task(publish())
+        await until(lambda: hub.statistics.waiting_publishers == 1)
+        stuck_at = sent
+        while not publisher.done():
+            sink.take_all()
+            await asyncio.sleep(0)
+        await until(lambda: sink.take_all() or len(sink.data()) == 40)
+
+        assert stuck_at < 10
+        assert [data.partition(" ")[0] for data in sink.data()] == [str(number) for number in range(40)]
+
+
+async def test_over_half_of_all_backlogs_the_next_round_waits_and_then_the_largest_end_first() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, max_backlog_bytes=10**9, max_total_backlog_bytes=400_000, grace_seconds=5) as hub:
+        small, small_sink = join(hub, "kim", "small", sink=FakeSink(reads=False))
+        large, _ = join(hub, "kim", "large", sink=FakeSink(reads=False))
+        await hub.publish(channel="small", user_id="*", data="x" * 80_000)
+        await hub.publish(channel="large", user_id="*", data="x" * 150_000)
+        await settle(hub)
+
+        await hub.publish(channel="small", user_id="*", data="after")
+        await asyncio.sleep(0.01)
+        held_back = small_sink.data()
+        clocks.pass_seconds(5.1)
+        hub.tick(clocks.mono)
+        await settle(hub)
+
+        assert len(held_back) == 1
+        assert large.reason is CloseReason.SLOW
+        assert small.reason is None and small_sink.data()[-1] == "after"
+
+
+async def test_too_many_waiting_publishers_are_refused_before_anything_is_stored() -> None:
+    async with running_hub(max_backlog_bytes=70_000, max_waiting_bytes=1_000, max_waiting_publishers=2) as hub:
+        join(hub, sink=FakeSink(reads=False))
+        await hub.publish(channel="chat", user_id="*", data="x" * 70_000)
+        await settle(hub)
+        waiting = [asyncio.create_task(hub.publish(channel="chat", user_id="*", data="y" * 70_000)) for _ in range(3)]
+        await until(lambda: hub.statistics.waiting_publishers >= 2)
+
+        results = [asyncio.create_task(hub.publish(channel="chat", user_id="*", data="z" * 70_000)) for _ in range(2)]
+        with pytest.raises(Overloaded, match="try again"):
+            await hub.publish(channel="chat", user_id="*", data="z")
+        for task in [*waiting, *results]:
+            task.cancel()
+        await asyncio.gather(*waiting, *results, return_exceptions=True)
+
+        assert hub.statistics.waiting_publishers == 0
+
+
+async def test_waiting_publisher_that_gives_up_lets_the_next_one_through() -> None:
+    async with running_hub(max_backlog_bytes=70_000, max_waiting_bytes=1_000) as hub:
+        _, sink = join(hub, sink=FakeSink(reads=False))
+        tasks = [asyncio.create_task(hub.publish(channel="chat", user_id="*", data=f"{n}" * 70_000)) for n in range(6)]
+        await until(lambda: hub.statistics.waiting_publishers >= 3)
+
+        tasks[-2].cancel()
+        await until(lambda: sink.take_all() or all(task.done() for task in tasks))
+
+        assert tasks[-2].cancelled()
+        assert [task.exception() for task in tasks if not task.cancelled()] == [None] * 5
+
+
+async def test_stream_is_warned_before_its_token_ends_and_then_ends() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, heartbeat_seconds=0.15) as hub:
+        subscriber, sink = join(hub, expires_at=clocks.wall + 100)
+        soon, soon_sink = join(hub, expires_at=clocks.wall + 10)
+
+        clocks.pass_seconds(5.1)
+        await until(lambda: "stream-expiring" in soon_sink.text)
+        clocks.pass_seconds(5)
+        await soon.ended
+        assert "stream-expiring" not in sink.text
+        clocks.pass_seconds(30)
+        await until(lambda: "stream-expiring" in sink.text)
+        clocks.pass_seconds(60)
+        await subscriber.ended
+
+        assert sink.text.count("stream-expiring") == sink.text.count("stream-expired") == 1
+        assert subscriber.reason is soon.reason is CloseReason.EXPIRED
+        assert sink.is_closed and not sink.is_aborted
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["back", "forward"])
+async def test_setting_the_wall_clock_lengthens_no_stream(step: float) -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, heartbeat_seconds=0.15) as hub:
+        subscriber, _ = join(hub, expires_at=clocks.wall + 100)
+
+        clocks.wall += step
+        if step < 0:
+            clocks.pass_seconds(100.1)
+        await asyncio.wait_for(subscriber.ended, 2)
+
+        assert subscriber.reason is CloseReason.EXPIRED
+
+
+async def test_stream_ends_at_its_lifetime() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, heartbeat_seconds=0.15, stream_lifetime_seconds=100) as hub:
+        subscriber, _ = join(hub)
+
+        clocks.pass_seconds(79)
+        await asyncio.sleep(0.2)
+        early = subscriber.reason
+        clocks.pass_seconds(22)
+        await asyncio.wait_for(subscriber.ended, 2)
+
+        assert early is None and subscriber.reason is CloseReason.LIFETIME
+
+
+async def test_heartbeats_come_once_an_interval_to_everybody() -> None:
+    async with running_hub(heartbeat_seconds=0.15) as hub:
+        sinks = [join(hub)[1] for _ in range(250)]
+
+        await until(lambda: all(sink.text.count(": ping") == 2 for sink in sinks))
+        counts = {sink.text.count(": ping") for sink in sinks}
+
+        assert counts <= {2, 3}
+
+
+async def test_draining_ends_every_stream_with_a_farewell_and_a_retry(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ssehub.hub")
+    async with running_hub() as hub:
+        members = [join(hub) for _ in range(50)]
+        position = await hub.publish(channel="chat", user_id="*", data="last")
+
+        await hub.drain(0.2)
+
+        assert hub.not_ready() == ["the hub is draining: it is about to end"]
+        for subscriber, sink in members:
+            assert subscriber.reason is CloseReason.DRAINED and sink.is_closed and not sink.is_aborted
+            assert sink.data() == ["last", "{}"]
+            farewell = sink.text.split("\n\n")[-2].split("\n")
+            assert farewell[:3] == [f"id: {position}", "event: stream-drain", "data: {}"]
+            assert 2000 <= int(farewell[3].removeprefix("retry: ")) <= 8000
+        assert len([record for record in caplog.records if "stream ended: drained" in record.message]) == 50
+
+
+async def test_publishing_to_a_hub_that_does_not_run_says_so() -> None:
+    with pytest.raises(HubClosed, match="async with"):
+        await Hub().publish(channel="chat", user_id="*", data="x")
+
+
+async def test_publishers_all_see_one_order() -> None:
+    async with running_hub() as hub:
+        sinks = [join(hub)[1] for _ in range(120)]
+
+        await asyncio.gather(*[hub.publish(channel="chat", user_id="*", data=str(n)) for n in range(200)])
+        await settle(hub)
+
+        assert sinks[0].data() == [str(n) for n in range(200)]
+        assert all(sink.text.split("\n\n", 1)[1] == sinks[0].text.split("\n\n", 1)[1] for sink in sinks)
+
+
+async def test_index_is_empty_when_everybody_has_left() -> None:
+    async with running_hub() as hub:
+        for number in range(100):
+            _, sink = join(hub, f"user-{number}", f"channel-{number}", "shared")
+            sink.lose()
+
+        assert hub._index.channels == {} and hub._index.all == {}
+        assert not any(hub._clock._buckets)
+        assert hub.statistics.endings["disconnected"] == 100
