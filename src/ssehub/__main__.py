@@ -1,0 +1,5 @@
+"""`python -m ssehub`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,239 @@
+"""The command: click parses, config checks, the other rooms do the work."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import click
+
+from .config import PREFIX, Config, load_config
+from .errors import AddressError, ConfigError, SSEHubError
+
+EVERYDAY = ("bind", "control_bind", "secret", "secret_file", "control_key", "control_key_file", "broker")
+ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}
+GO_FLAGS = re.compile(r"-(bind|bindctl|secret|userId|channel|exp)(=.*)?", re.DOTALL)
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
+UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+TIMEOUT_SECONDS = 10.0
+
+
+class Group(click.Group):
+    """`ssehub` alone, or with options only, is `ssehub serve`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ("--help", "--version")):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["--help"], "max_content_width": 100})
+@click.version_option(version("ssehub"), message="ssehub %(version)s")
+def ssehub() -> None:
+    """A Server-Sent Events hub: backends publish events, browsers receive them at once.
+
+    Without a command it serves. Flags may be written -bind X, -bind=X, --bind X or --bind=X.
+    """
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option for every setting, the everyday ones first."""
+    rest = [name for name in Config.model_fields if name not in EVERYDAY]
+    for name in reversed([*EVERYDAY, *rest]):
+        command = _setting_option(name)(command)
+    return command
+
+
+def _setting_option(name: str) -> Callable[..., Any]:
+    setting = Config.model_fields[name]
+    flag = f"--{name.replace('_', '-')}"
+    help = f"{setting.description}  [{PREFIX}{name.upper()}{_default(setting.default)}]"
+    if setting.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help)
+    return click.option(flag, *ALIASES.get(name, ()), name, default=None, metavar=_metavar(name), help=help)
+
+
+def _default(value: object) -> str:
+    return "" if value is None or value == [] else f"; default {value}"
+
+
+def _metavar(name: str) -> str:
+    unit = name.rpartition("_")[2]
+    return {"bind": "ADDRESS", "file": "FILE", "seconds": "SECONDS", "bytes": "BYTES"}.get(unit, unit.upper())
+
+
+config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help=f"a TOML file of settings  [{PREFIX}CONFIG]"
+)
+
+
+@ssehub.command()
+@setting_options
+@config_option
+def serve(config_file: Path | None, **settings: object) -> None:
+    """Run the hub until SIGTERM or Ctrl-C."""
+    config = _load(config_file, settings)
+    from .server import serve as run  # the other commands start quicker without it
+
+    sys.exit(run(config))
+
+
+@ssehub.command()
+@click.option("--user-id", *ALIASES["user_id"], "user_id", required=True, help="who it is for; * is an ordinary name")
+@click.option("--channel", "channels", multiple=True, required=True, help="a channel it grants; may be repeated")
+@click.option("--exp", type=float, help="when it ends, as a Unix time")
+@click.option("--expires-in", default=None, help="how long it lasts: 3600, 15m, 24h, 7d  [default: 24h]")
+@click.option("--secret", default=None, help=f"what signs it (shown by ps: prefer a file)  [{PREFIX}SECRET]")
+@click.option("--secret-file", default=None, help=f"the file that holds the secret  [{PREFIX}SECRET_FILE]")
+@config_option
+def token(
+    user_id: str,
+    channels: tuple[str, ...],
+    exp: float | None,
+    expires_in: str | None,
+    config_file: Path | None,
+    **settings: object,
+) -> None:
+    """Print a token, made here: the hub is not asked."""
+    from .tokens import Tokens
+
+    config = _load(config_file, settings)
+    if config.secret is None:
+        raise ConfigError("a secret is needed to sign a token: give --secret-file, or set SSEHUB_SECRET")
+    made = Tokens(config.secret.get_secret_value()).issue(user_id, channels, expires_at=_expires_at(exp, expires_in))
+    click.echo(made)
+
+
+@ssehub.command()
+@click.option(
+    "--user-id",
+    *ALIASES["user_id"],
+    "user_ids",
+    multiple=True,
+    default=("*",),
+    show_default=True,
+    help="who it is for; may be repeated",
+)
+@click.option("--channel", "channels", multiple=True, required=True, help="where it goes; may be repeated")
+@click.option("--data", help="the text of the event; - reads it from standard input")
+@click.option("--payload", help="raw stream text instead of data; - reads it from standard input")
+@click.option("--event", help="the type of the event")
+@click.option("--id", help="its id instead of its position in the log")
+@click.option("--retry", type=int, metavar="MILLISECONDS", help="how long browsers wait before they reconnect")
+@click.option(
+    "--control-url", default="http://127.0.0.1:8001", show_default=True, help="where the hub's control app is"
+)
+@click.option(
+    "--control-key", default=None, help=f"the control key (shown by ps: prefer a file)  [{PREFIX}CONTROL_KEY]"
+)
+@click.option("--control-key-file", default=None, help=f"the file that holds it  [{PREFIX}CONTROL_KEY_FILE]")
+@config_option
+def emit(
+    user_ids: tuple[str, ...],
+    channels: tuple[str, ...],
+    data: str | None,
+    payload: str | None,
+    event: str | None,
+    id: str | None,
+    retry: int | None,
+    control_url: str,
+    config_file: Path | None,
+    **settings: object,
+) -> None:
+    """Send one event to a running hub, and print the id it got."""
+    if (data is None) == (payload is None):
+        raise click.UsageError("give --data or --payload, one of them")
+    config = _load(config_file, settings)
+    fields = {"userId": list(user_ids), "channel": list(channels), "event": event, "id": id, "retry": retry}
+    fields |= {"data": _input(data), "payload": _input(payload)}
+    body = json.dumps({name: value for name, value in fields.items() if value is not None})
+    headers = {"Content-Type": "application/json"}
+    if config.control_key is not None:
+        headers["Authorization"] = f"Bearer {config.control_key.get_secret_value()}"
+    click.echo(json.loads(_post(control_url, "/emit/", body, headers))["id"])
+
+
+def _load(config_file: Path | None, settings: dict[str, object]) -> Config:
+    given = {name: value for name, value in settings.items() if value is not None}
+    return load_config(given, config_file=config_file)
+
+
+def _input(text: str | None) -> str | None:
+    return sys.stdin.read() if text == "-" else text
+
+
+def _expires_at(exp: float | None, expires_in: str | None) -> float:
+    if exp is not None and expires_in is not None:
+        raise click.UsageError("give --exp or --expires-in, one of them")
+    if exp is not None:
+        if not (math.isfinite(exp) and exp > time.time()):
+            raise click.UsageError(f"--exp {exp:g} is not in the future: it is a Unix time, now is {int(time.time())}")
+        return exp
+    match = DURATION.fullmatch(expires_in or "24h")
+    if match is None or not float(match[1]):
+        raise click.UsageError(f"--expires-in {expires_in!r} is no duration: write 3600, 15m, 24h or 7d")
+    return time.time() + float(match[1]) * UNIT_SECONDS[match[2]]
+
+
+def _post(url: str, path: str, body: str, headers: dict[str, str]) -> str:
+    """The text that the control app at `url` answers; raises click.ClickException in one line."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise click.UsageError(f"--control-url {url!r} is no URL such as http://127.0.0.1:8001")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.request("POST", parts.path.rstrip("/") + path, body.encode(errors="surrogatepass"), headers)
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as exc:
+        raise click.ClickException(f"{url} does not answer: {exc}") from exc
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise click.ClickException(f"{url} refused it: {response.status} {' '.join(text.split())}")
+    return text
+
+
+def normal_flags(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with the original's flags, which Go spells with one dash, spelt with two."""
+    normal = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            return [*normal, argument, *rest]
+        normal.append(f"-{argument}" if GO_FLAGS.fullmatch(argument) else argument)
+    return normal
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command; exits 2 for what was asked wrongly, 3 for an address that can't be had, 1 for the rest."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = ssehub.main(normal_flags(given), prog_name="ssehub", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except click.ClickException as exc:
+        _fail(exc.format_message(), exc.exit_code)
+    except AddressError as exc:
+        _fail(str(exc), 3)
+    except SSEHubError as exc:
+        _fail(str(exc), 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"ssehub: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,244 @@
+"""Every setting, once: type, default, unit, check, help; from the command line, the environment or a TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainSerializer, SecretStr, ValidationError, field_validator
+from pydantic.functional_validators import BeforeValidator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import ConfigError
+
+PREFIX = "SSEHUB_"
+CONFIG_VARIABLE = "SSEHUB_CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: `host` (None: every interface) and `port`, or the `path` of a Unix socket."""
+
+    host: str | None
+    port: int
+    path: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError for what is none of `127.0.0.1:8000`, `:8000`, `[::1]:8000`, `unix:/run/ssehub.sock`."""
+        if text.startswith("unix:"):
+            if path := text.removeprefix("unix:"):
+                return cls(None, 0, path)
+            raise ValueError("the path of the Unix socket is missing")
+        host, colon, port = text.rpartition(":")
+        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+            raise ValueError("it has no port from 0 to 65535 behind its last colon")
+        if host.startswith("[") and host.endswith("]"):
+            host = str(ipaddress.IPv6Address(host[1:-1]))
+        elif ":" in host or any(character.isspace() for character in host):
+            raise ValueError("an IPv6 address stands in brackets, such as [::1]:8000")
+        return cls(host or None, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        if self.path is not None or self.host == "localhost":
+            return True
+        try:
+            return self.host is not None and ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        host = self.host or ""
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def _address(value: object) -> object:
+    return Address.parse(value) if isinstance(value, str) else value
+
+
+def _list(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+ListeningAddress = Annotated[Address, BeforeValidator(_address), PlainSerializer(str)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_list)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Config(BaseSettings):
+    """The settings of a hub. Field names are the TOML keys; `SSEHUB_` and the name in capitals, the variables."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    bind: ListeningAddress = Field(
+        Address("127.0.0.1", 8000),
+        description="where browsers listen: HOST:PORT, :PORT (every interface), [IPv6]:PORT or unix:PATH",
+    )
+    control_bind: ListeningAddress = Field(
+        Address("127.0.0.1", 8001),
+        description="where backends ask for tokens and publish; off loopback a control key is required",
+    )
+    secret: SecretStr | None = Field(
+        None,
+        description="signs and verifies tokens; made anew at each start if none is given (shown by ps: prefer a file)",
+    )
+    secret_file: Path | None = Field(None, description="the file that holds the secret")
+    control_key: SecretStr | None = Field(
+        None, description="what the control app requires as 'Authorization: Bearer' (shown by ps: prefer a file)"
+    )
+    control_key_file: Path | None = Field(None, description="the file that holds the control key")
+    broker: str = Field("memory://", description="the log that carries the events: memory://")
+    require_exp: bool = Field(True, description="refuse tokens without 'exp'; without it they are valid for ever")
+    token_lifetime_seconds: Seconds = Field(
+        86_400, description="how long a token is valid if 'exp' is left out of /token/"
+    )
+    token_cookie: str | None = Field(
+        None, min_length=1, description="the cookie that may carry the token; none if not set"
+    )
+    cors_origins: Names = Field([], description="origins whose pages may listen from elsewhere, or * for every one")
+    control_hosts: Names = Field([], description="more names by which the control app may be called (Host)")
+    heartbeat_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        15, description="time between heartbeats on each stream; 0 sends none"
+    )
+    retry_milliseconds: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="how long a browser waits before it reconnects; its own choice if not set"
+    )
+    max_backlog_bytes: PositiveInt = Field(2**20, description="what a stream may leave untaken before it is waited for")
+    grace_seconds: Seconds = Field(
+        5, description="how long a stream over its backlog is waited for before it ends as slow"
+    )
+    max_total_backlog_bytes: PositiveInt = Field(256 * 2**20, description="the bound on all backlogs together")
+    round_bytes: PositiveInt = Field(256 * 2**10, description="the most that one round writes to one stream")
+    send_buffer_bytes: PositiveInt = Field(
+        64 * 2**10, description="the kernel's send buffer of each connection (SO_SNDBUF)"
+    )
+    tcp_user_timeout_seconds: Seconds = Field(
+        30, description="how long a peer may leave bytes unacknowledged before its connection ends (TCP_USER_TIMEOUT)"
+    )
+    max_waiting_bytes: PositiveInt = Field(
+        16 * 2**20, description="what may wait for a round before publishers wait, too"
+    )
+    max_waiting_publishers: PositiveInt = Field(
+        1_000, description="publishers that may wait before others are answered 503"
+    )
+    max_event_bytes: PositiveInt = Field(2**20, description="the largest data or payload of one event")
+    max_body_bytes: PositiveInt = Field(8 * 2**20, description="the largest request body of the control app")
+    max_batch_events: PositiveInt = Field(10_000, description="the most events in one batch")
+    max_connections: PositiveInt | None = Field(
+        None, description="streams at once; the descriptor limit less 500, at least half of it, if not set"
+    )
+    drain_seconds: Seconds = Field(10, description="time in which streams are ended and connections closed at SIGTERM")
+    expiring_seconds: Seconds = Field(60, description="how long before its token ends a stream is told")
+    stream_lifetime_seconds: Seconds | None = Field(
+        None, description="how long a stream may last, of which each gets 80 to 100 %; for ever if not set"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="which log lines go to stderr")
+
+    @field_validator("broker")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        if value != "memory://":
+            raise ValueError("there is no such broker: use memory://")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings)
+
+
+def load_config(overrides: Mapping[str, object], *, config_file: Path | None = None) -> Config:
+    """The settings: `overrides` (the command line), else the environment, else `config_file`, else the defaults.
+
+    Raises ConfigError: one line that names the setting as it was given, what was wrong and what would do.
+    """
+    _refuse_unknown("variable", PREFIX, {name for name in os.environ if name.startswith(PREFIX)} - {CONFIG_VARIABLE})
+    if config_file is None and CONFIG_VARIABLE in os.environ:
+        config_file = Path(os.environ[CONFIG_VARIABLE])
+    from_file = _read_file(config_file) if config_file else {}
+    given = dict(overrides)
+    for name, value in from_file.items():
+        if name not in given and PREFIX + name.upper() not in _environment():
+            given[name] = value
+    try:
+        config = Config(**given)  # type: ignore[arg-type]  # pydantic checks what comes from outside
+    except ValidationError as exc:
+        raise ConfigError(_first_error(exc, overrides, from_file, config_file)) from None
+    return _with_files(config)
+
+
+def _environment() -> set[str]:
+    return {name.upper() for name in os.environ}
+
+
+def _refuse_unknown(kind: str, prefix: str, names: set[str]) -> None:
+    known = [prefix + (name.upper() if prefix else name) for name in Config.model_fields]
+    for name in sorted(names):
+        if (name.upper() if prefix else name) not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f"{kind} {name} is no setting{f': did you mean {close[0]}?' if close else ''}")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{path} is no TOML: {exc}") from exc
+    _refuse_unknown(f"{path}: key", "", set(values))
+    return values
+
+
+def _first_error(
+    exc: ValidationError, overrides: Mapping[str, object], from_file: Mapping[str, Any], path: Path | None
+) -> str:
+    """One line for the first thing that was wrong, with its source and, unless it is a secret, its value."""
+    error = exc.errors(include_url=False, include_context=False)[0]
+    name = str(error["loc"][0])
+    if name in overrides:
+        source, value = f"--{name.replace('_', '-')}", overrides[name]
+    elif PREFIX + name.upper() in _environment():
+        source, value = PREFIX + name.upper(), os.environ.get(PREFIX + name.upper())
+    else:
+        source, value = f"{path}: {name}", from_file.get(name)
+    shown = "" if name in ("secret", "control_key") else f" {value!r}"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f"{source}{shown}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _with_files(config: Config) -> Config:
+    """`config` with the secrets that stand in files."""
+    found = {}
+    for name in ("secret", "control_key"):
+        path: Path | None = getattr(config, f"{name}_file")
+        if path is None:
+            continue
+        if getattr(config, name) is not None:
+            raise ConfigError(f"{name} and {name}_file are both given: leave one out")
+        try:
+            found[name] = SecretStr(path.read_text(encoding="utf-8").rstrip("\r\n"))
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8"
+            raise ConfigError(f"{name}_file {path} can't be read: {reason}") from exc
+    config = config.model_copy(update=found)
+    if config.control_key is not None and not config.control_key.get_secret_value().strip():
+        raise ConfigError("control_key is empty: give a random string, or leave it out")
+    return config

@@ -1,0 +1,367 @@
+"""The control app, which is private: `POST /token/`, `POST /emit/`, health and metrics."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .errors import BodyTooLarge, ControlKeyError, Forbidden, InvalidEvent, InvalidRequest, SSEHubError, Unavailable
+from .event import Event, json_text
+from .forms import JSON, NDJSON, content_type, form_fields, known_object, parse_json, read_body
+from .hub import Hub, Statistics
+from .tokens import Tokens
+
+logger = logging.getLogger("ssehub.control")
+
+EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload")
+TOKEN_FIELDS = ("userId", "channel", "exp")
+TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "exp")
+OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
+"""What a load balancer asks, without key and by whatever name it knows us."""
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+RETRY_AFTER_SECONDS = "1"
+
+Answer = Callable[[Scope, Headers, bytes], Awaitable[Response]]
+
+
+def create_control_app(
+    hub: Hub,
+    *,
+    tokens: Tokens,
+    control_key: str | None = None,
+    allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
+    token_lifetime_seconds: float = 86_400,
+    max_event_bytes: int = 2**20,
+    max_body_bytes: int = 8 * 2**20,
+    max_batch_events: int = 10_000,
+    now: Callable[[], float] = time.time,
+) -> Starlette:
+    """The app that issues `tokens` and publishes to `hub`.
+
+    With a `control_key`, each call but the health checks needs it; without one, the app answers only by a name of
+    `allowed_hosts`, which keeps web pages out that rebind their DNS name to this machine.
+    """
+    issue = IssueToken(tokens, token_lifetime_seconds, now)
+    emit = Emit(hub, max_event_bytes, max_batch_events)
+    endpoints: dict[str, ASGIApp] = {
+        "/token": _Endpoint("POST", issue, max_body_bytes),
+        "/emit": _Endpoint("POST", emit, max_body_bytes),
+        "/healthz": _Endpoint("GET", _healthz, 0),
+        "/readyz": _Endpoint("GET", _readyz(hub), 0),
+        "/metrics": _Endpoint("GET", _metrics(hub), 0),
+    }
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with hub:
+            yield
+
+    app = Starlette(
+        routes=[Route(path + slash, endpoint) for path, endpoint in endpoints.items() for slash in ("", "/")],
+        middleware=[Middleware(Guard, control_key=control_key, allowed_hosts=allowed_hosts)],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class Guard:
+    """Keeps out web pages and, where there is a key, whoever has it not.
+
+    Any page can make a browser POST a form to this machine; then the browser says so in `Origin` or `Sec-Fetch-Site`.
+    """
+
+    def __init__(self, app: ASGIApp, control_key: str | None, allowed_hosts: Collection[str]) -> None:
+        self._app = app
+        self._key = control_key.encode() if control_key is not None else None
+        self._hosts = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            headers = Headers(scope=scope)
+            try:
+                self._check(headers)
+            except SSEHubError as exc:
+                await _error(exc, headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: Headers) -> None:
+        host = headers.get("host", "").lower()
+        if self._key is None and _host_name(host) not in self._hosts:
+            raise Forbidden("this Host is not allowed: call it by a loopback name, or add yours to control_hosts")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host:
+            raise Forbidden("a web page of another origin may not call this")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise Forbidden("a web page of another site may not call this")
+        if self._key is not None:
+            self._check_key(self._key, headers.get("authorization", ""))
+
+    @staticmethod
+    def _check_key(key: bytes, authorization: str) -> None:
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), key):
+            raise ControlKeyError("the control key is needed: send it as 'Authorization: Bearer KEY'")
+
+
+class _Endpoint:
+    """Answers one method, with the body read and errors turned into answers; an ASGI app, which is quicker to call."""
+
+    def __init__(self, method: str, answer: Answer, max_body_bytes: int) -> None:
+        self._method = method
+        self._answer = answer
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        response: Response
+        if scope["method"] != self._method and (scope["method"], self._method) != ("HEAD", "GET"):
+            response = PlainTextResponse(f"only {self._method} is answered here\n", 405, {"Allow": self._method})
+        else:
+            try:
+                body = await read_body(headers, receive, self._max_body_bytes) if self._method == "POST" else b""
+                response = await self._answer(scope, headers, body)
+            except ClientDisconnect:
+                return
+            except SSEHubError as exc:
+                response = _error(exc, headers)
+        await response(scope, receive, send)
+
+
+class IssueToken:
+    """`POST /token/`."""
+
+    def __init__(self, tokens: Tokens, lifetime_seconds: float, now: Callable[[], float]) -> None:
+        self._tokens = tokens
+        self._lifetime = lifetime_seconds
+        self._now = now
+
+    async def __call__(self, scope: Scope, headers: Headers, body: bytes) -> Response:
+        kind = content_type(headers, body)
+        is_json = kind in (JSON, NDJSON)
+        if is_json:
+            fields = known_object(parse_json("the body", body), TOKEN_JSON_FIELDS)
+        else:
+            fields = await form_fields(scope, headers, kind, body, TOKEN_FIELDS)
+        expires_at = int(self._now() + _lifetime(fields.get("exp"), self._lifetime))
+        token = self._tokens.issue(_required(fields, "userId"), _token_channels(fields), expires_at=expires_at)
+        no_store = {"Cache-Control": "no-store"}
+        if is_json:
+            return JSONResponse({"token": token, "expiresAt": expires_at}, headers=no_store)
+        return PlainTextResponse(token, headers=no_store)
+
+
+class Emit:
+    """`POST /emit/`: one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
+
+    def __init__(self, hub: Hub, max_event_bytes: int, max_batch_events: int) -> None:
+        self._hub = hub
+        self._max_event_bytes = max_event_bytes
+        self._max_batch_events = max_batch_events
+
+    async def __call__(self, scope: Scope, headers: Headers, body: bytes) -> Response:
+        kind = content_type(headers, body)
+        if kind == NDJSON:
+            lines = [line for line in body.split(b"\n") if line.strip()]
+            return await self._batch([parse_json(f"line {n}", line) for n, line in enumerate(lines, 1)], "line {}", 1)
+        if kind == JSON:
+            value = parse_json("the body", body)
+            if isinstance(value, list):
+                return await self._batch(value, "event {}", 0)
+            ids = await self._hub.publish_events([self._event(known_object(value, EMIT_FIELDS))])
+            return JSONResponse({"id": ids[0]})
+        fields = await form_fields(scope, headers, kind, body, EMIT_FIELDS)
+        await self._hub.publish_events([self._event(fields, retry=_form_retry(fields.get("retry")))])
+        return PlainTextResponse("OK")
+
+    async def _batch(self, values: list[Any], where: str, first: int) -> Response:
+        if not values:
+            raise InvalidRequest("the batch is empty: send an event or more")
+        if len(values) > self._max_batch_events:
+            raise BodyTooLarge(f"the batch has {len(values)} events: {self._max_batch_events} are the most")
+        events = []
+        for number, value in enumerate(values, first):
+            try:
+                events.append(self._event(known_object(value, EMIT_FIELDS)))
+            except InvalidRequest as exc:
+                raise type(exc)(f"{where.format(number)}: {exc}") from exc
+        return JSONResponse({"ids": await self._hub.publish_events(events)})
+
+    def _event(self, fields: Mapping[str, Any], **checked: Any) -> Event:
+        data = fields.get("data")
+        if data is None and "data" in fields:
+            raise InvalidEvent("data is null: give text or another JSON value")
+        event = Event(
+            _names(fields, "channel"),
+            _names(fields, "userId"),
+            data=None if data is None else json_text(data),
+            type=_given(fields, "event"),
+            id=_given(fields, "id"),
+            retry=checked["retry"] if "retry" in checked else _given(fields, "retry"),
+            payload=_given(fields, "payload"),
+        )
+        if event.size > self._max_event_bytes:
+            field = "data" if event.payload is None else "payload"
+            raise BodyTooLarge(f"{field} has {event.size} bytes: {self._max_event_bytes} are the most")
+        return event
+
+
+def _required(fields: Mapping[str, Any], name: str) -> Any:
+    value = fields.get(name)
+    if value is None:
+        raise InvalidRequest(f"{name} is missing")
+    return value
+
+
+def _given(fields: Mapping[str, Any], name: str) -> Any:
+    """The value of a field that may be left out, but may not be null."""
+    if name in fields and fields[name] is None:
+        raise InvalidRequest(f"{name} is null: leave it out, or give a value")
+    return fields.get(name)
+
+
+def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = _required(fields, name)
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _token_channels(fields: Mapping[str, Any]) -> list[str]:
+    if "channels" not in fields:
+        return list(_names(fields, "channel"))
+    if "channel" in fields:
+        raise InvalidRequest("channel and channels are both given: leave one out")
+    if not isinstance(fields["channels"], list):
+        raise InvalidRequest("channels must be a list of names")
+    return list(fields["channels"])
+
+
+def _form_retry(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise InvalidEvent(f"retry {text[:40]!r} is no number of milliseconds: write digits only")
+    return int(text)
+
+
+def _lifetime(value: Any, default: float) -> float:
+    """Seconds from now, from what came as `exp`."""
+    if value is None:
+        return default
+    if isinstance(value, str):
+        text = value[:40]
+        if not (text.isascii() and text.isdigit()):
+            raise InvalidRequest(f"exp {text!r} is no number of seconds from now, such as 86400")
+        value = int(text)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**40:
+        raise InvalidRequest(f"exp {str(value)[:40]} is no number of seconds from now, such as 86400")
+    return float(value)
+
+
+def _host_name(host: str) -> str:
+    """A `Host` without its port (RFC 9110, 7.2)."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _error(exc: SSEHubError, headers: Headers) -> Response:
+    extra = {}
+    if isinstance(exc, Unavailable):
+        extra["Retry-After"] = RETRY_AFTER_SECONDS
+        logger.warning("answered 503: %s", exc)
+    if isinstance(exc, ControlKeyError):
+        extra["WWW-Authenticate"] = "Bearer"
+    if isinstance(exc, BodyTooLarge):
+        extra["Connection"] = "close"  # what is left of the body is not read
+    message = str(exc).encode(errors="backslashreplace").decode()
+    if headers.get("content-type", "").partition(";")[0].strip().lower() in (JSON, NDJSON):
+        return JSONResponse({"error": message}, exc.status, extra)
+    return PlainTextResponse(f"{message}\n", exc.status, extra)
+
+
+async def _healthz(scope: Scope, headers: Headers, body: bytes) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def _readyz(hub: Hub) -> Answer:
+    async def answer(scope: Scope, headers: Headers, body: bytes) -> Response:
+        reasons = hub.not_ready()
+        return PlainTextResponse("\n".join(reasons or ["ready"]) + "\n", 503 if reasons else 200)
+
+    return answer
+
+
+def _metrics(hub: Hub) -> Answer:
+    registry = CollectorRegistry()
+    registry.register(HubCollector(lambda: hub.statistics))
+
+    async def answer(scope: Scope, headers: Headers, body: bytes) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return answer
+
+
+class HubCollector(Collector):
+    """Reads a hub's numbers when it is asked, so that counting costs the hub nothing."""
+
+    def __init__(self, statistics: Callable[[], Statistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._statistics()
+        for name, help, value in (
+            ("subscribers", "Streams that are open.", now.subscribers),
+            ("channels", "Channels that somebody listens to.", now.channels),
+            ("lagging", "Streams over their backlog bound.", now.lagging),
+            ("backlog_bytes", "Bytes that connections have not taken.", now.backlog_bytes),
+            ("waiting_bytes", "Bytes that wait for a round.", now.waiting_bytes),
+            ("waiting_publishers", "Publishers that wait for room.", now.waiting_publishers),
+            ("loop_lag_seconds", "How late the event loop's last tick came.", now.loop_lag_seconds),
+        ):
+            yield GaugeMetricFamily(f"ssehub_{name}", help, value)
+        for name, help, value in (
+            ("streams", "Streams that were opened.", now.connected),
+            ("events_published", "Events that were stored.", now.published),
+            ("events_delivered", "Events that were written to streams.", now.delivered),
+            ("delivered_bytes", "Bytes of events that were written to streams.", now.delivered_bytes),
+        ):
+            yield CounterMetricFamily(f"ssehub_{name}", help, value)
+        yield self._endings(now)
+        yield self._rounds(now)
+
+    @staticmethod
+    def _endings(now: Statistics) -> Metric:
+        endings = CounterMetricFamily("ssehub_endings", "Streams that ended, by reason.", labels=["reason"])
+        for reason, count in now.endings.items():
+            endings.add_metric([reason], count)
+        return endings
+
+    @staticmethod
+    def _rounds(now: Statistics) -> Metric:
+        total, buckets = 0, []
+        for bound, count in zip((*now.round_bounds, "+Inf"), now.round_counts, strict=True):
+            total += count
+            buckets.append((str(bound), total))
+        return HistogramMetricFamily("ssehub_round_seconds", "How long rounds took.", buckets, now.round_seconds)

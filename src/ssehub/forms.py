@@ -1,0 +1,146 @@
+"""What a request to the control app carries: its body, bounded, and the fields in it, each once and known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Collection, Mapping
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from .errors import BodyTooLarge, InvalidRequest, UnsupportedContent
+
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+MAX_FIELDS = 1_000
+
+
+async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is known to be over `max_bytes`, and ClientDisconnect."""
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedContent("a compressed body is not read: send it without Content-Encoding")
+    declared = headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {declared[:20]} bytes: {max_bytes} are the most")
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if chunk := message.get("body", b""):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > max_bytes:
+                raise BodyTooLarge(f"the body is over {max_bytes} bytes")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def content_type(headers: Headers, body: bytes) -> str:
+    """The media type of `body`; FORM where there is no body. Raises UnsupportedContent for what we don't read."""
+    kind, _, parameters = headers.get("content-type", "").partition(";")
+    kind = kind.strip().lower()
+    if not body:
+        return kind if kind in (JSON, NDJSON) else FORM
+    if kind not in (FORM, MULTIPART, JSON, NDJSON):
+        raise UnsupportedContent(
+            f"content type {kind[:100]!r} is not read: send {FORM}, {MULTIPART}, {JSON} or {NDJSON}"
+        )
+    charset = parameters.lower().replace('"', "").replace(" ", "").partition("charset=")[2].partition(";")[0]
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
+        raise UnsupportedContent(f"charset {charset[:40]!r} is not read: send UTF-8")
+    return kind
+
+
+async def form_fields(scope: Scope, headers: Headers, kind: str, body: bytes, known: Collection[str]) -> dict[str, str]:
+    """The fields of a form and of the query string; one of the body wins over one of the query."""
+    query = _urlencoded("the query", scope["query_string"])
+    if kind == MULTIPART:
+        sent = await _multipart(headers, body)
+    else:
+        sent = _urlencoded("the body", body)
+    return {**_checked(query, known), **_checked(sent, known)}
+
+
+def _urlencoded(where: str, text: bytes) -> list[tuple[str, str]]:
+    if not text:
+        return []
+    try:
+        return parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"{where} is no UTF-8") from exc
+    except ValueError as exc:
+        raise InvalidRequest(f"{where} has more than {MAX_FIELDS} fields") from exc
+
+
+async def _multipart(headers: Headers, body: bytes) -> list[tuple[str, str]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        body.decode()  # the parser takes what is no UTF-8 for Latin-1
+        parser = MultiPartParser(headers, stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body))
+        form = await parser.parse()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the body is no UTF-8") from exc
+    except (MultiPartException, KeyError) as exc:
+        raise InvalidRequest(f"the multipart body can't be read: {exc} (files are not taken)") from exc
+    return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+
+
+def _checked(fields: list[tuple[str, str]], known: Collection[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in fields:
+        if name in found:
+            raise InvalidRequest(f"{name} is given twice: give it once")
+        if name not in known:
+            refuse_unknown(name, known)
+        found[name] = value
+    return found
+
+
+def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
+    raise InvalidRequest(f"{name[:100]!r} is no field: there are {', '.join(known)}")
+
+
+def parse_json(where: str, text: bytes) -> Any:
+    """What `text` says, strictly: UTF-8, no NaN, no name twice in one object."""
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"{where} is no UTF-8") from exc
+    except json.JSONDecodeError as exc:
+        raise InvalidRequest(f"{where} is no JSON: {exc}") from exc
+    except ValueError as exc:
+        raise InvalidRequest(f"{where}: {exc}") from exc
+    except RecursionError as exc:
+        raise InvalidRequest(f"{where} is nested too deep") from exc
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return found
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:
+    """`value` if it is an object of `known` names."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"an object is needed, not {type(value).__name__}")
+    for name in value:
+        if name not in known:
+            refuse_unknown(name, known)
+    return value
