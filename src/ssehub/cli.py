@@ -206,7 +206,7 @@ def _post(url: str, path: str, body: str, headers: dict[str, str]) -> str:
 
 def normal_flags(arguments: Sequence[str]) -> list[str]:
     """`arguments` with the original's flags, which Go spells with one dash, spelt with two."""
-    normal = []
+    normal: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":

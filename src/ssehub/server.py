@@ -54,7 +54,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: self}
+        self.scope["extensions"] = {EXTENSION: {"connection": self}}
 
     def open_stream(self) -> TransportSink:
         # uvicorn would answer an HTTP/1.0 client in chunks, too.

@@ -27,7 +27,7 @@ EXTENSION = "ssehub.transport"
 
 
 class Connection(Protocol):
-    """What the extension holds: the server's protocol for this connection."""
+    """What the extension holds as `connection`: the server's protocol for this connection."""
 
     def open_stream(self) -> TransportSink:
         """A sink that writes to this connection's transport, in place of the server."""
@@ -56,7 +56,7 @@ class EventStream(EventSourceResponse):
         if scope["method"] == "HEAD":
             await super().__call__(scope, receive, send)
             return
-        connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
+        connection: Connection | None = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
         if connection is None:
             logger.error("this server gives no transport: start it with --http ssehub.server:HttpProtocol")
             await PlainTextResponse("no transport for a stream\n", 500)(scope, receive, send)
