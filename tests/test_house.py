@@ -1,0 +1,108 @@
+"""The house: which room may import which, and that each says truly what it offers."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssehub
+
+SOURCE = Path(ssehub.__file__).parent
+
+# What each room may import of ours; docs/architecture.md draws it.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "event": {"errors"},
+    "sinks": set(),
+    "brokers.base": {"event"},
+    "brokers.memory": {"errors", "event", "brokers.base"},
+    "brokers": {"errors", "brokers.base", "brokers.memory"},
+    "rounds": {"event", "sinks", "brokers.base"},
+    "subscribers": {"event", "sinks", "rounds"},
+    "clock": {"event", "sinks", "subscribers"},
+    "hub": {"errors", "event", "sinks", "rounds", "subscribers", "clock", "brokers.base", "brokers.memory"},
+    "tokens": {"errors", "event"},
+    "config": {"errors"},
+    "stream": {"event", "hub", "sinks", "subscribers"},
+    "client": {"errors", "event", "hub", "stream", "tokens"},
+    "forms": {"errors"},
+    "control": {"errors", "event", "forms", "hub", "tokens"},
+    "logs": set(),
+    "sockets": {"errors"},
+    "server": {"brokers", "client", "config", "control", "errors", "hub", "logs", "sinks", "sockets", "stream", "tokens"},
+    "asgi": {"config", "server"},
+    "cli": {"config", "errors", "server", "tokens"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "event", "hub"},
+}
+# Each foreign library lives in one room, or in the few named here.
+FOREIGN: dict[str, set[str]] = {
+    "jose": {"tokens"},
+    "uvicorn": {"server"},
+    "uvloop": {"server"},
+    "click": {"cli"},
+    "pydantic": {"config"},
+    "pydantic_settings": {"config"},
+    "prometheus_client": {"control"},
+    "sse_starlette": {"event", "stream"},
+    "starlette": {"client", "control", "forms", "server", "stream"},
+}
+
+
+def room_of(path: Path) -> str:
+    name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> tuple[set[str], set[str]]:
+    """The rooms and the foreign packages that a file imports, wherever in it."""
+    ours, foreign = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            foreign |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            foreign.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            package = ["brokers"] if path.parent != SOURCE else []
+            base = package[: len(package) - node.level + 1]
+            ours.add(".".join([*base, *((node.module or "").split("."))]))
+    return ours, foreign
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=room_of)
+def test_room_imports_only_what_it_may(path: Path) -> None:
+    ours, foreign = imports_of(path)
+    room = room_of(path)
+
+    assert room in ROOMS, "a new room: say in ROOMS and in docs/architecture.md what it may import"
+    assert ours <= ROOMS[room]
+    assert {name for name in foreign if room not in FOREIGN.get(name, {room})} == set()
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=room_of)
+def test_every_room_says_what_it_is(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+
+    assert docstring and docstring[0].isupper() or docstring and docstring[0] == "`"
+
+
+def test_all_is_true() -> None:
+    for name in ("ssehub", "ssehub.brokers"):
+        module = importlib.import_module(name)
+        assert sorted(module.__all__) == module.__all__
+        assert all(hasattr(module, attribute) for attribute in module.__all__)
+    public = {name for name, value in vars(ssehub).items() if not name.startswith("_") and not isinstance(value, type(ast))}
+    assert public == set(ssehub.__all__)
+
+
+def test_package_is_imported_quickly_and_without_the_server() -> None:
+    code = "import sys, ssehub; print(*(name for name in ('uvicorn', 'click', 'redis', 'rich') if name in sys.modules))"
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+
+    assert result.stdout.strip() in ("", "uvicorn")  # sse-starlette imports it
