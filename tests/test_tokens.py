@@ -160,7 +160,9 @@ def test_token_made_by_hand_verifies(algorithm: str) -> None:
         pytest.param(make(nbf=int(NOW)), Claims("alex", ("chat",), NOW + 60), id="B10-nbf-now"),
         pytest.param(make(iat="garbage"), Claims("alex", ("chat",), NOW + 60), id="B10-iat-is-not-looked-at"),
         pytest.param(make(aud="x", iss="y"), Claims("alex", ("chat",), NOW + 60), id="B11-not-configured"),
-        pytest.param(make({"jku": "http://x", "kid": "../../dev/null"}), Claims("alex", ("chat",), NOW + 60), id="B6-keys"),
+        pytest.param(
+            make({"jku": "http://x", "kid": "../../dev/null"}), Claims("alex", ("chat",), NOW + 60), id="B6-keys"
+        ),
         pytest.param(
             raw(b'{"userId":"a","userId":"alex","channel":"chat","exp":1700000060}'),
             Claims("alex", ("chat",), NOW + 60),
@@ -228,7 +230,20 @@ def test_b16_no_mutation_of_a_token_verifies() -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    ["", "  ", "secret", "null", "true", "NaN", '"x"', "[1]", "{}", '{"k":"oct"}', "-----BEGIN PUBLIC KEY-----\nx", "ssh-rsa AAAA"],
+    [
+        "",
+        "  ",
+        "secret",
+        "null",
+        "true",
+        "NaN",
+        '"x"',
+        "[1]",
+        "{}",
+        '{"k":"oct"}',
+        "-----BEGIN PUBLIC KEY-----\nx",
+        "ssh-rsa AAAA",
+    ],
 )
 def test_b20_secret_that_everybody_knows_or_that_can_not_sign_is_refused(secret: str) -> None:
     with pytest.raises(ConfigError) as caught:
