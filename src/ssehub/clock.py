@@ -17,8 +17,8 @@ from .event import Position
 from .sinks import Chunk
 from .subscribers import CloseReason, Subscriber
 
-BUCKETS = 15
-MAX_TICK_SECONDS = 1.0
+MIN_BUCKETS = 15
+MAX_TICK_SECONDS = 0.25
 VISITS_AT_ONCE = 100
 
 
@@ -57,7 +57,7 @@ class Clock:
         self._expiring = expiring_seconds
         self._now = now
         self._monotonic = monotonic
-        self._tick_seconds = min(MAX_TICK_SECONDS, interval_seconds / BUCKETS)
+        self._tick_seconds = min(MAX_TICK_SECONDS, interval_seconds / MIN_BUCKETS)
         bucket_count = max(1, round(interval_seconds / self._tick_seconds))
         self._buckets: list[dict[Subscriber, None]] = [{} for _ in range(bucket_count)]
         self._turn = 0

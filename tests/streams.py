@@ -1,0 +1,100 @@
+"""Raw clients: sockets that listen to a hub, with every byte in sight."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import time
+
+from httpx_sse import ServerSentEvent
+from httpx_sse._decoders import SSEDecoder, SSELineDecoder
+
+
+class RawStream:
+    """One connection with a request sent; reads what comes."""
+
+    def __init__(self, port: int, request: str | bytes, *, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(10)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(request.encode() if isinstance(request, str) else request)
+        self.bytes = b""
+
+    def read_until(self, what: bytes, seconds: float = 10.0) -> bytes:
+        """All bytes so far, once `what` is among them."""
+        end = time.monotonic() + seconds
+        while what not in self.bytes:
+            self.socket.settimeout(max(0.01, end - time.monotonic()))
+            received = self.socket.recv(65_536)
+            assert received, f"the connection ended before {what!r} came: {self.bytes[-200:]!r}"
+            self.bytes += received
+        return self.bytes
+
+    def read_to_end(self, seconds: float = 10.0) -> bytes:
+        """All bytes, once the connection has ended."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(ConnectionResetError):
+            while True:
+                self.socket.settimeout(max(0.01, end - time.monotonic()))
+                received = self.socket.recv(65_536)
+                if not received:
+                    break
+                self.bytes += received
+        return self.bytes
+
+    @property
+    def body(self) -> bytes:
+        """The bytes behind the headers, without chunk headers if the response has them."""
+        head, _, rest = self.bytes.partition(b"\r\n\r\n")
+        return unchunked(rest) if b"transfer-encoding: chunked" in head.lower() else rest
+
+    @property
+    def events(self) -> list[ServerSentEvent]:
+        return decode(self.body)
+
+    def reset(self) -> None:
+        """End with an RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def unchunked(data: bytes) -> bytes:
+    """The body that chunks carry (RFC 9112, 7.1), as far as it has come."""
+    body = b""
+    while found := re.match(rb"([0-9a-f]+)\r\n", data):
+        size = int(found[1], 16)
+        start = found.end()
+        if not size or len(data) < start + size + 2:
+            return body
+        assert data[start + size : start + size + 2] == b"\r\n"
+        body += data[start : start + size]
+        data = data[start + size + 2 :]
+    assert data == b"" or re.fullmatch(rb"[0-9a-f]+\r?", data), data[:80]
+    return body
+
+
+def decode(stream: bytes) -> list[ServerSentEvent]:
+    """What httpx-sse makes of the whole frames of a stream; ids without data are left out, as browsers do."""
+    whole = stream[: stream.rfind(b"\n\n") + 2].decode()
+    lines, decoder = SSELineDecoder(), SSEDecoder()
+    shown = [decoder.decode(line) for line in lines.decode(whole)]
+    return [sse for sse in shown if sse is not None and (sse.data or sse.event != "message")]
+
+
+def get(path: str, *headers: str, version: str = "1.1") -> str:
+    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""])
+
+
+def listen(port: int, token: str, *headers: str, receive_buffer: int | None = None) -> RawStream:
+    """A stream that has its first frame."""
+    stream = RawStream(port, get(f"/events/?token={token}", *headers), receive_buffer=receive_buffer)
+    stream.read_until(b": ok\nid: ")
+    stream.read_until(b"\n\n")
+    return stream
