@@ -44,6 +44,7 @@ class RawStream:
                 if not received:
                     break
                 self.bytes += received
+        self.close()
         return self.bytes
 
     @property

@@ -70,7 +70,7 @@ def _list(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
-ListeningAddress = Annotated[Address, BeforeValidator(_address), PlainSerializer(str)]
+ListeningAddress = Annotated[Address, NoDecode, BeforeValidator(_address), PlainSerializer(str)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_list)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -1,0 +1,207 @@
+"""The command: its flags in every spelling, and one line and an exit code for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from conftest import SECRET, RunningHub
+from ssehub.cli import normal_flags
+from ssehub.tokens import Tokens
+
+
+def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSEHUB_")}
+    return subprocess.run(
+        [sys.executable, "-m", "ssehub", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**environment, **env},
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        (["-bind", ":1"], ["--bind", ":1"]),
+        (["-bind=:1", "-bindctl=:2"], ["--bind=:1", "--bindctl=:2"]),
+        (["--bind", ":1", "--bindctl=:2"], ["--bind", ":1", "--bindctl=:2"]),
+        (["-secret=a=b\nc"], ["--secret=a=b\nc"]),
+        (["token", "-userId", "a", "-exp=5"], ["token", "--userId", "a", "--exp=5"]),
+        (["--", "-bind"], ["--", "-bind"]),
+        (["-x", "-"], ["-x", "-"]),
+    ],
+)
+def test_flags_of_the_original_are_understood(given: list[str], normal: list[str]) -> None:
+    assert normal_flags(given) == normal
+
+
+@pytest.mark.parametrize("flags", [("-bind", "-bindctl"), ("--bind", "--control-bind")])
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_hub_starts_with_flags_in_every_spelling(
+    flags: tuple[str, str], joint: str, start_hub: Callable[..., RunningHub]
+) -> None:
+    spelt = [f"{flag}{joint}127.0.0.1:0" for flag in flags] + [f"-secret{joint}{SECRET}x"]
+    arguments = [part for text in spelt for part in text.split(" ", 1)] if joint == " " else spelt
+
+    hub = start_hub(*arguments)
+
+    Tokens(f"{SECRET}x").verify(hub.token())
+
+
+BAD = {
+    "unknown-option": (["--bnd", "x"], 2, "No such option '--bnd'"),
+    "unknown-command": (["serv"], 2, "No such command 'serv'"),
+    "bad-bind": (["--bind", "x"], 2, "--bind 'x': it has no port"),
+    "bad-number": (["--drain-seconds", "soon"], 2, "--drain-seconds 'soon': input should be a valid number"),
+    "no-config": (["--config", "/nonexistent.toml"], 2, "can't read /nonexistent.toml: No such file or directory"),
+    "secret-empty": (["--secret", ""], 2, "the secret is empty"),
+    "B20-secret-of-the-original": (["-secret", "secret"], 2, "the secret is the original's default"),
+    "B20-secret-null": (["-secret", "null"], 2, "the secret is JSON"),
+    "B20-secret-json": (["-secret", '"x"'], 2, "the secret is JSON"),
+    "control-off-loopback": (["--control-bind", ":0"], 2, "set a control key"),
+    "F16-broker": (["--broker", "redis://x"], 2, "there is no such broker"),
+    "address-elsewhere": (["--bind", "192.0.2.1:1"], 3, "can't listen on 192.0.2.1:1: "),
+    "socket-in-no-folder": (["--bind", "unix:/nonexistent/s"], 3, "can't listen on unix:/nonexistent/s: No such file"),
+    "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "a file of that name that is no socket"),
+    "token-no-secret": (["token", "--user-id", "a", "--channel", "b"], 2, "a secret is needed"),
+    "token-no-user": (["token", "--channel", "b"], 2, "Missing option '--user-id'"),
+    "token-exp-past": (
+        ["token", "-userId", "a", "-channel", "b", "-exp", "5", "-secret", "x" * 32],
+        2,
+        "--exp 5 is not",
+    ),
+    "token-duration": (
+        ["token", "-userId", "a", "-channel", "b", "--expires-in", "soon", "-secret", "x" * 32],
+        2,
+        "--expires-in 'soon' is no duration",
+    ),
+    "token-both": (
+        ["token", "-userId", "a", "-channel", "b", "--expires-in", "1h", "-exp", "5", "-secret", "x" * 32],
+        2,
+        "give --exp or --expires-in",
+    ),
+    "token-empty-user": (["token", "-userId", "", "-channel", "b", "-secret", "x" * 32], 2, "userId is empty"),
+    "emit-nothing": (["emit", "--channel", "b"], 2, "give --data or --payload"),
+    "emit-url": (["emit", "--channel", "b", "--data", "x", "--control-url", "nonsense"], 2, "is no URL such as"),
+    "emit-refused": (
+        ["emit", "--channel", "b", "--data", "x", "--control-url", "http://127.0.0.1:1"],
+        1,
+        "does not answer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD.values(), ids=BAD.keys())
+def test_what_is_wrong_is_said_in_one_line(arguments: list[str], code: int, message: str) -> None:
+    result = run(*arguments, **({} if "token" in arguments else {"SSEHUB_LOG_LEVEL": "error"}))
+
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("ssehub: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert "x" * 32 not in result.stderr
+
+
+def test_f6_port_in_use_names_port_and_process() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for option in ("--bind", "--control-bind"):
+            result = run("--bind", "127.0.0.1:0", option, f"127.0.0.1:{port}", SSEHUB_LOG_LEVEL="error")
+
+            assert result.returncode == 3
+            assert f"can't listen on 127.0.0.1:{port}: the port is in use by " in result.stderr
+            assert f"(process {os.getpid()})" in result.stderr
+            assert result.stderr.count("\n") == 1
+
+
+def test_token_is_printed_alone() -> None:
+    exp = int(time.time()) + 600
+    for arguments in (["-exp", str(exp)], ["--expires-in", "10m"], ["--expires-in", "600"]):
+        result = run("token", "-userId", "1234", "-channel", "test", *arguments, "-secret", SECRET)
+        claims = Tokens(SECRET).verify(result.stdout.strip())
+
+        assert (claims.user_id, claims.channels) == ("1234", ("test",))
+        assert abs((claims.expires_at or 0) - exp) < 30
+        assert result.stderr == ""
+
+
+def test_token_takes_its_secret_from_file_or_environment(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    from_file = run("token", "--user-id", "a", "--channel", "b", "--secret-file", str(tmp_path / "secret"))
+    from_env = run("token", "--user-id", "a", "--channel", "b", "--channel", "c", SSEHUB_SECRET=SECRET)
+
+    assert Tokens(SECRET).verify(from_file.stdout.strip()).channels == ("b",)
+    assert Tokens(SECRET).verify(from_env.stdout.strip()).channels == ("b", "c")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["token", "--help"], ["emit", "--help"], ["--version"]]
+)
+def test_help_is_given(arguments: list[str]) -> None:
+    result = run(*arguments)
+
+    assert result.returncode == 0 and result.stderr == ""
+    assert "ssehub" in result.stdout
+
+
+def test_emit_publishes_to_a_running_hub_and_prints_the_id(
+    start_hub: Callable[..., RunningHub], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("k")
+    hub = start_hub("--control-key", "k")
+    where = ["--channel", "chat", "--control-url", hub.control_url]
+
+    plain = run("emit", *where, "--control-key-file", str(tmp_path / "key"), "--data", "-", stdin="from\nstdin")
+    raw = run("emit", *where, "--payload", "data: raw", "--user-id", "a", "--user-id", "b", SSEHUB_CONTROL_KEY="k")
+    refused = run("emit", *where, "--data", "x")
+    bad = run("emit", *where, "--data", "x", "--event", "stream-x", SSEHUB_CONTROL_KEY="k")
+
+    assert plain.stdout.endswith("\n") and "-" in plain.stdout and raw.returncode == 0
+    assert refused.returncode == bad.returncode == 1
+    assert "401" in refused.stderr and "the control key is needed" in refused.stderr
+    assert "event 'stream-x' begins with" in bad.stderr and bad.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def odd_server() -> Iterator[str]:
+    """A server that answers nonsense."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({"error": "no\nsuch thing"}).encode()
+            self.send_response(404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/sub/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_emit_says_what_another_server_answers(odd_server: str) -> None:
+    result = run("emit", "--channel", "b", "--data", "x", "--control-url", odd_server)
+
+    assert result.returncode == 1
+    assert "refused it: 404" in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,308 @@
+"""The process: how it starts, drains and ends, whatever its clients do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from conftest import SECRET, RunningHub, wait_until
+from streams import RawStream, get, listen
+
+TROUBLE = re.compile(r"ERROR|Traceback|Exception")
+
+
+def test_start_says_where_to_listen_and_publish_and_what_to_try(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--secret", "MySuperPassword42")
+
+    assert "the secret is short: 32 bytes or more" in hub.log
+    assert f"listening for browsers on {hub.url}/events/" in hub.log
+    assert f"listening for publishers on {hub.control_url}/" in hub.log
+    assert "broker memory://" in hub.log
+    assert f"try: curl -d 'userId=alex&channel=chat' {hub.control_url}/token/" in hub.log
+    assert "MySuperPassword42" not in hub.log
+
+
+def test_without_a_secret_one_is_made_and_never_shown(start_hub: Callable[..., RunningHub]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSEHUB_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssehub", "--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(3)]
+    process.terminate()
+    rest = process.stderr.read()
+    process.stderr.close()
+
+    assert process.wait(10) == 0
+    assert "no secret is set: one was made for this run" in lines[0]
+    assert not re.search(r"[A-Za-z0-9_-]{40,}", "".join(lines) + rest)
+
+
+def test_unix_sockets_serve_both_apps_and_go_with_the_process(
+    tmp_path: Path, start_hub: Callable[..., RunningHub]
+) -> None:
+    client, control = tmp_path / "client.sock", tmp_path / "control.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(client))
+    stale.close()
+
+    hub = start_hub("--bind", f"unix:{client}", "--control-bind", f"unix:{control}")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(control))) as http:
+        token = http.post("http://localhost/token/", data={"userId": "a", "channel": "b"}).text
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(client))) as http:
+        status = http.head("http://x/events/", params={"token": token}).status_code
+    second = subprocess.run(
+        [sys.executable, "-m", "ssehub", "--bind", f"unix:{client}", "--control-bind", "127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SSEHUB_SECRET": SECRET},
+        timeout=20,
+    )
+    hub.signal()
+
+    assert status == 200
+    assert oct(control.stat().st_mode)[-3:] == "660" if control.exists() else True
+    assert second.returncode == 3 and "somebody listens there already" in second.stderr
+    assert hub.wait() == 0
+    assert not client.exists() and not control.exists()
+
+
+def test_every_interface_and_ipv6_can_be_bound(start_hub: Callable[..., RunningHub]) -> None:
+    everywhere = start_hub("--bind", ":0")
+    ipv6 = start_hub("--bind", "[::1]:0")
+
+    assert everywhere.port and ipv6.url.startswith("http://[::1]:")
+    assert httpx.get(f"{everywhere.url}/events/").status_code == 401
+    assert httpx.get(f"{ipv6.url}/events/").status_code == 401
+
+
+def test_control_off_loopback_runs_with_a_key(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--control-bind", ":0", "--control-key", "k")
+
+    answer = httpx.post(f"{hub.control_url}/token/", data={"userId": "a", "channel": "b"})
+
+    assert answer.status_code == 401
+
+
+def test_f1_sigterm_ends_every_stream_politely_and_exits_0(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--drain-seconds", "3")
+    token = hub.token()
+    streams = [listen(hub.port, token) for _ in range(200)]
+    hub.emit(data="last")
+    began = time.monotonic()
+    hub.signal()
+    wait_until(lambda: "draining" in hub.log)
+    not_ready = httpx.get(f"{hub.control_url}/readyz")
+    newcomer = httpx.get(f"{hub.url}/events/", params={"token": token})
+    for stream in streams:
+        stream.read_until(b"0\r\n\r\n")
+        stream.close()
+
+    assert hub.wait() == 0
+    assert time.monotonic() - began < 5
+    assert (not_ready.status_code, newcomer.status_code) == (503, 200)
+    assert "retry: " in newcomer.text
+    for stream in streams:
+        assert [event.event for event in stream.events] == ["message", "stream-drain"]
+        assert stream.events[-1].retry is not None and stream.events[-1].retry >= 2_000
+    assert not TROUBLE.search(hub.log)
+
+
+def test_f2_sigterm_with_clients_that_never_read_exits_in_time(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--drain-seconds", "1.5")
+    token = hub.token()
+    stuck = [listen(hub.port, token, receive_buffer=4096) for _ in range(5)]
+    for _ in range(4):
+        hub.emit(data="x" * 200_000)
+    began = time.monotonic()
+    hub.signal()
+
+    assert hub.wait() == 0
+    assert time.monotonic() - began < 3.5
+    assert not TROUBLE.search(hub.log)
+    for stream in stuck:
+        stream.close()
+
+
+def test_f3_second_signal_ends_at_once(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--drain-seconds", "30")
+    streams = [listen(hub.port, hub.token()) for _ in range(100)]
+    hub.signal(signal.SIGINT)
+    wait_until(lambda: "draining" in hub.log)
+    began = time.monotonic()
+    hub.signal(signal.SIGINT)
+
+    assert hub.wait() == 128 + signal.SIGINT
+    assert time.monotonic() - began < 3
+    for stream in streams:
+        stream.close()
+
+
+def test_f4_publish_during_the_drain_is_stored_or_refused(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--drain-seconds", "3")
+    stream = listen(hub.port, hub.token())
+    answered = 0
+    hub.signal()
+    while True:
+        try:
+            httpx.post(f"{hub.control_url}/emit/", json={"userId": "*", "channel": "chat", "data": "x"}, timeout=5)
+        except httpx.HTTPError:
+            break
+        answered += 1
+    stream.read_to_end()
+
+    assert hub.wait() == 0
+    assert stream.events[-1].event == "stream-drain" and answered >= 0
+
+
+def test_f5_killed_hub_starts_again_on_the_same_port(start_hub: Callable[..., RunningHub]) -> None:
+    first = start_hub()
+    stream = listen(first.port, first.token())
+    first.signal(signal.SIGKILL)
+    first.wait()
+
+    again = start_hub("--bind", f"127.0.0.1:{first.port}")
+    stream.close()
+
+    assert again.port == first.port
+
+
+def test_f7_sighup_is_ignored_and_said(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    hub.signal(signal.SIGHUP)
+
+    wait_until(lambda: "SIGHUP is ignored" in hub.log)
+    assert httpx.get(f"{hub.control_url}/healthz").text == "ok\n"
+
+
+def test_f10_hub_goes_on_when_nobody_reads_its_stderr() -> None:
+    ports = [free_port(), free_port()]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "ssehub",
+            *(f"--{name}=127.0.0.1:{port}" for name, port in zip(("bind", "control-bind"), ports, strict=True)),
+        ],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "SSEHUB_SECRET": SECRET},
+    )
+    control = f"http://127.0.0.1:{ports[1]}"
+    wait_until(lambda: answers(control), 20)
+    token = httpx.post(f"{control}/token/", data={"userId": "a", "channel": "c" * 200}).text
+    for _ in range(500):  # a line of 300 bytes each: well over the 64 KiB of a pipe
+        listen(ports[0], token).close()
+    health = httpx.get(f"{control}/healthz").text
+    process.terminate()
+
+    assert health == "ok\n"
+    assert process.wait(20) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def test_c16_names_cannot_break_a_log_line(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    user = "evil\x1b[31m\u2028\x85name"
+    stream = listen(hub.port, hub.token(user))
+    stream.close()
+    wait_until(lambda: "stream ended" in hub.log)
+
+    line = next(line for line in hub.log.split("\n") if "stream ended" in line)
+    assert "\x1b" not in hub.log and "\u2028" not in hub.log and "\x85" not in hub.log
+    assert "evil" in line and line.endswith(" s")
+
+
+def test_c17_no_token_is_in_the_log(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--log-level", "debug")
+    token = hub.token()
+    listen(hub.port, token).close()
+    httpx.get(f"{hub.url}/events/", params={"token": f"{token}x"})
+    wait_until(lambda: "stream ended" in hub.log and "stream refused" in hub.log)
+
+    assert token not in hub.log and SECRET not in hub.log
+
+
+def test_lost_connection_while_the_headers_are_sent_leaves_nothing(hub: RunningHub) -> None:
+    token = hub.token()
+    for _ in range(200):
+        RawStream(hub.port, get(f"/events/?token={token}")).reset()
+
+    wait_until(lambda: hub.metric("ssehub_subscribers") == 0)
+    assert not TROUBLE.search(hub.log)
+
+
+def test_app_modules_export_the_apps() -> None:
+    code = (
+        "import asgi, ssehub.asgi as inner; assert asgi.client_app is inner.client_app; print(type(asgi.control_app))"
+    )
+    root = Path(__file__).parent.parent
+
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={**os.environ, "SSEHUB_SECRET": SECRET},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+    assert "Starlette" in result.stdout, result.stderr
+
+
+def test_apps_run_under_uvicorn_with_our_protocol() -> None:
+    port = free_port()
+    arguments = ["ssehub.asgi:client_app", "--http", "ssehub.server:HttpProtocol", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", *arguments],
+        env={**os.environ, "SSEHUB_SECRET": SECRET},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    token = subprocess.run(
+        [sys.executable, "-m", "ssehub", "token", "-userId", "a", "-channel", "b", "-secret", SECRET],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    ).stdout.strip()
+    wait_until(lambda: connects(port), 20)
+    stream = listen(port, token)
+    stream.close()
+    process.terminate()
+
+    assert process.wait(20) in (0, -signal.SIGTERM)
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
