@@ -1,0 +1,137 @@
+"""The setting this was made for: Chromium, Apache with the original's lines, the Yaffle polyfill, PHP's curl."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from apache import NODE_MODULES, running_apache
+from conftest import RunningHub, require, wait_until
+
+pytestmark = pytest.mark.e2e
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+# The page of the original's README, which shows what it gets.
+POLYFILL_PAGE = """<!doctype html><title>polyfill</title><ul id="shown"></ul>
+<script src="eventsource.min.js"></script>
+<script>
+fetch("chat.php").then(r => r.text()).then(token => {
+  var sse = new EventSourcePolyfill("/api/sse/", {headers: {"Authorization": "Bearer " + token}});
+  sse.addEventListener("open", () => document.title = "open");
+  sse.addEventListener("message", e => {
+    var data = JSON.parse(e.data);
+    document.querySelector("#shown").innerHTML += "<li>" + data.text + "</li>";
+  });
+});
+</script>
+"""
+NATIVE_PAGE = """<!doctype html><title>native</title><ul id="shown"></ul>
+<script>
+fetch("chat.php?cookie=" + (location.hash ? "1" : "")).then(r => r.text()).then(token => {
+  const sse = new EventSource(location.hash ? "/api/sse/" : "/api/sse/?token=" + token);
+  sse.onopen = () => document.title = "open";
+  sse.onerror = () => document.title = "error " + sse.readyState;
+  sse.addEventListener("stream-drain", () => document.querySelector("#shown").innerHTML += "<li>drain</li>");
+  sse.onmessage = e => document.querySelector("#shown").innerHTML += "<li>" + JSON.parse(e.data).text + "</li>";
+});
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    require(CHROMIUM.exists(), "chromium")
+    require(NODE_MODULES.exists(), "the npm package event-source-polyfill")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def site(browser: Browser, hub: RunningHub) -> Iterator[str]:
+    with running_apache(hub, {"polyfill.html": POLYFILL_PAGE, "native.html": NATIVE_PAGE}) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context()
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize("path", ["polyfill.html", "native.html", "native.html#cookie"])
+def test_page_behind_apache_shows_what_php_emits(path: str, page: Page, site: str, hub: RunningHub) -> None:
+    page.goto(f"{site}/{path}")
+    page.wait_for_function("document.title == 'open'")  # before any event: the original's comes with the first one
+
+    answers = [httpx.get(f"{site}/chat.php", params={"text": text}).text for text in ("one", "zwei ✓")]
+    page.wait_for_function("document.querySelectorAll('li').length == 2")
+
+    assert answers == ["OK", "OK"]
+    assert page.locator("li").all_inner_texts() == ["one", "zwei ✓"]
+
+
+def test_page_that_is_closed_is_noticed_through_apache(browser: Browser, site: str, hub: RunningHub) -> None:
+    wait_until(lambda: hub.metric("ssehub_subscribers") == 0, 20)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{site}/native.html")
+    page.wait_for_function("document.title == 'open'")
+    before = hub.metric("ssehub_subscribers")
+    context.close()
+
+    assert before == 1
+    wait_until(lambda: hub.metric("ssehub_subscribers") == 0, 20)
+
+
+def test_native_event_source_comes_back_after_a_drain(browser: Browser, page: Page, hub: RunningHub) -> None:
+    own = RunningHub("--drain-seconds", "1", "--cors-origins", "*")
+    port = own.port
+    try:
+        page.goto(f"{own.control_url}/healthz")
+        page.set_content("<!doctype html><title>page</title><ul id=shown></ul>")
+        page.evaluate(
+            """url => {
+              const sse = new EventSource(url);
+              const show = e => document.querySelector("#shown").innerHTML += `<li>${e.type} ${e.data}</li>`;
+              for (const type of ["message", "stream-drain", "stream-reset"]) sse.addEventListener(type, show);
+              sse.onopen = () => document.title = "open";
+            }""",
+            f"{own.url}/events/?token={own.token()}",
+        )
+        page.wait_for_function("document.title == 'open'")
+        own.emit(data="before")
+        page.wait_for_function("document.querySelectorAll('li').length == 1")
+    finally:
+        own.stop()
+    page.wait_for_function("document.querySelectorAll('li').length == 2")
+
+    again = RunningHub("--bind", f"127.0.0.1:{port}", "--cors-origins", "*")
+    try:
+        page.wait_for_function("document.querySelectorAll('li').length == 3", timeout=20_000)
+        again.emit(data="after")
+        page.wait_for_function("document.querySelectorAll('li').length == 4")
+        assert page.locator("li").all_inner_texts() == [
+            "message before",
+            "stream-drain {}",
+            'stream-reset {"reason":"log-lost"}',
+            "message after",
+        ]
+    finally:
+        again.stop()

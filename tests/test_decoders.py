@@ -1,0 +1,88 @@
+"""Clients that nobody here wrote decode what we send, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from httpx_sse import connect_sse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from apache import NODE_MODULES
+from conftest import RunningHub, require
+
+LISTEN = Path(__file__).parent / "e2e" / "listen.mjs"
+NODE = Path(sys.executable).parent / "node"
+
+pieces = [
+    "\r",
+    "\n",
+    "\r\n",
+    "\u2028",
+    "\u2029",
+    "\x85",
+    "\x0b",
+    "\x0c",
+    "\0",
+    "\ufeff",
+    "data: ",
+    ":",
+    " ",
+    "🦜",
+    "é",
+    "x",
+]
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200) | st.lists(st.sampled_from(pieces)).map("".join)
+batches = st.lists(texts, min_size=1, max_size=20)
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def normal(text: str) -> str:
+    """What a stream can carry of `text`: its line ends all become LF (HTML standard, 9.2.6)."""
+    return re.sub(r"\r\n|\r", "\n", text)
+
+
+def publish(hub: RunningHub, batch: list[str]) -> list[str]:
+    events = [{"userId": "*", "channel": "chat", "data": data} for data in batch]
+    response = httpx.post(f"{hub.control_url}/emit/", json=events)
+    return list(response.raise_for_status().json()["ids"])
+
+
+@quick
+@given(batch=batches)
+def test_httpx_sse_reads_what_was_published(hub: RunningHub, batch: list[str]) -> None:
+    with httpx.Client() as client, connect_sse(client, "GET", f"{hub.url}/events/?token={hub.token()}") as source:
+        ids = publish(hub, batch)
+        events = (event for event in source.iter_sse() if event.id in ids)
+        shown = [(event.id, event.data) for event, _ in zip(events, batch, strict=False)]
+
+    assert shown == list(zip(ids, map(normal, batch), strict=True))
+
+
+@pytest.mark.e2e
+def test_npm_eventsource_reads_what_was_published(hub: RunningHub) -> None:
+    require(NODE.exists() and (NODE_MODULES / "eventsource").exists(), "node with the npm package eventsource")
+    sent: list[str] = []
+
+    @settings(max_examples=60, database=None, derandomize=True)
+    @given(batch=batches)
+    def collect(batch: list[str]) -> None:
+        sent.extend(batch)
+
+    collect()
+    command = [NODE, LISTEN, f"{hub.url}/events/?token={hub.token()}", str(len(sent))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8") as node:
+        assert node.stdout and node.stderr
+        assert node.stderr.readline() == "open\n"
+        ids = publish(hub, sent)
+        output, errors = node.communicate(timeout=30)
+
+    assert errors == ""
+    shown = [json.loads(line) for line in output.split("\n") if line]
+    assert [(event["lastEventId"], event["data"]) for event in shown] == list(zip(ids, map(normal, sent), strict=True))
