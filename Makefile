@@ -33,7 +33,7 @@ cov: tools ## branch coverage, line by line
 	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-report=html
 
 soak: tools ## the long faults at full scale
-	SSEHUB_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
+	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
 
 bench: .venv/dev ## deliveries per CPU second and memory per stream
 	$(BIN)/python benchmarks/run.py

@@ -125,3 +125,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about in time"
         time.sleep(0.01)
+
+
+def report(text: str) -> None:
+    """Say a figure; pytest shows it with `-s` and when the test fails."""
+    sys.stderr.write(f"{text}\n")

@@ -53,6 +53,14 @@ fetch("chat.php?cookie=" + (location.hash ? "1" : "")).then(r => r.text()).then(
 
 
 @pytest.fixture(scope="module")
+def hub() -> Iterator[RunningHub]:
+    # Apache notices that a browser has gone when it next writes to it: here, a heartbeat.
+    running = RunningHub("--token-cookie", "sse", "--heartbeat-seconds", "0.5")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     require(CHROMIUM.exists(), "chromium")
     require(NODE_MODULES.exists(), "the npm package event-source-polyfill")

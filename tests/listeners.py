@@ -1,0 +1,75 @@
+"""Many streams in one process: `listeners.py PORT TOKEN COUNT`. Each event's data begins with when it was sent.
+
+Prints `open` when all are; for each line on stdin, how many events each stream has had and the 99th percentile of the
+latencies since the last time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+EVENT = b"\ndata: "
+
+
+class Listener(asyncio.Protocol):
+    def __init__(self, request: bytes, group: Group) -> None:
+        self.request = request
+        self.group = group
+        self.count = 0
+        self.rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.rest and not self.count and b": ok" in data:
+            self.group.opened += 1
+        parts = (self.rest + data).split(EVENT)
+        now = time.time()
+        for part in parts[1:-1]:
+            self.group.latencies.append(now - float(part[:17]))
+        self.count += len(parts) - 1
+        last = parts[-1]
+        if len(parts) > 1 and len(last) >= 17:
+            self.group.latencies.append(now - float(last[:17]))
+            self.rest = last[-len(EVENT) + 1 :]
+        elif len(parts) > 1:
+            self.count -= 1
+            self.rest = EVENT + last
+        else:
+            self.rest = last[-len(EVENT) + 1 :]
+
+
+class Group:
+    def __init__(self) -> None:
+        self.opened = 0
+        self.latencies: list[float] = []
+
+
+async def main(port: int, token: str, count: int) -> None:
+    loop = asyncio.get_running_loop()
+    group = Group()
+    request = f"GET /events/?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    streams = []
+    for _ in range(count):
+        _, stream = await loop.create_connection(lambda: Listener(request, group), "127.0.0.1", port)
+        streams.append(stream)
+    while group.opened < count:
+        await asyncio.sleep(0.01)
+    say("open")
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        latencies = sorted(group.latencies) or [0.0]
+        group.latencies.clear()
+        counts = ",".join(str(number) for number in {stream.count for stream in streams})
+        say(f"{counts} {latencies[int(len(latencies) * 0.99)]:.6f}")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,228 @@
+"""Faults, with real processes and sockets. `make soak` runs them at full scale."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from conftest import RunningHub, report, wait_until
+from streams import RawStream, get, listen
+
+SOAK = "SOAK" in os.environ
+LISTENERS = Path(__file__).parent / "listeners.py"
+BAD_LINES = re.compile(r"ERROR|Traceback")
+
+
+class Listeners:
+    """Many streams in a process of their own; it says how long each event took to each of them."""
+
+    def __init__(self, hub: RunningHub, count: int, user: str = "alex") -> None:
+        token = hub.token(user)
+        self.process = subprocess.Popen(
+            [sys.executable, LISTENERS, str(hub.port), token, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._line() == "open"
+
+    def _line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def counts_and_p99(self) -> tuple[set[int], float]:
+        """How many events each stream has had, and the 99th percentile of the latencies in seconds; starts anew."""
+        assert self.process.stdin
+        self.process.stdin.write("report\n")
+        self.process.stdin.flush()
+        counts, p99 = self._line().split(" ")
+        return {int(count) for count in counts.split(",")}, float(p99)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                pipe.close()
+
+
+@contextmanager
+def listeners(hub: RunningHub, count: int) -> Iterator[Listeners]:
+    running = Listeners(hub, count)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def publish_stamped(hub: RunningHub, count: int, size: int, pause: float) -> None:
+    with httpx.Client() as http:
+        for _ in range(count):
+            data = f"{time.time():.6f} {'x' * size}"
+            http.post(
+                f"{hub.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": data}
+            ).raise_for_status()
+            time.sleep(pause)
+
+
+def settled(group: Listeners, expected: int, seconds: float = 30) -> float:
+    """The p99 once each stream has had `expected` events."""
+    end = time.monotonic() + seconds
+    while True:
+        counts, p99 = group.counts_and_p99()
+        if counts == {expected}:
+            return p99
+        assert time.monotonic() < end, f"expected {expected}, had {sorted(counts)[:5]} to {sorted(counts)[-5:]}"
+        time.sleep(0.1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: Callable[..., RunningHub]) -> None:
+    count, events = (1_000, 200) if SOAK else (300, 200)
+    pause = 0.02 if SOAK else 0.01
+    ratios = []
+    for _ in range(3):
+        hub = start_hub("--grace-seconds", "1")
+        with listeners(hub, count - 1) as others:
+            publish_stamped(hub, events, 8_192, pause)
+            without = settled(others, events)
+            with listeners(hub, 1) as stopped:
+                os.kill(stopped.process.pid, signal.SIGSTOP)
+                publish_stamped(hub, events, 8_192, pause)
+                with_one_stopped = settled(others, 2 * events)
+                wait_until(lambda: hub.metric('ssehub_endings_total{reason="slow"}') == 1, 10)
+                memory = psutil.Process(hub.process.pid).memory_info().rss
+                os.kill(stopped.process.pid, signal.SIGCONT)
+        hub.stop()
+        ratios.append(with_one_stopped / without)
+        report(f"p99 without {without * 1000:.1f} ms, with {with_one_stopped * 1000:.1f} ms, rss {memory >> 20} MiB")
+        assert memory < 300 * 2**20
+        if min(ratios) < 2:
+            break
+    assert min(ratios) < 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_large_batch_ends_no_reading_subscriber(start_hub: Callable[..., RunningHub]) -> None:
+    count, events = (1_000, 10_000) if SOAK else (100, 4_000)
+    hub = start_hub("--max-event-bytes", "1000")
+    with listeners(hub, count) as readers:
+        began = time.monotonic()
+        stamp = f"{time.time():.6f} "
+        batch = [{"userId": "*", "channel": "chat", "data": stamp + "x" * 480} for _ in range(events)]
+        httpx.post(f"{hub.control_url}/emit/", json=batch, timeout=60).raise_for_status()
+        settled(readers, events, 300)
+        report(f"{count} x {events} events in {time.monotonic() - began:.1f} s")
+
+        assert hub.metric('ssehub_endings_total{reason="slow"}') == 0
+        assert hub.metric("ssehub_subscribers") == count
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a17_churn_leaves_nothing_and_gives_nothing_to_strangers(start_hub: Callable[..., RunningHub]) -> None:
+    total = 20_000 if SOAK else 2_000
+    seed = random.randrange(2**32)
+    report(f"seed {seed}")
+    hub = start_hub("--heartbeat-seconds", "0.5")
+    process = psutil.Process(hub.process.pid)
+    tokens = {user: hub.token(user) for user in ("a", "b", "c", "d")}
+    warm = [listen(hub.port, tokens["a"]) for _ in range(50)]
+    for stream in warm:
+        stream.close()
+    descriptors, memory = process.num_fds(), process.memory_info().rss
+
+    strangers = asyncio.run(churn(hub, tokens, total, random.Random(seed)))
+
+    assert strangers == []
+    wait_until(lambda: hub.metric("ssehub_subscribers") == 0, 20)
+    wait_until(lambda: process.num_fds() <= descriptors + 2, 20)
+    report(f"rss {memory >> 20} -> {process.memory_info().rss >> 20} MiB")
+    assert process.memory_info().rss < memory + 40 * 2**20
+    after = listen(hub.port, tokens["a"])
+    hub.emit(userId="a", data="a after")
+    after.read_until(b"data: a after\n\n")
+    after.close()
+    assert not BAD_LINES.search(hub.log)
+
+
+async def churn(hub: RunningHub, tokens: dict[str, str], total: int, chance: random.Random) -> list[bytes]:
+    """Open and reset connections while events for each user flow; returns what came to a stranger."""
+    strangers: list[bytes] = []
+    left = iter(range(total))
+
+    async def visit() -> None:
+        for _ in left:
+            user = chance.choice("abcd")
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+                request = get(f"/events/?token={tokens[user]}").encode()
+                writer.write(request * (2 if chance.random() < 0.1 else 1))
+                async with asyncio.timeout(chance.random() * 0.05):
+                    while data := await reader.read(65_536):
+                        for found in re.findall(rb"data: (\w) ", data):
+                            if found != user.encode():
+                                strangers.append(data)
+            writer.transport.abort()
+
+    async def publish() -> None:
+        async with httpx.AsyncClient() as http:
+            while True:
+                events = [{"userId": user, "channel": "chat", "data": f"{user} {'x' * 50}"} for user in "abcd"]
+                await http.post(f"{hub.control_url}/emit/", json=events)
+
+    publisher = asyncio.create_task(publish())
+    await asyncio.gather(*[visit() for _ in range(20)])
+    publisher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await publisher
+    return strangers
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_f1_sigterm_at_scale(start_hub: Callable[..., RunningHub]) -> None:
+    count = 1_000 if SOAK else 300
+    window = 5.0
+    hub = start_hub("--drain-seconds", str(window))
+    token = hub.token()
+    streams = [listen(hub.port, token) for _ in range(count)]
+    stopped = [RawStream(hub.port, get(f"/events/?token={token}"), receive_buffer=4_096) for _ in range(20)]
+    wait_until(lambda: hub.metric("ssehub_subscribers") == count + 20)
+    began = time.monotonic()
+    hub.signal()
+    codes = []
+    while hub.process.poll() is None and time.monotonic() < began + window + 5:
+        with contextlib.suppress(httpx.HTTPError):
+            codes.append(httpx.get(f"{hub.control_url}/readyz").status_code)
+        time.sleep(0.05)
+    took = time.monotonic() - began
+
+    assert hub.wait() == 0
+    assert took < window + 2
+    assert statistics.mode(codes) == 503
+    assert not BAD_LINES.search(hub.log)
+    for stream in streams:
+        stream.read_until(b"0\r\n\r\n")
+        stream.close()
+        assert [event.event for event in stream.events] == ["stream-drain"]
+    for stream in stopped:
+        stream.close()
+    report(f"{count} streams ended in {took:.1f} s")
