@@ -18,6 +18,7 @@ class Listener(asyncio.Protocol):
         self.request = request
         self.group = group
         self.count = 0
+        self.is_open = False
         self.rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -25,9 +26,11 @@ class Listener(asyncio.Protocol):
         transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        if not self.rest and not self.count and b": ok" in data:
+        data = self.rest + data
+        if not self.is_open and b": ok" in data:
+            self.is_open = True
             self.group.opened += 1
-        parts = (self.rest + data).split(EVENT)
+        parts = data.split(EVENT)
         now = time.time()
         for part in parts[1:-1]:
             self.group.latencies.append(now - float(part[:17]))

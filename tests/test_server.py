@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -13,8 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from conftest import SECRET, RunningHub, wait_until
+from ssehub.client import create_client_app
+from ssehub.hub import Hub
+from ssehub.server import HttpProtocol
+from ssehub.tokens import Tokens
 from streams import RawStream, get, listen
 
 TROUBLE = re.compile(r"ERROR|Traceback|Exception")
@@ -249,11 +257,36 @@ def test_c17_no_token_is_in_the_log(start_hub: Callable[..., RunningHub]) -> Non
 
 def test_lost_connection_while_the_headers_are_sent_leaves_nothing(hub: RunningHub) -> None:
     token = hub.token()
-    for _ in range(200):
-        RawStream(hub.port, get(f"/events/?token={token}")).reset()
+    for number in range(200):
+        RawStream(hub.port, get(f"/events/?token={token}") * (1 + number % 3)).reset()
 
     wait_until(lambda: hub.metric("ssehub_subscribers") == 0)
     assert not TROUBLE.search(hub.log)
+
+
+@pytest.mark.anyio
+async def test_pipelined_requests_leave_no_task_behind() -> None:
+    tokens = Tokens(SECRET)
+    async with Hub() as hub:
+        config = uvicorn.Config(create_client_app(hub, tokens=tokens), http=HttpProtocol, lifespan="off")
+        config.load()
+        state = ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: HttpProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        tasks = len(asyncio.all_tasks())
+        request = get(f"/events/?token={tokens.issue('alex', ['chat'], expires_at=time.time() + 60)}").encode()
+        for number in range(30):
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(request * (1 + number % 3))
+            await asyncio.sleep(0.001 * (number % 5))
+            writer.transport.abort()
+        async with asyncio.timeout(5):
+            while state.connections or len(asyncio.all_tasks()) > tasks:
+                await asyncio.sleep(0.01)
+        server.close()
+
+    assert not state.tasks
 
 
 def test_app_modules_export_the_apps() -> None:

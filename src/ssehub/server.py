@@ -22,7 +22,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .brokers import create_broker
 from .client import create_client_app
@@ -51,16 +51,24 @@ class HttpProtocol(HttpToolsProtocol):
     """
 
     stream: TransportSink | None = None
+    running: RequestResponseCycle | None = None
+    """The request that is being answered: `cycle` is the newest, which may be one that is queued behind it."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: {"connection": self}}
 
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if not self.pipeline:
+            self.running = self.cycle
+
     def open_stream(self) -> TransportSink:
-        # uvicorn would answer an HTTP/1.0 client in chunks, too.
-        is_chunked = self.cycle.keep_alive
+        assert self.running is not None
+        is_chunked = self.running.keep_alive
         if not is_chunked:
-            self.cycle.chunked_encoding = False
+            # uvicorn would answer an HTTP/1.0 client in chunks, too.
+            self.running.chunked_encoding = False
         self.stream = TransportSink(self.transport, is_chunked=is_chunked)
         if self.pipeline:
             self.transport.abort()
@@ -74,6 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.stream = None
+        self.running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -88,7 +97,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         stream, self.stream = self.stream, None
+        running, self.running = self.running, None
         super().connection_lost(exc)
+        if running is not None:
+            # uvicorn tells this to the newest request alone.
+            running.disconnected = True
+            running.message_event.set()
         if stream is not None:
             stream.connection_lost()
 
