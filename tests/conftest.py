@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -81,6 +82,9 @@ class RunningHub:
         assert found, f"there is no {name}"
         return float(found[1])
 
+    def wait_for(self, name: str, value: float, seconds: float = 10.0) -> None:
+        wait_until(lambda: self.metric(name) == value, seconds)
+
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
@@ -125,6 +129,13 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about in time"
         time.sleep(0.01)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """The same inside an event loop."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # the state has no event of its own
+            await asyncio.sleep(0)
 
 
 def report(text: str) -> None:

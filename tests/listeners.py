@@ -29,7 +29,7 @@ class Listener(asyncio.Protocol):
         data = self.rest + data
         if not self.is_open and b": ok" in data:
             self.is_open = True
-            self.group.opened += 1
+            self.group.opened()
         parts = data.split(EVENT)
         now = time.time()
         for part in parts[1:-1]:
@@ -47,21 +47,26 @@ class Listener(asyncio.Protocol):
 
 
 class Group:
-    def __init__(self) -> None:
-        self.opened = 0
+    def __init__(self, count: int) -> None:
+        self.missing = count
+        self.all_open = asyncio.Event()
         self.latencies: list[float] = []
+
+    def opened(self) -> None:
+        self.missing -= 1
+        if not self.missing:
+            self.all_open.set()
 
 
 async def main(port: int, token: str, count: int) -> None:
     loop = asyncio.get_running_loop()
-    group = Group()
+    group = Group(count)
     request = f"GET /events/?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     streams = []
     for _ in range(count):
         _, stream = await loop.create_connection(lambda: Listener(request, group), "127.0.0.1", port)
         streams.append(stream)
-    while group.opened < count:
-        await asyncio.sleep(0.01)
+    await group.all_open.wait()
     say("open")
     while await loop.run_in_executor(None, sys.stdin.readline):
         latencies = sorted(group.latencies) or [0.0]

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from apache import NODE_MODULES, running_apache
-from conftest import RunningHub, require, wait_until
+from conftest import RunningHub, require
 
 pytestmark = pytest.mark.e2e
 
@@ -96,7 +96,7 @@ def test_page_behind_apache_shows_what_php_emits(path: str, page: Page, site: st
 
 
 def test_page_that_is_closed_is_noticed_through_apache(browser: Browser, site: str, hub: RunningHub) -> None:
-    wait_until(lambda: hub.metric("ssehub_subscribers") == 0, 20)
+    hub.wait_for("ssehub_subscribers", 0, 20)
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"{site}/native.html")
@@ -105,7 +105,7 @@ def test_page_that_is_closed_is_noticed_through_apache(browser: Browser, site: s
     context.close()
 
     assert before == 1
-    wait_until(lambda: hub.metric("ssehub_subscribers") == 0, 20)
+    hub.wait_for("ssehub_subscribers", 0, 20)
 
 
 def test_native_event_source_comes_back_after_a_drain(browser: Browser, page: Page, hub: RunningHub) -> None:

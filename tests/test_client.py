@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from conftest import RunningHub, wait_until
+from conftest import RunningHub
 from ssehub.client import create_client_app
 from ssehub.hub import Hub
 from ssehub.tokens import Tokens
@@ -180,12 +180,12 @@ def test_a7_second_request_on_a_stream_aborts_the_connection(hub: RunningHub) ->
     for stream in (later, at_once):
         stream.read_to_end()
         stream.close()
-    wait_until(lambda: hub.metric("ssehub_subscribers") == 0)
+    hub.wait_for("ssehub_subscribers", 0)
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "shutdown"])
 def test_a6_client_that_goes_is_noticed(hub: RunningHub, how: str) -> None:
-    wait_until(lambda: hub.metric("ssehub_subscribers") == 0)
+    hub.wait_for("ssehub_subscribers", 0)
     ended = 'ssehub_endings_total{reason="disconnected"}'
     before = hub.metric(ended)
     stream = listen(hub.port, hub.token())
@@ -197,7 +197,7 @@ def test_a6_client_that_goes_is_noticed(hub: RunningHub, how: str) -> None:
     else:
         stream.socket.shutdown(socket.SHUT_WR)
 
-    wait_until(lambda: hub.metric(ended) == before + 1)
+    hub.wait_for(ended, before + 1)
     stream.close()
 
 

@@ -106,7 +106,7 @@ def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: 
                 os.kill(stopped.process.pid, signal.SIGSTOP)
                 publish_stamped(hub, events, 8_192, pause)
                 with_one_stopped = settled(others, 2 * events)
-                wait_until(lambda: hub.metric('ssehub_endings_total{reason="slow"}') == 1, 10)
+                hub.wait_for('ssehub_endings_total{reason="slow"}', 1)
                 memory = psutil.Process(hub.process.pid).memory_info().rss
                 os.kill(stopped.process.pid, signal.SIGCONT)
         hub.stop()
@@ -152,7 +152,7 @@ def test_a17_churn_leaves_nothing_and_gives_nothing_to_strangers(start_hub: Call
     strangers = asyncio.run(churn(hub, tokens, total, random.Random(seed)))
 
     assert strangers == []
-    wait_until(lambda: hub.metric("ssehub_subscribers") == 0, 20)
+    hub.wait_for("ssehub_subscribers", 0, 20)
     wait_until(lambda: process.num_fds() <= descriptors + 2, 20)
     report(f"rss {memory >> 20} -> {process.memory_info().rss >> 20} MiB")
     assert process.memory_info().rss < memory + 40 * 2**20
@@ -205,7 +205,7 @@ def test_f1_sigterm_at_scale(start_hub: Callable[..., RunningHub]) -> None:
     token = hub.token()
     streams = [listen(hub.port, token) for _ in range(count)]
     stopped = [RawStream(hub.port, get(f"/events/?token={token}"), receive_buffer=4_096) for _ in range(20)]
-    wait_until(lambda: hub.metric("ssehub_subscribers") == count + 20)
+    hub.wait_for("ssehub_subscribers", count + 20)
     began = time.monotonic()
     hub.signal()
     codes = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from conftest import until
 from fakes import FakeSink
 from ssehub.errors import HubClosed, Overloaded
 from ssehub.event import Claims, Event, Position
@@ -45,12 +46,6 @@ def join(
 ) -> tuple[Subscriber, FakeSink]:
     sink = sink or FakeSink()
     return hub.subscribe(Claims(user, channels or ("chat",), **claims), sink), sink
-
-
-async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # the state has no event of its own
-            await asyncio.sleep(0)
 
 
 async def settle(hub: Hub) -> None:

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from conftest import SECRET, RunningHub, wait_until
+from conftest import SECRET, RunningHub, until, wait_until
 from ssehub.client import create_client_app
 from ssehub.hub import Hub
 from ssehub.server import HttpProtocol
@@ -260,7 +260,7 @@ def test_lost_connection_while_the_headers_are_sent_leaves_nothing(hub: RunningH
     for number in range(200):
         RawStream(hub.port, get(f"/events/?token={token}") * (1 + number % 3)).reset()
 
-    wait_until(lambda: hub.metric("ssehub_subscribers") == 0)
+    hub.wait_for("ssehub_subscribers", 0)
     assert not TROUBLE.search(hub.log)
 
 
@@ -281,9 +281,7 @@ async def test_pipelined_requests_leave_no_task_behind() -> None:
             writer.write(request * (1 + number % 3))
             await asyncio.sleep(0.001 * (number % 5))
             writer.transport.abort()
-        async with asyncio.timeout(5):
-            while state.connections or len(asyncio.all_tasks()) > tasks:
-                await asyncio.sleep(0.01)
+        await until(lambda: not state.connections and len(asyncio.all_tasks()) == tasks)
         server.close()
 
     assert not state.tasks
