@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import re
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 SECRET = "the secret of the benchmark has 32 bytes or more"
@@ -44,10 +47,8 @@ class Hub:
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     command = [sys.executable, "-m", "ssehub", "serve", "--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0"]
-    with tempfile.NamedTemporaryFile("r") as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, "SSEHUB_SECRET": SECRET}, stderr=Path(log.name).open("w")
-        )
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(command, env={**os.environ, "SSEHUB_SECRET": SECRET}, stderr=log)
         try:
             ports: list[str] = []
             while len(ports) < 2 and process.poll() is None:
@@ -81,41 +82,47 @@ class Listener(asyncio.Protocol):
             self.load.opened += 1
 
 
+def post(connection: socket.socket, path: str, body: bytes) -> bytes:
+    """POST a form and return the body of the answer."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    connection.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(body), body))
+    answer = b""
+    while True:
+        answer += connection.recv(65_536)
+        head_part, _, rest = answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head_part)
+        if length and len(rest) >= int(length[1]):
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+            return rest
+
+
+def publish(port: int, count: int, size: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        body = b"userId=*&channel=chat&data=" + b"x" * size
+        for _ in range(count):
+            post(connection, "/emit/", body)
+
+
 class Load:
-    """Streams of one channel, and one publisher, in this process's loop."""
+    """Streams of one channel."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.opened = 0
         self.events = 0
 
-    async def post(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: bytes) -> bytes:
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\n"
-        writer.write(b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(body), body))
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200"), answer
-        length = re.search(rb"content-length: (\d+)", answer)
-        assert length
-        return await reader.readexactly(int(length[1]))
-
     async def listen(self, count: int) -> None:
-        publisher = await asyncio.open_connection("127.0.0.1", self.hub.control_port)
-        token = await self.post(*publisher, "/token/", b"userId=alex&channel=chat&exp=3600")
-        publisher[1].close()
+        with socket.create_connection(("127.0.0.1", self.hub.control_port)) as connection:
+            token = post(connection, "/token/", b"userId=alex&channel=chat&exp=3600")
         request = b"GET /events/ HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %b\r\n\r\n" % token
         loop = asyncio.get_running_loop()
-        for number in range(count):
+        for wanted in range(1, count + 1):
             await loop.create_connection(lambda: Listener(request, self), "127.0.0.1", self.hub.port)
-            if number % 100 == 99:
-                await self.until(lambda: self.opened > number - 50)
-        await self.until(lambda: self.opened == count)
+            if wanted % 100 == 0 or wanted == count:
+                await self.until(partial(self.has_opened, wanted))
 
-    async def publish(self, count: int, size: int) -> None:
-        publisher = await asyncio.open_connection("127.0.0.1", self.hub.control_port)
-        body = b"userId=*&channel=chat&data=" + b"x" * size
-        for _ in range(count):
-            await self.post(*publisher, "/emit/", body)
-        publisher[1].close()
+    def has_opened(self, count: int) -> bool:
+        return self.opened == count
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
@@ -127,8 +134,10 @@ async def deliveries_per_cpu_second(hub: Hub) -> float:
     load = Load(hub)
     await load.listen(1_000)
     before = hub.cpu_seconds()
-    await load.publish(1_000, 100)
+    publisher = multiprocessing.get_context("spawn").Process(target=publish, args=(hub.control_port, 1_000, 100))
+    publisher.start()
     await load.until(lambda: load.events >= 1_000_000)
+    publisher.join()
     return load.events / (hub.cpu_seconds() - before)
 
 
