@@ -1,5 +1,5 @@
 """The apps for `uvicorn asgi:client_app`, run from a checkout."""
 
-from ssehub.asgi import client_app, control_app
+from ssehub.asgi import app, client_app, control_app
 
-__all__ = ["client_app", "control_app"]
+__all__ = ["app", "client_app", "control_app"]

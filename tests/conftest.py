@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 SECRET = "a secret for tests that has 32 bytes or more"
@@ -76,6 +78,14 @@ class RunningHub:
         response = httpx.post(f"{self.control_url}/emit/", json=body, timeout=30)
         return str(response.raise_for_status().json()["id"])
 
+    def emit_batch(self, events: list[dict[str, Any]]) -> list[str]:
+        response = httpx.post(f"{self.control_url}/emit/", json=events, timeout=60)
+        ids: list[str] = response.raise_for_status().json()["ids"]
+        return ids
+
+    def memory_bytes(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.control_url}/metrics").text
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
@@ -121,6 +131,19 @@ def hub() -> Iterator[RunningHub]:
     running = RunningHub("--token-cookie", "sse", "--cors-origins", "https://app.example")
     yield running
     running.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -69,7 +69,7 @@ class RawStream:
 def unchunked(data: bytes) -> bytes:
     """The body that chunks carry (RFC 9112, 7.1), as far as it has come."""
     body = b""
-    while found := re.match(rb"([0-9a-f]+)\r\n", data):
+    while found := re.match(rb"([0-9a-fA-F]+)\r\n", data):
         size = int(found[1], 16)
         start = found.end()
         if not size or len(data) < start + size + 2:
@@ -77,7 +77,7 @@ def unchunked(data: bytes) -> bytes:
         assert data[start + size : start + size + 2] == b"\r\n"
         body += data[start : start + size]
         data = data[start + size + 2 :]
-    assert data == b"" or re.fullmatch(rb"[0-9a-f]+\r?", data), data[:80]
+    assert data == b"" or re.fullmatch(rb"[0-9a-fA-F]+\r?", data), data[:80]
     return body
 
 

@@ -15,9 +15,6 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from conftest import RunningHub
-from ssehub.client import create_client_app
-from ssehub.hub import Hub
-from ssehub.tokens import Tokens
 from streams import RawStream, get, listen
 
 REFUSED = "a valid token is needed\n"
@@ -275,20 +272,6 @@ def test_a22_heartbeats_come_in_their_interval(start_hub: Callable[..., RunningH
     stream.close()
 
     assert stream.events == []
-
-
-def test_stream_without_our_protocol_is_500_and_says_what_to_start(caplog: pytest.LogCaptureFixture) -> None:
-    tokens = Tokens("a secret of 32 bytes, or rather more")
-
-    async def ask() -> int:
-        async with Hub() as hub:
-            transport = httpx.ASGITransport(create_client_app(hub, tokens=tokens))
-            token = tokens.issue("a", ["b"], expires_at=9_999_999_999)
-            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-                return (await client.get("/events/", params={"token": token})).status_code
-
-    assert asyncio.run(ask()) == 500
-    assert "--http ssehub.server:HttpProtocol" in caplog.text
 
 
 def test_unmodified_event_source_response_sends_the_same_headers_and_body(start_hub: Callable[..., RunningHub]) -> None:

@@ -37,7 +37,7 @@ class Control:
         self.http = http
         self.tokens = tokens
         self.sink = FakeSink()
-        hub.subscribe(Claims("alex", ("chat",)), self.sink)
+        hub.attach(Claims("alex", ("chat",)), self.sink)
 
     async def post(self, path: str, body: bytes | str = b"", headers: dict[str, str] = FORM) -> httpx.Response:
         return await self.http.post(path, content=body, headers=headers)

@@ -45,7 +45,7 @@ def join(
     hub: Hub, user: str = "alex", *channels: str, sink: FakeSink | None = None, **claims: Any
 ) -> tuple[Subscriber, FakeSink]:
     sink = sink or FakeSink()
-    return hub.subscribe(Claims(user, channels or ("chat",), **claims), sink), sink
+    return hub.attach(Claims(user, channels or ("chat",), **claims), sink), sink
 
 
 async def settle(hub: Hub) -> None:
@@ -148,7 +148,7 @@ async def test_cursor_other_than_the_present_position_is_answered_by_a_reset(cur
         head = await hub.publish(channel="chat", user_id="*", data="2")
         sink = FakeSink()
 
-        hub.subscribe(Claims("a", ("chat",)), sink, cursor={"HEAD": head, "OLDER": older}.get(cursor, cursor))
+        hub.attach(Claims("a", ("chat",)), sink, cursor={"HEAD": head, "OLDER": older}.get(cursor, cursor))
         await hub.publish(channel="chat", user_id="*", data="live")
         await settle(hub)
 
@@ -437,9 +437,12 @@ async def test_draining_ends_every_stream_with_a_farewell_and_a_retry(caplog: py
         assert len([record for record in caplog.records if "stream ended: drained" in record.message]) == 50
 
 
-async def test_publishing_to_a_hub_that_does_not_run_says_so() -> None:
+async def test_publishing_to_a_closed_hub_says_so() -> None:
+    async with Hub() as hub:
+        pass
+
     with pytest.raises(HubClosed, match="async with"):
-        await Hub().publish(channel="chat", user_id="*", data="x")
+        await hub.publish(channel="chat", user_id="*", data="x")
 
 
 async def test_publishers_all_see_one_order() -> None:

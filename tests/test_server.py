@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from conftest import SECRET, RunningHub, until, wait_until
+from conftest import SECRET, RunningHub, connects, free_port, until, wait_until
 from ssehub.client import create_client_app
 from ssehub.hub import Hub
 from ssehub.server import HttpProtocol
@@ -221,11 +221,6 @@ def test_f10_hub_goes_on_when_nobody_reads_its_stderr() -> None:
     process.stderr.close()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/healthz").status_code == 200
@@ -268,7 +263,9 @@ def test_lost_connection_while_the_headers_are_sent_leaves_nothing(hub: RunningH
 async def test_pipelined_requests_leave_no_task_behind() -> None:
     tokens = Tokens(SECRET)
     async with Hub() as hub:
-        config = uvicorn.Config(create_client_app(hub, tokens=tokens), http=HttpProtocol, lifespan="off")
+        config = uvicorn.Config(
+            create_client_app(hub, tokens=tokens, drains_on_exit=False), http=HttpProtocol, lifespan="off"
+        )
         config.load()
         state = ServerState()
         server = await asyncio.get_running_loop().create_server(
@@ -288,9 +285,7 @@ async def test_pipelined_requests_leave_no_task_behind() -> None:
 
 
 def test_app_modules_export_the_apps() -> None:
-    code = (
-        "import asgi, ssehub.asgi as inner; assert asgi.client_app is inner.client_app; print(type(asgi.control_app))"
-    )
+    code = "import asgi, ssehub.asgi as inner; assert asgi.client_app is inner.client_app; print(type(asgi.app))"
     root = Path(__file__).parent.parent
 
     result = subprocess.run(
@@ -302,7 +297,7 @@ def test_app_modules_export_the_apps() -> None:
         timeout=20,
     )
 
-    assert "Starlette" in result.stdout, result.stderr
+    assert "Served" in result.stdout, result.stderr
 
 
 def test_apps_run_under_uvicorn_with_our_protocol() -> None:
@@ -329,11 +324,3 @@ def test_apps_run_under_uvicorn_with_our_protocol() -> None:
     assert process.wait(20) in (0, -signal.SIGTERM)
     assert process.stderr is not None
     process.stderr.close()
-
-
-def connects(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True

@@ -1,7 +1,51 @@
 """A Server-Sent Events hub: backends publish events, browsers receive them at once."""
 
-from .errors import SSEHubError
-from .event import Claims, Event
-from .hub import Hub
+from __future__ import annotations
 
-__all__ = ["Claims", "Event", "Hub", "SSEHubError"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import create_client_app
+    from .control import create_control_app
+    from .errors import SSEHubError
+    from .event import Claims, Event
+    from .hub import Hub
+    from .publisher import AsyncPublisher, Publisher
+    from .subscription import Message, Subscription
+    from .tokens import Tokens
+
+# Each name and its room, imported when it is first asked for: a backend that only publishes needs no server.
+_ROOMS = {
+    "AsyncPublisher": "publisher",
+    "Claims": "event",
+    "Event": "event",
+    "Hub": "hub",
+    "Message": "subscription",
+    "Publisher": "publisher",
+    "SSEHubError": "errors",
+    "Subscription": "subscription",
+    "Tokens": "tokens",
+    "create_client_app": "client",
+    "create_control_app": "control",
+}
+
+__all__ = [
+    "AsyncPublisher",
+    "Claims",
+    "Event",
+    "Hub",
+    "Message",
+    "Publisher",
+    "SSEHubError",
+    "Subscription",
+    "Tokens",
+    "create_client_app",
+    "create_control_app",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'ssehub' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)

@@ -1,17 +1,64 @@
-"""The two apps, as the environment configures them.
+"""The apps for other people's servers, as the environment configures them: `uvicorn ssehub.asgi:client_app`.
 
-`uvicorn ssehub.asgi:client_app --http ssehub.server:HttpProtocol`
+`client_app` is a whole hub: while it runs, the control app is served beside it on SSEHUB_CONTROL_BIND. `app` is both in
+one, control under `/control/`; `control_app` is control alone.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .apps import create_apps
 from .config import load_config
-from .server import create_apps
+from .errors import ConfigError, SSEHubError
+from .server import at_work
 
-_config = load_config({}, config_file=None)
-_apps = create_apps(_config, key_is_required=not _config.control_bind.is_loopback)
+__all__ = ["app", "client_app", "control_app"]
 
-client_app = _apps.client
-control_app = _apps.control
 
-__all__ = ["client_app", "control_app"]
+class Served:
+    """`app` with a lifespan that, when it can't begin, says so in one line."""
+
+    def __init__(self, app: ASGIApp, lifespan: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        self._app = app
+        self._lifespan = lifespan
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._lifespan())
+            except SSEHubError as exc:
+                await send({"type": "lifespan.startup.failed", "message": f"ssehub: {exc}"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _refuse() -> AbstractAsyncContextManager[None]:
+    raise ConfigError("asgi:app serves control on the public port: set SSEHUB_CONTROL_KEY, or run asgi:client_app")
+
+
+try:
+    _config = load_config({})
+    _apps = create_apps(_config, drains_on_exit=True)
+except ConfigError as exc:
+    sys.exit(f"ssehub: {exc}")
+
+_at_work = partial(at_work, _apps.hub, _apps.control, _config)
+
+client_app = Served(_apps.client, partial(_at_work, is_served=True))
+control_app = Served(_apps.control, partial(_at_work, is_served=False))
+app = Served(_apps.combined, _refuse if _config.control_key is None else partial(_at_work, is_served=False))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlsplit
@@ -12,14 +13,15 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from .errors import Forbidden, TokenError
-from .event import encode_fields
+from .errors import ConfigError, Forbidden, TokenError, Unavailable
+from .event import Claims, encode_fields
 from .hub import Hub
-from .stream import EventStream
+from .stream import EventStream, ExitListener
 from .tokens import Tokens
 
 logger = logging.getLogger("ssehub.client")
@@ -27,17 +29,32 @@ logger = logging.getLogger("ssehub.client")
 ALLOW = "GET, HEAD, OPTIONS"
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 MAX_QUERY_FIELDS = 100
+_TOKEN = re.compile(rb"(\btoken=)[^&]*")
+
+
+Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
+"""A host's own login: what the request may listen to, None if nothing."""
 
 
 def create_client_app(
-    hub: Hub, *, tokens: Tokens, token_cookie: str | None = None, cors_origins: Sequence[str] = ()
+    hub: Hub,
+    *,
+    tokens: Tokens | None = None,
+    authenticate: Authenticate | None = None,
+    token_cookie: str | None = None,
+    cors_origins: Sequence[str] = (),
+    drains_on_exit: bool = True,
 ) -> Starlette:
-    """The app that serves `GET /events/` from `hub` to whoever brings one of `tokens`.
+    """The app that serves `GET /events/` from `hub`: to whoever brings one of `tokens`, or whom `authenticate` knows.
 
     `token_cookie` names a cookie that may carry the token, too. `cors_origins` are the origins whose pages may listen
-    from elsewhere, with credentials; `("*",)` is every one, without.
+    from elsewhere, with credentials; `("*",)` is every one, without. `drains_on_exit` ends the streams when uvicorn is
+    told to exit, which waits for them. Raises ConfigError unless exactly one of `tokens` and `authenticate` is given.
     """
-    endpoint = EventsEndpoint(hub, tokens, token_cookie, frozenset(cors_origins))
+    if (tokens is None) == (authenticate is None):
+        raise ConfigError("create_client_app needs either tokens or authenticate")
+    login = authenticate or TokenLogin(tokens, token_cookie, frozenset(cors_origins))  # type: ignore[arg-type]
+    endpoint = EventsEndpoint(hub, login, ExitListener(hub) if drains_on_exit else None)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
@@ -61,38 +78,19 @@ def create_client_app(
     return app
 
 
-class EventsEndpoint:
-    """Answers `/events/`; an ASGI app itself, so that no request object lives as long as a stream."""
+class TokenLogin:
+    """Who a request is for, by the token it brings."""
 
-    def __init__(self, hub: Hub, tokens: Tokens, token_cookie: str | None, cors_origins: frozenset[str]) -> None:
-        self._hub = hub
+    def __init__(self, tokens: Tokens, cookie: str | None, cors_origins: frozenset[str]) -> None:
         self._tokens = tokens
-        self._cookie = token_cookie
+        self._cookie = cookie
         self._origins = cors_origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._answer(scope)(scope, receive, send)
+    def verify(self, headers: Headers, query: Mapping[str, str]) -> Claims:
+        """Raises TokenError or Forbidden."""
+        return self._tokens.verify(self._token(headers, query))
 
-    def _answer(self, scope: Scope) -> Response:
-        method = scope["method"]
-        if method == "OPTIONS":
-            return Response(status_code=204, headers={"Allow": ALLOW})
-        if method not in ("GET", "HEAD"):
-            return PlainTextResponse("only GET is answered here\n", 405, headers={"Allow": ALLOW})
-        headers = Headers(scope=scope)
-        query = _query(scope["query_string"])
-        try:
-            claims = self._tokens.verify(self._token(headers, query))
-        except Forbidden as exc:
-            return PlainTextResponse(f"{exc}\n", exc.status)
-        except TokenError as exc:
-            logger.debug("stream refused: %s", exc)
-            return PlainTextResponse("a valid token is needed\n", 401, headers={"WWW-Authenticate": "Bearer"})
-        if method == "GET" and (self._hub.is_full or self._hub.not_ready()):
-            return self._come_back()
-        return EventStream(self._hub, claims, cursor=_cursor(headers, query))
-
-    def _token(self, headers: Headers, query: dict[str, str]) -> str:
+    def _token(self, headers: Headers, query: Mapping[str, str]) -> str:
         """The first token there is: in the `Authorization` header (RFC 6750, 2.1), a cookie, the query."""
         authorization = headers.get("authorization", "")
         if authorization[:6].lower() == "bearer":
@@ -113,6 +111,67 @@ class EventsEndpoint:
         elif origin in self._origins or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
             return
         raise Forbidden("this origin may not listen with a cookie: add it to cors_origins")
+
+
+class EventsEndpoint:
+    """Answers `/events/`; an ASGI app itself, so that no request object lives as long as a stream."""
+
+    def __init__(self, hub: Hub, login: TokenLogin | Authenticate, exit_listener: ExitListener | None) -> None:
+        self._hub = hub
+        self._login = login
+        self._exit_listener = exit_listener
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._answer(scope)
+        await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope) -> Response:
+        method = scope["method"]
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": ALLOW})
+        if method not in ("GET", "HEAD"):
+            return PlainTextResponse("only GET is answered here\n", 405, headers={"Allow": ALLOW})
+        headers = Headers(scope=scope)
+        query = _query(scope["query_string"])
+        if "token" in query:
+            # Servers write the query into their access logs when the response starts.
+            scope["query_string"] = _TOKEN.sub(rb"\1...", scope["query_string"])
+        try:
+            claims = await self._claims(scope, headers, query)
+        except Forbidden as exc:
+            return PlainTextResponse(f"{exc}\n", exc.status)
+        except TokenError as exc:
+            logger.debug("stream refused: %s", exc)
+            return PlainTextResponse("a valid token is needed\n", 401, headers={"WWW-Authenticate": "Bearer"})
+        except Exception:
+            logger.exception("authenticate failed: this client is answered 500")
+            return PlainTextResponse("the server could not tell who you are\n", 500)
+        if method == "GET" and not await self._is_ready():
+            return self._come_back()
+        return EventStream(self._hub, claims, cursor=_cursor(headers, query))
+
+    async def _claims(self, scope: Scope, headers: Headers, query: Mapping[str, str]) -> Claims:
+        if isinstance(self._login, TokenLogin):
+            return self._login.verify(headers, query)
+        claims = await self._login(HTTPConnection(scope))
+        if claims is None:
+            raise TokenError("authenticate knows nobody by this request")
+        if not isinstance(claims, Claims):
+            raise TypeError(f"authenticate returned {type(claims).__name__}: return ssehub.Claims, or None for nobody")
+        return claims
+
+    async def _is_ready(self) -> bool:
+        """Whether a stream can be opened now; starts the hub at its first use."""
+        if self._hub.is_full or self._hub.not_ready():
+            return False
+        try:
+            await self._hub.start()
+        except Unavailable as exc:
+            logger.warning("the hub can't start: %s", exc)
+            return False
+        if self._exit_listener is not None:
+            self._exit_listener.start()
+        return True
 
     def _come_back(self) -> Response:
         """An EventSource stops for good at any status but 200; so one that is to come back later is told within one."""

@@ -19,6 +19,7 @@ from .errors import ConfigError
 
 PREFIX = "SSEHUB_"
 CONFIG_VARIABLE = "SSEHUB_CONFIG"
+OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,16 @@ def _address(value: object) -> object:
     return Address.parse(value) if isinstance(value, str) else value
 
 
+def _address_or_off(value: object) -> object:
+    return None if value == OFF else _address(value)
+
+
 def _list(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
 ListeningAddress = Annotated[Address, NoDecode, BeforeValidator(_address), PlainSerializer(str)]
+OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(_address_or_off), PlainSerializer(str)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_list)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -85,9 +91,9 @@ class Config(BaseSettings):
         Address("127.0.0.1", 8000),
         description="where browsers listen: HOST:PORT, :PORT (every interface), [IPv6]:PORT or unix:PATH",
     )
-    control_bind: ListeningAddress = Field(
+    control_bind: OptionalAddress = Field(
         Address("127.0.0.1", 8001),
-        description="where backends ask for tokens and publish; off loopback a control key is required",
+        description="where backends publish and ask for tokens, or off; off loopback a control key is required",
     )
     secret: SecretStr | None = Field(
         None,

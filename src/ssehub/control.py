@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -98,19 +99,19 @@ class Guard:
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
             headers = Headers(scope=scope)
             try:
-                self._check(headers)
+                self._check(headers, scope.get("server"))
             except SSEHubError as exc:
                 await _error(exc, headers)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers, server: Sequence[Any] | None) -> None:
         host = headers.get("host", "").lower()
-        if self._key is None and _host_name(host) not in self._hosts:
-            raise Forbidden("this Host is not allowed: call it by a loopback name, or add yours to control_hosts")
+        if self._key is None:
+            self._check_host(host, server)
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host:
             raise Forbidden("a web page of another origin may not call this")
@@ -118,6 +119,19 @@ class Guard:
             raise Forbidden("a web page of another site may not call this")
         if self._key is not None:
             self._check_key(self._key, headers.get("authorization", ""))
+
+    def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
+        """`server` is the address that was called, as ASGI has it: with a port of None, a Unix socket."""
+        if _host_name(host) not in self._hosts:
+            raise Forbidden("this Host is not allowed: call it by a loopback name, or add yours to control_hosts")
+        if server is not None and server[1] is not None and not self._is_ours(str(server[0])):
+            raise Forbidden("other machines reach this address: set a control key, or listen on loopback")
+
+    def _is_ours(self, address: str) -> bool:
+        try:
+            return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+        except ValueError:
+            return address in self._hosts
 
     @staticmethod
     def _check_key(key: bytes, authorization: str) -> None:

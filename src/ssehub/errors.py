@@ -10,6 +10,7 @@ SSEHubError
 ├── Forbidden (403)             a foreign web page or host asks the control app
 ├── ConfigError                 a setting can't be used; the command exits 2
 ├── AddressError                an address can't be bound; the command exits 3
+├── WrongEventLoop              a call that would block its own event loop, or belongs into another one
 └── Unavailable (503)           try again later; the event may or may not be stored
     ├── BrokerUnavailable       the log can't be reached
     ├── Overloaded              too many publishers wait already; nothing was stored
@@ -58,6 +59,10 @@ class ConfigError(SSEHubError):
 
 
 class AddressError(SSEHubError):
+    pass
+
+
+class WrongEventLoop(SSEHubError):
     pass
 
 

@@ -13,8 +13,7 @@ import random
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from types import TracebackType
@@ -23,11 +22,13 @@ from typing import Self
 from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .clock import Clock
-from .errors import HubClosed, Overloaded
+from .errors import BrokerUnavailable, HubClosed, Overloaded, WrongEventLoop
 from .event import Claims, Event, Position, encode_fields, json_text
 from .rounds import Batch, Frame
+from .running import Running
 from .sinks import Chunk, Sink
 from .subscribers import CloseReason, Delivery, Index, Subscriber
+from .subscription import Subscription
 
 logger = logging.getLogger("ssehub.hub")
 
@@ -105,7 +106,7 @@ class Gate:
 
 
 class Hub:
-    """Fans events out to the subscribers of this process. Use it inside `async with`, in one event loop.
+    """Fans events out to the subscribers of this process, in one event loop: inside `async with`, or from first use.
 
     `heartbeat_seconds` 0 turns heartbeats off. `retry_milliseconds` is told to every client at its start. A
     subscriber whose connection leaves more than `max_backlog_bytes` untaken gets nothing more until it has taken
@@ -135,22 +136,31 @@ class Hub:
         self.broker = broker or MemoryBroker(now=now)
         self.max_backlog_bytes = max_backlog_bytes
         self.max_held_bytes = max_waiting_bytes
-        self.is_draining = False
-        self._drain_until = 0.0
-        self._loop: asyncio.AbstractEventLoop
         self._heartbeat = heartbeat_seconds
         self._retry = retry_milliseconds
         self._grace = grace_seconds
         self._half_of_all_backlogs = max_total_backlog_bytes // 2
         self._round_bytes = round_bytes
         self._max_waiting_bytes = max_waiting_bytes
+        self._max_waiting_publishers = max_waiting_publishers
         self._max_subscribers = max_subscribers
+        self._expiring = expiring_seconds
         self._lifetime = stream_lifetime_seconds
         self._now = now
         self._monotonic = monotonic
-        self._index = Index()
         self._statistics = Statistics()
-        self._gate = Gate(lambda: self._waiting_bytes < max_waiting_bytes, max_waiting_publishers)
+        self._running: Running | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._entered = 0
+        self._is_closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """All that belongs to one event loop, empty."""
+        self.is_draining = False
+        self._drain_until = 0.0
+        self._index = Index()
+        self._gate = Gate(lambda: self._waiting_bytes < self._max_waiting_bytes, self._max_waiting_publishers)
         self._waiting: deque[Frame] = deque()
         self._waiting_bytes = 0
         self._head: Position | None = None
@@ -162,41 +172,73 @@ class Hub:
         self._held_back: _HeldBack | None = None
         self._paused: set[Subscriber] = set()
         self._laggards: dict[Subscriber, float] = {}
-        self._clock = Clock(self, heartbeat_seconds or DEFAULT_VISIT_SECONDS, expiring_seconds, now, monotonic)
-        self._running: AbstractAsyncContextManager[None] | None = None
-        self._entered = 0
+        interval = self._heartbeat or DEFAULT_VISIT_SECONDS
+        self._clock = Clock(self, interval, self._expiring, self._now, self._monotonic)
 
     # Life
 
     async def __aenter__(self) -> Self:
         self._entered += 1
-        if self._entered > 1:
-            return self
-        self._loop = asyncio.get_running_loop()
-        running = self.broker.run(self._deliver)
-        await running.__aenter__()
-        self._running = running
-        self._clock.start(self._loop)
+        self._is_closed = False
+        await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._entered -= 1
-        if self._entered:
+        if not self._entered:
+            await self.aclose()
+
+    async def start(self) -> None:
+        """Start in the running event loop, unless the hub runs there already; the first use does so by itself.
+
+        Raises BrokerUnavailable, HubClosed after `aclose`, WrongEventLoop if it runs in another one.
+        """
+        if self._loop is asyncio.get_running_loop():
             return
-        running, self._running = self._running, None
+        running = self._running
+        if running is None or running.loop.is_closed():
+            if self._is_closed:
+                raise HubClosed("the hub has been closed: open it again by `async with hub`")
+            self._reset()
+            running = self._running = Running(self.broker, self._deliver)
+        if running.loop is not asyncio.get_running_loop():
+            raise WrongEventLoop("the hub runs in another event loop: call publish_sync, or use a hub of your own")
+        try:
+            await running.started()
+        except BaseException:
+            if self._running is running and self._loop is None:
+                self._running = None
+            raise
+        if self._loop is not running.loop:
+            self._loop = running.loop
+            self._clock.start(running.loop)
+
+    async def aclose(self) -> None:
+        """End every stream, and the hub with them."""
+        self._is_closed = True
         self._clock.stop()
         for subscriber in list(self._index.all):
             self.end(subscriber, CloseReason.DRAINED)
+        running, self._running, self._loop = self._running, None, None
         if running is not None:
-            await running.__aexit__(kind, exc, traceback)
+            await running.stop()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Do `work` beside the hub, and end it with it."""
+        self._here().spawn(work)
+
+    def _here(self) -> Running:
+        if self._running is None or self._loop is None:
+            raise HubClosed("the hub is not running: use it inside `async with hub`, or await hub.start()")
+        return self._running
 
     def not_ready(self) -> list[str]:
         """Why new streams and events are better sent elsewhere; empty when they are welcome."""
         reasons = []
-        if self._running is None:
-            reasons.append("the hub is not running")
+        if self._is_closed:
+            reasons.append("the hub has been closed")
         if self.is_draining:
             reasons.append("the hub is draining: it is about to end")
         return reasons
@@ -235,10 +277,42 @@ class Hub:
         event = Event(channels, users, data=json_text(data), type=type, id=id, retry=retry)
         return (await self.publish_events([event]))[0]
 
+    def publish_sync(
+        self,
+        *,
+        channel: str | Sequence[str],
+        user_id: str | Sequence[str],
+        data: object,
+        type: str | None = None,
+        id: str | None = None,
+        retry: int | None = None,
+        timeout_seconds: float = 30.0,
+    ) -> str:
+        """`publish`, from any thread but the one the hub runs in, where it raises WrongEventLoop.
+
+        Raises BrokerUnavailable after `timeout_seconds`: the event may or may not be stored then.
+        """
+        loop = self._here().loop
+        if loop is asyncio._get_running_loop():
+            raise WrongEventLoop(
+                "publish_sync would block the event loop that the hub runs in: await hub.publish there"
+            )
+        work = self.publish(channel=channel, user_id=user_id, data=data, type=type, id=id, retry=retry)
+        try:
+            waiting = asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError as exc:
+            work.close()
+            raise HubClosed("the event loop that the hub ran in has ended") from exc
+        try:
+            return waiting.result(timeout_seconds)
+        except TimeoutError:
+            waiting.cancel()
+            raise BrokerUnavailable(f"no answer in {timeout_seconds:g} s: the event may or may not be stored") from None
+
     async def publish_events(self, events: Sequence[Event]) -> list[str]:
         """Publish `events`, all or none, and return their positions; raises as `publish` does."""
-        if self._running is None:
-            raise HubClosed("the hub is not running: use it inside `async with hub`")
+        if self._loop is not asyncio.get_running_loop():
+            await self.start()
         await self._gate.enter()
         try:
             positions = await self.broker.publish(events)
@@ -269,7 +343,7 @@ class Hub:
     def _schedule_round(self) -> None:
         if self._waiting and self._work is None and not self._is_scheduled:
             self._is_scheduled = True
-            self._loop.call_soon(self._begin_round)
+            self._here().loop.call_soon(self._begin_round)
 
     def _begin_round(self) -> None:
         self._is_scheduled = False
@@ -308,7 +382,7 @@ class Hub:
         finally:
             self._statistics.delivered += events
             self._statistics.delivered_bytes += size
-            if visited == SLICE:
+            if visited == SLICE and self._loop is not None:
                 self._loop.call_soon(self._slice)
             else:
                 self._finish_round()
@@ -397,14 +471,21 @@ class Hub:
     def is_full(self) -> bool:
         return self._max_subscribers is not None and len(self._index) >= self._max_subscribers
 
-    def subscribe(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber:
+    def subscribe(
+        self, *, channel: str | Sequence[str], user_id: str, expires_at: float | None = None, cursor: str | None = None
+    ) -> Subscription:
+        """What a client of these channels is shown, for Python code: `async with hub.subscribe(…) as messages`."""
+        channels = (channel,) if isinstance(channel, str) else tuple(channel)
+        return Subscription(self, Claims(user_id, channels, expires_at), cursor)
+
+    def attach(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber:
         """Register one stream and write its first frame; it is given everything from now on until it ends.
 
         `cursor` is the last event id that the client says it has seen. Await `subscriber.ended` for the end.
         """
-        if self._running is None or self._head is None:
-            raise HubClosed("the hub is not running: use it inside `async with hub`")
-        subscriber = Subscriber(self, claims, sink, self._head, self._loop.create_future())
+        loop = self._here().loop
+        assert self._head is not None
+        subscriber = Subscriber(self, claims, sink, self._head, loop.create_future())
         sink.owner = subscriber
         self._index.add(subscriber)
         self._statistics.connected += 1

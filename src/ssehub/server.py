@@ -1,4 +1,4 @@
-"""The composition root and the process: two uvicorn servers in one loop, their sockets, the signals and the end.
+"""The process: two uvicorn servers in one loop, their sockets, the signals and the end.
 
 uvicorn sends lifespan shutdown only after connections have closed, so that an app can't end its streams from there.
 The launcher therefore owns the signals, lets the hub end its streams while the listener still answers, and only then
@@ -12,33 +12,29 @@ import contextlib
 import gc
 import logging
 import os
-import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .brokers import create_broker
-from .client import create_client_app
+from .apps import Apps, create_apps, max_connections
 from .config import Address, Config
-from .control import create_control_app
 from .errors import ConfigError
 from .hub import Hub
 from .logs import logging_to_stderr
 from .sinks import TransportSink
-from .sockets import listen
+from .sockets import hold, listen
 from .stream import EXTENSION
-from .tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 
 logger = logging.getLogger("ssehub.server")
 
-SPARE_DESCRIPTORS = 500
+SPARE_CONNECTIONS = 250
+"""On top of the streams, for those that are told to come back later."""
 CONTROL_KEEP_ALIVE_SECONDS = 60
 MIN_CONTROL_SECONDS = 1.0
 
@@ -74,6 +70,15 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         return self.stream
 
+    @property
+    def has_started(self) -> bool:
+        return self.running is not None and self.running.response_started
+
+    def close_stream(self) -> None:
+        self.stream = None
+        if self.running is not None:
+            self.running.chunked_encoding = None
+
     def data_received(self, data: bytes) -> None:
         if self.stream is not None:
             self.transport.abort()
@@ -107,99 +112,12 @@ class HttpProtocol(HttpToolsProtocol):
             stream.connection_lost()
 
 
-@dataclass(frozen=True, slots=True)
-class Apps:
-    """One hub and its two apps."""
-
-    hub: Hub
-    client: Starlette
-    control: Starlette
-
-
-def create_apps(config: Config, *, key_is_required: bool) -> Apps:
-    """Everything that `config` asks for, made but not started. Raises ConfigError."""
-    tokens = Tokens(_secret(config), require_exp=config.require_exp)
-    control_key = _control_key(config, key_is_required)
-    hub = Hub(
-        create_broker(config.broker),
-        heartbeat_seconds=config.heartbeat_seconds,
-        retry_milliseconds=config.retry_milliseconds,
-        max_backlog_bytes=config.max_backlog_bytes,
-        grace_seconds=config.grace_seconds,
-        max_total_backlog_bytes=config.max_total_backlog_bytes,
-        round_bytes=config.round_bytes,
-        max_waiting_bytes=config.max_waiting_bytes,
-        max_waiting_publishers=config.max_waiting_publishers,
-        max_subscribers=_max_connections(config),
-        expiring_seconds=config.expiring_seconds,
-        stream_lifetime_seconds=config.stream_lifetime_seconds,
-    )
-    client = create_client_app(hub, tokens=tokens, token_cookie=config.token_cookie, cors_origins=config.cors_origins)
-    control = create_control_app(
-        hub,
-        tokens=tokens,
-        control_key=control_key,
-        allowed_hosts=_allowed_hosts(config),
-        token_lifetime_seconds=config.token_lifetime_seconds,
-        max_event_bytes=config.max_event_bytes,
-        max_body_bytes=config.max_body_bytes,
-        max_batch_events=config.max_batch_events,
-    )
-    return Apps(hub, client, control)
-
-
-def _secret(config: Config) -> str:
-    if config.secret is None:
-        logger.warning("no secret is set: one was made for this run, and tokens end with it (set --secret-file)")
-        return secrets.token_urlsafe(48)
-    secret = config.secret.get_secret_value()
-    check_secret(secret)
-    if len(secret.encode()) < SHORT_SECRET_BYTES:
-        logger.warning("the secret is short: %d bytes or more can't be guessed", SHORT_SECRET_BYTES)
-    return secret
-
-
-def _control_key(config: Config, is_required: bool) -> str | None:
-    if config.control_key is not None:
-        return config.control_key.get_secret_value()
-    if is_required:
-        raise ConfigError(
-            f"control_bind {config.control_bind} can be reached from other machines: set a control key "
-            "(--control-key-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
-        )
-    return None
-
-
-def _allowed_hosts(config: Config) -> list[str]:
-    own = config.control_bind.host
-    return ["localhost", "127.0.0.1", "::1", *([own] if own else []), *config.control_hosts]
-
-
-def _max_connections(config: Config) -> int:
-    if config.max_connections is not None:
-        return config.max_connections
-    limit = _descriptor_limit()
-    return max(limit - SPARE_DESCRIPTORS, limit // 2)
-
-
-def _descriptor_limit() -> int:
-    """The descriptors this process may have, raised as far as it may raise them itself."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return 16_384
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard not in (soft, resource.RLIM_INFINITY):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return soft
-
-
 def serve(config: Config) -> int:
     """Run the hub until a signal ends it; returns the exit code. Raises ConfigError or AddressError."""
+    if config.control_bind is None:
+        raise ConfigError("control_bind is off: then nobody can publish; that is for `uvicorn ssehub.asgi:client_app`")
     with logging_to_stderr(config.log_level), contextlib.ExitStack() as stack:
-        apps = create_apps(config, key_is_required=not config.control_bind.is_loopback)
+        apps = create_apps(config, drains_on_exit=False)
         client = stack.enter_context(_listening(config, config.bind, 0o666))
         control = stack.enter_context(_listening(config, config.control_bind, 0o660))
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -221,6 +139,36 @@ def _listening(config: Config, address: Address, mode: int) -> Iterator[socket.s
         if address.path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(address.path)
+
+
+@asynccontextmanager
+async def at_work(hub: Hub, control: Starlette, config: Config, *, is_served: bool) -> AsyncIterator[None]:
+    """Inside, `hub` runs and, for apps under somebody else's server, `control` is served on its own address.
+
+    If it is not to be served, its address is only held, so that a second process of the deployment is refused: with a
+    broker that lives in one process, it would be a hub of its own. Raises AddressError.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if not logging.getLogger("ssehub").hasHandlers():
+            stack.enter_context(logging_to_stderr(config.log_level))
+        if config.control_bind is not None and is_served:
+            sock = stack.enter_context(_listening(config, config.control_bind, 0o660))
+            await stack.enter_async_context(_serving(control, sock))
+            logger.info("listening for publishers on %s/", _url(sock))
+        elif config.control_bind is not None:
+            stack.enter_context(hold(config.control_bind))
+        await stack.enter_async_context(hub)
+        yield
+
+
+@asynccontextmanager
+async def _serving(app: Starlette, sock: socket.socket) -> AsyncIterator[None]:
+    server = _Server(_uvicorn_config(app, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        yield
+    finally:
+        await _exit_by(server, task, asyncio.get_running_loop().time() + MIN_CONTROL_SECONDS)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -250,7 +198,7 @@ class _Process:
     def __init__(self, apps: Apps, config: Config, client: socket.socket, control: socket.socket) -> None:
         self._hub = apps.hub
         self._config = config
-        limit = _max_connections(config) + SPARE_DESCRIPTORS // 2
+        limit = max_connections(config) + SPARE_CONNECTIONS
         self._client = _Server(_uvicorn_config(apps.client, limit_concurrency=limit))
         self._control = _Server(_uvicorn_config(apps.control, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
         self._sockets = client, control
@@ -305,7 +253,7 @@ class _Process:
         client, control = (_url(sock) for sock in self._sockets)
         logger.info("listening for browsers on %s/events/", client)
         logger.info("listening for publishers on %s/", control)
-        logger.info("broker %s, at most %d streams", self._config.broker, _max_connections(self._config))
+        logger.info("broker %s, at most %d streams", self._config.broker, max_connections(self._config))
         logger.info("try: curl -d 'userId=alex&channel=chat' %s/token/", control)
 
 

@@ -6,8 +6,16 @@ does not know which kind of sink it has.
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import WriteTransport
+from collections import deque
 from typing import Protocol
+
+HIGH_WATER_BYTES = 64 * 2**10
+"""A task that is this far behind counts as paused, as asyncio's transports do."""
+LOW_WATER_BYTES = 16 * 2**10
+MAX_TAKEN_BYTES = 64 * 2**10
+"""What a task takes at once, beyond a first chunk of any size: the server holds that, too, out of our sight."""
 
 
 class Chunk:
@@ -87,10 +95,15 @@ class TransportSink:
             self._transport.write(chunk.framed if self.is_chunked else chunk.data)
 
     def uncork(self) -> None:
-        corked, self._corked = self._corked, None
+        corked = self.take_corked()
         if corked and not self._transport.is_closing():
             chunk = Chunk(b"".join([chunk.data for chunk in corked]))
             self._transport.write(chunk.framed if self.is_chunked else chunk.data)
+
+    def take_corked(self) -> list[Chunk]:
+        """What has waited, for who writes it now; the cork is off."""
+        corked, self._corked = self._corked, None
+        return corked or []
 
     @property
     def backlog(self) -> int:
@@ -123,3 +136,77 @@ class TransportSink:
         self.close()
         if owner is not None:
             owner.sink_lost()
+
+
+class TaskSink:
+    """Keeps what is written for one task, which takes all that has gathered whenever it can send more.
+
+    For servers that give no transport: that task awaits the server's `send`, and while it does, bytes gather here.
+    """
+
+    __slots__ = ("_chunks", "_in_flight", "_is_closed", "_size", "_waiter", "is_paused", "owner")
+
+    def __init__(self) -> None:
+        self.owner: Owner | None = None
+        self.is_paused = False
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._in_flight = 0
+        self._is_closed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def write(self, chunk: Chunk) -> None:
+        if self._is_closed:
+            return
+        self._chunks.append(chunk.data)
+        self._size += len(chunk.data)
+        self._wake()
+        if not self.is_paused and self.backlog > HIGH_WATER_BYTES:
+            self.is_paused = True
+            if self.owner is not None:
+                self.owner.sink_paused()
+
+    @property
+    def backlog(self) -> int:
+        return self._size + self._in_flight
+
+    def close(self) -> None:
+        self._is_closed = True
+        self.owner = None
+        self._wake()
+
+    def abort(self) -> None:
+        self._chunks.clear()
+        self._size = 0
+        self.close()
+
+    async def take(self) -> bytes:
+        """The next bytes, once there are any; empty at the end. Asking says that the last ones have been sent."""
+        self._in_flight = 0
+        if self.is_paused and self.backlog <= LOW_WATER_BYTES:
+            self.is_paused = False
+            if self.owner is not None:
+                self.owner.sink_resumed()
+        while not self._chunks:
+            if self._is_closed:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        data = self._gathered()
+        self._in_flight = len(data)
+        self._size -= len(data)
+        return data
+
+    def _gathered(self) -> bytes:
+        chunks = self._chunks
+        taken = [chunks.popleft()]
+        size = len(taken[0])
+        while chunks and size + len(chunks[0]) <= MAX_TAKEN_BYTES:
+            size += len(chunks[0])
+            taken.append(chunks.popleft())
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

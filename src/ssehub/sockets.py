@@ -7,6 +7,8 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +52,22 @@ def listen(address: Address, *, send_buffer_bytes: int, user_timeout_seconds: fl
         sock.close()
         raise AddressError(f"can't listen on {address}: {_reason(exc, address.port)}") from exc
     return sock
+
+
+@contextmanager
+def hold(address: Address) -> Iterator[None]:
+    """Inside, nobody else can listen on `address`, and nobody is answered there. Raises AddressError."""
+    if address.path is not None:
+        sock = _listen_unix(address.path, 0o600)
+    else:
+        sock = socket.socket(socket.AF_INET6 if ":" in (address.host or "") else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.bind((address.host or "0.0.0.0", address.port))
+        except OSError as exc:
+            sock.close()
+            raise AddressError(f"can't hold {address}: {_reason(exc, address.port)}") from exc
+    with sock:
+        yield
 
 
 def _set_options(sock: socket.socket, send_buffer_bytes: int, user_timeout_seconds: float) -> None:

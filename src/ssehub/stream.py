@@ -7,30 +7,40 @@ and the hub writes to the connection itself; this coroutine only starts the resp
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+import anyio
 from sse_starlette import EventSourceResponse
-from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from .event import SEPARATOR, Claims
 from .hub import Hub
-from .sinks import TransportSink
-from .subscribers import CloseReason
-
-logger = logging.getLogger("ssehub.stream")
+from .sinks import TaskSink, TransportSink
+from .subscribers import CloseReason, Subscriber
 
 EXTENSION = "ssehub.transport"
 """The ASGI extension under which a server hands its transport to the app."""
+END = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+EXIT_SECONDS = 2.0
+"""In which a server that has been told to exit gets rid of its streams."""
 
 
 class Connection(Protocol):
     """What the extension holds as `connection`: the server's protocol for this connection."""
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the response's headers have been written."""
+
     def open_stream(self) -> TransportSink:
         """A sink that writes to this connection's transport, in place of the server."""
+
+    def close_stream(self) -> None:
+        """Let the server write after all."""
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -58,31 +68,95 @@ class EventStream(EventSourceResponse):
             return
         connection: Connection | None = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
         if connection is None:
-            logger.error("this server gives no transport: start it with --http ssehub.server:HttpProtocol")
-            await PlainTextResponse("no transport for a stream\n", 500)(scope, receive, send)
-            return
-        await self._stream(connection.open_stream(), receive, send)
+            await self._send_by_task(receive, send)
+        else:
+            await self._write_to(connection, receive, send)
 
-    async def _stream(self, sink: TransportSink, receive: Receive, send: Send) -> None:
-        subscriber = self._hub.subscribe(self._claims, sink, cursor=self._cursor)
+    async def _write_to(self, connection: Connection, receive: Receive, send: Send) -> None:
+        sink = connection.open_stream()
+        subscriber = self._hub.attach(self._claims, sink, cursor=self._cursor)
         try:
             if not sink.is_chunked:
                 self.headers["Connection"] = "close"
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._start(send)
+            if not connection.has_started:
+                connection.close_stream()
+                await self._move_to_task(subscriber, sink, receive, send)
+                return
             sink.uncork()
             await subscriber.ended
         finally:
             self._hub.end(subscriber, CloseReason.DISCONNECTED)
         await self._finish(sink, receive, send)
 
+    async def _start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
     async def _finish(self, sink: TransportSink, receive: Receive, send: Send) -> None:
         if not sink.is_aborted:
             try:
                 async with asyncio.timeout(self._grace):
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await send(END)
                 return
             except TimeoutError:
                 sink.abort()
         # A server takes it for an error if its app leaves before the connection has.
         while (await receive())["type"] != "http.disconnect":
             pass
+
+    async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
+        """Some middleware keeps the headers until it has a body: then the body has to go through it, too."""
+        sink = TaskSink()
+        subscriber.move_to(sink, corked.take_corked())
+        await _copy(sink, receive, send)
+
+    async def _send_by_task(self, receive: Receive, send: Send) -> None:
+        sink = TaskSink()
+        subscriber = self._hub.attach(self._claims, sink, cursor=self._cursor)
+        try:
+            await self._start(send)
+            await _copy(sink, receive, send)
+        finally:
+            self._hub.end(subscriber, CloseReason.DISCONNECTED)
+
+
+async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
+    """Send what is written to `sink` until it is closed and empty, or the client has gone."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(_wait_for_disconnect, receive, group.cancel_scope)
+        with contextlib.suppress(OSError):  # what `send` raises by ASGI 2.4 when the client has gone
+            while data := await sink.take():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send(END)
+        group.cancel_scope.cancel()
+
+
+async def _wait_for_disconnect(receive: Receive, streaming: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    streaming.cancel()
+
+
+class ExitListener:
+    """Ends a hub's streams when the server is told to exit: one task a hub, where sse-starlette has one a stream.
+
+    A server waits for its responses to end before it tells its apps that it is about to.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Listen in the running event loop, unless that is done already."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._hub.spawn(self._listen())
+
+    async def _listen(self) -> None:
+        try:
+            await EventSourceResponse._listen_for_exit_signal()
+            await self._hub.drain(EXIT_SECONDS)
+        finally:
+            self._loop = None

@@ -117,6 +117,14 @@ class Subscriber:
         self.sink.write(chunk)
         self.told = position
 
+    def move_to(self, sink: Sink, waiting: Iterable[Chunk]) -> None:
+        """Write to `sink` from now on, first what the old one was still `waiting` to write."""
+        self.sink.owner = None
+        self.sink = sink
+        sink.owner = self
+        for chunk in waiting:
+            sink.write(chunk)
+
     def release(self) -> None:
         """Drop what is held, and let who awaits `ended` go on."""
         self.held = None

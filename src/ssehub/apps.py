@@ -1,0 +1,132 @@
+"""The composition root: the hub and the apps that a `Config` asks for, made and wired, not started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from .brokers import create_broker
+from .client import create_client_app
+from .config import Config
+from .control import create_control_app
+from .errors import ConfigError
+from .hub import Hub
+from .tokens import SHORT_SECRET_BYTES, Tokens, check_secret
+
+logger = logging.getLogger("ssehub.apps")
+
+SPARE_DESCRIPTORS = 500
+"""Left for publishers, the log, and whatever else a process opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """One hub and its apps: `combined` is both in one, control under `/control/`, and needs a control key."""
+
+    hub: Hub
+    client: Starlette
+    control: Starlette
+    combined: Starlette
+
+
+def create_apps(config: Config, *, drains_on_exit: bool) -> Apps:
+    """Everything that `config` asks for, made but not started. Raises ConfigError."""
+    tokens = Tokens(_secret(config), require_exp=config.require_exp)
+    key = _control_key(config)
+    hub = _hub(config)
+    client = create_client_app(
+        hub,
+        tokens=tokens,
+        token_cookie=config.token_cookie,
+        cors_origins=config.cors_origins,
+        drains_on_exit=drains_on_exit,
+    )
+    # Whoever mounts the combined app without a key shall find its control part shut.
+    behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32))
+    combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
+    combined.router.redirect_slashes = False
+    return Apps(hub, client, _control_app(config, hub, tokens, key), combined)
+
+
+def _hub(config: Config) -> Hub:
+    return Hub(
+        create_broker(config.broker),
+        heartbeat_seconds=config.heartbeat_seconds,
+        retry_milliseconds=config.retry_milliseconds,
+        max_backlog_bytes=config.max_backlog_bytes,
+        grace_seconds=config.grace_seconds,
+        max_total_backlog_bytes=config.max_total_backlog_bytes,
+        round_bytes=config.round_bytes,
+        max_waiting_bytes=config.max_waiting_bytes,
+        max_waiting_publishers=config.max_waiting_publishers,
+        max_subscribers=max_connections(config),
+        expiring_seconds=config.expiring_seconds,
+        stream_lifetime_seconds=config.stream_lifetime_seconds,
+    )
+
+
+def _control_app(config: Config, hub: Hub, tokens: Tokens, key: str | None) -> Starlette:
+    return create_control_app(
+        hub,
+        tokens=tokens,
+        control_key=key,
+        allowed_hosts=_allowed_hosts(config),
+        token_lifetime_seconds=config.token_lifetime_seconds,
+        max_event_bytes=config.max_event_bytes,
+        max_body_bytes=config.max_body_bytes,
+        max_batch_events=config.max_batch_events,
+    )
+
+
+def _secret(config: Config) -> str:
+    if config.secret is None:
+        logger.warning("no secret is set: one was made for this run, and tokens end with it (set --secret-file)")
+        return secrets.token_urlsafe(48)
+    secret = config.secret.get_secret_value()
+    check_secret(secret)
+    if len(secret.encode()) < SHORT_SECRET_BYTES:
+        logger.warning("the secret is short: %d bytes or more can't be guessed", SHORT_SECRET_BYTES)
+    return secret
+
+
+def _control_key(config: Config) -> str | None:
+    if config.control_key is not None:
+        return config.control_key.get_secret_value()
+    if config.control_bind is not None and not config.control_bind.is_loopback:
+        raise ConfigError(
+            f"control_bind {config.control_bind} can be reached from other machines: set a control key "
+            "(--control-key-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
+        )
+    return None
+
+
+def _allowed_hosts(config: Config) -> list[str]:
+    own = config.control_bind.host if config.control_bind is not None else None
+    return ["localhost", "127.0.0.1", "::1", *([own] if own else []), *config.control_hosts]
+
+
+def max_connections(config: Config) -> int:
+    """How many streams this process takes: what is set, else as many as its descriptors allow for."""
+    if config.max_connections is not None:
+        return config.max_connections
+    limit = _descriptor_limit()
+    return max(limit - SPARE_DESCRIPTORS, limit // 2)
+
+
+def _descriptor_limit() -> int:
+    """The descriptors this process may have, raised as far as it may raise them itself."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 16_384
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard not in (soft, resource.RLIM_INFINITY):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft

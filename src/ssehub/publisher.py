@@ -1,0 +1,180 @@
+"""A client of the control app: publishes to a hub in another process, and asks it for tokens.
+
+Needs httpx: `pip install 'ssehub[cli]'`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Required, Self, TypedDict, Unpack
+
+try:
+    import httpx
+except ImportError as exc:
+    raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
+
+from .errors import ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable
+
+DEFAULT_URL = "http://127.0.0.1:8001"
+DEFAULT_TIMEOUT_SECONDS = 10.0
+CONNECT_RETRIES = 2
+"""Only where the connection was refused: what has not been sent can't be published twice."""
+_ERRORS: dict[int, type[SSEHubError]] = {400: InvalidRequest, 401: ControlKeyError, 403: Forbidden, 503: Unavailable}
+
+
+class _Calls:
+    """What is sent and how answers are read, the same for both publishers."""
+
+    def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
+        self._url = url.rstrip("/")
+        headers = {"Content-Type": "application/json"}
+        if control_key is not None:
+            headers["Authorization"] = f"Bearer {control_key}"
+        self._options: dict[str, Any] = {"base_url": self._url, "headers": headers, "timeout": timeout_seconds}
+
+    @staticmethod
+    def _body(value: object) -> bytes:
+        try:
+            return json.dumps(value, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InvalidRequest(f"the event can't be written as JSON ({exc}): give what JSON can hold") from exc
+
+    def _answer(self, response: httpx.Response) -> Any:
+        if response.status_code == 200:
+            return response.json()
+        kind = _ERRORS.get(response.status_code, InvalidRequest if response.status_code < 500 else Unavailable)
+        raise kind(f"{self._url} answered {response.status_code}: {_reason(response)}")
+
+    def _no_answer(self, exc: httpx.HTTPError) -> Unavailable:
+        if isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout):
+            return Unavailable(f"{self._url} can't be reached ({exc}): nothing was sent")
+        return Unavailable(f"{self._url} gave no answer ({type(exc).__name__}): the event may or may not be stored")
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(response.text.split())[:500]
+
+
+class EventFields(TypedDict, total=False):
+    """One event, in the words of `Hub.publish`; `payload` is raw stream text in place of the rest."""
+
+    channel: Required[str | Sequence[str]]
+    user_id: Required[str | Sequence[str]]
+    data: object
+    type: str | None
+    id: str | None
+    retry: int | None
+    payload: str | None
+
+
+_WIRE_NAMES = {"user_id": "userId", "type": "event"}
+
+
+def _wire(event: EventFields) -> dict[str, object]:
+    """`event` as `POST /emit/` takes it."""
+    return {_WIRE_NAMES.get(name, name): value for name, value in event.items() if value is not None}
+
+
+class Publisher(_Calls):
+    """Publishes over HTTP, blocking. Use it in `with`, or `close` it; it may be shared by threads.
+
+    Raises InvalidRequest for what the hub refuses, ControlKeyError and Forbidden for who asks, Unavailable when it
+    can't be reached or says to try again later.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        control_key: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        super().__init__(url, control_key, timeout_seconds)
+        self._http = httpx.Client(transport=httpx.HTTPTransport(retries=CONNECT_RETRIES), **self._options)
+
+    def emit(self, **event: Unpack[EventFields]) -> str:
+        """Publish one event, and return its id."""
+        return str(self._post("/emit/", _wire(event))["id"])
+
+    def emit_many(self, events: Sequence[EventFields]) -> list[str]:
+        """Publish a batch, all or none, and return the ids."""
+        ids: list[str] = self._post("/emit/", [_wire(event) for event in events])["ids"]
+        return ids
+
+    def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
+        """A token for `user_id` on one channel or several."""
+        return str(self._post("/token/", _token_fields(user_id, channel, expires_in_seconds))["token"])
+
+    def _post(self, path: str, value: object) -> Any:
+        body = self._body(value)
+        try:
+            return self._answer(self._http.post(path, content=body))
+        except httpx.HTTPError as exc:
+            raise self._no_answer(exc) from exc
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncPublisher(_Calls):
+    """`Publisher` for code in an event loop. Use it in `async with`, or `aclose` it."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        control_key: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        super().__init__(url, control_key, timeout_seconds)
+        self._http = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES), **self._options)
+
+    async def emit(self, **event: Unpack[EventFields]) -> str:
+        """As `Publisher.emit`."""
+        return str((await self._post("/emit/", _wire(event)))["id"])
+
+    async def emit_many(self, events: Sequence[EventFields]) -> list[str]:
+        """As `Publisher.emit_many`."""
+        ids: list[str] = (await self._post("/emit/", [_wire(event) for event in events]))["ids"]
+        return ids
+
+    async def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
+        """As `Publisher.token`."""
+        return str((await self._post("/token/", _token_fields(user_id, channel, expires_in_seconds)))["token"])
+
+    async def _post(self, path: str, value: object) -> Any:
+        body = self._body(value)
+        try:
+            return self._answer(await self._http.post(path, content=body))
+        except httpx.HTTPError as exc:
+            raise self._no_answer(exc) from exc
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _token_fields(user_id: str, channel: str | Sequence[str], expires_in_seconds: int | None) -> dict[str, Any]:
+    name = "channel" if isinstance(channel, str) else "channels"
+    fields: dict[str, Any] = {"userId": user_id, name: channel if isinstance(channel, str) else list(channel)}
+    return fields if expires_in_seconds is None else {**fields, "exp": expires_in_seconds}
