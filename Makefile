@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help run test tools lint types unit e2e cov soak bench docs clean
+.PHONY: help run demo test tools lint types unit e2e cov soak bench docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
 
 run: .venv/run ## install and run the hub (ARGS="--bind :8000" for more)
 	$(BIN)/ssehub serve $(ARGS)
+
+demo: .venv/run ## a chat with a hub, on http://127.0.0.1:8080
+	$(BIN)/python examples/chat
 
 test: tools lint types ## install what the tests need and run everything
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
@@ -48,7 +51,7 @@ clean: ## remove what was made
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer with venv is needed, on Debian: apt-get install git make python3 python3-venv'; exit 1; }
 	rm -rf .venv && $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli]'
 	@touch $@
 
 .venv/dev: .venv/run

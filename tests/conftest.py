@@ -19,9 +19,20 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 SECRET = "a secret for tests that has 32 bytes or more"
 START_SECONDS = 20.0
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture
@@ -131,6 +142,16 @@ def hub() -> Iterator[RunningHub]:
     running = RunningHub("--token-cookie", "sse", "--cors-origins", "https://app.example")
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, for a module."""
+    require(CHROMIUM.exists(), "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 def free_port() -> int:

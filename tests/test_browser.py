@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from apache import NODE_MODULES, running_apache
 from conftest import RunningHub, require
 
 pytestmark = pytest.mark.e2e
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # The page of the original's README, which shows what it gets.
 POLYFILL_PAGE = """<!doctype html><title>polyfill</title><ul id="shown"></ul>
@@ -61,17 +49,8 @@ def hub() -> Iterator[RunningHub]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    require(CHROMIUM.exists(), "chromium")
-    require(NODE_MODULES.exists(), "the npm package event-source-polyfill")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def site(browser: Browser, hub: RunningHub) -> Iterator[str]:
+    require(NODE_MODULES.exists(), "the npm package event-source-polyfill")
     with running_apache(hub, {"polyfill.html": POLYFILL_PAGE, "native.html": NATIVE_PAGE}) as url:
         yield url
 

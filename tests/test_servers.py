@@ -11,7 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import pytest
 
 from conftest import SECRET, RunningHub, connects, free_port, wait_until
@@ -50,15 +52,24 @@ KINDS = {
 class ServedHub(RunningHub):
     """`ssehub.asgi` under somebody else's server."""
 
-    def __init__(self, kind: Kind, app: str = "ssehub.asgi:client_app", **env: str) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        app: str = "ssehub.asgi:client_app",
+        *,
+        python: str = sys.executable,
+        cwd: Path | None = None,
+        **env: str,
+    ) -> None:
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed by stop()
         port, control_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.control_url = f"http://127.0.0.1:{control_port}"
+        self.control = f"127.0.0.1:{control_port}"
+        self.control_url = f"http://{self.control}"
         command = [part.format(app=app, port=port) for part in kind.command]
-        settings = {"SSEHUB_SECRET": SECRET, "SSEHUB_CONTROL_BIND": f"127.0.0.1:{control_port}", **env}
+        settings = {"SSEHUB_SECRET": SECRET, "SSEHUB_CONTROL_BIND": self.control, **env}
         self.process = subprocess.Popen(
-            [sys.executable, *command], stdout=self._log, stderr=self._log, env={**os.environ, **settings}
+            [python, *command], stdout=self._log, stderr=self._log, env={**os.environ, **settings}, cwd=cwd
         )
 
     def wait_until_ready(self) -> None:
@@ -175,3 +186,90 @@ def test_wrong_setting_is_one_line_that_names_it() -> None:
         "ssehub: SSEHUB_HEARTBEAT_SECONDS 'often': input should be a valid number, unable to parse string as a number"
     ]
     hub.stop()
+
+
+def test_both_apps_in_one_need_a_key_and_hold_the_control_address() -> None:
+    without = ServedHub(KINDS["uvicorn"], "ssehub.asgi:app")
+    assert without.wait() == 3
+    assert "asgi:app serves control on the public port: set SSEHUB_CONTROL_KEY" in without.log
+    assert "Traceback" not in without.log
+    without.stop()
+
+    hub = ServedHub(KINDS["uvicorn"], "ssehub.asgi:app", SSEHUB_CONTROL_KEY="the key")
+    wait_until(lambda: connects(hub.port), 20)
+    key = {"Authorization": "Bearer the key"}
+    form = {"userId": "alex", "channel": "chat"}
+    assert httpx.post(f"{hub.url}/control/token/", data=form).status_code == 401
+    token = httpx.post(f"{hub.url}/control/token/", data=form, headers=key).text
+    stream = listen(hub.port, token)
+    httpx.post(f"{hub.url}/control/emit/", data={**form, "data": "hi"}, headers=key).raise_for_status()
+    stream.read_until(b"data: hi\n\n")
+    stream.close()
+    assert httpx.get(f"{hub.url}/control/healthz").status_code == 200
+    assert httpx.get(f"{hub.url}/healthz").status_code == 404
+    assert not connects(hub.control_port)
+    second = ServedHub(KINDS["uvicorn"], "ssehub.asgi:app", SSEHUB_CONTROL_KEY="x", SSEHUB_CONTROL_BIND=hub.control)
+    assert second.wait() == 3
+    assert "the port is in use" in second.log
+    for started in (second, hub):
+        started.stop()
+
+
+def test_control_can_be_switched_off() -> None:
+    hub = ServedHub(KINDS["uvicorn"], SSEHUB_CONTROL_BIND="off")
+    wait_until(lambda: connects(hub.port), 20)
+
+    assert httpx.get(f"{hub.url}/events/").status_code == 401
+    hub.stop()
+
+
+def test_workers_with_the_memory_broker_are_refused() -> None:
+    kind = Kind((*UVICORN, "--workers", "2"))
+    hub = ServedHub(kind)
+
+    wait_until(lambda: "the port is in use" in hub.log, 20)
+    assert "Traceback" not in hub.log
+    hub.stop()
+
+
+def test_reload_comes_back_with_open_streams(tmp_path: Path) -> None:
+    module = tmp_path / "mine.py"
+    module.write_text("from ssehub.asgi import client_app\n")
+    kind = Kind((*UVICORN, "--reload", "--reload-dir", str(tmp_path), "--app-dir", str(tmp_path)))
+    hub = ServedHub(kind, "mine:client_app")
+    hub.wait_until_ready()
+    streams = [listen(hub.port, hub.token()) for _ in range(20)]
+    began = time.monotonic()
+
+    module.write_text("from ssehub.asgi import client_app  # changed\n")
+    for stream in streams:
+        stream.read_to_end(10)
+    wait_until(lambda: connects(hub.port) and connects(hub.control_port), 10)
+
+    assert time.monotonic() - began < 10
+    again = listen(hub.port, hub.token())
+    again.close()
+    hub.stop()
+
+
+@pytest.mark.e2e
+def test_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, root], check=True, timeout=120
+    )
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, *pip[1:], "install", next(tmp_path.glob("*.whl"))], check=True, timeout=300)
+    code = "import time; began = time.perf_counter(); import ssehub; print(time.perf_counter() - began)"
+    seconds = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    hub = ServedHub(KINDS["uvicorn"], python=str(python), cwd=tmp_path)
+    hub.wait_until_ready()
+    stream = listen(hub.port, hub.token())
+    hub.emit(data="hi")
+    stream.read_until(b"data: hi\n\n")
+    stream.close()
+    hub.stop()
+
+    assert float(seconds) < 0.3

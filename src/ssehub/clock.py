@@ -57,8 +57,8 @@ class Clock:
         self._expiring = expiring_seconds
         self._now = now
         self._monotonic = monotonic
-        self._tick_seconds = min(MAX_TICK_SECONDS, interval_seconds / MIN_BUCKETS)
-        bucket_count = max(1, round(interval_seconds / self._tick_seconds))
+        self.tick_seconds = min(MAX_TICK_SECONDS, interval_seconds / MIN_BUCKETS)
+        bucket_count = max(1, round(interval_seconds / self.tick_seconds))
         self._buckets: list[dict[Subscriber, None]] = [{} for _ in range(bucket_count)]
         self._turn = 0
         self._due: list[tuple[float, int, Subscriber]] = []
@@ -69,7 +69,7 @@ class Clock:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._next_tick = loop.time() + self._tick_seconds
+        self._next_tick = loop.time() + self.tick_seconds
         self._timer = loop.call_at(self._next_tick, self._tick)
 
     def stop(self) -> None:
@@ -99,15 +99,19 @@ class Clock:
             return
         try:
             self.lag_seconds = max(0.0, loop.time() - self._next_tick)
-            now = self._monotonic()
-            self._hub.tick(now)
-            self._settle_due(now)
-            bucket, self._turn = self._buckets[self._turn], (self._turn + 1) % len(self._buckets)
-            if bucket:
-                self._visit(iter(list(bucket)), {})
+            self.advance()
         finally:
-            self._next_tick = max(self._next_tick, loop.time() - self._tick_seconds) + self._tick_seconds
+            self._next_tick = max(self._next_tick, loop.time() - self.tick_seconds) + self.tick_seconds
             self._timer = loop.call_at(self._next_tick, self._tick)
+
+    def advance(self) -> None:
+        """Do what has come due, and visit the next bucket: one tick's work."""
+        now = self._monotonic()
+        self._hub.tick(now)
+        self._settle_due(now)
+        bucket, self._turn = self._buckets[self._turn], (self._turn + 1) % len(self._buckets)
+        if bucket:
+            self._visit(iter(list(bucket)), {})
 
     def _visit(self, rest: Iterator[Subscriber], frames: dict[Position | None, Chunk]) -> None:
         now = self._monotonic()
@@ -144,7 +148,7 @@ class Clock:
             return
         times = (subscriber.expiring_at, self._expiry(subscriber, now), subscriber.lifetime_ends_at)
         due = min(time for time in times if time is not None)
-        if due <= now + self._interval + 2 * self._tick_seconds:
+        if due <= now + self._interval + 2 * self.tick_seconds:
             subscriber.is_due = True
             heappush(self._due, (due, next(self._order), subscriber))
 

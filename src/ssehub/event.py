@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -184,6 +184,11 @@ def check_name(field_name: str, value: object) -> str:
     _check_text(field_name, value)
     _utf8(field_name, value)
     return value
+
+
+def one_or_many(names: str | Sequence[str]) -> tuple[str, ...]:
+    """`names` as a tuple, whether it is one or several."""
+    return tuple(names) if isinstance(names, Collection) and not isinstance(names, str) else (names,)
 
 
 def json_text(value: object) -> str:

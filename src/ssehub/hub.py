@@ -8,6 +8,7 @@ round is the next one's: at rest an event leaves at once, under load one write c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -23,7 +24,7 @@ from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .clock import Clock
 from .errors import BrokerUnavailable, HubClosed, Overloaded, WrongEventLoop
-from .event import Claims, Event, Position, encode_fields, json_text
+from .event import Claims, Event, Position, encode_fields, json_text, one_or_many
 from .rounds import Batch, Frame
 from .running import Running
 from .sinks import Chunk, Sink
@@ -272,8 +273,7 @@ class Hub:
         `data` that is no string is written as JSON; `retry` is in milliseconds. Raises InvalidEvent for what can't be
         sent, Overloaded or HubClosed when nothing was stored, BrokerUnavailable when that is not known.
         """
-        channels = (channel,) if isinstance(channel, str) else tuple(channel)
-        users = (user_id,) if isinstance(user_id, str) else tuple(user_id)
+        channels, users = one_or_many(channel), one_or_many(user_id)
         event = Event(channels, users, data=json_text(data), type=type, id=id, retry=retry)
         return (await self.publish_events([event]))[0]
 
@@ -475,8 +475,7 @@ class Hub:
         self, *, channel: str | Sequence[str], user_id: str, expires_at: float | None = None, cursor: str | None = None
     ) -> Subscription:
         """What a client of these channels is shown, for Python code: `async with hub.subscribe(…) as messages`."""
-        channels = (channel,) if isinstance(channel, str) else tuple(channel)
-        return Subscription(self, Claims(user_id, channels, expires_at), cursor)
+        return Subscription(self, Claims(user_id, one_or_many(channel), expires_at), cursor)
 
     def attach(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber:
         """Register one stream and write its first frame; it is given everything from now on until it ends.
@@ -572,15 +571,19 @@ class Hub:
         left = self._drain_until - self._monotonic() if self.is_draining else 0.0
         return RESTART_MILLISECONDS + int(1000 * max(0.0, left)) + random.randrange(5_000)
 
+    async def flush(self) -> None:
+        """Returns when all that has been published here has been given to its subscribers."""
+        while self._waiting or self._work is not None:  # noqa: ASYNC110  # the end of every round would have to set an event
+            await asyncio.sleep(0.001)
+
     async def drain(self, window_seconds: float) -> None:
         """Give out what waits, then end every stream with `stream-drain`, spread over most of the window."""
         self.is_draining = True
         began = self._monotonic()
         self._drain_until = began + window_seconds
-        for _ in range(int(25 * window_seconds)):
-            if not self._waiting and self._work is None:
-                break
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(window_seconds / 4):
+                await self.flush()
         share = max(1, len(self._index) * DRAIN_STEP_SECONDS // (window_seconds / 2))
         while leaving := list(islice(self._index.all, int(share))):
             for subscriber in leaving:

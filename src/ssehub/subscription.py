@@ -30,6 +30,30 @@ class Message:
         return json.loads(self.data)
 
 
+class MessageReader:
+    """Reads stream text as a browser does, frame by frame; remembers the last event id."""
+
+    def __init__(self) -> None:
+        self.last_id = ""
+
+    def read(self, text: str) -> Iterator[Message]:
+        """The messages of `text`, which holds whole frames. An id counts without data, too."""
+        type, data = "", list[str]()
+        for line in _LINE_END.split(text):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if not line:
+                if data:
+                    yield Message(type or "message", "\n".join(data), self.last_id)
+                type, data = "", []
+            elif name == "data":
+                data.append(value)
+            elif name == "event":
+                type = value
+            elif name == "id" and "\0" not in value:
+                self.last_id = value
+
+
 class Attaching(Protocol):
     """What a subscription needs of its hub."""
 
@@ -58,7 +82,7 @@ class Subscription:
         self._sink = TaskSink()
         self._subscriber: Subscriber | None = None
         self._messages: deque[Message] = deque()
-        self._last_id = ""
+        self._reader = MessageReader()
 
     @property
     def reason(self) -> CloseReason | None:
@@ -91,22 +115,5 @@ class Subscription:
             data = await self._sink.take()
             if not data:
                 raise StopAsyncIteration
-            self._messages.extend(self._read(data.decode()))
+            self._messages.extend(self._reader.read(data.decode()))
         return self._messages.popleft()
-
-    def _read(self, text: str) -> Iterator[Message]:
-        """The messages of whole frames, as a browser makes them; ids count without data, too."""
-        type, data = "", list[str]()
-        for line in _LINE_END.split(text):
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if not line:
-                if data:
-                    yield Message(type or "message", "\n".join(data), self._last_id)
-                type, data = "", []
-            elif name == "data":
-                data.append(value)
-            elif name == "event":
-                type = value
-            elif name == "id" and "\0" not in value:
-                self._last_id = value

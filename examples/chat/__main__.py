@@ -1,0 +1,39 @@
+"""A chat: `python examples/chat`, then open http://127.0.0.1:8080 in two windows.
+
+Starts a hub (`ssehub serve`) and the chat's own backend, and ends both with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+
+import uvicorn
+
+PORT = int(os.environ.get("CHAT_PORT", "8080"))
+HUB_PORT = int(os.environ.get("CHAT_HUB_PORT", "8000"))
+CONTROL_PORT = int(os.environ.get("CHAT_CONTROL_PORT", "8001"))
+
+
+def main() -> None:
+    os.environ["CHAT_HUB_URL"] = f"http://127.0.0.1:{HUB_PORT}"
+    os.environ["CHAT_CONTROL_URL"] = f"http://127.0.0.1:{CONTROL_PORT}"
+    arguments = ["--bind", f"127.0.0.1:{HUB_PORT}", "--control-bind", f"127.0.0.1:{CONTROL_PORT}"]
+    origins = f"http://127.0.0.1:{PORT},http://localhost:{PORT}"
+    hub = subprocess.Popen(
+        [sys.executable, "-m", "ssehub", "serve", *arguments, "--cors-origins", origins],
+        env={**os.environ, "SSEHUB_SECRET": secrets.token_urlsafe(32)},
+        start_new_session=True,  # Ctrl-C is ours, and the hub's turn comes after
+    )
+    try:
+        sys.stderr.write(f"\nOpen http://127.0.0.1:{PORT} in two windows.\n\n")
+        uvicorn.run("backend:app", app_dir=os.path.dirname(__file__), port=PORT, log_level="warning")
+    finally:
+        hub.terminate()
+        hub.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The chat's backend: who is who, what was said, and tokens for the hub. It holds no connection open."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from ssehub import AsyncPublisher
+
+CHANNEL = "chat"
+HUB_URL = os.environ.get("CHAT_HUB_URL", "http://127.0.0.1:8000")
+TOKEN_SECONDS = int(os.environ.get("CHAT_TOKEN_SECONDS", "600"))
+MAX_NAME = 30
+MAX_TEXT = 2_000
+
+publisher = AsyncPublisher(os.environ.get("CHAT_CONTROL_URL", "http://127.0.0.1:8001"))
+page = (Path(__file__).parent / "page.html").read_text().replace("{{hub}}", HUB_URL)
+sessions: dict[str, str] = {}
+said: deque[dict[str, Any]] = deque(maxlen=100)
+
+
+def name_of(request: Request) -> str | None:
+    return sessions.get(request.cookies.get("session", ""))
+
+
+async def show_page(request: Request) -> Response:
+    return HTMLResponse(page)
+
+
+async def login(request: Request) -> Response:
+    name = str((await request.json()).get("name", "")).strip()[:MAX_NAME]
+    if not name or name == "*" or name in sessions.values():
+        return JSONResponse({"error": "Choose another name, please."}, 409)
+    session = secrets.token_urlsafe(16)
+    sessions[session] = name
+    await publisher.emit(channel=CHANNEL, user_id="*", data={"name": name}, type="joined")
+    response = JSONResponse(await state(name))
+    response.set_cookie("session", session, httponly=True, samesite="strict")
+    return response
+
+
+async def show_state(request: Request) -> Response:
+    """A new token, and all that a page needs to be right again: after a reset, or when its token ends."""
+    name = name_of(request)
+    return JSONResponse(await state(name)) if name else Response(status_code=401)
+
+
+async def state(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "token": await publisher.token(name, CHANNEL, expires_in_seconds=TOKEN_SECONDS),
+        "people": sorted(set(sessions.values())),
+        "messages": [message for message in said if name in (message["from"], message["to"]) or message["to"] == "*"],
+    }
+
+
+async def say(request: Request) -> Response:
+    name = name_of(request)
+    if name is None:
+        return Response(status_code=401)
+    body = await request.json()
+    text, to = str(body.get("text", "")).strip()[:MAX_TEXT], str(body.get("to", "*"))
+    if not text:
+        return Response(status_code=400)
+    message = {"key": secrets.token_urlsafe(8), "from": name, "to": to, "text": text}
+    said.append(message)
+    listeners = "*" if to == "*" else [to, name]
+    await publisher.emit(channel=CHANNEL, user_id=listeners, data=message, type="said")
+    return Response(status_code=204)
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async with publisher:
+        yield
+
+
+app = Starlette(
+    routes=[
+        Route("/", show_page),
+        Route("/login", login, methods=["POST"]),
+        Route("/state", show_state, methods=["POST"]),
+        Route("/messages", say, methods=["POST"]),
+    ],
+    lifespan=lifespan,
+)

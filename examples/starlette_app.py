@@ -1,0 +1,56 @@
+"""Plain Starlette: both apps of the hub in one process, tokens, and an event a second.
+
+uvicorn starlette_app:app --http ssehub.server:HttpProtocol
+
+TOKEN=$(curl -s http://127.0.0.1:8000/token)
+curl -N "http://127.0.0.1:8000/sse/events/?token=$TOKEN"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from ssehub import Hub, Tokens, create_client_app, create_control_app
+
+hub = Hub()
+tokens = Tokens(os.environ.get("SECRET", "only for trying it out, never for anything real"))
+
+
+async def token(request: Request) -> PlainTextResponse:
+    """Here your own login would say who asks."""
+    return PlainTextResponse(tokens.issue("alex", ["clock"], expires_at=time.time() + 3600))
+
+
+async def tick() -> None:
+    while True:
+        await hub.publish(channel="clock", user_id="*", data={"time": time.time()}, type="tick")
+        await asyncio.sleep(1)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async with hub:
+        ticking = asyncio.create_task(tick())
+        yield
+        ticking.cancel()
+
+
+app = Starlette(
+    routes=[
+        Route("/token", token),
+        Mount("/sse", create_client_app(hub, tokens=tokens)),
+        Mount(
+            "/control", create_control_app(hub, tokens=tokens, control_key=os.environ.get("CONTROL_KEY", "change me"))
+        ),
+    ],
+    lifespan=lifespan,
+)

@@ -1,0 +1,360 @@
+"""The hub as a library: started at first use, called from threads, behind middleware, mounted, with a host's login."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import HTTPConnection
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from conftest import SECRET, until
+from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
+from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
+from ssehub.event import Event
+from ssehub.server import HttpProtocol
+from ssehub.sinks import Chunk, TaskSink
+
+pytestmark = pytest.mark.anyio
+TOKENS = Tokens(SECRET)
+FAR = 9_999_999_999
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, protocol: Any = HttpProtocol, **options: Any) -> AsyncIterator[int]:
+    """`app` under uvicorn's protocols in this event loop; gives the port."""
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False, **options)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await until(lambda: not state.tasks)
+
+
+class Client:
+    """One request over a socket, read as it comes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.text = ""
+
+    async def read_until(self, what: str) -> str:
+        async with asyncio.timeout(5):
+            while what not in self.text:
+                received = await self.reader.read(65_536)
+                assert received, self.text
+                self.text += received.decode()
+        return self.text
+
+
+@asynccontextmanager
+async def asking(port: int, path: str, *headers: str, version: str = "1.1") -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write("\r\n".join([f"GET {path} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""]).encode())
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.close()
+
+
+def listening(port: int, prefix: str = "", *headers: str, version: str = "1.1") -> Any:
+    token = TOKENS.issue("alex", ["chat"], expires_at=FAR)
+    return asking(port, f"{prefix}/events/?token={token}", *headers, version=version)
+
+
+class LeavesContextAlone:
+    """Sets a context variable around the app and resets it, as many libraries do."""
+
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("request")
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = self.variable.set("now")
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.variable.reset(token)
+
+
+async def pass_on(request: Any, call_next: Any) -> Any:
+    return await call_next(request)
+
+
+@pytest.mark.parametrize("protocol", [HttpProtocol, H11Protocol], ids=["fast", "plain"])
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        Middleware(GZipMiddleware, minimum_size=1),
+        Middleware(CORSMiddleware, allow_origins=["https://app.example"]),
+        Middleware(BaseHTTPMiddleware, dispatch=pass_on),
+        Middleware(LeavesContextAlone),
+    ],
+    ids=["gzip", "cors", "base-http", "contextvar"],
+)
+async def test_events_come_in_order_through_middleware(
+    middleware: Middleware, protocol: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub()
+    app = Starlette(routes=[Mount("/sse", create_client_app(hub, tokens=TOKENS))], middleware=[middleware])
+    async with serving(app, protocol) as port, listening(port, "/sse", "Accept-Encoding: gzip") as client:
+        await client.read_until(": ok")
+        for number in range(100):
+            await hub.publish(channel="chat", user_id="alex", data=str(number))
+        text = await client.read_until("data: 99\n")
+    await until(lambda: hub.statistics.subscribers == 0)
+    await hub.aclose()
+
+    assert text.startswith("HTTP/1.1 200")
+    assert [line[6:].strip() for line in text.split("\n") if line.startswith("data: ")] == list(map(str, range(100)))
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_http_1_0_client_behind_middleware_that_keeps_headers_back() -> None:
+    hub = Hub()
+    app = Starlette(
+        routes=[Mount("/sse", create_client_app(hub, tokens=TOKENS))],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)],
+    )
+    async with serving(app) as port, listening(port, "/sse", version="1.0") as client:
+        await client.read_until(": ok")
+        await hub.publish(channel="chat", user_id="alex", data="hi")
+        await client.read_until("data: hi\n")
+    await hub.aclose()
+
+
+@pytest.mark.parametrize("path", ["/sse/events", "/sse/events/", "/sse/events/more"])
+@pytest.mark.parametrize("root_path", ["", "/behind/proxy"])
+async def test_mounted_path_works_with_and_without_slash_under_a_root_path(path: str, root_path: str) -> None:
+    hub = Hub()
+    app = Starlette(routes=[Mount("/sse", create_client_app(hub, tokens=TOKENS))])
+    token = TOKENS.issue("alex", ["chat"], expires_at=FAR)
+    async with serving(app, root_path=root_path) as port, asking(port, f"{path}?token={token}") as client:
+        text = await client.read_until(": ok")
+    await hub.aclose()
+
+    assert text.startswith("HTTP/1.1 200")
+
+
+async def test_mounted_control_app_answers_its_health_checks_to_anybody() -> None:
+    hub = Hub()
+    app = Starlette(routes=[Mount("/control", create_control_app(hub, tokens=TOKENS, control_key="key"))])
+    async with serving(app) as port, asking(port, "/control/healthz") as good, asking(port, "/control/metrics") as bad:
+        assert (await good.read_until("\r\n")).startswith("HTTP/1.1 200")
+        assert (await bad.read_until("\r\n")).startswith("HTTP/1.1 401")
+
+
+async def test_control_without_a_key_answers_no_other_machine() -> None:
+    app = create_control_app(Hub(), tokens=TOKENS)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"", "server": ("10.0.0.5", 80)}
+    await app({**scope, "headers": [(b"host", b"localhost")]}, receive, send)
+
+    assert sent[0]["status"] == 403
+
+
+# A host's own login
+
+
+async def by_cookie(connection: HTTPConnection) -> Claims | None:
+    user = connection.cookies.get("user")
+    if user == "broken":
+        raise ZeroDivisionError("the login is broken")
+    if user == "strange":
+        return "strange"  # type: ignore[return-value]
+    return Claims(user, ("chat",)) if user else None
+
+
+@pytest.mark.parametrize(
+    ("cookie", "status", "logged"),
+    [
+        ("", "401", ""),
+        ("Cookie: user=broken", "500", "the login is broken"),
+        ("Cookie: user=strange", "500", "return ssehub.Claims"),
+    ],
+)
+async def test_login_that_fails_harms_this_client_only(
+    cookie: str, status: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        Hub() as hub,
+        serving(create_client_app(hub, authenticate=by_cookie)) as port,
+        asking(port, "/events/", "Cookie: user=alex") as other,
+        asking(port, "/events/", cookie) as client,
+    ):
+        await other.read_until(": ok")
+        assert (await client.read_until("\r\n")).startswith(f"HTTP/1.1 {status}")
+        await hub.publish(channel="chat", user_id="alex", data="still here")
+        await other.read_until("data: still here\n")
+
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == bool(logged)
+    assert logged in caplog.text
+
+
+@pytest.mark.parametrize("given", [{}, {"tokens": TOKENS, "authenticate": by_cookie}])
+async def test_client_app_needs_one_way_to_know_who_asks(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="either tokens or authenticate"):
+        create_client_app(Hub(), **given)
+
+
+# Calls from Python
+
+
+async def test_hub_starts_at_first_use() -> None:
+    hub = Hub()
+
+    await hub.publish(channel="chat", user_id="*", data="first")
+
+    assert hub.statistics.published == 1
+    await hub.aclose()
+
+
+async def test_subscription_gives_what_a_browser_would_be_shown() -> None:
+    async with Hub() as hub, hub.subscribe(channel=["chat", "news"], user_id="alex") as messages:
+        await hub.publish(channel="chat", user_id="alex", data={"n": 1}, type="note")
+        await hub.publish(channel="news", user_id="*", data="two\nlines", id="own")
+        await hub.publish(channel="chat", user_id="sam", data="not for alex")
+        await hub.publish_events([Event(("chat",), ("*",), payload="data:raw\r\rid: 7\rdata: second")])
+        shown = [await anext(messages) for _ in range(4)]
+
+    assert [(message.type, message.data) for message in shown] == [
+        ("note", '{"n":1}'),
+        ("message", "two\nlines"),
+        ("message", "raw"),
+        ("message", "second"),
+    ]
+    assert shown[0].json() == {"n": 1}
+    assert [message.id for message in shown[1:]] == ["own", "own", "7"]
+
+
+async def test_subscription_ends_with_the_hub_and_says_why() -> None:
+    async with Hub() as hub:
+        messages = hub.subscribe(channel="chat", user_id="alex")
+        async with messages:
+            pass
+        late = hub.subscribe(channel="chat", user_id="alex")
+        reading = asyncio.create_task(anext(late))
+        await until(lambda: hub.statistics.subscribers == 1)
+
+    assert (await reading).type == "stream-drain"
+    assert [message async for message in late] == []
+    assert (messages.reason, late.reason) == ("disconnected", "drained")
+
+
+async def test_subscription_that_nobody_reads_ends_as_slow() -> None:
+    async with Hub(max_backlog_bytes=10_000, grace_seconds=0.1) as hub:
+        messages = hub.subscribe(channel="chat", user_id="alex")
+        async with messages:
+            for _ in range(20):
+                await hub.publish(channel="chat", user_id="*", data="x" * 10_000)
+            await until(lambda: messages.reason == "slow")
+
+
+async def test_publish_sync_works_from_any_other_thread() -> None:
+    async with Hub() as hub, hub.subscribe(channel="chat", user_id="alex") as messages:
+        position = await asyncio.to_thread(hub.publish_sync, channel="chat", user_id="alex", data="from a thread")
+        message = await anext(messages)
+
+    assert (message.data, message.id) == ("from a thread", position)
+
+
+async def test_publish_sync_says_what_to_do_where_it_cannot_work() -> None:
+    hub = Hub()
+    with pytest.raises(HubClosed, match=r"hub\.start"):
+        hub.publish_sync(channel="chat", user_id="*", data="x")
+    async with hub:
+        with pytest.raises(WrongEventLoop, match="await hub"):
+            hub.publish_sync(channel="chat", user_id="*", data="x")
+        with pytest.raises(InvalidEvent, match="channel must be a string"):
+            await hub.publish(channel=5, user_id="*", data="x")  # type: ignore[arg-type]
+        with pytest.raises(InvalidEvent, match="JSON"):
+            await asyncio.to_thread(hub.publish_sync, channel="chat", user_id="*", data=object())
+
+
+async def test_publish_sync_gives_up_in_time() -> None:
+    async with Hub() as hub:
+
+        def publish() -> None:
+            hub.publish_sync(channel="chat", user_id="*", data="x", timeout_seconds=0.05)
+
+        thread_result: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                publish()
+            except BrokerUnavailable as exc:
+                thread_result.append(exc)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()  # this holds up the event loop, so that nobody answers
+
+    assert "may or may not be stored" in str(thread_result[0])
+
+
+async def test_hub_refuses_another_event_loop_while_it_runs() -> None:
+    async with Hub() as hub:
+        with pytest.raises(WrongEventLoop, match="publish_sync"):
+            await asyncio.to_thread(asyncio.run, hub.publish(channel="chat", user_id="*", data="x"))
+
+
+def test_hub_goes_on_in_a_new_event_loop_when_the_old_one_has_ended() -> None:
+    hub = Hub()
+
+    async def use() -> str:
+        await hub.start()
+        await hub.publish(channel="chat", user_id="*", data="x")
+        async with hub.subscribe(channel="chat", user_id="alex") as messages:
+            await hub.publish(channel="chat", user_id="*", data="y")
+            return (await anext(messages)).data
+
+    assert asyncio.run(use()) == asyncio.run(use()) == "y"
+    with pytest.raises(HubClosed):
+        hub.publish_sync(channel="chat", user_id="*", data="x")
+
+
+async def test_task_sink_takes_all_that_has_gathered_and_counts_what_is_under_way() -> None:
+    sink = TaskSink()
+    for text in (b"one", b"two"):
+        sink.write(Chunk(text))
+
+    assert await sink.take() == b"onetwo"
+    assert sink.backlog == 6
+    taking = asyncio.create_task(sink.take())
+    await asyncio.sleep(0)
+    assert sink.backlog == 0
+    sink.abort()
+    sink.write(Chunk(b"too late"))
+    assert await taking == b""

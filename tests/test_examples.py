@@ -1,0 +1,122 @@
+"""Each example, started as its first lines say, and used."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+
+from conftest import connects, free_port, wait_until
+from streams import RawStream, get
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCREENSHOT = os.environ.get("CHAT_SCREENSHOT")
+
+
+@contextmanager
+def running(*command: str, port: int, **env: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=EXAMPLES, env={**os.environ, **env}, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: connects(port) or process.poll() is not None, 20)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str], int]]:
+    """Starts an example under uvicorn, and gives its port."""
+    with ExitStack() as stack:
+
+        def run(app: str) -> int:
+            port = free_port()
+            arguments = ("-m", "uvicorn", app, "--port", str(port), "--http", "ssehub.server:HttpProtocol")
+            stack.enter_context(running(*arguments, port=port))
+            return port
+
+        yield run
+
+
+def test_fastapi_example_uses_its_own_login(start: Callable[[str], int]) -> None:
+    port = start("fastapi_app:app")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as alex:
+        assert alex.get("/sse/events/").status_code == 401
+        alex.post("/login", data={"name": "alex"})
+        stream = RawStream(port, get("/sse/events/", f"Cookie: session={alex.cookies['session']}"))
+        stream.read_until(b": ok")
+        alex.post("/messages", json={"to": "alex", "text": "hi"}).raise_for_status()
+    stream.read_until(b"event: message\n")
+    stream.read_until(b"\n\n")
+    stream.close()
+
+    assert json.loads(stream.events[0].data) == {"from": "alex", "text": "hi"}
+
+
+def test_starlette_example_ticks_and_takes_events(start: Callable[[str], int]) -> None:
+    port = start("starlette_app:app")
+    base = f"http://127.0.0.1:{port}"
+    stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))
+    stream.read_until(b"event: tick\n")
+    form = {"userId": "*", "channel": "clock", "data": "by hand"}
+    key = {"Authorization": "Bearer change me"}
+
+    assert httpx.post(f"{base}/control/emit/", data=form).status_code == 401
+    assert httpx.post(f"{base}/control/emit/", data=form, headers=key).text == "OK"
+    stream.read_until(b"data: by hand\n\n")
+    stream.close()
+
+
+def test_django_example_publishes_from_a_view_and_a_thread(start: Callable[[str], int]) -> None:
+    port = start("django_app:app")
+    base = f"http://127.0.0.1:{port}"
+    stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))
+    stream.read_until(b": ok")
+    httpx.post(f"{base}/say", data={"text": "hi"}).raise_for_status()
+    stream.read_until(b"data: hi\n\n")
+    httpx.post(f"{base}/remind", data={"seconds": "0.1"}).raise_for_status()
+    stream.read_until(b"event: reminder\n")
+    stream.close()
+
+
+@pytest.mark.e2e
+def test_chat_is_used_by_two_people_and_outlives_its_tokens(browser: Browser) -> None:
+    port, hub_port, control_port = free_port(), free_port(), free_port()
+    ports = {"CHAT_PORT": str(port), "CHAT_HUB_PORT": str(hub_port), "CHAT_CONTROL_PORT": str(control_port)}
+    with running("chat", port=port, CHAT_TOKEN_SECONDS="6", **ports):
+        alex, sam = (browser.new_context(viewport={"width": 1100, "height": 800}).new_page() for _ in range(2))
+        for page, name in ((alex, "Alex"), (sam, "Sam")):
+            page.goto(f"http://127.0.0.1:{port}")
+            page.get_by_placeholder("Your name").fill(name)
+            page.get_by_role("button", name="Join").click()
+            expect(page.locator("#status")).to_have_text(f"{name}, connected")
+        expect(alex.get_by_text("Sam has joined")).to_be_visible()
+
+        alex.locator("#text").fill("Hello everyone!")
+        alex.keyboard.press("Enter")
+        expect(sam.get_by_text("Hello everyone!")).to_be_visible()
+        sam.get_by_role("button", name="Alex").click()
+        sam.locator("#text").fill("This is between us.")
+        sam.keyboard.press("Enter")
+        expect(alex.get_by_text("This is between us.")).to_be_visible()
+        with sam.expect_response("**/state", timeout=10_000):
+            pass  # its token is about to end
+        alex.locator("#text").fill("Still there?")
+        alex.keyboard.press("Enter")
+        expect(sam.get_by_text("Still there?")).to_be_visible()
+        expect(sam.locator("#messages li:not(.note)")).to_have_count(3)
+        if SCREENSHOT:
+            alex.screenshot(path=SCREENSHOT)
+        for page in (alex, sam):
+            page.context.close()

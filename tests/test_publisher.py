@@ -1,0 +1,83 @@
+"""The HTTP client of the control port, against a real hub."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from conftest import RunningHub, free_port
+from ssehub import AsyncPublisher, Publisher
+from ssehub.errors import ControlKeyError, InvalidRequest, Unavailable
+from streams import listen
+
+
+def test_publisher_emits_and_asks_for_tokens(hub: RunningHub) -> None:
+    with Publisher(hub.control_url) as publisher:
+        stream = listen(hub.port, publisher.token("alex", ["chat", "news"], expires_in_seconds=60))
+        id = publisher.emit(channel="news", user_id="alex", data={"n": 1}, type="note")
+        ids = publisher.emit_many(
+            [
+                {"channel": "chat", "user_id": "*", "data": "two"},
+                {"channel": "chat", "user_id": ["alex", "sam"], "payload": "event: raw\ndata: three\n\n"},
+            ]
+        )
+    stream.read_until(b"data: three\n\n")
+    stream.close()
+
+    assert [(event.event, event.data, event.id) for event in stream.events] == [
+        ("note", '{"n":1}', id),
+        ("message", "two", ids[0]),
+        ("raw", "three", ids[1]),
+    ]
+
+
+@pytest.mark.anyio
+async def test_async_publisher_does_the_same(hub: RunningHub) -> None:
+    async with AsyncPublisher(hub.control_url) as publisher:
+        stream = listen(hub.port, await publisher.token("alex", "chat"))
+        await publisher.emit(channel="chat", user_id="alex", data="one")
+        await publisher.emit_many([{"channel": "chat", "user_id": "*", "data": "two"}])
+        with pytest.raises(InvalidRequest, match="userId is missing"):
+            await publisher.emit(channel="chat", user_id=[], data="x")
+    stream.read_until(b"data: two\n\n")
+    stream.close()
+
+
+def test_refusals_say_why(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--control-key", "the key")
+    with Publisher(hub.control_url) as publisher, pytest.raises(ControlKeyError, match="control key is needed"):
+        publisher.emit(channel="chat", user_id="*", data="x")
+    with Publisher(hub.control_url, control_key="the key") as publisher:
+        with pytest.raises(InvalidRequest, match="'stream-'"):
+            publisher.emit(channel="chat", user_id="*", data="x", type="stream-mine")
+        with pytest.raises(InvalidRequest, match="JSON"):
+            publisher.emit(channel="chat", user_id="*", data=object())
+        publisher.emit(channel="chat", user_id="*", data="x")
+
+
+def test_hub_that_is_not_there_is_said_to_have_got_nothing() -> None:
+    with (
+        Publisher(f"http://127.0.0.1:{free_port()}") as publisher,
+        pytest.raises(Unavailable, match="nothing was sent"),
+    ):
+        publisher.emit(channel="chat", user_id="*", data="x")
+
+
+def test_answer_that_does_not_come_leaves_open_whether_it_was_stored() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        accepting = threading.Thread(target=lambda: silent.accept()[0].close())
+        accepting.start()
+        with Publisher(url, timeout_seconds=0.5) as publisher, pytest.raises(Unavailable, match="may or may not"):
+            publisher.emit(channel="chat", user_id="*", data="x")
+        accepting.join()
+
+
+@pytest.mark.anyio
+async def test_async_publisher_reports_a_dead_port_as_well() -> None:
+    async with AsyncPublisher(f"http://127.0.0.1:{free_port()}") as publisher:
+        with pytest.raises(Unavailable, match="nothing was sent"):
+            await publisher.emit(channel="chat", user_id="*", data="x")

@@ -1,0 +1,35 @@
+"""What other projects test with: a hub on a clock of its own, and recorded subscribers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssehub.testing import ManualHub
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_recorded_subscriber_has_what_was_published(sse_hub: ManualHub) -> None:
+    recorded = await sse_hub.record(channel="chat", user_id="alex")
+
+    await sse_hub.publish(channel="chat", user_id="alex", data="for alex", type="note")
+    await sse_hub.publish(channel="chat", user_id="sam", data="for sam")
+    await sse_hub.flush()
+
+    assert [(message.type, message.data) for message in recorded.messages] == [("note", "for alex")]
+
+
+async def test_time_passes_only_when_told(sse_hub: ManualHub) -> None:
+    recorded = await sse_hub.record(channel="chat", user_id="alex", expires_at=sse_hub.clock.wall + 3600)
+
+    await sse_hub.pass_seconds(60)
+    heartbeats = recorded.text.count(": ping")
+    await sse_hub.pass_seconds(3600 - 61)
+    before_the_end = recorded.reason
+    await sse_hub.pass_seconds(2)
+
+    assert heartbeats == 4
+    assert before_the_end is None
+    assert recorded.reason == "expired"
+    assert [message.type for message in recorded.messages] == ["stream-expiring", "stream-expired"]
+    await sse_hub.aclose()
