@@ -53,7 +53,8 @@ ROOMS: dict[str, set[str]] = {
     "testing": {"event", "hub", "sinks", "subscribers", "subscription"},
     "pytest_plugin": {"testing"},
     "asgi": {"apps", "config", "errors", "server"},
-    "cli": {"config", "errors", "server", "tokens"},
+    "bench": {"errors"},
+    "cli": {"bench", "config", "errors", "server", "tokens"},
     "__main__": {"cli"},
     "__init__": {"client", "control", "errors", "event", "hub", "publisher", "subscription", "tokens"},
 }
@@ -61,7 +62,8 @@ ROOMS: dict[str, set[str]] = {
 FOREIGN: dict[str, set[str]] = {
     "jose": {"tokens"},
     "uvicorn": {"server"},
-    "uvloop": {"server"},
+    "uvloop": {"bench", "server"},
+    "rich": {"cli"},
     "click": {"cli"},
     "pydantic": {"config"},
     "pydantic_settings": {"config"},

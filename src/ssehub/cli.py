@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -19,12 +21,17 @@ import click
 from .config import PREFIX, Config, load_config
 from .errors import AddressError, ConfigError, SSEHubError
 
+if TYPE_CHECKING:
+    from .bench import Progress, Report
+
 EVERYDAY = ("bind", "control_bind", "secret", "secret_file", "control_key", "control_key_file", "broker")
 ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}
 GO_FLAGS = re.compile(r"-(bind|bindctl|secret|userId|channel|exp)(=.*)?", re.DOTALL)
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 TIMEOUT_SECONDS = 10.0
+COUNT = click.IntRange(1)
+RATE = click.FloatRange(0, min_open=True)
 
 
 class Group(click.Group):
@@ -160,6 +167,93 @@ def emit(
     if config.control_key is not None:
         headers["Authorization"] = f"Bearer {config.control_key.get_secret_value()}"
     click.echo(json.loads(_post(control_url, "/emit/", body, headers))["id"])
+
+
+@ssehub.command()
+@click.option("--url", default="http://127.0.0.1:8000", help="where browsers listen  [default: http://127.0.0.1:8000]")
+@click.option(
+    "--control-url", default="http://127.0.0.1:8001", help="where it publishes  [default: http://127.0.0.1:8001]"
+)
+@click.option("--subscribers", type=COUNT, default=1_000, help="streams that are opened  [default: 1000]")
+@click.option("--events", type=click.IntRange(0), default=1_000, help="events that are published  [default: 1000]")
+@click.option("--rate", type=RATE, help="events a second; as many as the hub answers if left out")
+@click.option("--publishers", type=click.IntRange(1, 999), default=1, help="connections that publish  [default: 1]")
+@click.option("--batch", type=COUNT, default=1, help="events in one request  [default: 1]")
+@click.option("--size", type=click.IntRange(35), default=100, help="bytes of data in an event  [default: 100]")
+@click.option("--users", type=COUNT, default=1, help="more than one: each event is for one of them  [default: 1]")
+@click.option("--channels", type=COUNT, default=1, help="channels, in turn  [default: 1]")
+@click.option("--token", help="what all subscribers bring; asked of the hub if left out, or made with --secret")
+@click.option("--secret", default=None, help=f"what signs tokens (shown by ps: prefer a file)  [{PREFIX}SECRET]")
+@click.option("--secret-file", default=None, help=f"the file that holds the secret  [{PREFIX}SECRET_FILE]")
+@click.option("--control-key", default=None, help=f"the control key, if the hub asks for one  [{PREFIX}CONTROL_KEY]")
+@click.option("--processes", type=COUNT, default=1, help="processes that listen  [default: 1]")
+@click.option("--server-pid", type=COUNT, help="the hub's process, whose CPU time and memory are then told, too")
+@click.option(
+    "--body", type=click.Choice(["json", "form", "raw"]), default="json", help="how it publishes  [default: json]"
+)
+@click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
+@config_option
+def bench(
+    config_file: Path | None,
+    token: str | None,
+    secret: str | None,
+    secret_file: str | None,
+    control_key: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Load-test a hub, this one or any other, and count every event that is lost, doubled or out of order."""
+    from .bench import Plan, measure, table, tokens_from_hub
+
+    config = _load(config_file, {"secret": secret, "secret_file": secret_file, "control_key": control_key})
+    key = config.control_key.get_secret_value() if config.control_key is not None else None
+    plan = Plan(control_key=key, **options)
+    if plan.batch > 1 and plan.body != "json":
+        raise click.UsageError("--batch needs --body json")
+
+    async def run() -> Report:
+        if token is not None:
+            tokens = [token]
+        elif config.secret is not None:
+            tokens = _tokens(config, plan.audiences)
+        else:
+            tokens = await tokens_from_hub(plan)
+        with _progress(not as_json) as progress:
+            return await measure(plan, tokens, progress)
+
+    report = asyncio.run(run())
+    if as_json:
+        click.echo(report.as_json())
+    else:
+        for name, value in table(report):
+            click.echo(f"{name:32} {value}")
+    sys.exit(0 if report.is_good else 1)
+
+
+def _tokens(config: Config, audiences: list[tuple[str, str]]) -> list[str]:
+    from .tokens import Tokens
+
+    assert config.secret is not None
+    tokens = Tokens(config.secret.get_secret_value())
+    return [tokens.issue(user, [channel], expires_at=time.time() + 86_400) for channel, user in audiences]
+
+
+@contextmanager
+def _progress(is_shown: bool) -> Iterator[Progress]:
+    try:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+    except ImportError:
+        raise click.ClickException("bench needs rich: pip install 'ssehub[cli]'") from None
+    with Bar(console=Console(stderr=True), transient=True, disable=not is_shown) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield show
 
 
 def _load(config_file: Path | None, settings: dict[str, object]) -> Config:
