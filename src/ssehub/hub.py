@@ -480,11 +480,11 @@ class Hub:
     def attach(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber:
         """Register one stream and write its first frame; it is given everything from now on until it ends.
 
-        `cursor` is the last event id that the client says it has seen. Await `subscriber.ended` for the end.
+        `cursor` is the last event id that the client says it has seen. At the end the hub closes `sink`.
         """
-        loop = self._here().loop
+        self._here()
         assert self._head is not None
-        subscriber = Subscriber(self, claims, sink, self._head, loop.create_future())
+        subscriber = Subscriber(self, claims, sink, self._head)
         sink.owner = subscriber
         self._index.add(subscriber)
         self._statistics.connected += 1

@@ -35,6 +35,7 @@ logger = logging.getLogger("ssehub.server")
 
 SPARE_CONNECTIONS = 250
 """On top of the streams, for those that are told to come back later."""
+NO_SCOPE: Any = {}
 CONTROL_KEEP_ALIVE_SECONDS = 60
 MIN_CONTROL_SECONDS = 1.0
 
@@ -73,6 +74,19 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def has_started(self) -> bool:
         return self.running is not None and self.running.response_started
+
+    def hand_over(self) -> None:
+        assert self.running is not None
+        # To uvicorn an app that returns before its response is complete is a mistake, unless the client has gone.
+        self.running.disconnected = True
+        self.loop.call_soon(self._forget)
+
+    def _forget(self) -> None:
+        """Keep nothing of the request while its stream lasts."""
+        if self.running is not None:
+            self.running.scope = self.scope = NO_SCOPE
+            self.headers = []
+            self.url = b""
 
     def close_stream(self) -> None:
         self.stream = None

@@ -14,6 +14,9 @@ from typing import Protocol
 HIGH_WATER_BYTES = 64 * 2**10
 """A task that is this far behind counts as paused, as asyncio's transports do."""
 LOW_WATER_BYTES = 16 * 2**10
+LAST_CHUNK = b"0\r\n\r\n"
+LINGER_SECONDS = 5.0
+"""How long a client may take for what was written before its stream ended."""
 MAX_TAKEN_BYTES = 64 * 2**10
 """What a task takes at once, beyond a first chunk of any size: the server holds that, too, out of our sight."""
 
@@ -69,20 +72,19 @@ class Sink(Protocol):
 
 
 class TransportSink:
-    """Writes straight to a transport: no task, no queue, no await.
+    """Writes straight to a transport: no task, no queue, no await. It also ends the response and the connection.
 
     It is corked until `uncork`, which the response calls when its headers have gone out: what is written earlier
     waits. The server's protocol calls `pause_writing`, `resume_writing` and `connection_lost`, as asyncio calls them.
     """
 
-    __slots__ = ("_corked", "_is_closed", "_transport", "is_aborted", "is_chunked", "is_paused", "owner")
+    __slots__ = ("_corked", "_is_closed", "_transport", "is_chunked", "is_paused", "owner")
 
     def __init__(self, transport: WriteTransport, *, is_chunked: bool) -> None:
         self.owner: Owner | None = None
         self.is_paused = False
         self._transport = transport
         self.is_chunked = is_chunked
-        self.is_aborted = False
         self._is_closed = False
         self._corked: list[Chunk] | None = []
 
@@ -99,6 +101,8 @@ class TransportSink:
         if corked and not self._transport.is_closing():
             chunk = Chunk(b"".join([chunk.data for chunk in corked]))
             self._transport.write(chunk.framed if self.is_chunked else chunk.data)
+        if self._is_closed:
+            self._finish()
 
     def take_corked(self) -> list[Chunk]:
         """What has waited, for who writes it now; the cork is off."""
@@ -112,12 +116,27 @@ class TransportSink:
         return 0 if self._is_closed else self._transport.get_write_buffer_size()
 
     def close(self) -> None:
+        if self._is_closed:
+            return
         self._is_closed = True
         self.owner = None
+        if self._corked is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        """End the response, and the connection as soon as the client has taken the rest, or after a while."""
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if self.is_chunked:
+            transport.write(LAST_CHUNK)
+        transport.close()
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
 
     def abort(self) -> None:
-        self.close()
-        self.is_aborted = True
+        self._is_closed = True
+        self.owner = None
         self._transport.abort()
 
     def pause_writing(self) -> None:
@@ -132,8 +151,8 @@ class TransportSink:
 
     def connection_lost(self) -> None:
         # After this nothing may be written: uvloop raises then, and the descriptor may be somebody else's connection.
-        owner = self.owner
-        self.close()
+        owner, self.owner = self.owner, None
+        self._is_closed = True
         if owner is not None:
             owner.sink_lost()
 

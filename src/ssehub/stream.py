@@ -37,7 +37,10 @@ class Connection(Protocol):
         """Whether the response's headers have been written."""
 
     def open_stream(self) -> TransportSink:
-        """A sink that writes to this connection's transport, in place of the server."""
+        """A sink that is to write to this connection's transport, in place of the server."""
+
+    def hand_over(self) -> None:
+        """Leave the rest of the response, and the connection, to that sink: the app may return."""
 
     def close_stream(self) -> None:
         """Let the server write after all."""
@@ -51,16 +54,15 @@ async def _nothing() -> AsyncIterator[bytes]:
 class EventStream(EventSourceResponse):
     """Streams to one client what `claims` grant, until the hub ends it or the client goes.
 
-    `cursor` is the last event id that the client has seen. A client that does not take the last bytes within
-    `grace_seconds` is cut off.
+    `cursor` is the last event id that the client has seen. Where the server hands over its transport this returns as
+    soon as the response has begun, because each frame that waits costs memory for as long as a stream lasts.
     """
 
-    def __init__(self, hub: Hub, claims: Claims, *, cursor: str | None = None, grace_seconds: float = 5.0) -> None:
+    def __init__(self, hub: Hub, claims: Claims, *, cursor: str | None = None) -> None:
         super().__init__(_nothing(), sep=SEPARATOR, ping=0)
         self._hub = hub
         self._claims = claims
         self._cursor = cursor
-        self._grace = grace_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -83,32 +85,21 @@ class EventStream(EventSourceResponse):
                 connection.close_stream()
                 await self._move_to_task(subscriber, sink, receive, send)
                 return
-            sink.uncork()
-            await subscriber.ended
-        finally:
+        except BaseException:
             self._hub.end(subscriber, CloseReason.DISCONNECTED)
-        await self._finish(sink, receive, send)
+            raise
+        connection.hand_over()
+        sink.uncork()
 
     async def _start(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-
-    async def _finish(self, sink: TransportSink, receive: Receive, send: Send) -> None:
-        if not sink.is_aborted:
-            try:
-                async with asyncio.timeout(self._grace):
-                    await send(END)
-                return
-            except TimeoutError:
-                sink.abort()
-        # A server takes it for an error if its app leaves before the connection has.
-        while (await receive())["type"] != "http.disconnect":
-            pass
 
     async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
         """Some middleware keeps the headers until it has a body: then the body has to go through it, too."""
         sink = TaskSink()
         subscriber.move_to(sink, corked.take_corked())
         await _copy(sink, receive, send)
+        self._hub.end(subscriber, CloseReason.DISCONNECTED)
 
     async def _send_by_task(self, receive: Receive, send: Send) -> None:
         sink = TaskSink()

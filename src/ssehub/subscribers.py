@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -49,7 +48,6 @@ class Subscriber:
         "bucket",
         "channels",
         "connected_at",
-        "ended",
         "ends_at",
         "expires_at",
         "expiring_at",
@@ -65,7 +63,7 @@ class Subscriber:
         "user_id",
     )
 
-    def __init__(self, keeper: Keeper, claims: Claims, sink: Sink, sent: Position, ended: asyncio.Future[None]) -> None:
+    def __init__(self, keeper: Keeper, claims: Claims, sink: Sink, sent: Position) -> None:
         self.keeper = keeper
         self.user_id = claims.user_id
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
@@ -77,7 +75,6 @@ class Subscriber:
         """The position the client knows as its last event id; None if that is a publisher's id."""
         self.held: deque[Batch] | None = None
         self.held_bytes = 0
-        self.ended = ended
         self.reason: CloseReason | None = None
         # The clock's, by the monotonic clock:
         self.connected_at = 0.0
@@ -126,11 +123,9 @@ class Subscriber:
             sink.write(chunk)
 
     def release(self) -> None:
-        """Drop what is held, and let who awaits `ended` go on."""
+        """Drop what is held."""
         self.held = None
         self.held_bytes = 0
-        if not self.ended.done():
-            self.ended.set_result(None)
 
     def _write(self, batch: Batch) -> None:
         sink = self.sink
