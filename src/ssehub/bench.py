@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode, urlsplit
 
-from .errors import SSEHubError
+from .errors import ConfigError, SSEHubError
 
 STAMP = re.compile(rb"\ndata: (\d{10})\.(\d{3})\.(\d{19})\.")
 MARK = b"\ndata: "
@@ -37,6 +37,7 @@ CONNECTING_AT_ONCE = 500
 REPORT_SECONDS = 0.2
 BUSY_SHARE = 0.9
 MAX_MISSING = 100_000
+KINDS = {"json": "application/json", "form": "application/x-www-form-urlencoded", "raw": "text/plain"}
 
 
 class BenchError(SSEHubError):
@@ -319,7 +320,7 @@ def say(report: dict[str, Any]) -> None:
 def address_of(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
-        raise BenchError(f"{url!r} is no URL such as http://127.0.0.1:8000")
+        raise ConfigError(f"{url!r} is no URL such as http://127.0.0.1:8000")
     return parts.hostname, parts.port or 80
 
 
@@ -336,11 +337,10 @@ class Poster:
     def __init__(self, plan: Plan, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        kind = {"json": "application/json", "form": "application/x-www-form-urlencoded"}.get(plan.body, "text/plain")
         key = f"Authorization: Bearer {plan.control_key}\r\n" if plan.control_key else ""
         parts = urlsplit(plan.control_url)
         self._prefix = parts.path.rstrip("/")
-        self._head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {kind}\r\n{key}"
+        self._head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}"
 
     @classmethod
     @asynccontextmanager
@@ -355,9 +355,11 @@ class Poster:
         finally:
             writer.close()
 
-    async def post(self, path: str, body: bytes) -> bytes:
+    async def post(self, path: str, body: bytes, kind: str = "json") -> bytes:
         """The answer's body; raises BenchError for any status but 2xx."""
-        head = f"POST {self._prefix}{path} {self._head}Content-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {self._prefix}{path} {self._head}Content-Type: {KINDS[kind]}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         self._writer.write(head.encode() + body)
         try:
             answer = await self._reader.readuntil(b"\r\n\r\n")
@@ -409,7 +411,7 @@ async def publish(plan: Plan, publisher: int) -> None:
             if interval:
                 await asyncio.sleep(max(0.0, (stamp(request) - time.monotonic_ns()) / 1e9))
             async with asyncio.timeout_at(loop.time() + plan.patience_seconds):
-                await poster.post("/emit/", body)
+                await poster.post("/emit/", body, plan.body)
 
 
 class Server:

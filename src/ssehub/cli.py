@@ -191,6 +191,14 @@ def emit(
 @click.option(
     "--body", type=click.Choice(["json", "form", "raw"]), default="json", help="how it publishes  [default: json]"
 )
+@click.option(
+    "--patience",
+    "patience_seconds",
+    type=RATE,
+    default=10.0,
+    metavar="SECONDS",
+    help="how long nothing may come before it gives up  [default: 10]",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
 @config_option
 def bench(
@@ -203,7 +211,7 @@ def bench(
     **options: Any,
 ) -> None:
     """Load-test a hub, this one or any other, and count every event that is lost, doubled or out of order."""
-    from .bench import Plan, measure, table, tokens_from_hub
+    from .bench import BenchError, Plan, measure, table, tokens_from_hub
 
     config = _load(config_file, {"secret": secret, "secret_file": secret_file, "control_key": control_key})
     key = config.control_key.get_secret_value() if config.control_key is not None else None
@@ -221,7 +229,10 @@ def bench(
         with _progress(not as_json) as progress:
             return await measure(plan, tokens, progress)
 
-    report = asyncio.run(run())
+    try:
+        report = asyncio.run(run())
+    except BenchError as exc:
+        raise click.ClickException(str(exc)) from exc
     if as_json:
         click.echo(report.as_json())
     else:
