@@ -704,8 +704,20 @@ def worker() -> None:
     """What `python -m ssehub.bench` does: one process of subscribers, ordered through stdin."""
     order = json.loads(sys.stdin.readline())
     requests = [request_of(order["url"], token) for token in order["tokens"]]
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    _raise_descriptor_limit()
+    # Without a reader for the reports, who ordered this has gone.
+    with suppress(BrokenPipeError), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(listen(order["url"], requests, order["first"]))
+
+
+def _raise_descriptor_limit() -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -35,6 +35,12 @@ logger = logging.getLogger("ssehub.hub")
 
 SLICE = 100
 """Subscribers written to before the loop goes on: 64 and 256 were measured slower than 128, and 100 is as fast."""
+SPACED_FROM = 32
+"""Writes in a round from which on the next one keeps its distance."""
+SPACING_SECONDS = 0.002
+"""That distance, from end to begin: what is published meanwhile leaves in the same write. Measured against none: twice
+the deliveries per CPU second with 1,000 subscribers, three times with 100, and no more latency; 1 ms gains half of it.
+"""
 DEFAULT_VISIT_SECONDS = 15.0
 """How often the clock looks at each subscriber when there are no heartbeats."""
 RESTART_MILLISECONDS = 2_000
@@ -168,7 +174,8 @@ class Hub:
         self._settled: Position | None = None
         self._work: Iterator[tuple[Batch, Subscriber]] | None = None
         self._round_last: Position | None = None
-        self._round_began = 0.0
+        self._round_began = self._round_ended = 0.0
+        self._round_writes = 0
         self._is_scheduled = False
         self._held_back: _HeldBack | None = None
         self._paused: set[Subscriber] = set()
@@ -343,7 +350,12 @@ class Hub:
     def _schedule_round(self) -> None:
         if self._waiting and self._work is None and not self._is_scheduled:
             self._is_scheduled = True
-            self._here().loop.call_soon(self._begin_round)
+            loop = self._here().loop
+            wait = self._round_ended + SPACING_SECONDS - self._monotonic()
+            if wait > 0 and self._round_writes >= SPACED_FROM:
+                loop.call_later(wait, self._begin_round)
+            else:
+                loop.call_soon(self._begin_round)
 
     def _begin_round(self) -> None:
         self._is_scheduled = False
@@ -352,6 +364,7 @@ class Hub:
         frames = self._take_waiting()
         self._round_last = last = frames[-1].position
         self._round_began = self._monotonic()
+        self._round_writes = 0
         self._work = _pairs(self._index.select(frames, last))
         self._gate.open()
         self._slice()
@@ -382,6 +395,7 @@ class Hub:
         finally:
             self._statistics.delivered += events
             self._statistics.delivered_bytes += size
+            self._round_writes += visited
             if visited == SLICE and self._loop is not None:
                 self._loop.call_soon(self._slice)
             else:
@@ -399,7 +413,8 @@ class Hub:
     def _finish_round(self) -> None:
         self._work = None
         self._settled = self._round_last
-        seconds = self._monotonic() - self._round_began
+        self._round_ended = self._monotonic()
+        seconds = self._round_ended - self._round_began
         statistics = self._statistics
         statistics.round_seconds += seconds
         statistics.round_counts[bisect_left(statistics.round_bounds, seconds)] += 1
