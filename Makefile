@@ -38,8 +38,10 @@ cov: tools ## branch coverage, line by line
 soak: tools ## the long faults at full scale
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
 
-bench: .venv/dev ## deliveries per CPU second and memory per stream
-	$(BIN)/python benchmarks/run.py
+bench: .venv/run ## the benchmarks of docs/performance.md, with their table and plots (ARGS="W1 --pairs 2" for less)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	tests/install-tools nginx-light libnginx-mod-nchan
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 docs: .venv/dev ## hold the docs against the code
 	$(BIN)/python -m pytest tests/test_docs.py

@@ -1,0 +1,38 @@
+"""`ssehub serve` with a recorder in its event loop: how long it was kept from turning, at most, in each second.
+
+Writes a line `<monotonic time> <longest gap in ms>` a second to the file named by `LAG_FILE`. A gap is the time between
+two turns of a task that does nothing but let the others go, so it bounds what any callback took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from ssehub import apps, cli
+from ssehub.hub import Hub
+
+
+async def record(path: str) -> None:
+    with open(path, "w", buffering=1) as file:  # noqa: ASYNC230
+        while True:
+            longest, began = 0.0, time.perf_counter()
+            before = began
+            while before - began < 1:
+                await asyncio.sleep(0.001)
+                now = time.perf_counter()
+                longest, before = max(longest, now - before - 0.002), now
+            file.write(f"{time.monotonic():.3f} {longest * 1000:.3f}\n")
+
+
+class RecordingHub(Hub):
+    async def start(self) -> None:
+        is_new = self._running is None
+        await super().start()
+        if is_new:
+            self.spawn(record(os.environ["LAG_FILE"]))
+
+
+apps.Hub = RecordingHub  # type: ignore[misc]
+cli.main()

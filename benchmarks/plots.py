@@ -1,0 +1,92 @@
+"""The plots of docs/performance.md, from what run.py has measured."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+COLOURS = {"ssehub": "#1f6feb", "nchan": "#e36209", "sse-starlette": "#8b949e", "ssehub, plain uvicorn": "#79b8ff"}
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+
+
+def draw(results: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    for name, plot in (("deliveries", deliveries), ("growth", growth), ("latency", latency), ("memory", memory)):
+        figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+        plot(results, axes)
+        axes.grid(visible=True, alpha=0.25, which="major")
+        axes.set_axisbelow(True)
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        pyplot.close(figure)
+
+
+def deliveries(results: dict[str, Any], axes: Axes) -> None:
+    workloads = ("W1", "W2", "W3")
+    labels = ("W1: 1,000 subscribers", "W2: 10,000 subscribers", "W3: 100 subscribers")
+    peers = [peer for peer in COLOURS if any(peer in everything(results, name) for name in workloads)]
+    width = 0.8 / len(peers)
+    for place, peer in enumerate(peers):
+        found = [
+            (at, everything(results, name)[peer])
+            for at, name in enumerate(workloads)
+            if peer in everything(results, name)
+        ]
+        middles = [statistics.median(figures) for _, figures in found]
+        low = [middle - min(figures) for middle, (_, figures) in zip(middles, found, strict=True)]
+        high = [max(figures) - middle for middle, (_, figures) in zip(middles, found, strict=True)]
+        where = [at + (place - (len(peers) - 1) / 2) * width for at, _ in found]
+        axes.bar(where, middles, width * 0.92, yerr=[low, high], capsize=3, color=COLOURS[peer], label=peer)
+    axes.set_xticks(range(len(workloads)), labels)
+    axes.set_ylabel("deliveries per server CPU second")
+    axes.yaxis.set_major_formatter(THOUSANDS)
+    axes.set_title("Deliveries per CPU second: median of the pairs, with their spread")
+    axes.legend(frameon=False)
+
+
+def everything(results: dict[str, Any], name: str) -> dict[str, list[float]]:
+    return {**results[name], **results.get(f"{name} README", {})}
+
+
+def growth(results: dict[str, Any], axes: Axes) -> None:
+    for peer, points in results["growth"].items():
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[peer], label=peer)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("subscribers of one channel")
+    axes.set_ylabel("server CPU time per delivery (µs)")
+    axes.set_title("What a delivery costs as subscribers grow (one publisher, closed loop)")
+    axes.legend(frameon=False)
+
+
+def latency(results: dict[str, Any], axes: Axes) -> None:
+    for peer, points in results["latency"].items():
+        rates = [rate for rate, _, _ in points]
+        axes.plot(rates, [p50 for _, p50, _ in points], "o-", color=COLOURS[peer], label=f"{peer}, median")
+        axes.plot(rates, [p99 for _, _, p99 in points], "o:", color=COLOURS[peer], label=f"{peer}, 99 %")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("events published per second, to 1,000 subscribers")
+    axes.set_ylabel("publish to receive (ms)")
+    axes.set_title("Latency as publishing gets faster")
+    axes.legend(frameon=False)
+
+
+def memory(results: dict[str, Any], axes: Axes) -> None:
+    peers = list(results["M"])
+    values = [statistics.median(results["M"][peer]) for peer in peers]
+    bars = axes.barh(peers, values, color=[COLOURS[peer] for peer in peers], height=0.6)
+    axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.set_xlabel("server memory per idle subscriber (bytes)")
+    axes.set_title("Memory: 10,000 idle subscribers")
