@@ -52,10 +52,18 @@ def require(present: object, what: str) -> None:
 class RunningHub:
     """`ssehub serve` in a process of its own, on free ports."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        code: str | None = None,
+    ) -> None:
+        """`prefix` is a command that runs it, `code` what runs in place of `python -m ssehub`."""
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed by stop()
         addresses = [] if any("--bind" in argument for argument in arguments) else ["--bind", "127.0.0.1:0"]
-        command = [*prefix, sys.executable, "-m", "ssehub", *addresses, "--control-bind", "127.0.0.1:0", *arguments]
+        run = ["-m", "ssehub"] if code is None else ["-c", code]
+        command = [*prefix, sys.executable, *run, *addresses, "--control-bind", "127.0.0.1:0", *arguments]
         environment = {"SSEHUB_SECRET": SECRET, **os.environ, **(env or {})}
         self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=environment)
         self.url = self._address("browsers", "/events/")

@@ -213,10 +213,10 @@ def test_a21_two_streams_of_one_token_are_both_served(hub: RunningHub) -> None:
     [
         (["Last-Event-ID: 1-0.zzzzzzzz"], "", b"log-lost"),
         ([], "&lastEventId=1-0.zzzzzzzz", b"log-lost"),
-        ([], "&last_event_id=garbage", b"too-old"),
-        ([], "&lastEventID=-1", b"too-old"),
-        (["Last-Event-ID: garbage"], "&lastEventId=1-0.zzzzzzzz", b"too-old"),
-        (["Last-Event-ID: " + "x" * 20_000], "", b"too-old"),
+        ([], "&last_event_id=garbage", b"unknown-id"),
+        ([], "&lastEventID=-1", b"unknown-id"),
+        (["Last-Event-ID: garbage"], "&lastEventId=1-0.zzzzzzzz", b"unknown-id"),
+        (["Last-Event-ID: " + "x" * 20_000], "", b"unknown-id"),
     ],
     ids=["header", "yaffle", "snake", "capitals", "D9-header-wins", "D2-long"],
 )

@@ -435,3 +435,105 @@ async def test_client_that_leaves_in_the_middle_of_its_body_is_forgotten(caplog:
         await transport.app(scope, receive, send)
 
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+# Idempotency keys, `store` and `ttl`
+
+ONE = json.dumps({"userId": "*", "channel": "chat", "data": "x"})
+BATCH = json.dumps([{"userId": "*", "channel": channel, "data": "x"} for channel in ("chat", "news")])
+
+
+@pytest.mark.parametrize("body", [ONE, BATCH], ids=["one", "batch"])
+async def test_c9_the_same_key_is_answered_the_same_and_published_once(body: str) -> None:
+    async with control() as app:
+        headers = {**JSON, "Idempotency-Key": "a key"}
+        answers = await asyncio.gather(*[app.post("/emit/", body, headers) for _ in range(20)])
+
+        assert {(answer.status_code, answer.text) for answer in answers} == {(200, answers[0].text)}
+        assert await app.heard() == ["x"]
+
+
+async def test_a_key_is_known_however_it_is_brought() -> None:
+    async with control() as app:
+        field = json.dumps({**json.loads(ONE), "idempotencyKey": "k"})
+        answers = [
+            await app.post("/emit/", field, JSON),
+            await app.post("/emit/", ONE, {**JSON, "Idempotency-Key": "k"}),
+            await app.post("/emit/", ONE, {**JSON, "Idempotency-Key": '"k"'}),
+            await app.post("/emit/", f"[{field}]", JSON),
+            await app.post("/emit/", "userId=*&channel=chat&data=x&idempotencyKey=k"),
+        ]
+
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert await app.heard() == ["x"]
+
+
+async def test_each_event_of_a_batch_may_have_a_key() -> None:
+    async with control() as app:
+        first = [{"userId": "*", "channel": "chat", "data": n, "idempotencyKey": f"{n}"} for n in (1, 2)]
+        second = [*first, {"userId": "*", "channel": "chat", "data": 3}]
+        ids = [(await app.post("/emit/", json.dumps(body), JSON)).json()["ids"] for body in (first, second)]
+
+        assert ids[1][:2] == ids[0]
+        assert await app.heard() == ["1", "2", "3"]
+
+
+async def test_the_scope_of_a_key_is_its_channels() -> None:
+    async with control() as app:
+        headers = {**JSON, "Idempotency-Key": "k"}
+        for channels in (["chat"], ["chat", "news"], ["news", "chat"]):
+            body = json.dumps({"userId": "*", "channel": channels, "data": f"{sorted(channels)}"})
+            assert (await app.post("/emit/", body, headers)).status_code in (200, 422)
+
+        assert await app.heard() == ["['chat']", "['chat', 'news']"]
+
+
+async def test_a_key_used_for_something_else_is_422() -> None:
+    async with control() as app:
+        headers = {**JSON, "Idempotency-Key": "k"}
+        await app.post("/emit/", ONE, headers)
+        other = await app.post("/emit/", ONE.replace('"x"', '"y"'), headers)
+
+        assert other.status_code == 422
+        assert "this idempotency key was used for something else" in other.json()["error"]
+        assert await app.heard() == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "says"),
+    [
+        ({"idempotencyKey": ""}, {}, "idempotencyKey is empty"),
+        ({"idempotencyKey": 5}, {}, "idempotencyKey must be a string"),
+        ({"idempotencyKey": None}, {}, "idempotencyKey is null"),
+        ({"idempotencyKey": "k" * 256}, {}, "idempotencyKey has 256 characters"),
+        ({}, {"Idempotency-Key": "k" * 256}, "Idempotency-Key has 256 characters"),
+        ({}, {"Idempotency-Key": ""}, "Idempotency-Key is empty"),
+        ({"idempotencyKey": "k"}, {"Idempotency-Key": "k"}, "are both given"),
+        ({"ttl": 0}, {}, "ttl 0 is no positive number"),
+        ({"ttl": -1}, {}, "ttl -1 is no positive number"),
+        ({"ttl": True}, {}, "ttl True is no positive number"),
+        ({"ttl": "5"}, {}, "ttl '5' is no positive number"),
+        ({"store": "false"}, {}, "store must be true or false"),
+        ({"store": 0}, {}, "store must be true or false"),
+        ({"store": False, "id": "mine"}, {}, "id can't be given with store false"),
+    ],
+)
+async def test_bad_keys_and_bad_ttl_are_400(fields: dict[str, Any], headers: dict[str, str], says: str) -> None:
+    async with control() as app:
+        response = await app.post("/emit/", json.dumps({**json.loads(ONE), **fields}), {**JSON, **headers})
+
+        assert response.status_code == 400
+        assert says in response.json()["error"]
+        assert await app.heard() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [("ttl=1.5&store=true", 200), ("store=false", 200), ("ttl=1e3", 400), ("ttl=0", 400), ("store=no", 400)],
+)
+async def test_store_and_ttl_in_forms(fields: str, status: int) -> None:
+    async with control() as app:
+        response = await app.post("/emit/", f"userId=*&channel=chat&data=x&{fields}")
+
+        assert response.status_code == status
+        assert await app.heard() == (["x"] if status == 200 else [])

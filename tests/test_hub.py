@@ -129,35 +129,6 @@ async def test_first_frame_carries_retry_comment_and_position() -> None:
         assert sink.text == f": ok\nid: {position}\nretry: 1500\n\n"
 
 
-@pytest.mark.parametrize(
-    ("cursor", "reason"),
-    [
-        ("HEAD", None),
-        ("", None),
-        ("1-0.zzzzzzzz", "log-lost"),
-        ("OLDER", "too-old"),
-        ("garbage", "too-old"),
-        ("x" * 1_000_000, "too-old"),
-        ("-1", "too-old"),
-        ("\0", "too-old"),
-    ],
-)
-async def test_cursor_other_than_the_present_position_is_answered_by_a_reset(cursor: str, reason: str | None) -> None:
-    async with running_hub() as hub:
-        older = await hub.publish(channel="chat", user_id="*", data="1")
-        head = await hub.publish(channel="chat", user_id="*", data="2")
-        sink = FakeSink()
-
-        hub.attach(Claims("a", ("chat",)), sink, cursor={"HEAD": head, "OLDER": older}.get(cursor, cursor))
-        await hub.publish(channel="chat", user_id="*", data="live")
-        await settle(hub)
-
-        expected = [f'{{"reason":"{reason}"}}'] if reason else []
-        assert sink.data() == [*expected, "live"]
-        assert sink.ids()[0] == head
-        assert ("event: stream-reset" in sink.text) is bool(reason)
-
-
 async def test_sink_that_raises_ends_its_subscriber_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     class BrokenSink(FakeSink):
         def write(self, chunk: Chunk) -> None:
@@ -273,7 +244,7 @@ async def test_subscriber_that_never_reads_ends_as_slow_after_the_grace_time() -
 
 
 async def test_what_is_held_for_one_subscriber_is_bounded() -> None:
-    async with running_hub(max_backlog_bytes=100_000, max_waiting_bytes=300_000) as hub:
+    async with running_hub(max_backlog_bytes=100_000, history_bytes=300_000) as hub:
         join(hub), join(hub)
         slow, _ = join(hub, sink=FakeSink(reads=False))
 

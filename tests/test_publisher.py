@@ -81,3 +81,71 @@ async def test_async_publisher_reports_a_dead_port_as_well() -> None:
     async with AsyncPublisher(f"http://127.0.0.1:{free_port()}") as publisher:
         with pytest.raises(Unavailable, match="nothing was sent"):
             await publisher.emit(channel="chat", user_id="*", data="x")
+
+
+def test_what_was_not_answered_is_sent_again_and_published_once(hub: RunningHub) -> None:
+    """C10: the hub has it, and the answer is lost."""
+    stream = listen(hub.port, hub.token(channel="lossy"))
+    with LossyProxy(hub.control_port, lose=2) as proxy, Publisher(proxy.url, timeout_seconds=5) as publisher:
+        id = publisher.emit(channel="lossy", user_id="*", data="once")
+    hub.emit(channel="lossy", data="last")
+    stream.read_until(b"data: last\n\n")
+    stream.close()
+
+    assert proxy.lost == 2
+    assert [event.data for event in stream.events] == ["once", "last"]
+    assert stream.events[0].id == id
+
+
+@pytest.mark.anyio
+async def test_a_key_of_ones_own_outlives_the_publisher(hub: RunningHub) -> None:
+    ids = []
+    for _ in range(2):
+        async with AsyncPublisher(hub.control_url) as publisher:
+            ids.append(await publisher.emit(channel="chat", user_id="*", data="x", idempotency_key="order-1"))
+            ids += await publisher.emit_many(
+                [{"channel": "chat", "user_id": "*", "data": "y", "ttl": 5}], idempotency_key="order-2"
+            )
+
+    assert ids[:2] == ids[2:]
+
+
+class LossyProxy:
+    """Passes requests on to a port of loopback; the first answers are lost, with their connection."""
+
+    def __init__(self, port: int, lose: int) -> None:
+        self._port = port
+        self._lose = lose
+        self.lost = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._run)
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def _run(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+                request = client.recv(65_536)
+                while not request.endswith(b"}"):
+                    request += client.recv(65_536)
+                server.sendall(request)
+                answer = server.recv(65_536)
+                while not answer.endswith(b"}"):
+                    answer += server.recv(65_536)
+                if self.lost < self._lose:
+                    self.lost += 1
+                else:
+                    client.sendall(answer)
+                    client.recv(1)
+
+    def __enter__(self) -> LossyProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join()

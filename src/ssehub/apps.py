@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from .brokers import create_broker
+from .brokers import Limits, create_broker
 from .client import create_client_app
 from .config import Config
 from .control import create_control_app
@@ -55,7 +55,7 @@ def create_apps(config: Config, *, drains_on_exit: bool) -> Apps:
 
 def _hub(config: Config) -> Hub:
     return Hub(
-        create_broker(config.broker),
+        create_broker(config.broker, _limits(config)),
         heartbeat_seconds=config.heartbeat_seconds,
         retry_milliseconds=config.retry_milliseconds,
         max_backlog_bytes=config.max_backlog_bytes,
@@ -65,8 +65,22 @@ def _hub(config: Config) -> Hub:
         max_waiting_bytes=config.max_waiting_bytes,
         max_waiting_publishers=config.max_waiting_publishers,
         max_subscribers=max_connections(config),
+        history_events=config.history_events,
+        history_bytes=config.history_bytes,
+        history_seconds=config.history_seconds,
         expiring_seconds=config.expiring_seconds,
         stream_lifetime_seconds=config.stream_lifetime_seconds,
+    )
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        idempotency_seconds=config.idempotency_seconds,
+        idempotency_keys=config.idempotency_keys,
+        log_seconds=config.log_seconds,
+        log_bytes=config.log_bytes,
+        tail_events=config.history_events,
+        tail_bytes=config.history_bytes,
     )
 
 

@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ from urllib.parse import urlsplit
 import click
 
 from .config import PREFIX, Config, load_config
-from .errors import AddressError, ConfigError, SSEHubError
+from .errors import AddressError, BrokerUnavailable, ConfigError, SSEHubError
 
 if TYPE_CHECKING:
     from .bench import Progress, Report
@@ -136,6 +138,9 @@ def token(
 @click.option("--event", help="the type of the event")
 @click.option("--id", help="its id instead of its position in the log")
 @click.option("--retry", type=int, metavar="MILLISECONDS", help="how long browsers wait before they reconnect")
+@click.option("--store/--no-store", default=True, help="keep it for those who come back  [default: store]")
+@click.option("--ttl", type=float, metavar="SECONDS", help="how long it is kept for them")
+@click.option("--idempotency-key", metavar="KEY", help="sent again with this key, it is not published again")
 @click.option(
     "--control-url", default="http://127.0.0.1:8001", show_default=True, help="where the hub's control app is"
 )
@@ -152,6 +157,9 @@ def emit(
     event: str | None,
     id: str | None,
     retry: int | None,
+    store: bool,
+    ttl: float | None,
+    idempotency_key: str | None,
     control_url: str,
     config_file: Path | None,
     **settings: object,
@@ -160,13 +168,40 @@ def emit(
     if (data is None) == (payload is None):
         raise click.UsageError("give --data or --payload, one of them")
     config = _load(config_file, settings)
-    fields = {"userId": list(user_ids), "channel": list(channels), "event": event, "id": id, "retry": retry}
-    fields |= {"data": _input(data), "payload": _input(payload)}
+    fields: dict[str, object] = {
+        "userId": list(user_ids),
+        "channel": list(channels),
+        "event": event,
+        "id": id,
+        "retry": retry,
+    }
+    fields |= {"data": _input(data), "payload": _input(payload), "ttl": ttl, "idempotencyKey": idempotency_key}
+    if not store:
+        fields["store"] = False
     body = json.dumps({name: value for name, value in fields.items() if value is not None})
     headers = {"Content-Type": "application/json"}
     if config.control_key is not None:
         headers["Authorization"] = f"Bearer {config.control_key.get_secret_value()}"
     click.echo(json.loads(_post(control_url, "/emit/", body, headers))["id"])
+
+
+@ssehub.command()
+@click.option("--broker", default=None, help=f"whose log, such as sqlite:///events.db  [{PREFIX}BROKER]")
+@click.option("--last", "count", type=COUNT, default=20, help="how many events, the newest ones  [default: 20]")
+@click.option("--channel", help="of this channel only")
+@config_option
+def log(config_file: Path | None, count: int, channel: str | None, **settings: object) -> None:
+    """Print the newest events of a log, a line of JSON each, in their order; a hub may be running on it."""
+    from .brokers import open_log
+
+    config = _load(config_file, settings)
+    with open_log(config.broker) as entries:
+        wanted = (entry for entry in entries if channel is None or channel in entry.event.channels)
+        newest = list(islice(wanted, count))
+    for entry in reversed(newest):
+        time = datetime.fromtimestamp(entry.position.milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+        line = {"position": str(entry.position), "time": time, **json.loads(entry.event.dump())}
+        click.echo(json.dumps(line, ensure_ascii=False))
 
 
 @ssehub.command()
@@ -321,7 +356,7 @@ def normal_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command; exits 2 for what was asked wrongly, 3 for an address that can't be had, 1 for the rest."""
+    """Run the command; exits 2 for what was asked wrongly, 3 for an address or log that can't be had, else 1."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = ssehub.main(normal_flags(given), prog_name="ssehub", standalone_mode=False)
@@ -333,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
     except click.ClickException as exc:
         _fail(exc.format_message(), exc.exit_code)
-    except AddressError as exc:
+    except (AddressError, BrokerUnavailable) as exc:
         _fail(str(exc), 3)
     except SSEHubError as exc:
         _fail(str(exc), 2)

@@ -18,10 +18,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from .errors import ConfigError, Forbidden, TokenError, Unavailable
+from .errors import ConfigError, Forbidden, InvalidRequest, TokenError, Unavailable
 from .event import Claims, encode_fields
 from .hub import Hub
 from .stream import EventStream, ExitListener
+from .subscription import Start
 from .tokens import Tokens
 
 logger = logging.getLogger("ssehub.client")
@@ -146,9 +147,15 @@ class EventsEndpoint:
         except Exception:
             logger.exception("authenticate failed: this client is answered 500")
             return PlainTextResponse("the server could not tell who you are\n", 500)
+        try:
+            start = Start.parse(_cursor(headers, query), query.get("since"), query.get("on_reset"))
+        except InvalidRequest as exc:
+            return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET" and not await self._is_ready():
             return self._come_back()
-        return EventStream(self._hub, claims, cursor=_cursor(headers, query))
+        if method == "GET":
+            await self._hub.reach(start.cursor)
+        return EventStream(self._hub, claims, start)
 
     async def _claims(self, scope: Scope, headers: Headers, query: Mapping[str, str]) -> Claims:
         if isinstance(self._login, TokenLogin):
@@ -193,7 +200,8 @@ def _cursor(headers: Headers, query: dict[str, str]) -> str | None:
     """What the client says it has seen: the header of the HTML standard, 9.2.4, or what polyfills send instead."""
     cursor = headers.get("last-event-id")
     if cursor:
-        return cursor
+        # Browsers send it as UTF-8 (HTML, 9.2.3), and ASGI's headers are read as Latin-1.
+        return cursor.encode("latin-1").decode(errors="replace")
     return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)
 
 

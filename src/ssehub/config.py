@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +105,10 @@ class Config(BaseSettings):
         None, description="what the control app requires as 'Authorization: Bearer' (shown by ps: prefer a file)"
     )
     control_key_file: Path | None = Field(None, description="the file that holds the control key")
-    broker: str = Field("memory://", description="the log that carries the events: memory://")
+    broker: str = Field(
+        "memory://",
+        description="the log that carries the events: memory://, or sqlite:///PATH, which survives restarts",
+    )
     require_exp: bool = Field(True, description="refuse tokens without 'exp'; without it they are valid for ever")
     token_lifetime_seconds: Seconds = Field(
         86_400, description="how long a token is valid if 'exp' is left out of /token/"
@@ -144,6 +148,13 @@ class Config(BaseSettings):
     max_connections: PositiveInt | None = Field(
         None, description="streams at once; the descriptor limit less 500, at least half of it, if not set"
     )
+    history_events: PositiveInt = Field(10_000, description="events kept in memory for clients that come back")
+    history_bytes: PositiveInt = Field(64 * 2**20, description="what they may take")
+    history_seconds: Seconds = Field(3_600, description="how long they are kept")
+    idempotency_seconds: Seconds = Field(600, description="how long an idempotency key is known")
+    idempotency_keys: PositiveInt = Field(100_000, description="how many idempotency keys are known at most")
+    log_seconds: Seconds = Field(604_800, description="how long events stay in the file of sqlite:///PATH")
+    log_bytes: PositiveInt = Field(2**30, description="how large that file may be before its oldest events go")
     drain_seconds: Seconds = Field(10, description="time in which streams are ended and connections closed at SIGTERM")
     expiring_seconds: Seconds = Field(60, description="how long before its token ends a stream is told")
     stream_lifetime_seconds: Seconds | None = Field(
@@ -154,8 +165,8 @@ class Config(BaseSettings):
     @field_validator("broker")
     @classmethod
     def _known_broker(cls, value: str) -> str:
-        if value != "memory://":
-            raise ValueError("there is no such broker: use memory://")
+        if value != "memory://" and not re.fullmatch("sqlite:///.+", value):
+            raise ValueError("there is no such broker: use memory:// or sqlite:///PATH")
         return value
 
     @classmethod

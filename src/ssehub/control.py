@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,14 +29,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import BodyTooLarge, ControlKeyError, Forbidden, InvalidEvent, InvalidRequest, SSEHubError, Unavailable
-from .event import Event, json_text
+from .event import Event, IdempotencyKey, Publication, check_name, json_text
 from .forms import JSON, NDJSON, content_type, form_fields, known_object, parse_json, read_body
 from .hub import Hub, Statistics
 from .tokens import Tokens
 
 logger = logging.getLogger("ssehub.control")
 
-EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload")
+EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
 TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "exp")
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
@@ -64,7 +65,7 @@ def create_control_app(
     `allowed_hosts`, which keeps web pages out that rebind their DNS name to this machine.
     """
     issue = IssueToken(tokens, token_lifetime_seconds, now)
-    emit = Emit(hub, max_event_bytes, max_batch_events)
+    emit = Emit(hub, max_event_bytes, max_batch_events, control_key or "")
     endpoints: dict[str, ASGIApp] = {
         "/token": _Endpoint("POST", issue, max_body_bytes),
         "/emit": _Endpoint("POST", emit, max_body_bytes),
@@ -190,27 +191,29 @@ class IssueToken:
 class Emit:
     """`POST /emit/`: one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
 
-    def __init__(self, hub: Hub, max_event_bytes: int, max_batch_events: int) -> None:
+    def __init__(self, hub: Hub, max_event_bytes: int, max_batch_events: int, control_key: str) -> None:
         self._hub = hub
         self._max_event_bytes = max_event_bytes
         self._max_batch_events = max_batch_events
+        self._control_key = control_key
 
     async def __call__(self, scope: Scope, headers: Headers, body: bytes) -> Response:
         kind = content_type(headers, body)
         if kind == NDJSON:
             lines = [line for line in body.split(b"\n") if line.strip()]
-            return await self._batch([parse_json(f"line {n}", line) for n, line in enumerate(lines, 1)], "line {}", 1)
+            values = [parse_json(f"line {n}", line) for n, line in enumerate(lines, 1)]
+            return await self._batch(headers, values, "line {}", 1)
         if kind == JSON:
             value = parse_json("the body", body)
             if isinstance(value, list):
-                return await self._batch(value, "event {}", 0)
-            ids = await self._hub.publish_events([self._event(known_object(value, EMIT_FIELDS))])
+                return await self._batch(headers, value, "event {}", 0)
+            ids = await self._publish(headers, [(self._event(known_object(value, EMIT_FIELDS)), _key(value))])
             return JSONResponse({"id": ids[0]})
         fields = await form_fields(scope, headers, kind, body, EMIT_FIELDS)
-        await self._hub.publish_events([self._event(fields, retry=_form_retry(fields.get("retry")))])
+        await self._publish(headers, [(self._event(_form_values(fields)), _key(fields))])
         return PlainTextResponse("OK")
 
-    async def _batch(self, values: list[Any], where: str, first: int) -> Response:
+    async def _batch(self, headers: Headers, values: list[Any], where: str, first: int) -> Response:
         if not values:
             raise InvalidRequest("the batch is empty: send an event or more")
         if len(values) > self._max_batch_events:
@@ -218,12 +221,32 @@ class Emit:
         events = []
         for number, value in enumerate(values, first):
             try:
-                events.append(self._event(known_object(value, EMIT_FIELDS)))
+                events.append((self._event(known_object(value, EMIT_FIELDS)), _key(value)))
             except InvalidRequest as exc:
                 raise type(exc)(f"{where.format(number)}: {exc}") from exc
-        return JSONResponse({"ids": await self._hub.publish_events(events)})
+        return JSONResponse({"ids": await self._publish(headers, events)})
 
-    def _event(self, fields: Mapping[str, Any], **checked: Any) -> Event:
+    async def _publish(self, headers: Headers, keyed: list[tuple[Event, str | None]]) -> list[str]:
+        """Publish events, each with the key of its own field, or all with the one of the request's header."""
+        events = [event for event, _ in keyed]
+        has_keys = any(key is not None for _, key in keyed)
+        header = headers.get("idempotency-key")
+        if header is None and not has_keys:
+            return await self._hub.publish_events(events)
+        if header is not None:
+            if has_keys:
+                raise InvalidRequest("Idempotency-Key and idempotencyKey are both given: leave one out")
+            key = _unquoted(header)
+            return await self._hub.publish_all([Publication(events, self._idempotency_key(key, events))])
+        return await self._hub.publish_all(
+            [Publication([event], None if key is None else self._idempotency_key(key, [event])) for event, key in keyed]
+        )
+
+    def _idempotency_key(self, key: str, events: list[Event]) -> IdempotencyKey:
+        channels = sorted({channel for event in events for channel in event.channels})
+        return IdempotencyKey.make(key, (self._control_key, *channels), events)
+
+    def _event(self, fields: Mapping[str, Any]) -> Event:
         data = fields.get("data")
         if data is None and "data" in fields:
             raise InvalidEvent("data is null: give text or another JSON value")
@@ -233,8 +256,10 @@ class Emit:
             data=None if data is None else json_text(data),
             type=_given(fields, "event"),
             id=_given(fields, "id"),
-            retry=checked["retry"] if "retry" in checked else _given(fields, "retry"),
+            retry=_given(fields, "retry"),
             payload=_given(fields, "payload"),
+            store=_given(fields, "store", default=True),
+            ttl=_given(fields, "ttl"),
         )
         if event.size > self._max_event_bytes:
             field = "data" if event.payload is None else "payload"
@@ -249,11 +274,26 @@ def _required(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _given(fields: Mapping[str, Any], name: str) -> Any:
+def _given(fields: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """The value of a field that may be left out, but may not be null."""
     if name in fields and fields[name] is None:
         raise InvalidRequest(f"{name} is null: leave it out, or give a value")
-    return fields.get(name)
+    return fields.get(name, default)
+
+
+def _key(fields: Mapping[str, Any]) -> str | None:
+    key = _given(fields, "idempotencyKey")
+    if key is not None:
+        check_name("idempotencyKey", key)
+    return key  # type: ignore[no-any-return]  # that has been checked
+
+
+def _unquoted(key: str) -> str:
+    """The key of a header: as it stands, or as the IETF's draft writes it, in quotes."""
+    key = key.encode("latin-1").decode(errors="replace")
+    if len(key) > 1 and key.startswith('"') and key.endswith('"'):
+        key = key[1:-1]
+    return check_name("Idempotency-Key", key)
 
 
 def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -271,12 +311,30 @@ def _token_channels(fields: Mapping[str, Any]) -> list[str]:
     return list(fields["channels"])
 
 
-def _form_retry(text: str | None) -> int | None:
-    if text is None:
-        return None
+def _form_values(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a form, as JSON would have them."""
+    return {name: _FORM_VALUES[name](value) if name in _FORM_VALUES else value for name, value in fields.items()}
+
+
+def _form_retry(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         raise InvalidEvent(f"retry {text[:40]!r} is no number of milliseconds: write digits only")
     return int(text)
+
+
+def _form_store(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise InvalidEvent(f"store must be true or false, not {text[:40]!r}")
+    return text == "true"
+
+
+def _form_ttl(text: str) -> float:
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
+        raise InvalidEvent(f"ttl {text[:40]!r} is no positive number of seconds")
+    return float(text)
+
+
+_FORM_VALUES: dict[str, Callable[[str], Any]] = {"retry": _form_retry, "store": _form_store, "ttl": _form_ttl}
 
 
 def _lifetime(value: Any, default: float) -> float:
@@ -352,25 +410,22 @@ class HubCollector(Collector):
             ("backlog_bytes", "Bytes that connections have not taken.", now.backlog_bytes),
             ("waiting_bytes", "Bytes that wait for a round.", now.waiting_bytes),
             ("waiting_publishers", "Publishers that wait for room.", now.waiting_publishers),
+            ("history_events", "Events that are kept for those who come back.", now.history_events),
+            ("history_bytes", "What they take.", now.history_bytes),
             ("loop_lag_seconds", "How late the event loop's last tick came.", now.loop_lag_seconds),
         ):
             yield GaugeMetricFamily(f"ssehub_{name}", help, value)
         for name, help, value in (
             ("streams", "Streams that were opened.", now.connected),
-            ("events_published", "Events that were stored.", now.published),
+            ("events_published", "Events that publishers were answered.", now.published),
             ("events_delivered", "Events that were written to streams.", now.delivered),
+            ("events_replayed", "Events that were written to those who came back.", now.replayed),
             ("delivered_bytes", "Bytes of events that were written to streams.", now.delivered_bytes),
         ):
             yield CounterMetricFamily(f"ssehub_{name}", help, value)
-        yield self._endings(now)
+        yield _by_reason("endings", "Streams that ended, by reason.", now.endings)
+        yield _by_reason("resets", "Clients that may have missed something, by reason.", now.resets)
         yield self._rounds(now)
-
-    @staticmethod
-    def _endings(now: Statistics) -> Metric:
-        endings = CounterMetricFamily("ssehub_endings", "Streams that ended, by reason.", labels=["reason"])
-        for reason, count in now.endings.items():
-            endings.add_metric([reason], count)
-        return endings
 
     @staticmethod
     def _rounds(now: Statistics) -> Metric:
@@ -379,3 +434,10 @@ class HubCollector(Collector):
             total += count
             buckets.append((str(bound), total))
         return HistogramMetricFamily("ssehub_round_seconds", "How long rounds took.", buckets, now.round_seconds)
+
+
+def _by_reason(name: str, help: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"ssehub_{name}", help, labels=["reason"])
+    for reason, count in counts.items():
+        family.add_metric([reason], count)
+    return family

@@ -4,7 +4,8 @@ SSEHubError
 ├── InvalidRequest (400)        what a caller sent can't be used; the message names the field and what would do
 │   ├── InvalidEvent (400)      it can't be an event
 │   ├── BodyTooLarge (413)      the request body is over its bound
-│   └── UnsupportedContent (415)  the body is of a type we don't read
+│   ├── UnsupportedContent (415)  the body is of a type we don't read
+│   └── IdempotencyConflict (422)  an idempotency key was used for something else
 ├── TokenError (401)            a token is missing, broken, expired or signed by somebody else
 ├── ControlKeyError (401)       the control key is missing or wrong
 ├── Forbidden (403)             a foreign web page or host asks the control app
@@ -12,7 +13,7 @@ SSEHubError
 ├── AddressError                an address can't be bound; the command exits 3
 ├── WrongEventLoop              a call that would block its own event loop, or belongs into another one
 └── Unavailable (503)           try again later; the event may or may not be stored
-    ├── BrokerUnavailable       the log can't be reached
+    ├── BrokerUnavailable       the log can't be reached; at its start the command exits 3
     ├── Overloaded              too many publishers wait already; nothing was stored
     └── HubClosed               the hub has ended; nothing was stored
 """
@@ -40,6 +41,10 @@ class BodyTooLarge(InvalidRequest):
 
 class UnsupportedContent(InvalidRequest):
     status = 415
+
+
+class IdempotencyConflict(InvalidRequest):
+    status = 422
 
 
 class TokenError(SSEHubError):

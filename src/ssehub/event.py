@@ -7,7 +7,9 @@ encoding one can then no longer fail in the middle of somebody's stream.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ EVERYONE = "*"
 RESERVED_TYPE = "stream-"
 MAX_NAME_LENGTH = 255
 MAX_RETRY_MILLISECONDS = 2**31 - 1  # what browsers' timers hold
+LAST_SEQUENCE = 10**19 - 1
 SEPARATOR = "\n"
 
 _BREAKS = re.compile(r"[\r\n\0]")
@@ -50,6 +53,13 @@ class Position(NamedTuple):
     def __str__(self) -> str:
         return f"{self.milliseconds}-{self.sequence}.{self.log}"
 
+    @property
+    def before(self) -> Self:
+        """A position that is above every earlier one and below this."""
+        if self.sequence:
+            return self._replace(sequence=self.sequence - 1)
+        return self._replace(milliseconds=self.milliseconds - 1, sequence=LAST_SEQUENCE)
+
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """The position that `text` writes out, or None if it is something else."""
@@ -61,6 +71,9 @@ class Position(NamedTuple):
 class Event:
     """One event for `users` (or `("*",)`, everyone) on `channels`: structured, or a `payload` of raw stream text.
 
+    Without `store` it is for those who listen now: never in history, so nobody who misses it is told. After `ttl`
+    seconds it is not replayed any more.
+
     Raises InvalidEvent, which names the field as the wire calls it, for whatever would break a stream.
     """
 
@@ -71,6 +84,8 @@ class Event:
     id: str | None = None
     retry: int | None = None
     payload: str | None = None
+    store: bool = True
+    ttl: float | None = None
     size: int = field(init=False, default=0)
     """Bytes of `data` or `payload` in UTF-8."""
     raw: RawText | None = field(init=False, default=None)
@@ -85,6 +100,16 @@ class Event:
             self._check_fields()
         else:
             raise InvalidEvent("data is missing: an event needs 'data' or 'payload'")
+        if self.ttl is not None:
+            _check_ttl(self.ttl)
+        if self.store is not True:
+            self._check_unstored()
+
+    def _check_unstored(self) -> None:
+        if self.store is not False:
+            raise InvalidEvent(f"store must be true or false, not {self.store!r}")
+        if self.id is not None:
+            raise InvalidEvent("id can't be given with store false: nobody could come back with it")
 
     def _check_payload(self, payload: str) -> None:
         for name, value in (("data", self.data), ("event", self.type), ("id", self.id), ("retry", self.retry)):
@@ -107,6 +132,63 @@ class Event:
     def is_for_everyone(self) -> bool:
         return EVERYONE in self.users
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The publisher's ids that a client has when it has had all of this event."""
+        if self.raw is not None:
+            return self.raw.ids
+        return () if self.id is None else (self.id,)
+
+    @property
+    def inner_ids(self) -> tuple[str, ...]:
+        """Those that it has when it has had a part of it."""
+        return () if self.raw is None else self.raw.inner_ids
+
+    def dump(self) -> str:
+        """The event as JSON text, which `load` reads."""
+        given = {name: value for name in _DUMPED if (value := getattr(self, name)) is not None}
+        if self.payload is not None:
+            given.pop("id", None)
+        if self.store:
+            del given["store"]
+        return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def load(cls, text: str) -> Self:
+        """Raises InvalidEvent for what `dump` never wrote."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InvalidEvent(f"this is no stored event: {exc}") from exc
+
+
+_DUMPED = ("channels", "users", "data", "type", "id", "retry", "payload", "store", "ttl")
+
+
+class IdempotencyKey(NamedTuple):
+    """What makes publishing again safe: the key in its scope, and what was published with it; both hashed."""
+
+    name: str
+    body: str
+
+    @classmethod
+    def make(cls, key: object, scope: Sequence[str], events: Sequence[Event]) -> Self:
+        """Raises InvalidEvent unless `key` is a string of 1 to 255 characters."""
+        check_name("idempotencyKey", key)
+        body = [event.dump() for event in events]
+        return cls(_digest([key, *scope]), _digest(body))
+
+
+class Publication(NamedTuple):
+    """Events that are published together, and once for their `key`, if they have one."""
+
+    events: Sequence[Event]
+    key: IdempotencyKey | None = None
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
 
 @dataclass(frozen=True, slots=True)
 class RawText:
@@ -118,6 +200,10 @@ class RawText:
     """Where the last block with data takes our `id:` line; None if it has its own, or there is no data."""
     ends_with_ours: bool
     """Whether our id is the last one a client reads."""
+    ids: tuple[str, ...]
+    """The ids in or behind the last block with data."""
+    inner_ids: tuple[str, ...]
+    """The ids before it: a client that has one of these has not had all."""
     completion: str
     """The line end and blank line that are missing at the end."""
 
@@ -127,14 +213,17 @@ class RawText:
             raise InvalidEvent("payload is empty: it needs stream text, such as 'data: hello'")
         ids = [(match.start(), match[2]) for match in _RAW_FIELD.finditer(text) if _is_id(match)]
         id_at = _last_data_line(text)
+        last_block = 0
         if id_at is not None:
-            start, end = _block_around(text, id_at)
-            if any(start <= place < end for place, _ in ids):
+            last_block, end = _block_around(text, id_at)
+            if any(last_block <= place < end for place, _ in ids):
                 id_at = None
         return cls(
             id=ids[-1][1] if ids else None,
             id_at=id_at,
             ends_with_ours=id_at is not None and not any(place > id_at for place, _ in ids),
+            ids=tuple(value for place, value in ids if place >= last_block),
+            inner_ids=tuple(value for place, value in ids if place < last_block),
             completion=_completion(text),
         )
 
@@ -272,6 +361,11 @@ def _check_id(field_name: str, value: str) -> None:
 def _check_retry(value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRY_MILLISECONDS:
         raise InvalidEvent(f"retry {value!r} is no number of milliseconds from 0 to {MAX_RETRY_MILLISECONDS}")
+
+
+def _check_ttl(value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise InvalidEvent(f"ttl {value!r} is no positive number of seconds")
 
 
 def _utf8(field_name: str, value: str) -> bytes:

@@ -24,12 +24,22 @@ from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .clock import Clock
 from .errors import BrokerUnavailable, HubClosed, Overloaded, WrongEventLoop
-from .event import Claims, Event, Position, encode_fields, json_text, one_or_many
+from .event import (
+    Claims,
+    Event,
+    IdempotencyKey,
+    Position,
+    Publication,
+    encode_fields,
+    json_text,
+    one_or_many,
+)
+from .history import History, ResetReason
 from .rounds import Batch, Frame
 from .running import Running
 from .sinks import Chunk, Sink
 from .subscribers import CloseReason, Delivery, Index, Subscriber
-from .subscription import Subscription
+from .subscription import Start, Subscription
 
 logger = logging.getLogger("ssehub.hub")
 
@@ -47,6 +57,8 @@ RESTART_MILLISECONDS = 2_000
 """What a restart takes at the most; a drained client comes back after that, spread over the next 5 s."""
 DRAIN_STEP_SECONDS = 0.02
 HEARTBEAT_COMMENT = "ping"
+REACH_SECONDS = 2.0
+"""How long a client that is ahead of this hub is waited for."""
 
 
 @dataclass(slots=True)
@@ -60,6 +72,10 @@ class Statistics:
     published: int = 0
     delivered: int = 0
     delivered_bytes: int = 0
+    replayed: int = 0
+    resets: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in ResetReason})
+    history_events: int = 0
+    history_bytes: int = 0
     backlog_bytes: int = 0
     lagging: int = 0
     waiting_bytes: int = 0
@@ -117,9 +133,10 @@ class Hub:
 
     `heartbeat_seconds` 0 turns heartbeats off. `retry_milliseconds` is told to every client at its start. A
     subscriber whose connection leaves more than `max_backlog_bytes` untaken gets nothing more until it has taken
-    them, and ends as `slow` after `grace_seconds`, or with `max_waiting_bytes` held for it. `max_total_backlog_bytes`
-    bounds all of them together.
+    them, and ends as `slow` after `grace_seconds`, or when it is further behind than `history_bytes`.
+    `max_total_backlog_bytes` bounds all of them together.
     `max_waiting_bytes` bounds what waits for a round: publishers wait then, at most `max_waiting_publishers` of them.
+    `history_events`, `history_bytes` and `history_seconds` bound what is kept for those who come back.
     """
 
     def __init__(
@@ -135,6 +152,9 @@ class Hub:
         max_waiting_bytes: int = 16 * 2**20,
         max_waiting_publishers: int = 1_000,
         max_subscribers: int | None = None,
+        history_events: int = 10_000,
+        history_bytes: int = 64 * 2**20,
+        history_seconds: float = 3_600.0,
         expiring_seconds: float = 60.0,
         stream_lifetime_seconds: float | None = None,
         now: Callable[[], float] = time.time,
@@ -142,7 +162,7 @@ class Hub:
     ) -> None:
         self.broker = broker or MemoryBroker(now=now)
         self.max_backlog_bytes = max_backlog_bytes
-        self.max_held_bytes = max_waiting_bytes
+        self.max_held_bytes = history_bytes
         self._heartbeat = heartbeat_seconds
         self._retry = retry_milliseconds
         self._grace = grace_seconds
@@ -151,6 +171,7 @@ class Hub:
         self._max_waiting_bytes = max_waiting_bytes
         self._max_waiting_publishers = max_waiting_publishers
         self._max_subscribers = max_subscribers
+        self._history_limits = history_events, history_bytes, history_seconds
         self._expiring = expiring_seconds
         self._lifetime = stream_lifetime_seconds
         self._now = now
@@ -171,6 +192,8 @@ class Hub:
         self._waiting: deque[Frame] = deque()
         self._waiting_bytes = 0
         self._head: Position | None = None
+        self._history: History | None = None
+        self._replaying: set[Subscriber] = set()
         self._settled: Position | None = None
         self._work: Iterator[tuple[Batch, Subscriber]] | None = None
         self._round_last: Position | None = None
@@ -249,6 +272,8 @@ class Hub:
             reasons.append("the hub has been closed")
         if self.is_draining:
             reasons.append("the hub is draining: it is about to end")
+        if self.broker.problem is not None:
+            reasons.append(self.broker.problem)
         return reasons
 
     @property
@@ -259,6 +284,8 @@ class Hub:
         statistics.backlog_bytes = sum([subscriber.backlog for subscriber in self._paused])
         statistics.lagging = len(self._laggards)
         statistics.waiting_bytes = self._waiting_bytes
+        statistics.history_events = len(self._history or ())
+        statistics.history_bytes = self._history.bytes if self._history is not None else 0
         statistics.waiting_publishers = len(self._gate)
         statistics.loop_lag_seconds = self._clock.lag_seconds
         return statistics
@@ -274,15 +301,25 @@ class Hub:
         type: str | None = None,
         id: str | None = None,
         retry: int | None = None,
+        store: bool = True,
+        ttl: float | None = None,
+        idempotency_key: str | None = None,
     ) -> str:
         """Publish one event and return its position once the broker has stored it.
 
-        `data` that is no string is written as JSON; `retry` is in milliseconds. Raises InvalidEvent for what can't be
-        sent, Overloaded or HubClosed when nothing was stored, BrokerUnavailable when that is not known.
+        `data` that is no string is written as JSON; `retry` is in milliseconds. Without `store` the event is for those
+        who listen now; after `ttl` seconds it is not replayed any more. Publishing again with the same
+        `idempotency_key` returns the first position and stores nothing.
+
+        Raises InvalidEvent for what can't be sent, IdempotencyConflict where the key was used for something else,
+        Overloaded or HubClosed when nothing was stored, BrokerUnavailable when that is not known.
         """
         channels, users = one_or_many(channel), one_or_many(user_id)
-        event = Event(channels, users, data=json_text(data), type=type, id=id, retry=retry)
-        return (await self.publish_events([event]))[0]
+        event = Event(channels, users, data=json_text(data), type=type, id=id, retry=retry, store=store, ttl=ttl)
+        key = None
+        if idempotency_key is not None:
+            key = IdempotencyKey.make(idempotency_key, ("", *sorted(channels)), [event])
+        return (await self.publish_all([Publication([event], key)]))[0]
 
     def publish_sync(
         self,
@@ -293,6 +330,9 @@ class Hub:
         type: str | None = None,
         id: str | None = None,
         retry: int | None = None,
+        store: bool = True,
+        ttl: float | None = None,
+        idempotency_key: str | None = None,
         timeout_seconds: float = 30.0,
     ) -> str:
         """`publish`, from any thread but the one the hub runs in, where it raises WrongEventLoop.
@@ -304,7 +344,17 @@ class Hub:
             raise WrongEventLoop(
                 "publish_sync would block the event loop that the hub runs in: await hub.publish there"
             )
-        work = self.publish(channel=channel, user_id=user_id, data=data, type=type, id=id, retry=retry)
+        work = self.publish(
+            channel=channel,
+            user_id=user_id,
+            data=data,
+            type=type,
+            id=id,
+            retry=retry,
+            store=store,
+            ttl=ttl,
+            idempotency_key=idempotency_key,
+        )
         try:
             waiting = asyncio.run_coroutine_threadsafe(work, loop)
         except RuntimeError as exc:
@@ -318,11 +368,15 @@ class Hub:
 
     async def publish_events(self, events: Sequence[Event]) -> list[str]:
         """Publish `events`, all or none, and return their positions; raises as `publish` does."""
+        return await self.publish_all([Publication(events)])
+
+    async def publish_all(self, publications: Sequence[Publication]) -> list[str]:
+        """The same for events of which some have keys."""
         if self._loop is not asyncio.get_running_loop():
             await self.start()
         await self._gate.enter()
         try:
-            positions = await self.broker.publish(events)
+            positions = await self.broker.publish(publications)
         finally:
             self._gate.open()
         self._statistics.published += len(positions)
@@ -335,13 +389,28 @@ class Hub:
             self._gate.open()
 
     def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
-        """Take `entries` of the log, which then stands at `position`, for the local subscribers."""
+        """Take `entries` of the log, which then stands at `position`, for the local subscribers and for history."""
+        history = self._history
+        if history is None:
+            max_events, max_bytes, max_seconds = self._history_limits
+            history = self._history = History(
+                position,
+                max_events=max_events,
+                max_bytes=max_bytes,
+                max_seconds=max_seconds,
+                monotonic=self._monotonic,
+            )
+        has_listeners = len(self._index) > 0 or self._work is not None
+        now, wall = self._monotonic(), self._now() * 1000
         for entry in entries:
-            frame = Frame(entry)
-            self._waiting.append(frame)
-            self._waiting_bytes += len(frame.data)
+            frame = Frame(entry, now - max(0.0, wall - entry.position.milliseconds) / 1000)
+            if entry.event.store:
+                history.add(frame)
+            if has_listeners:
+                self._waiting.append(frame)
+                self._waiting_bytes += len(frame.data)
         self._head = position
-        if self._settled is None:
+        if not has_listeners and not self._waiting:
             self._settled = position
         self._schedule_round()
 
@@ -435,6 +504,8 @@ class Hub:
             self.subscriber_lags(subscriber)
         else:
             self._laggards.pop(subscriber, None)
+        if subscriber.is_replaying:
+            self._replay(subscriber)
         if self._held_back is not None:
             self._schedule_round()
 
@@ -479,6 +550,10 @@ class Hub:
                 self.end(subscriber, CloseReason.SLOW)
         if self._held_back is not None:
             self._schedule_round()
+        for subscriber in list(self._replaying):
+            self._replay(subscriber)
+        if self._history is not None:
+            self._history.expire()
 
     # Subscribers
 
@@ -487,28 +562,104 @@ class Hub:
         return self._max_subscribers is not None and len(self._index) >= self._max_subscribers
 
     def subscribe(
-        self, *, channel: str | Sequence[str], user_id: str, expires_at: float | None = None, cursor: str | None = None
+        self,
+        *,
+        channel: str | Sequence[str],
+        user_id: str,
+        expires_at: float | None = None,
+        cursor: str | None = None,
+        since: str | None = None,
     ) -> Subscription:
-        """What a client of these channels is shown, for Python code: `async with hub.subscribe(…) as messages`."""
-        return Subscription(self, Claims(user_id, one_or_many(channel), expires_at), cursor)
+        """What a client of these channels is shown, for Python code: `async with hub.subscribe(…) as messages`.
 
-    def attach(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber:
-        """Register one stream and write its first frame; it is given everything from now on until it ends.
+        `cursor` and `since` are as `attach` takes them.
+        """
+        return Subscription(self, Claims(user_id, one_or_many(channel), expires_at), Start.parse(cursor, since))
 
-        `cursor` is the last event id that the client says it has seen. At the end the hub closes `sink`.
+    async def reach(self, cursor: str | None) -> None:
+        """Returns when this hub has read the log up to `cursor`, or as far as the log goes, or after a while.
+
+        A client that comes from another node may be ahead of this one.
+        """
+        position = Position.parse(cursor) if cursor else None
+        if position is None or self._head is None or position.log != self._head.log or position <= self._head:
+            return
+        with contextlib.suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout(REACH_SECONDS):
+                end = Position.parse(await self.broker.head() or "")
+                while end is not None and self._head < min(end, position):  # noqa: ASYNC110  # dispatch is the hot path
+                    await asyncio.sleep(0.005)
+
+    def attach(self, claims: Claims, sink: Sink, start: Start | None = None) -> Subscriber:
+        """Register one stream and write its first frame; it is given everything from `start` on until it ends.
+
+        At the end the hub closes `sink`.
         """
         self._here()
         assert self._head is not None
         subscriber = Subscriber(self, claims, sink, self._head)
+        reason = self._place(subscriber, start) if start is not None else None
         sink.owner = subscriber
         self._index.add(subscriber)
         self._statistics.connected += 1
         self._clock.add(subscriber, *self._limits(claims))
-        hello = encode_fields(comment="ok", id=str(self._head), retry=self._retry)
-        subscriber.tell(Chunk(hello), self._head)
-        if reason := self._reset_reason(cursor):
-            self.tell(subscriber, "stream-reset", {"reason": reason})
+        hello = encode_fields(comment="ok", id=str(subscriber.sent), retry=self._retry)
+        subscriber.tell(Chunk(hello), subscriber.sent)
+        if reason is not None:
+            self._tell_reset(subscriber, reason)
+        if subscriber.is_replaying:
+            self._replaying.add(subscriber)
+            self._replay(subscriber)
         return subscriber
+
+    def _place(self, subscriber: Subscriber, start: Start) -> ResetReason | None:
+        """Put `subscriber` where it is to begin; returns why it may have missed something, if it may have."""
+        assert self._head is not None and self._history is not None
+        history, channels = self._history, subscriber.channels
+        reason = None
+        if start.cursor is not None:
+            found = history.locate(start.cursor, channels, self._head)
+            if isinstance(found, ResetReason):
+                reason = found
+                found = history.floor(channels) if start.replays_on_reset else self._head
+            subscriber.sent = found
+        elif start.last is not None:
+            subscriber.sent = history.start_of_last(start.last, channels, subscriber.user_id)
+        elif start.is_earliest:
+            subscriber.sent = history.floor(channels)
+        subscriber.is_replaying = subscriber.sent != self._head
+        return reason
+
+    def _tell_reset(self, subscriber: Subscriber, reason: ResetReason) -> None:
+        self._statistics.resets[reason.value] += 1
+        self.tell(subscriber, "stream-reset", {"reason": reason.value})
+
+    def _replay(self, subscriber: Subscriber) -> None:
+        """Write the next of what `subscriber` has missed, as it takes it; with the last of it, it joins the rest."""
+        if not subscriber.is_replaying or subscriber.sink.is_paused or subscriber.sink.backlog > self._round_bytes:
+            return
+        assert self._head is not None and self._history is not None
+        if subscriber.sent < self._history.floor(subscriber.channels):
+            self._join(subscriber)
+            self._tell_reset(subscriber, ResetReason.TOO_OLD)
+            return
+        frames, is_all = self._history.replay(
+            subscriber.sent, subscriber.channels, subscriber.user_id, max_bytes=self._round_bytes
+        )
+        if frames:
+            self._statistics.replayed += len(frames)
+            subscriber.replay(Batch(frames, frames[-1].position))
+        if is_all:
+            self._join(subscriber)
+        else:
+            self._here().loop.call_soon(self._replay, subscriber)
+
+    def _join(self, subscriber: Subscriber) -> None:
+        """From now on it is given what is given to all."""
+        assert self._head is not None
+        self._replaying.discard(subscriber)
+        subscriber.is_replaying = False
+        subscriber.sent = self._head
 
     def _limits(self, claims: Claims) -> tuple[float | None, float | None]:
         """Seconds from now to the token's end, and to the end of the stream's lifetime."""
@@ -516,16 +667,10 @@ class Hub:
         lifetime = None if self._lifetime is None else self._lifetime * random.uniform(0.8, 1.0)
         return expires_in, lifetime
 
-    def _reset_reason(self, cursor: str | None) -> str | None:
-        if not cursor or cursor == str(self._head):
-            return None
-        position = Position.parse(cursor)
-        is_other_log = position is not None and self._head is not None and position.log != self._head.log
-        return "log-lost" if is_other_log else "too-old"
-
     def position_of(self, subscriber: Subscriber) -> Position:
         """Up to where everything for `subscriber` has been written: `sent`, or the last finished round."""
-        if subscriber.is_lagging or self._settled is None or subscriber.sent > self._settled:
+        is_behind = subscriber.is_lagging or subscriber.is_replaying
+        if is_behind or self._settled is None or subscriber.sent > self._settled:
             return subscriber.sent
         return self._settled
 
@@ -555,6 +700,8 @@ class Hub:
         self._index.remove(subscriber)
         self._paused.discard(subscriber)
         self._laggards.pop(subscriber, None)
+        self._replaying.discard(subscriber)
+        subscriber.is_replaying = False
         self._clock.remove(subscriber)
         try:
             self._say_goodbye(subscriber, reason)

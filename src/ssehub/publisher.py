@@ -5,10 +5,13 @@ Needs httpx: `pip install 'ssehub[cli]'`.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Required, Self, TypedDict, Unpack
+from uuid import uuid4
 
 try:
     import httpx
@@ -20,7 +23,8 @@ from .errors import ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Una
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 CONNECT_RETRIES = 2
-"""Only where the connection was refused: what has not been sent can't be published twice."""
+RETRY_SECONDS = (0.2, 1.0)
+"""How long to wait before the same is sent again, with the same idempotency key: the hub publishes it once."""
 _ERRORS: dict[int, type[SSEHubError]] = {400: InvalidRequest, 401: ControlKeyError, 403: Forbidden, 503: Unavailable}
 
 
@@ -47,6 +51,10 @@ class _Calls:
         kind = _ERRORS.get(response.status_code, InvalidRequest if response.status_code < 500 else Unavailable)
         raise kind(f"{self._url} answered {response.status_code}: {_reason(response)}")
 
+    @staticmethod
+    def _headers(key: str | None) -> dict[str, str]:
+        return {"Idempotency-Key": key or uuid4().hex}
+
     def _no_answer(self, exc: httpx.HTTPError) -> Unavailable:
         if isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout):
             return Unavailable(f"{self._url} can't be reached ({exc}): nothing was sent")
@@ -70,6 +78,8 @@ class EventFields(TypedDict, total=False):
     id: str | None
     retry: int | None
     payload: str | None
+    store: bool
+    ttl: float | None
 
 
 _WIRE_NAMES = {"user_id": "userId", "type": "event"}
@@ -82,6 +92,9 @@ def _wire(event: EventFields) -> dict[str, object]:
 
 class Publisher(_Calls):
     """Publishes over HTTP, blocking. Use it in `with`, or `close` it; it may be shared by threads.
+
+    Where no answer comes, or 503, it tries twice more, with an idempotency key, so that nothing is published twice.
+    The key is a random one unless you give `idempotency_key`, to be safe across restarts of your own program, too.
 
     Raises InvalidRequest for what the hub refuses, ControlKeyError and Forbidden for who asks, Unavailable when it
     can't be reached or says to try again later.
@@ -97,23 +110,32 @@ class Publisher(_Calls):
         super().__init__(url, control_key, timeout_seconds)
         self._http = httpx.Client(transport=httpx.HTTPTransport(retries=CONNECT_RETRIES), **self._options)
 
-    def emit(self, **event: Unpack[EventFields]) -> str:
+    def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event, and return its id."""
-        return str(self._post("/emit/", _wire(event))["id"])
+        return str(self._post("/emit/", _wire(event), self._headers(idempotency_key))["id"])
 
-    def emit_many(self, events: Sequence[EventFields]) -> list[str]:
+    def emit_many(self, events: Sequence[EventFields], *, idempotency_key: str | None = None) -> list[str]:
         """Publish a batch, all or none, and return the ids."""
-        ids: list[str] = self._post("/emit/", [_wire(event) for event in events])["ids"]
+        headers = self._headers(idempotency_key)
+        ids: list[str] = self._post("/emit/", [_wire(event) for event in events], headers)["ids"]
         return ids
 
     def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
         """A token for `user_id` on one channel or several."""
         return str(self._post("/token/", _token_fields(user_id, channel, expires_in_seconds))["token"])
 
-    def _post(self, path: str, value: object) -> Any:
+    def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
         body = self._body(value)
+        for wait in RETRY_SECONDS if headers else ():
+            try:
+                return self._post_once(path, body, headers)
+            except Unavailable:
+                time.sleep(wait)
+        return self._post_once(path, body, headers)
+
+    def _post_once(self, path: str, body: bytes, headers: dict[str, str] | None) -> Any:
         try:
-            return self._answer(self._http.post(path, content=body))
+            return self._answer(self._http.post(path, content=body, headers=headers))
         except httpx.HTTPError as exc:
             raise self._no_answer(exc) from exc
 
@@ -142,23 +164,32 @@ class AsyncPublisher(_Calls):
         super().__init__(url, control_key, timeout_seconds)
         self._http = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES), **self._options)
 
-    async def emit(self, **event: Unpack[EventFields]) -> str:
+    async def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """As `Publisher.emit`."""
-        return str((await self._post("/emit/", _wire(event)))["id"])
+        return str((await self._post("/emit/", _wire(event), self._headers(idempotency_key)))["id"])
 
-    async def emit_many(self, events: Sequence[EventFields]) -> list[str]:
+    async def emit_many(self, events: Sequence[EventFields], *, idempotency_key: str | None = None) -> list[str]:
         """As `Publisher.emit_many`."""
-        ids: list[str] = (await self._post("/emit/", [_wire(event) for event in events]))["ids"]
+        headers = self._headers(idempotency_key)
+        ids: list[str] = (await self._post("/emit/", [_wire(event) for event in events], headers))["ids"]
         return ids
 
     async def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
         """As `Publisher.token`."""
         return str((await self._post("/token/", _token_fields(user_id, channel, expires_in_seconds)))["token"])
 
-    async def _post(self, path: str, value: object) -> Any:
+    async def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
         body = self._body(value)
+        for wait in RETRY_SECONDS if headers else ():
+            try:
+                return await self._post_once(path, body, headers)
+            except Unavailable:
+                await asyncio.sleep(wait)
+        return await self._post_once(path, body, headers)
+
+    async def _post_once(self, path: str, body: bytes, headers: dict[str, str] | None) -> Any:
         try:
-            return self._answer(await self._http.post(path, content=body))
+            return self._answer(await self._http.post(path, content=body, headers=headers))
         except httpx.HTTPError as exc:
             raise self._no_answer(exc) from exc
 

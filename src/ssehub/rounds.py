@@ -13,11 +13,27 @@ from .sinks import Chunk
 class Frame:
     """One event of the log, encoded."""
 
-    __slots__ = ("channels", "data", "ends_with_position", "is_for_everyone", "position", "users")
+    __slots__ = (
+        "arrived_at",
+        "channels",
+        "data",
+        "ends_with_position",
+        "expires_at",
+        "ids",
+        "inner_ids",
+        "is_for_everyone",
+        "position",
+        "users",
+    )
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, arrived_at: float = 0.0) -> None:
         event = entry.event
         self.position = entry.position
+        self.arrived_at = arrived_at
+        """When the log took it, by the hub's monotonic clock."""
+        self.expires_at = None if event.ttl is None else arrived_at + event.ttl
+        self.ids = event.ids
+        self.inner_ids = event.inner_ids
         self.channels = event.channels
         self.users = event.users
         self.is_for_everyone = event.is_for_everyone

@@ -19,6 +19,7 @@ from .event import SEPARATOR, Claims
 from .hub import Hub
 from .sinks import TaskSink, TransportSink
 from .subscribers import CloseReason, Subscriber
+from .subscription import Start
 
 EXTENSION = "ssehub.transport"
 """The ASGI extension under which a server hands its transport to the app."""
@@ -54,15 +55,15 @@ async def _nothing() -> AsyncIterator[bytes]:
 class EventStream(EventSourceResponse):
     """Streams to one client what `claims` grant, until the hub ends it or the client goes.
 
-    `cursor` is the last event id that the client has seen. Where the server hands over its transport this returns as
+    `start` says where it begins. Where the server hands over its transport this returns as
     soon as the response has begun, because each frame that waits costs memory for as long as a stream lasts.
     """
 
-    def __init__(self, hub: Hub, claims: Claims, *, cursor: str | None = None) -> None:
+    def __init__(self, hub: Hub, claims: Claims, start: Start | None = None) -> None:
         super().__init__(_nothing(), sep=SEPARATOR, ping=0)
         self._hub = hub
         self._claims = claims
-        self._cursor = cursor
+        self._begin = start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -76,7 +77,7 @@ class EventStream(EventSourceResponse):
 
     async def _write_to(self, connection: Connection, receive: Receive, send: Send) -> None:
         sink = connection.open_stream()
-        subscriber = self._hub.attach(self._claims, sink, cursor=self._cursor)
+        subscriber = self._hub.attach(self._claims, sink, self._begin)
         try:
             if not sink.is_chunked:
                 self.headers["Connection"] = "close"
@@ -103,7 +104,7 @@ class EventStream(EventSourceResponse):
 
     async def _send_by_task(self, receive: Receive, send: Send) -> None:
         sink = TaskSink()
-        subscriber = self._hub.attach(self._claims, sink, cursor=self._cursor)
+        subscriber = self._hub.attach(self._claims, sink, self._begin)
         try:
             await self._start(send)
             await _copy(sink, receive, send)

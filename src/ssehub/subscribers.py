@@ -54,6 +54,7 @@ class Subscriber:
         "held",
         "held_bytes",
         "is_due",
+        "is_replaying",
         "keeper",
         "lifetime_ends_at",
         "reason",
@@ -73,6 +74,8 @@ class Subscriber:
         """Everything up to here that is for this subscriber has been written to its sink."""
         self.told: Position | None = None
         """The position the client knows as its last event id; None if that is a publisher's id."""
+        self.is_replaying = False
+        """Whether it is still being given what it missed; it is not part of rounds then."""
         self.held: deque[Batch] | None = None
         self.held_bytes = 0
         self.reason: CloseReason | None = None
@@ -95,7 +98,7 @@ class Subscriber:
 
     def take(self, batch: Batch) -> int:
         """Write `batch`, or hold it, as far as it is above `sent`; returns how many events that were."""
-        if self.reason is not None:
+        if self.reason is not None or self.is_replaying:
             return 0
         if self.held is None and batch.first > self.sent:
             self._write(batch)
@@ -108,6 +111,12 @@ class Subscriber:
         else:
             self._hold(rest)
         return rest.count
+
+    def replay(self, batch: Batch) -> None:
+        """Write what it missed."""
+        self.sink.write(batch)
+        self.sent = batch.last
+        self.told = batch.told
 
     def tell(self, chunk: Chunk, position: Position) -> None:
         """Write a frame of the hub's own, which carries `position` as id."""

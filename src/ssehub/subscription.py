@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from .event import Claims
+from .errors import InvalidRequest
+from .event import Claims, Position
 from .sinks import Sink, TaskSink
 from .subscribers import CloseReason, Subscriber
 
@@ -54,12 +55,48 @@ class MessageReader:
                 self.last_id = value
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a stream begins: behind `cursor`, at what is retained, or at the `last` events; now if nothing is said."""
+
+    cursor: str | None = None
+    last: int | None = None
+    is_earliest: bool = False
+    replays_on_reset: bool = False
+
+    @classmethod
+    def parse(cls, cursor: str | None, since: str | None = None, on_reset: str | None = None) -> Self:
+        """`cursor` is the last event id that a client says it has seen.
+
+        It wins over `since`, which is `earliest`, `last:N` or a position. With `on_reset` "replay" a client that may
+        have missed something is given what is retained. Raises InvalidRequest for anything else.
+        """
+        if on_reset not in (None, "replay"):
+            raise InvalidRequest(f"on_reset {on_reset[:40]!r} is unknown: write replay, or leave it out")
+        replays = on_reset is not None
+        if since is None:
+            return cls(cursor or None, replays_on_reset=replays)
+        count = since.removeprefix("last:")
+        is_count = count != since and count.isascii() and count.isdigit() and 0 < len(count) < 10 and int(count) > 0
+        if since != "earliest" and not is_count and Position.parse(since) is None:
+            raise InvalidRequest(f"since {since[:40]!r} is unknown: write earliest, last:10, or a position")
+        if cursor:
+            return cls(cursor, replays_on_reset=replays)
+        if is_count:
+            return cls(last=int(count), replays_on_reset=replays)
+        if since == "earliest":
+            return cls(is_earliest=True, replays_on_reset=replays)
+        return cls(since, replays_on_reset=replays)
+
+
 class Attaching(Protocol):
     """What a subscription needs of its hub."""
 
     async def start(self) -> None: ...
 
-    def attach(self, claims: Claims, sink: Sink, *, cursor: str | None = None) -> Subscriber: ...
+    async def reach(self, cursor: str | None) -> None: ...
+
+    def attach(self, claims: Claims, sink: Sink, start: Start | None = None) -> Subscriber: ...
 
     def end(self, subscriber: Subscriber, reason: CloseReason) -> None: ...
 
@@ -75,10 +112,10 @@ class Subscription:
     a browser's backlog is: whoever is too slow for too long ends as `slow`.
     """
 
-    def __init__(self, hub: Attaching, claims: Claims, cursor: str | None) -> None:
+    def __init__(self, hub: Attaching, claims: Claims, start: Start) -> None:
         self._hub = hub
         self._claims = claims
-        self._cursor = cursor
+        self._start = start
         self._sink = TaskSink()
         self._subscriber: Subscriber | None = None
         self._messages: deque[Message] = deque()
@@ -91,8 +128,9 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         await self._hub.start()
+        await self._hub.reach(self._start.cursor)
         if self._subscriber is None:
-            self._subscriber = self._hub.attach(self._claims, self._sink, cursor=self._cursor)
+            self._subscriber = self._hub.attach(self._claims, self._sink, self._start)
         return self
 
     async def __aexit__(

@@ -18,7 +18,7 @@ from .event import Claims, one_or_many
 from .hub import Hub
 from .sinks import Chunk, Owner
 from .subscribers import CloseReason, Subscriber
-from .subscription import Message, MessageReader
+from .subscription import Message, MessageReader, Start
 
 
 class ManualClock:
@@ -77,12 +77,13 @@ class ManualHub(Hub):
         user_id: str,
         expires_at: float | None = None,
         cursor: str | None = None,
+        since: str | None = None,
     ) -> Recording:
-        """A subscriber of these channels who records everything from now on."""
+        """A subscriber of these channels who records everything from now on, or from `cursor` or `since` on."""
         await self.start()
         recording = Recording()
         claims = Claims(user_id, one_or_many(channel), expires_at)
-        recording.subscriber = self.attach(claims, recording, cursor=cursor)
+        recording.subscriber = self.attach(claims, recording, Start.parse(cursor, since))
         return recording
 
     async def pass_seconds(self, seconds: float) -> None:

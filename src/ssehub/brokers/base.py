@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ..event import Event, Position
+from ..event import Event, Position, Publication
 
 
 class Entry(NamedTuple):
@@ -14,6 +15,18 @@ class Entry(NamedTuple):
 
     position: Position
     event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a broker keeps: of idempotency keys, of its log, and how much of that a hub reads when it starts."""
+
+    idempotency_seconds: float = 600.0
+    idempotency_keys: int = 100_000
+    log_seconds: float = 7 * 86_400.0
+    log_bytes: int = 2**30
+    tail_events: int = 10_000
+    tail_bytes: int = 64 * 2**20
 
 
 Deliver = Callable[[Position, Sequence[Entry]], Awaitable[None]]
@@ -25,10 +38,14 @@ before says that the log was lost and begins anew. It is awaited, and returns wh
 
 
 class Broker(Protocol):
-    async def publish(self, events: Sequence[Event]) -> list[str]:
-        """Append `events`, all or none, and return their positions, once they are stored.
+    problem: str | None
+    """What keeps it from its work just now, for `/readyz`."""
 
-        Raises BrokerUnavailable if it is not known whether they are.
+    async def publish(self, publications: Sequence[Publication]) -> list[str]:
+        """Append the events of all `publications`, or none, and return their positions, once they are stored.
+
+        A publication whose key is known is not stored again: its positions are the first ones. Raises
+        IdempotencyConflict if that was another one, BrokerUnavailable if it is not known whether they are stored.
         """
 
     async def head(self) -> str | None:

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from ..errors import BrokerUnavailable
-from ..event import Event, Position
-from .base import Deliver, Entry
-
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
-
-
-def new_log_name() -> str:
-    """A name that no other log has: 8 characters, 41 bits."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+from ..event import Position, Publication
+from .appending import Window, append, first_place, new_log_name
+from .base import Deliver, Limits
 
 
 class MemoryBroker:
     """Hands each event on in the call that publishes it. `now` gives Unix time in seconds."""
 
-    def __init__(self, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, limits: Limits | None = None, *, now: Callable[[], float] = time.time) -> None:
+        limits = limits or Limits()
+        self.problem: str | None = None
         self._now = now
         self._last = Position(int(now() * 1000), 0, new_log_name())
         self._is_empty = True
+        self._keys = Window(limits.idempotency_seconds, limits.idempotency_keys, now)
         self._deliver: Deliver | None = None
 
-    async def publish(self, events: Sequence[Event]) -> list[str]:
+    async def publish(self, publications: Sequence[Publication]) -> list[str]:
         if self._deliver is None:
             raise BrokerUnavailable("the memory broker is not running: use it inside `async with hub`")
-        entries = [Entry(self._next(), event) for event in events]
-        await self._deliver(self._last, entries)
-        return [str(entry.position) for entry in entries]
+        appended = append(publications, first_place(self._last, int(self._now() * 1000)), self._keys.find)
+        if appended.keys:
+            self._keys.keep(appended.keys)
+        if appended.entries:
+            self._last = appended.entries[-1].position
+            self._is_empty = False
+            await self._deliver(self._last, appended.entries)
+        return appended.positions
 
     async def head(self) -> str | None:
         return None if self._is_empty else str(self._last)
@@ -46,14 +47,3 @@ class MemoryBroker:
             yield
         finally:
             self._deliver = None
-
-    def _next(self) -> Position:
-        """The place after the last one, also when the clock has been set back."""
-        milliseconds = int(self._now() * 1000)
-        last = self._last
-        if milliseconds > last.milliseconds:
-            self._last = Position(milliseconds, 0, last.log)
-        else:
-            self._last = Position(last.milliseconds, last.sequence + 1, last.log)
-        self._is_empty = False
-        return self._last

@@ -1,0 +1,45 @@
+"""A hub whose log is on a file system of 1 MiB: filled, then freed. Runs in namespaces of its own, prints what came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from ssehub.brokers import create_broker
+from ssehub.control import create_control_app
+from ssehub.hub import Hub
+from ssehub.tokens import Tokens
+
+
+async def main(folder: Path) -> None:
+    url = f"sqlite:///{folder}/log.db"
+    ballast = folder / "ballast"
+    ballast.write_bytes(b"x" * 500_000)
+    answered = 0
+    async with Hub(create_broker(url)) as hub:
+        app = create_control_app(hub, tokens=Tokens("a secret of 32 bytes, or rather more"))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8001") as http:
+
+            async def emit() -> httpx.Response:
+                body = {"userId": "*", "channel": "chat", "data": "x" * 10_000}
+                return await http.post("/emit/", json=body)
+
+            while (response := await emit()).status_code == 200:
+                answered += 1
+            not_ready = (await http.get("/readyz")).status_code
+            ballast.unlink()
+            after = (await emit()).status_code
+            ready = (await http.get("/readyz")).status_code
+    async with Hub(create_broker(url)) as hub:
+        kept = hub.statistics.history_events
+    found = {"refused": response.status_code, "why": response.text, "not ready": not_ready, "after": after}
+    sys.stdout.write(json.dumps({**found, "ready again": ready, "lost": answered + 1 - kept}))
+
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", sys.argv[1]], check=True)
+asyncio.run(main(Path(sys.argv[1])))

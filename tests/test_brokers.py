@@ -1,0 +1,423 @@
+"""What every broker keeps to, and what each has of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from conftest import until
+from ssehub.brokers import Broker, Entry, Limits, create_broker
+from ssehub.brokers.memory import MemoryBroker
+from ssehub.brokers.sqlite import LogFile, SqliteBroker
+from ssehub.errors import BrokerUnavailable, ConfigError, IdempotencyConflict
+from ssehub.event import Event, IdempotencyKey, Position, Publication
+from ssehub.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+
+def event(data: str = "x", **fields: object) -> Event:
+    return Event(("chat",), ("*",), data=data, **fields)  # type: ignore[arg-type]
+
+
+def keyed(key: str, *events: Event) -> Publication:
+    return Publication(events, IdempotencyKey.make(key, ("", "chat"), events))
+
+
+class Reader:
+    """What a hub would be given."""
+
+    def __init__(self) -> None:
+        self.stands_at: Position | None = None
+        self.entries: list[Entry] = []
+        self.calls = 0
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    async def __call__(self, position: Position, entries: Sequence[Entry]) -> None:
+        await self.may_go_on.wait()
+        assert all(a.position < b.position for a, b in pairwise(entries))
+        assert self.stands_at is None or not entries or self.stands_at < entries[0].position
+        assert not entries or entries[-1].position <= position
+        self.calls += 1
+        self.stands_at = position
+        self.entries.extend(entries)
+
+    @property
+    def data(self) -> list[str | None]:
+        return [entry.event.data for entry in self.entries]
+
+
+class World:
+    """Makes brokers of one kind that share a log and a clock."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.path = folder / "log.db"
+        self.clock = ManualClock()
+
+    def broker(self, limits: Limits | None = None) -> Broker:
+        if self.kind == "memory":
+            return MemoryBroker(limits, now=lambda: self.clock.wall)
+        return SqliteBroker(self.path, limits, now=lambda: self.clock.wall)
+
+    @asynccontextmanager
+    async def running(self, limits: Limits | None = None) -> AsyncIterator[tuple[Broker, Reader]]:
+        broker, reader = self.broker(limits), Reader()
+        async with broker.run(reader):
+            yield broker, reader
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    return World(request.param, tmp_path)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> World:
+    return World("sqlite", tmp_path)
+
+
+# The contract
+
+
+async def test_a_hub_is_told_where_the_log_stands_then_gets_everything_in_order(world: World) -> None:
+    async with world.running() as (broker, reader):
+        assert reader.stands_at is not None and reader.entries == []
+        assert await broker.head() is None
+        start = reader.stands_at
+
+        ids = await broker.publish([Publication([event("1"), event("2")]), Publication([event("3")])])
+        ids += await broker.publish([Publication([event("4")])])
+
+        assert reader.data == ["1", "2", "3", "4"]
+        assert [str(entry.position) for entry in reader.entries] == ids
+        assert await broker.head() == ids[-1] == str(reader.stands_at)
+        assert start < reader.entries[0].position and start.log == reader.stands_at.log
+
+
+async def test_an_event_is_delivered_as_it_was_published(world: World) -> None:
+    events = [
+        event("line\u2028\r\n\0é", type="t", id="my id", retry=5, ttl=1.5),
+        event("", store=False),
+        Event(("a", "b"), ("u", "v"), payload="data: x\nid: 7"),
+    ]
+    async with world.running() as (broker, reader):
+        await broker.publish([Publication(events)])
+
+        assert [entry.event for entry in reader.entries] == events
+
+
+async def test_concurrent_publishers_get_places_of_their_own(world: World) -> None:
+    async with world.running() as (broker, reader):
+        answers = await asyncio.gather(*[broker.publish([Publication([event(f"{n}")])]) for n in range(200)])
+
+        ids = [id for answer in answers for id in answer]
+        assert len(set(ids)) == 200
+        assert {(entry.event.data, str(entry.position)) for entry in reader.entries} == {
+            (f"{n}", ids[n]) for n in range(200)
+        }
+
+
+@pytest.mark.parametrize("step", [-3_600.0, -0.001, 0.0, 3_600.0])
+async def test_places_go_on_whatever_the_clock_does(world: World, step: float) -> None:
+    async with world.running() as (broker, reader):
+        for _ in range(3):
+            await broker.publish([Publication([event()])])
+            world.clock.wall += step
+
+        positions = [entry.position for entry in reader.entries]
+        assert positions == sorted(set(positions))
+
+
+async def test_a_key_makes_publishing_again_safe(world: World) -> None:
+    async with world.running() as (broker, reader):
+        first = await broker.publish([keyed("k", event("1"), event("2"))])
+        answers = await asyncio.gather(*[broker.publish([keyed("k", event("1"), event("2"))]) for _ in range(20)])
+        mixed = await broker.publish(
+            [keyed("new", event("3")), keyed("k", event("1"), event("2")), keyed("new", event("3"))]
+        )
+
+        assert all(answer == first for answer in answers)
+        assert mixed == [str(reader.entries[-1].position), *first, str(reader.entries[-1].position)]
+        assert reader.data == ["1", "2", "3"]
+
+
+async def test_twenty_at_once_with_a_new_key_are_one(world: World) -> None:
+    async with world.running() as (broker, reader):
+        answers = await asyncio.gather(*[broker.publish([keyed("k", event("1"))]) for _ in range(20)])
+
+        assert reader.data == ["1"]
+        assert {tuple(answer) for answer in answers} == {(str(reader.entries[0].position),)}
+
+
+async def test_a_key_for_something_else_is_refused_and_nothing_published(world: World) -> None:
+    async with world.running() as (broker, reader):
+        await broker.publish([keyed("k", event("1"))])
+        results = await asyncio.gather(
+            broker.publish([Publication([event("not this")]), keyed("k", event("2"))]),
+            broker.publish([keyed("j", event("3")), keyed("j", event("4"))]),
+            broker.publish([Publication([event("but this")])]),
+            return_exceptions=True,
+        )
+
+        assert [type(result) for result in results] == [IdempotencyConflict, IdempotencyConflict, list]
+        assert reader.data == ["1", "but this"]
+
+
+@pytest.mark.parametrize("forgotten", ["by time", "by number"])
+async def test_keys_are_forgotten(world: World, forgotten: str) -> None:
+    async with world.running(Limits(idempotency_seconds=60, idempotency_keys=10)) as (broker, _):
+        first = await broker.publish([keyed("k", event())])
+        world.clock.pass_seconds(59)
+        again = await broker.publish([keyed("k", event())])
+        if forgotten == "by time":
+            world.clock.pass_seconds(2)
+        else:
+            for number in range(11):
+                await broker.publish([keyed(f"{number}", event())])
+            if isinstance(broker, SqliteBroker):
+                assert broker._file is not None
+                broker._file.tidy()
+        later = await broker.publish([keyed("k", event())])
+
+        assert first == again != later
+
+
+async def test_it_waits_until_the_hub_has_room(world: World) -> None:
+    async with world.running() as (broker, reader):
+        reader.may_go_on.clear()
+        publishing = asyncio.create_task(broker.publish([Publication([event("1")])]))
+        await asyncio.sleep(0.05)
+        assert not publishing.done()
+        reader.may_go_on.set()
+        await asyncio.wait_for(publishing, 5)
+
+        assert reader.data == ["1"]
+
+
+async def test_a_publisher_that_gives_up_harms_nobody(world: World) -> None:
+    async with world.running() as (broker, reader):
+        given_up = [asyncio.create_task(broker.publish([Publication([event(f"{n}")])])) for n in range(50)]
+        await asyncio.sleep(0)
+        for task in given_up[::2]:
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        await broker.publish([Publication([event("last")])])
+
+        assert reader.data[-1] == "last"
+        assert len(reader.data) == len(set(reader.data))
+        assert {f"{n}" for n in range(1, 50, 2)} <= set(reader.data)
+
+
+async def test_not_running_is_said(world: World) -> None:
+    broker = world.broker()
+    with pytest.raises(BrokerUnavailable, match="is not running"):
+        await broker.publish([Publication([event()])])
+    async with broker.run(Reader()):
+        pass
+    with pytest.raises(BrokerUnavailable, match="is not running"):
+        await broker.publish([Publication([event()])])
+
+
+@pytest.mark.parametrize("url", ["", "redis", "foo://", "memory://x", "sqlite://", "sqlite:///", "sqlite://x"])
+def test_unknown_brokers_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"use memory|names no file"):
+        create_broker(url)
+
+
+# SQLite
+
+
+async def test_the_log_goes_on_after_a_restart(sqlite: World) -> None:
+    async with sqlite.running() as (broker, reader):
+        start = reader.stands_at
+        ids = await broker.publish([Publication([event("1"), event("live", store=False)]), keyed("k", event("2"))])
+    sqlite.clock.pass_seconds(-3_600)
+    async with sqlite.running() as (broker, reader):
+        assert reader.data == ["1", "2"]
+        assert await broker.head() == ids[-1]
+        assert await broker.publish([keyed("k", event("2"))]) == [ids[-1]], "keys are remembered, too"
+        ids += await broker.publish([Publication([event("3")])])
+
+        assert reader.data == ["1", "2", "3"]
+        positions = [Position.parse(id) for id in ids]
+        assert positions == sorted(positions)  # type: ignore[type-var]
+        assert start is not None and {position.log for position in positions if position} == {start.log}
+
+
+async def test_a_position_of_an_event_that_was_not_stored_is_no_future_one(sqlite: World) -> None:
+    async with sqlite.running() as (broker, _):
+        await broker.publish([Publication([event("1")])])
+        sqlite.clock.pass_seconds(1)
+        unstored = Position.parse((await broker.publish([Publication([event("2", store=False)])]))[0])
+    sqlite.clock.pass_seconds(1)
+    async with sqlite.running() as (_, reader):
+        assert unstored is not None and reader.stands_at is not None and unstored < reader.stands_at
+
+
+@pytest.mark.parametrize("limits", [Limits(tail_events=3), Limits(tail_bytes=3_500)])
+async def test_only_the_tail_is_read(sqlite: World, limits: Limits) -> None:
+    async with sqlite.running() as (broker, _):
+        ids = await broker.publish([Publication([event(f"{n}" + "x" * 1_000) for n in range(10)])])
+    broker, bases = sqlite.broker(limits), []
+    reader = Reader()
+
+    async def deliver(position: Position, entries: Sequence[Entry]) -> None:
+        bases.append(position)
+        await reader(position, entries)
+
+    async with broker.run(deliver):
+        assert [str(entry.position) for entry in reader.entries] == ids[-3:]
+        assert str(bases[0]) == ids[-4], "the floor is the newest one that was not read"
+
+
+@pytest.mark.parametrize("limit", ["age", "bytes"])
+async def test_the_file_is_bounded_and_remembers_up_to_where_it_was_emptied(sqlite: World, limit: str) -> None:
+    limits = Limits(log_seconds=100) if limit == "age" else Limits(log_bytes=1)
+    async with sqlite.running(limits) as (broker, _):
+        ids = await broker.publish([Publication([event()])])
+        sqlite.clock.pass_seconds(101)
+        assert isinstance(broker, SqliteBroker) and broker._file is not None
+        broker._file.tidy()
+    async with sqlite.running() as (broker, reader):
+        assert reader.entries == []
+        await broker.publish([Publication([event("new")])])
+    file = LogFile.open_to_read(sqlite.path)
+    base, entries = file.tail()
+    file.close()
+
+    assert str(base) == ids[0] and [entry.event.data for entry in entries] == ["new"]
+
+
+async def test_another_process_is_refused(sqlite: World) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path; from ssehub.brokers.sqlite import SqliteBroker\n"
+        "async def deliver(*_): pass\n"
+        "async def main():\n"
+        f"    async with SqliteBroker(Path({str(sqlite.path)!r})).run(deliver): print('has it', flush=True)\n"
+        "asyncio.run(main())"
+    )
+    async with sqlite.running():
+        other = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=20
+        )
+        with pytest.raises(BrokerUnavailable, match="another process has the log"):
+            async with sqlite.broker().run(Reader()):
+                pass
+    free = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=20
+    )
+
+    assert "another process has the log" in other.stderr
+    assert free.stdout == "has it\n", free.stderr
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def no_database(path: Path) -> None:
+    path.write_text("this is no database, but it is long enough to be looked at as one " * 100)
+
+
+def somebody_elses(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE theirs (x)")
+        database.commit()
+
+
+def later_version(path: Path) -> None:
+    LogFile.open(path, Limits()).close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+def damaged(path: Path) -> None:
+    file = LogFile.open(path, Limits())
+    file.append([[Publication([event("x" * 3_000) for _ in range(50)])]])
+    file.close()
+    content = bytearray(path.read_bytes())
+    for page in range(4, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 200] = os.urandom(200)
+    path.write_bytes(content)
+
+
+def in_no_folder(path: Path) -> None:
+    path.parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (folder, "it is a folder"),
+        (no_database, "is damaged|something else"),
+        (somebody_elses, "is a database of something else"),
+        (later_version, "is of version 99"),
+        (damaged, "is damaged"),
+        (in_no_folder, "can't be opened: No such file"),
+    ],
+)
+async def test_a_file_that_is_no_good_log_is_refused_and_left_alone(
+    tmp_path: Path, make: Callable[[Path], None], says: str
+) -> None:
+    world = World("sqlite", tmp_path / "here")
+    world.path.parent.mkdir()
+    make(world.path)
+    before = world.path.read_bytes() if world.path.is_file() else None
+
+    with pytest.raises(BrokerUnavailable, match=says) as caught:
+        async with world.broker().run(Reader()):
+            pass
+
+    assert str(world.path) in str(caught.value)
+    assert before is None or world.path.read_bytes() == before
+
+
+async def test_a_full_disk_is_said_and_outlived(sqlite: World) -> None:
+    """Here the file may not grow; F9 has a disk that is really full."""
+    async with sqlite.running() as (broker, reader):
+        await broker.publish([Publication([event("1")])])
+        assert isinstance(broker, SqliteBroker) and broker._file is not None
+        broker._file._database.execute("PRAGMA max_page_count = 20")
+        with pytest.raises(BrokerUnavailable, match="the disk is full"):
+            for _ in range(20):
+                await broker.publish([Publication([event("x" * 10_000)])])
+        stored = len(reader.entries)
+        results = await asyncio.gather(
+            *[broker.publish([Publication([event("y" * 10_000)])]) for _ in range(5)], return_exceptions=True
+        )
+        problem = broker.problem
+        broker._file._database.execute("PRAGMA max_page_count = 100000")
+        await broker.publish([Publication([event("2")])])
+
+        assert all(isinstance(result, BrokerUnavailable) for result in results)
+        assert problem is not None and broker.problem is None
+        assert len(reader.entries) == stored + 1
+    async with sqlite.running() as (_, reader):
+        assert reader.data[0] == "1" and reader.data[-1] == "2" and len(reader.entries) == stored + 1
+
+
+async def test_what_waits_when_it_ends_is_answered(sqlite: World) -> None:
+    broker, reader = sqlite.broker(), Reader()
+    async with broker.run(reader):
+        reader.may_go_on.clear()
+        tasks = [asyncio.create_task(broker.publish([Publication([event(f"{n}")])])) for n in range(3)]
+        await until(lambda: isinstance(broker, SqliteBroker) and not broker._waiting)
+        tasks.append(asyncio.create_task(broker.publish([Publication([event("late")])])))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.1, reader.may_go_on.set)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+
+    assert isinstance(results[-1], BrokerUnavailable | list)
+    assert len(reader.data) == sum(isinstance(result, list) for result in results)

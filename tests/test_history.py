@@ -1,0 +1,257 @@
+"""History: what it keeps, what a cursor means to it, and that it never says less than it should."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from ssehub.brokers.base import Entry
+from ssehub.event import Event, Position
+from ssehub.history import History, ResetReason
+from ssehub.rounds import Frame
+from ssehub.testing import ManualClock
+
+LOG = "testlog1"
+BASE = Position(1_000, 0, LOG)
+
+
+def at(number: int) -> Position:
+    return Position(1_000 + number, 0, LOG)
+
+
+class Kept(History):
+    """A history with short ways to fill and to ask it."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.clock = ManualClock()
+        limits = {"max_events": 100, "max_bytes": 10**6, "max_seconds": 3_600.0, **limits}
+        super().__init__(BASE, monotonic=lambda: self.clock.monotonic, **limits)
+        self.head = BASE
+
+    def put(self, *channels: str, users: tuple[str, ...] = ("*",), data: str | None = "x", **fields: Any) -> Position:
+        self.head = at(self.head.milliseconds - 999)
+        event = Event(channels or ("chat",), users, data=None if "payload" in fields else data, **fields)
+        self.add(Frame(Entry(self.head, event), self.clock.monotonic))
+        return self.head
+
+    def where(self, cursor: str | Position, *channels: str) -> Position | ResetReason:
+        return self.locate(str(cursor), channels or ("chat",), self.head)
+
+    def after(self, position: Position, *channels: str, user: str = "alex") -> list[Position]:
+        return [frame.position for frame in self.replay(position, channels or ("chat",), user)[0]]
+
+
+def test_what_came_after_a_position_is_replayed_in_order_and_once() -> None:
+    history = Kept()
+    first = history.put("chat")
+    wanted = [
+        history.put("chat"),
+        history.put("chat", users=("alex", "kim")),
+        history.put("chat", "news"),
+        history.put("news"),
+    ]
+    history.put("chat", users=("kim",))
+    history.put("elsewhere")
+
+    assert history.after(first, "chat", "news") == wanted
+    assert history.after(first, "chat") == wanted[:3]
+    assert history.after(history.head) == []
+
+
+def test_replay_looks_at_nothing_but_what_it_may_return() -> None:
+    history = Kept(max_events=10_000)
+    start = history.put("chat")
+    for number in range(3_000):
+        history.put("busy")
+        history.put("chat", users=(f"user-{number}",))
+    wanted = [history.put("chat"), history.put("chat", users=("alex",))]
+
+    assert history.after(start, "chat") == wanted
+    assert history.visited == 2
+
+
+def test_replay_is_cut_at_its_bytes_but_gives_one_event_at_least() -> None:
+    history = Kept()
+    positions = [history.put(data="x" * 1_000) for _ in range(5)]
+
+    frames, is_all = history.replay(BASE, ("chat",), "alex", max_bytes=2_500)
+    one, _ = history.replay(BASE, ("chat",), "alex", max_bytes=1)
+    rest = history.replay(frames[-1].position, ("chat",), "alex", max_bytes=10_000)
+
+    assert ([frame.position for frame in frames], is_all) == (positions[:2], False)
+    assert [frame.position for frame in one] == positions[:1]
+    assert ([frame.position for frame in rest[0]], rest[1]) == (positions[2:], True)
+
+
+@pytest.mark.parametrize("limit", [{"max_events": 3}, {"max_bytes": 3 * 1_700}, {"max_seconds": 25.0}])
+def test_count_bytes_and_age_are_bounds(limit: dict[str, Any]) -> None:
+    history = Kept(**limit)
+    positions = []
+    for _ in range(5):
+        history.clock.pass_seconds(10)
+        positions.append(history.put(data="x" * 1_000))
+    history.expire()
+
+    assert history.after(BASE) == positions[2:]
+    assert history.floor(("chat",)) == positions[1]
+    assert history.where(positions[0]) is ResetReason.TOO_OLD
+    assert history.where(positions[1]) == positions[1]
+
+
+@pytest.mark.parametrize(
+    ("cursor", "found"),
+    [
+        (str(at(1)), at(1)),
+        (str(BASE), BASE),
+        ("999-0." + LOG, ResetReason.TOO_OLD),
+        (str(at(50)), ResetReason.LOG_LOST),
+        ("1001-0.zzzzzzzz", ResetReason.LOG_LOST),
+        ("garbage", ResetReason.UNKNOWN_ID),
+        ("-1", ResetReason.UNKNOWN_ID),
+        ("\0", ResetReason.UNKNOWN_ID),
+        ("1001-0." + LOG + "\r", ResetReason.UNKNOWN_ID),
+        ("x" * 1_000_000, ResetReason.UNKNOWN_ID),
+    ],
+)
+def test_a_cursor_is_a_place_or_a_reason(cursor: str, found: Position | ResetReason) -> None:
+    history = Kept()
+    history.put()
+    history.put()
+
+    assert history.where(cursor) == found
+
+
+def test_a_quiet_channel_resumes_though_a_busy_one_evicted_it() -> None:
+    history = Kept(max_events=10)
+    seen, own = history.put("quiet"), history.put("quiet", id="mine")
+    before = history.where(seen, "quiet")
+    for _ in range(50):
+        history.put("busy")
+
+    assert before == seen
+    assert history.where(seen, "quiet") is ResetReason.TOO_OLD
+    assert history.where(own, "quiet") == own
+    assert history.where("mine", "quiet") == own
+    assert history.where(own, "quiet", "busy") is ResetReason.TOO_OLD
+
+
+def test_floors_of_forgotten_channels_merge_into_one() -> None:
+    history = Kept(max_events=1, max_floors=2)
+    seen = {name: history.put(name) for name in ("a", "b", "c", "d")}
+    history.put("e")
+
+    assert history.floor(("d",)) == seen["d"]
+    assert history.where(seen["d"], "d") == seen["d"]
+    assert history.floor(("a",)) == seen["b"] == history.floor(("never heard of",))
+    assert history.where(seen["a"], "a") is ResetReason.TOO_OLD
+
+
+def test_publishers_ids_are_cursors_on_their_channels_only() -> None:
+    history = Kept()
+    position = history.put("chat", id="42")
+    history.put("news", id="7")
+
+    assert history.where("42", "chat") == position
+    assert history.where("42", "news") is ResetReason.UNKNOWN_ID
+    assert history.where("42", "news", "chat") == position
+
+
+def test_an_id_that_was_used_twice_means_the_older_use() -> None:
+    history = Kept(max_events=5)
+    older = history.put(id="1")
+    history.put(id="2")
+    history.put(id="1")
+    assert history.where("1") == older
+
+    for _ in range(3):
+        history.put()
+    assert history.where("1") == older, "it is the floor's"
+    history.put()
+    assert history.where("1") is ResetReason.UNKNOWN_ID, "which one the client means can't be told any more"
+    for _ in range(4):
+        history.put()
+    newest = history.put(id="1")
+    assert history.where("1") == newest
+
+
+def test_an_inner_id_of_a_payload_means_the_place_before_it() -> None:
+    history = Kept()
+    before = history.put()
+    whole = history.put(payload="id: a\ndata: 1\n\nid: b\ndata: 2\n\ndata: 3\n\n")
+    other = history.put(payload="id: c\ndata: 1\n\nid: d\ndata: 2\n\nid: e\n\n")
+    twice = history.put(payload="id: f\ndata: 1\n\nid: f\ndata: 2\n\n")
+
+    inside = history.where("b")
+    assert isinstance(inside, Position)
+    assert before < inside < whole
+    assert history.after(inside)[0] == whole
+    assert history.where("d") == history.where("e") == other
+    assert history.after(history.where("c"))[0] == other  # type: ignore[arg-type]
+    assert history.after(history.where("f"))[0] == twice  # type: ignore[arg-type]
+
+
+def test_an_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
+    history = Kept(max_events=2)
+    start = history.put()
+    history.put(ttl=5)
+    history.clock.pass_seconds(6)
+    assert history.after(start) == []
+
+    wanted = [history.put(), history.put()]
+    assert history.where(start) == start
+    assert history.after(start) == wanted
+
+
+def test_the_last_events_of_an_audience() -> None:
+    history = Kept()
+    positions = [history.put("chat") for _ in range(5)]
+    history.put("chat", users=("kim",))
+
+    start = history.start_of_last(2, ("chat",), "alex")
+    assert history.after(start) == positions[-2:]
+    assert history.after(history.start_of_last(100, ("chat",), "alex")) == positions
+    assert history.start_of_last(3, ("empty",), "alex") == BASE
+
+
+def test_memory_is_flat_under_many_channels() -> None:
+    history = Kept(max_events=1_000, max_floors=1_000)
+    tracemalloc.start()
+    sizes = []
+    for round in range(3):
+        for number in range(20_000):
+            history.put(f"channel-{round}-{number}", id=f"{number}")
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+
+    assert len(history) == 1_000
+    assert max(sizes) < 1.1 * sizes[0]
+    assert len(history._channels) == 1_000
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_cursor_gets_exactly_the_rest_or_a_reason(seed: int) -> None:
+    """Whatever a client has seen last: what it is given then is what came after, or it is told."""
+    chance = random.Random(seed)
+    history = Kept(max_events=chance.randint(1, 40), max_floors=chance.randint(1, 5))
+    channels = [f"channel-{number}" for number in range(4)]
+    mine = tuple(chance.sample(channels, chance.randint(1, 3)))
+    given: list[tuple[Position, str]] = []
+    for number in range(chance.randint(1, 120)):
+        on = tuple(chance.sample(channels, chance.randint(1, 2)))
+        users = chance.choice([("*",), ("alex",), ("kim",)])
+        id = f"id-{number}" if chance.random() < 0.4 else None
+        position = history.put(*on, users=users, id=id)
+        if set(on) & set(mine) and users != ("kim",):
+            given.append((position, id or str(position)))
+
+    for index, (_, cursor) in enumerate(given):
+        found = history.where(cursor, *mine)
+        if isinstance(found, Position):
+            assert history.after(found, *mine) == [position for position, _ in given[index + 1 :]]
+        else:
+            assert index < len(given) - 1 or len(history) < len(given), "the newest is always known"
+    if given and given[-1][0] == history.head:
+        assert history.where(given[-1][1], *mine) == history.head
