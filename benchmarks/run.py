@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -147,13 +147,45 @@ def stalled_subscriber(server: Running) -> Iterator[None]:
 
 def run_stalled(pairs: int | None) -> Figures:
     """W1 with one stalled subscriber, and without."""
-    found: Figures = {"without": [], "with": []}
+
+    def one_run(name: str) -> float:
+        with PEERS[OURS]() as server, stalled_subscriber(server) if name == "with" else nullcontext():
+            return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
+
+    return in_turn("stalled", ("without", "with"), one_run, pairs)
+
+
+def run_history(pairs: int | None) -> Figures:
+    """W1 with what is kept for those who come back, and with next to nothing kept."""
+
+    def one_run(name: str) -> float:
+        with ssehub(*([] if name == "on" else ["--history-events", "1"]))() as server:
+            return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
+
+    return in_turn("history", ("off", "on"), one_run, pairs)
+
+
+def in_turn(title: str, names: Sequence[str], one_run: Callable[[str], float], pairs: int | None) -> Figures:
+    found: Figures = {name: [] for name in names}
     for _ in range(min(pairs or 10, 10)):
-        with PEERS[OURS]() as server:
-            found["without"].append(figure(bench(server, WORKLOADS["W1"].arguments), CPU))
-        with PEERS[OURS]() as server, stalled_subscriber(server):
-            found["with"].append(figure(bench(server, WORKLOADS["W1"].arguments), CPU))
-    say(f"stalled   with {spread(found['with'])}, without {spread(found['without'])}")
+        for name in names:
+            found[name].append(one_run(name))
+    say(f"{title:9} {', '.join(f'{name} {spread(figures)}' for name, figures in found.items())}")
+    return found
+
+
+def run_sqlite() -> dict[str, list[float]]:
+    """Events published per second, one POST each, by 1 and by 50 publishers: in memory, and on a disk."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=HERE) as folder:
+        for pair in range(3):
+            for publishers, events in ((1, 2_000), (50, 20_000)):
+                for name, broker in (("memory", "memory://"), ("sqlite", f"sqlite:///{folder}/{pair}-{publishers}.db")):
+                    with ssehub("--broker", broker)() as server:
+                        report = bench(server, f"--subscribers 1 --events {events} --publishers {publishers}")
+                    found.setdefault(f"{name}, {publishers}", []).append(report["published_per_second"])
+    for name, figures in found.items():
+        say(f"sqlite    {name:12} {spread(figures)} events a second")
     return found
 
 
@@ -245,7 +277,7 @@ def run_backpressure() -> dict[str, float]:
         thread = threading.Thread(target=watch)
         thread.start()
         began = time.monotonic()
-        report = bench(server, "--subscribers 100 --size 20000 --publishers 16 --batch 10 --events 60000 --patience 30")
+        report = bench(server, "--subscribers 100 --size 20000 --publishers 16 --batch 10 --events 70000 --patience 30")
         seconds = time.monotonic() - began
         stop.set()
         thread.join()
@@ -259,7 +291,9 @@ def run_backpressure() -> dict[str, float]:
     return found
 
 
+PAIRED: dict[str, Callable[[int | None], Figures]] = {"stalled": run_stalled, "history": run_history}
 EXTRAS: dict[str, Callable[[], Any]] = {
+    "sqlite": run_sqlite,
     "growth": run_growth,
     "latency": run_latency,
     "lag": run_lag,
@@ -310,8 +344,12 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     yield "P100, batches of 100, events per CPU second", "100,000", "250,000", spread(results["P100"][OURS])
     stalled = ratio(results, ("stalled", "with"), ("stalled", "without"))
     yield "W1 with one stalled subscriber against without", "0.97x", "1x", stalled
+    yield "W1 with history against without", "0.95x", "", ratio(results, ("history", "on"), ("history", "off"))
     tasks = ratio(results, ("W1", TASKS), ("W1 README", README))
     yield "W1 through `TaskSink` (plain uvicorn) against the README server", "5x", "10x", tasks
+    for count in (1, 50):
+        memory, sqlite = (spread(results["sqlite"][f"{broker}, {count}"]) for broker in ("memory", "sqlite"))
+        yield f"events a second from {count} publishers, on SQLite", "", "", f"{sqlite}; in memory {memory}"
     lag = results["lag"]
     yield "19,000 subscribers, longest gap in the loop", "20 ms", "", f"{lag['longest gap in the loop']:.1f} ms"
     yield "19,000 subscribers, slowest newcomer", "100 ms", "", f"{lag['slowest newcomer']:.0f} ms"
@@ -349,7 +387,7 @@ def write(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=", ".join([*WORKLOADS, "stalled", *EXTRAS]))
+    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=", ".join([*WORKLOADS, *PAIRED, *EXTRAS]))
     parser.add_argument("--pairs", type=int, help=f"{PAIRS} if nothing is said")
     arguments = parser.parse_args()
     if not has_nchan():
@@ -357,15 +395,15 @@ def main() -> None:
     began = time.monotonic()
     results = json.loads(RESULTS.read_text()) if arguments.names and RESULTS.exists() else {}
     results["machine"] = machine()
-    for name in arguments.names or [*WORKLOADS, "stalled", *EXTRAS]:
+    for name in arguments.names or [*WORKLOADS, *PAIRED, *EXTRAS]:
         if name in WORKLOADS:
             results[name] = run_workload(name, arguments.pairs)
         else:
-            results[name] = run_stalled(arguments.pairs) if name == "stalled" else EXTRAS[name]()
+            results[name] = PAIRED[name](arguments.pairs) if name in PAIRED else EXTRAS[name]()
         if arguments.pairs is None:
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     say(f"{time.monotonic() - began:.0f} s in all")
-    if arguments.pairs is None and set(results) > {*WORKLOADS, "stalled", *EXTRAS}:
+    if arguments.pairs is None and set(results) > {*WORKLOADS, *PAIRED, *EXTRAS}:
         write(results)
         say(table(results))
 

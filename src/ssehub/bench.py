@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ MAX_SAMPLES = 4
 PORTS_PER_ADDRESS = 25_000
 CONNECTING_AT_ONCE = 500
 REPORT_SECONDS = 0.2
+RECEIVE_BUFFER_BYTES = 256 * 2**10
 BUSY_SHARE = 0.9
 MAX_MISSING = 100_000
 KINDS = {"json": "application/json", "form": "application/x-www-form-urlencoded", "raw": "text/plain"}
@@ -183,6 +185,8 @@ class Listener(asyncio.Protocol):
         self._missing: set[tuple[int, int]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Left to itself the kernel takes up to 6 MB for each, until it has none left and drops what comes.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         cast(asyncio.Transport, transport).write(self._request)  # uvloop's are of no class of asyncio
 
     def data_received(self, data: bytes) -> None:
