@@ -247,19 +247,20 @@ class Emit:
         return IdempotencyKey.make(key, (self._control_key, *channels), events)
 
     def _event(self, fields: Mapping[str, Any]) -> Event:
+        if None in fields.values():
+            name = next(name for name, value in fields.items() if value is None)
+            raise InvalidEvent(f"{name} is null: leave it out, or give a value")
         data = fields.get("data")
-        if data is None and "data" in fields:
-            raise InvalidEvent("data is null: give text or another JSON value")
         event = Event(
             _names(fields, "channel"),
             _names(fields, "userId"),
             data=None if data is None else json_text(data),
-            type=_given(fields, "event"),
-            id=_given(fields, "id"),
-            retry=_given(fields, "retry"),
-            payload=_given(fields, "payload"),
-            store=_given(fields, "store", default=True),
-            ttl=_given(fields, "ttl"),
+            type=fields.get("event"),
+            id=fields.get("id"),
+            retry=fields.get("retry"),
+            payload=fields.get("payload"),
+            store=fields.get("store", True),
+            ttl=fields.get("ttl"),
         )
         if event.size > self._max_event_bytes:
             field = "data" if event.payload is None else "payload"
@@ -274,18 +275,9 @@ def _required(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _given(fields: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """The value of a field that may be left out, but may not be null."""
-    if name in fields and fields[name] is None:
-        raise InvalidRequest(f"{name} is null: leave it out, or give a value")
-    return fields.get(name, default)
-
-
 def _key(fields: Mapping[str, Any]) -> str | None:
-    key = _given(fields, "idempotencyKey")
-    if key is not None:
-        check_name("idempotencyKey", key)
-    return key  # type: ignore[no-any-return]  # that has been checked
+    key = fields.get("idempotencyKey")
+    return None if key is None else check_name("idempotencyKey", key)
 
 
 def _unquoted(key: str) -> str:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from sse_starlette import ServerSentEvent
@@ -268,6 +269,11 @@ def check_name(field_name: str, value: object) -> str:
     """`value` if it can name a user or a channel; `field_name` is what the error calls it."""
     if not isinstance(value, str):
         raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+    return _good_name(field_name, value)
+
+
+@lru_cache(4_096)
+def _good_name(field_name: str, value: str) -> str:
     if not value:
         raise InvalidEvent(f"{field_name} is empty: give a name")
     _check_text(field_name, value)

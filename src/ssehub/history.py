@@ -90,6 +90,7 @@ class History:
 
     def add(self, frame: Frame) -> None:
         """Keep `frame`, which is newer than all that is kept."""
+        has_ids = frame.ids or frame.inner_ids
         self._frames.append(frame)
         self.bytes += len(frame.data) + FRAME_BYTES
         for name in frame.channels:
@@ -101,7 +102,7 @@ class History:
                 if stream is None:
                     stream = channel.streams[user] = deque()
                 stream.append(frame)
-            for id, cursor in _cursors(frame):
+            for id, cursor in _cursors(frame) if has_ids else ():
                 use = channel.ids.get(id)
                 if use is None:
                     channel.ids[id] = _Use(cursor)
@@ -133,7 +134,7 @@ class History:
             stream.popleft()
             if not stream:
                 del channel.streams[user]
-        for id, _ in _cursors(frame):
+        for id, _ in _cursors(frame) if frame.ids or frame.inner_ids else ():
             use = channel.ids[id]
             use.cursor = None
             use.times -= 1

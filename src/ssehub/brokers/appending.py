@@ -30,7 +30,8 @@ class Kept(NamedTuple):
 
     @property
     def positions(self) -> list[Position]:
-        return [place_after(self.first, ahead) for ahead in range(self.events)]
+        milliseconds, sequence, log = self.first
+        return [Position(milliseconds, place, log) for place in range(sequence, sequence + self.events)]
 
 
 class Appended(NamedTuple):
@@ -60,13 +61,16 @@ def append(publications: Sequence[Publication], first: Position, find: Callable[
     found = Appended([], {}, [])
     for publication in publications:
         kept = _known(publication, found.keys, find)
-        if kept is None:
+        if kept is not None:
+            positions = kept.positions
+        else:
             at = place_after(first, len(found.entries))
             kept = Kept("" if publication.key is None else publication.key.body, at, len(publication.events))
-            found.entries.extend(map(Entry, kept.positions, publication.events))
+            positions = kept.positions
+            found.entries.extend(map(Entry, positions, publication.events))
             if publication.key is not None:
                 found.keys[publication.key.name] = kept
-        found.positions.extend(map(str, kept.positions))
+        found.positions.extend(map(str, positions))
     return found
 
 
