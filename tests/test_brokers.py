@@ -39,23 +39,32 @@ class Reader:
 
     def __init__(self) -> None:
         self.stands_at: Position | None = None
+        self.bases: list[Position] = []
         self.entries: list[Entry] = []
         self.calls = 0
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
-    async def __call__(self, position: Position, entries: Sequence[Entry]) -> None:
+    async def begin(self, base: Position) -> None:
+        self.bases.append(base)
+        self.stands_at = base
+
+    async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         await self.may_go_on.wait()
         assert all(a.position < b.position for a, b in pairwise(entries))
-        assert self.stands_at is None or not entries or self.stands_at < entries[0].position
+        assert self.stands_at is not None and (not entries or self.stands_at < entries[0].position)
         assert not entries or entries[-1].position <= position
         self.calls += 1
         self.stands_at = position
         self.entries.extend(entries)
 
     @property
+    def events(self) -> list[Event]:
+        return [entry.event for entry in self.entries if isinstance(entry.event, Event)]
+
+    @property
     def data(self) -> list[str | None]:
-        return [entry.event.data for entry in self.entries]
+        return [event.data for event in self.events]
 
 
 class World:
@@ -124,9 +133,8 @@ async def test_concurrent_publishers_get_places_of_their_own(world: World) -> No
 
         ids = [id for answer in answers for id in answer]
         assert len(set(ids)) == 200
-        assert {(entry.event.data, str(entry.position)) for entry in reader.entries} == {
-            (f"{n}", ids[n]) for n in range(200)
-        }
+        positions = [str(entry.position) for entry in reader.entries]
+        assert dict(zip(reader.data, positions, strict=True)) == {f"{n}": ids[n] for n in range(200)}
 
 
 @pytest.mark.parametrize("step", [-3_600.0, -0.001, 0.0, 3_600.0])
@@ -270,16 +278,11 @@ async def test_a_position_of_an_event_that_was_not_stored_is_no_future_one(sqlit
 async def test_only_the_tail_is_read(sqlite: World, limits: Limits) -> None:
     async with sqlite.running() as (broker, _):
         ids = await broker.publish([Publication([event(f"{n}" + "x" * 1_000) for n in range(10)])])
-    broker, bases = sqlite.broker(limits), []
-    reader = Reader()
+    broker, reader = sqlite.broker(limits), Reader()
 
-    async def deliver(position: Position, entries: Sequence[Entry]) -> None:
-        bases.append(position)
-        await reader(position, entries)
-
-    async with broker.run(deliver):
+    async with broker.run(reader):
         assert [str(entry.position) for entry in reader.entries] == ids[-3:]
-        assert str(bases[0]) == ids[-4], "the floor is the newest one that was not read"
+        assert str(reader.bases[0]) == ids[-4], "the floor is the newest one that was not read"
 
 
 @pytest.mark.parametrize("limit", ["age", "bytes"])
@@ -297,15 +300,17 @@ async def test_the_file_is_bounded_and_remembers_up_to_where_it_was_emptied(sqli
     base, entries = file.tail()
     file.close()
 
-    assert str(base) == ids[0] and [entry.event.data for entry in entries] == ["new"]
+    assert str(base) == ids[0] and [entry.event for entry in entries] == [event("new")]
 
 
 async def test_another_process_is_refused(sqlite: World) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from ssehub.brokers.sqlite import SqliteBroker\n"
-        "async def deliver(*_): pass\n"
+        "class Follower:\n"
+        "    async def begin(self, base): pass\n"
+        "    async def deliver(self, position, entries): pass\n"
         "async def main():\n"
-        f"    async with SqliteBroker(Path({str(sqlite.path)!r})).run(deliver): print('has it', flush=True)\n"
+        f"    async with SqliteBroker(Path({str(sqlite.path)!r})).run(Follower()): print('has it', flush=True)\n"
         "asyncio.run(main())"
     )
     async with sqlite.running():

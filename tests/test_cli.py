@@ -73,7 +73,7 @@ BAD = {
     "B20-secret-null": (["-secret", "null"], 2, "the secret is JSON"),
     "B20-secret-json": (["-secret", '"x"'], 2, "the secret is JSON"),
     "control-off-loopback": (["--control-bind", ":0"], 2, "set a control key"),
-    "F16-broker": (["--broker", "redis://x"], 2, "there is no such broker"),
+    "F16-broker": (["--broker", "kafka://x"], 2, "there is no such broker"),
     "address-elsewhere": (["--bind", "192.0.2.1:1"], 3, "can't listen on 192.0.2.1:1: "),
     "socket-in-no-folder": (["--bind", "unix:/nonexistent/s"], 3, "can't listen on unix:/nonexistent/s: No such file"),
     "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "a file of that name that is no socket"),

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from ssehub.brokers.base import Entry
 from ssehub.event import Event, Position
 from ssehub.history import History, ResetReason
 from ssehub.rounds import Frame
@@ -34,7 +33,7 @@ class Kept(History):
     def put(self, *channels: str, users: tuple[str, ...] = ("*",), data: str | None = "x", **fields: Any) -> Position:
         self.head = at(self.head.milliseconds - 999)
         event = Event(channels or ("chat",), users, data=None if "payload" in fields else data, **fields)
-        self.add(Frame(Entry(self.head, event), self.clock.monotonic))
+        self.add(Frame(self.head, event, self.clock.monotonic))
         return self.head
 
     def where(self, cursor: str | Position, *channels: str) -> Position | ResetReason:

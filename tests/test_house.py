@@ -23,8 +23,9 @@ ROOMS: dict[str, set[str]] = {
     "brokers.appending": {"errors", "event", "brokers.base"},
     "brokers.memory": {"errors", "event", "brokers.appending", "brokers.base"},
     "brokers.sqlite": {"errors", "event", "brokers.appending", "brokers.base"},
-    "brokers": {"errors", "brokers.base", "brokers.memory", "brokers.sqlite"},
-    "rounds": {"event", "sinks", "brokers.base"},
+    "brokers.redis": {"errors", "event", "brokers.appending", "brokers.base"},
+    "brokers": {"errors", "brokers.base", "brokers.memory", "brokers.redis", "brokers.sqlite"},
+    "rounds": {"event", "sinks"},
     "history": {"event", "rounds"},
     "subscribers": {"event", "sinks", "rounds"},
     "clock": {"event", "sinks", "subscribers"},
@@ -52,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "logs": set(),
     "sockets": {"errors"},
     "apps": {"brokers", "client", "config", "control", "errors", "hub", "tokens"},
-    "server": {"apps", "config", "errors", "hub", "logs", "sinks", "sockets", "stream"},
+    "server": {"apps", "brokers", "config", "errors", "hub", "logs", "sinks", "sockets", "stream"},
     "publisher": {"errors"},
     "testing": {"event", "hub", "sinks", "subscribers", "subscription"},
     "pytest_plugin": {"testing"},
@@ -75,6 +76,7 @@ FOREIGN: dict[str, set[str]] = {
     "sse_starlette": {"event", "stream"},
     "starlette": {"apps", "asgi", "client", "control", "forms", "server", "stream"},
     "httpx": {"publisher"},
+    "redis": {"brokers.redis"},
 }
 
 

@@ -55,7 +55,13 @@ def create_apps(config: Config, *, drains_on_exit: bool) -> Apps:
 
 def _hub(config: Config) -> Hub:
     return Hub(
-        create_broker(config.broker, _limits(config)),
+        create_broker(
+            config.broker,
+            _limits(config),
+            redis_prefix=config.redis_prefix,
+            wait_for_broker=config.wait_for_broker,
+            probe_seconds=config.broker_probe_seconds,
+        ),
         heartbeat_seconds=config.heartbeat_seconds,
         retry_milliseconds=config.retry_milliseconds,
         max_backlog_bytes=config.max_backlog_bytes,
@@ -79,6 +85,7 @@ def _limits(config: Config) -> Limits:
         idempotency_keys=config.idempotency_keys,
         log_seconds=config.log_seconds,
         log_bytes=config.log_bytes,
+        log_events=config.log_events,
         tail_events=config.history_events,
         tail_bytes=config.history_bytes,
     )

@@ -195,7 +195,7 @@ def log(config_file: Path | None, count: int, channel: str | None, **settings: o
     from .brokers import open_log
 
     config = _load(config_file, settings)
-    with open_log(config.broker) as entries:
+    with open_log(config.broker, config.redis_prefix) as entries:
         wanted = (entry for entry in entries if channel is None or channel in entry.event.channels)
         newest = list(islice(wanted, count))
     for entry in reversed(newest):

@@ -169,7 +169,7 @@ class EventsEndpoint:
 
     async def _is_ready(self) -> bool:
         """Whether a stream can be opened now; starts the hub at its first use."""
-        if self._hub.is_full or self._hub.not_ready():
+        if self._hub.is_full or self._hub.is_draining:
             return False
         try:
             await self._hub.start()
@@ -178,7 +178,7 @@ class EventsEndpoint:
             return False
         if self._exit_listener is not None:
             self._exit_listener.start()
-        return True
+        return self._hub.is_following
 
     def _come_back(self) -> Response:
         """An EventSource stops for good at any status but 200; so one that is to come back later is told within one."""

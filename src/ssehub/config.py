@@ -21,6 +21,7 @@ from .errors import ConfigError
 PREFIX = "SSEHUB_"
 CONFIG_VARIABLE = "SSEHUB_CONFIG"
 OFF = "off"
+_PASSWORD = re.compile(r"//[^/]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,19 @@ class Config(BaseSettings):
     control_key_file: Path | None = Field(None, description="the file that holds the control key")
     broker: str = Field(
         "memory://",
-        description="the log that carries the events: memory://, or sqlite:///PATH, which survives restarts",
+        description="the log that carries the events: memory://; sqlite:///PATH, which survives restarts; or for many "
+        "processes redis://HOST:PORT, rediss://, redis+unix:///PATH, redis+sentinel://HOST:PORT,HOST:PORT/NAME",
     )
+    redis_prefix: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^{}\s]+$")] = Field(
+        "ssehub", description="what this deployment's keys in Redis begin with, in braces"
+    )
+    wait_for_broker: bool = Field(
+        False, description="start without Redis, too: not ready until it is there, instead of ending with an error"
+    )
+    broker_probe_seconds: Seconds = Field(
+        5, description="how long a connection to Redis may be silent before it is given up"
+    )
+    workers: PositiveInt = Field(1, description="processes that serve the same addresses; more than one need Redis")
     require_exp: bool = Field(True, description="refuse tokens without 'exp'; without it they are valid for ever")
     token_lifetime_seconds: Seconds = Field(
         86_400, description="how long a token is valid if 'exp' is left out of /token/"
@@ -153,8 +165,9 @@ class Config(BaseSettings):
     history_seconds: Seconds = Field(3_600, description="how long they are kept")
     idempotency_seconds: Seconds = Field(600, description="how long an idempotency key is known")
     idempotency_keys: PositiveInt = Field(100_000, description="how many idempotency keys are known at most")
-    log_seconds: Seconds = Field(604_800, description="how long events stay in the file of sqlite:///PATH")
-    log_bytes: PositiveInt = Field(2**30, description="how large that file may be before its oldest events go")
+    log_seconds: Seconds = Field(604_800, description="how long events stay in the log of SQLite or Redis")
+    log_bytes: PositiveInt = Field(2**30, description="how large SQLite's file may be before its oldest events go")
+    log_events: PositiveInt = Field(100_000, description="how many events, about, the log in Redis may have")
     drain_seconds: Seconds = Field(10, description="time in which streams are ended and connections closed at SIGTERM")
     expiring_seconds: Seconds = Field(60, description="how long before its token ends a stream is told")
     stream_lifetime_seconds: Seconds | None = Field(
@@ -165,8 +178,8 @@ class Config(BaseSettings):
     @field_validator("broker")
     @classmethod
     def _known_broker(cls, value: str) -> str:
-        if value != "memory://" and not re.fullmatch("sqlite:///.+", value):
-            raise ValueError("there is no such broker: use memory:// or sqlite:///PATH")
+        if not re.fullmatch(r"memory://|sqlite:///.+|rediss?://.+|redis\+(unix|sentinel)://.+", value):
+            raise ValueError("there is no such broker: use memory://, sqlite:///PATH or redis://HOST:PORT")
         return value
 
     @classmethod
@@ -236,7 +249,7 @@ def _first_error(
         source, value = PREFIX + name.upper(), os.environ.get(PREFIX + name.upper())
     else:
         source, value = f"{path}: {name}", from_file.get(name)
-    shown = "" if name in ("secret", "control_key") else f" {value!r}"
+    shown = "" if name in ("secret", "control_key") else f" {_PASSWORD.sub('//...@', repr(value))}"
     reason = str(error["msg"]).removeprefix("Value error, ")
     return f"{source}{shown}: {reason[:1].lower()}{reason[1:]}"
 

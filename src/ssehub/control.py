@@ -1,4 +1,4 @@
-"""The control app, which is private: `POST /token/`, `POST /emit/`, health and metrics."""
+"""The control app, which is private: `POST /token/`, `POST /emit/`, `POST /disconnect/`, health and metrics."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from .tokens import Tokens
 logger = logging.getLogger("ssehub.control")
 
 EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
+DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "exp")
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
@@ -69,6 +70,7 @@ def create_control_app(
     endpoints: dict[str, ASGIApp] = {
         "/token": _Endpoint("POST", issue, max_body_bytes),
         "/emit": _Endpoint("POST", emit, max_body_bytes),
+        "/disconnect": _Endpoint("POST", _disconnect(hub), max_body_bytes),
         "/healthz": _Endpoint("GET", _healthz, 0),
         "/readyz": _Endpoint("GET", _readyz(hub), 0),
         "/metrics": _Endpoint("GET", _metrics(hub), 0),
@@ -247,9 +249,7 @@ class Emit:
         return IdempotencyKey.make(key, (self._control_key, *channels), events)
 
     def _event(self, fields: Mapping[str, Any]) -> Event:
-        if None in fields.values():
-            name = next(name for name, value in fields.items() if value is None)
-            raise InvalidEvent(f"{name} is null: leave it out, or give a value")
+        _refuse_null(fields)
         data = fields.get("data")
         event = Event(
             _names(fields, "channel"),
@@ -266,6 +266,31 @@ class Emit:
             field = "data" if event.payload is None else "payload"
             raise BodyTooLarge(f"{field} has {event.size} bytes: {self._max_event_bytes} are the most")
         return event
+
+
+def _disconnect(hub: Hub) -> Answer:
+    """`POST /disconnect/`: end the open streams of a user, of a channel, or of a user on a channel."""
+
+    async def answer(scope: Scope, headers: Headers, body: bytes) -> Response:
+        kind = content_type(headers, body)
+        is_json = kind in (JSON, NDJSON)
+        fields: Mapping[str, Any]
+        if is_json:
+            fields = known_object(parse_json("the body", body), DISCONNECT_FIELDS)
+        else:
+            fields = _form_values(await form_fields(scope, headers, kind, body, DISCONNECT_FIELDS))
+        _refuse_null(fields)
+        users, channels = (_names(fields, name) if name in fields else () for name in ("userId", "channel"))
+        position = await hub.disconnect(user_id=users, channel=channels, retry=fields.get("retry"))
+        return JSONResponse({"id": position}) if is_json else PlainTextResponse("OK")
+
+    return answer
+
+
+def _refuse_null(fields: Mapping[str, Any]) -> None:
+    if None in fields.values():
+        name = next(name for name, value in fields.items() if value is None)
+        raise InvalidEvent(f"{name} is null: leave it out, or give a value")
 
 
 def _required(fields: Mapping[str, Any], name: str) -> Any:
@@ -404,6 +429,7 @@ class HubCollector(Collector):
             ("waiting_publishers", "Publishers that wait for room.", now.waiting_publishers),
             ("history_events", "Events that are kept for those who come back.", now.history_events),
             ("history_bytes", "What they take.", now.history_bytes),
+            ("broker_ready", "Whether the log can be read and written.", now.broker_ready),
             ("loop_lag_seconds", "How late the event loop's last tick came.", now.loop_lag_seconds),
         ):
             yield GaugeMetricFamily(f"ssehub_{name}", help, value)
@@ -413,6 +439,7 @@ class HubCollector(Collector):
             ("events_delivered", "Events that were written to streams.", now.delivered),
             ("events_replayed", "Events that were written to those who came back.", now.replayed),
             ("delivered_bytes", "Bytes of events that were written to streams.", now.delivered_bytes),
+            ("log_skipped_entries", "Entries of the log that were none of ours, or broken.", now.log_skipped_entries),
         ):
             yield CounterMetricFamily(f"ssehub_{name}", help, value)
         yield _by_reason("endings", "Streams that ended, by reason.", now.endings)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from sse_starlette import ServerSentEvent
 
@@ -25,6 +25,7 @@ RESERVED_TYPE = "stream-"
 MAX_NAME_LENGTH = 255
 MAX_RETRY_MILLISECONDS = 2**31 - 1  # what browsers' timers hold
 LAST_SEQUENCE = 10**19 - 1
+REVOKED_RETRY_MILLISECONDS = 600_000
 SEPARATOR = "\n"
 
 _BREAKS = re.compile(r"[\r\n\0]")
@@ -166,6 +167,53 @@ class Event:
 _DUMPED = ("channels", "users", "data", "type", "id", "retry", "payload", "store", "ttl")
 
 
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """A command to every hub, in order with the events: end the open streams of `users` on `channels`.
+
+    No users are all users, no channels all channels; one of them is needed. After `retry` milliseconds, and up to a
+    fifth more, browsers come back.
+
+    Raises InvalidEvent, which names the field as the wire calls it.
+    """
+
+    users: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    retry: int = REVOKED_RETRY_MILLISECONDS
+    store: ClassVar[bool] = False
+    """It is for the streams that are open: nobody who comes later is to see it."""
+    size: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        users = _names("userId", self.users) if self.users else ()
+        object.__setattr__(self, "users", () if EVERYONE in users else users)
+        object.__setattr__(self, "channels", _names("channel", self.channels) if self.channels else ())
+        if not self.users and not self.channels:
+            raise InvalidEvent("channel is missing: name a user, a channel, or both")
+        _check_retry(self.retry)
+
+    def dump(self) -> str:
+        """The command as JSON text, which `load_entry` reads."""
+        command = {"command": "disconnect", "users": self.users, "channels": self.channels, "retry": self.retry}
+        return json.dumps(command, ensure_ascii=False, separators=(",", ":"))
+
+
+def load_entry(text: str) -> Event | Disconnect:
+    """What `dump` of either wrote; raises InvalidEvent for anything else."""
+    if not text.startswith(_COMMAND):
+        return Event.load(text)
+    try:
+        fields = json.loads(text)
+        if fields.pop("command") != "disconnect":
+            raise InvalidEvent("this is a command that a newer version knows")
+        return Disconnect(tuple(fields["users"]), tuple(fields["channels"]), fields["retry"])
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise InvalidEvent(f"this is no stored command: {exc!r}") from exc
+
+
+_COMMAND = '{"command":'
+
+
 class IdempotencyKey(NamedTuple):
     """What makes publishing again safe: the key in its scope, and what was published with it; both hashed."""
 
@@ -181,9 +229,9 @@ class IdempotencyKey(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """Events that are published together, and once for their `key`, if they have one."""
+    """What is published together, and once for its `key`, if it has one."""
 
-    events: Sequence[Event]
+    events: Sequence[Event | Disconnect]
     key: IdempotencyKey | None = None
 
 

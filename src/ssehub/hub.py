@@ -26,6 +26,7 @@ from .clock import Clock
 from .errors import BrokerUnavailable, HubClosed, Overloaded, WrongEventLoop
 from .event import (
     Claims,
+    Disconnect,
     Event,
     IdempotencyKey,
     Position,
@@ -35,7 +36,7 @@ from .event import (
     one_or_many,
 )
 from .history import History, ResetReason
-from .rounds import Batch, Frame
+from .rounds import Batch, Ending, Frame
 from .running import Running
 from .sinks import Chunk, Sink
 from .subscribers import CloseReason, Delivery, Index, Subscriber
@@ -84,6 +85,8 @@ class Statistics:
     round_counts: list[int] = field(default_factory=lambda: [0] * 13)
     round_seconds: float = 0.0
     loop_lag_seconds: float = 0.0
+    broker_ready: bool = True
+    log_skipped_entries: int = 0
 
 
 class Gate:
@@ -189,7 +192,7 @@ class Hub:
         self._drain_until = 0.0
         self._index = Index()
         self._gate = Gate(lambda: self._waiting_bytes < self._max_waiting_bytes, self._max_waiting_publishers)
-        self._waiting: deque[Frame] = deque()
+        self._waiting: deque[Frame | Ending] = deque()
         self._waiting_bytes = 0
         self._head: Position | None = None
         self._history: History | None = None
@@ -233,7 +236,7 @@ class Hub:
             if self._is_closed:
                 raise HubClosed("the hub has been closed: open it again by `async with hub`")
             self._reset()
-            running = self._running = Running(self.broker, self._deliver)
+            running = self._running = Running(self.broker, self)
         if running.loop is not asyncio.get_running_loop():
             raise WrongEventLoop("the hub runs in another event loop: call publish_sync, or use a hub of your own")
         try:
@@ -288,6 +291,8 @@ class Hub:
         statistics.history_bytes = self._history.bytes if self._history is not None else 0
         statistics.waiting_publishers = len(self._gate)
         statistics.loop_lag_seconds = self._clock.lag_seconds
+        statistics.broker_ready = self.broker.problem is None
+        statistics.log_skipped_entries = self.broker.skipped
         return statistics
 
     # Publishing
@@ -382,7 +387,29 @@ class Hub:
         self._statistics.published += len(positions)
         return positions
 
-    async def _deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+    # What the broker calls
+
+    async def begin(self, base: Position) -> None:
+        """Follow the log from `base` on. If it was followed before, something is missing: every stream is told so."""
+        before = self._head
+        if before is not None:
+            await self.flush()
+        max_events, max_bytes, max_seconds = self._history_limits
+        self._history = History(
+            base, max_events=max_events, max_bytes=max_bytes, max_seconds=max_seconds, monotonic=self._monotonic
+        )
+        self._head = self._settled = base
+        self._replaying.clear()
+        reason = ResetReason.TOO_OLD if before is not None and before.log == base.log else ResetReason.LOG_LOST
+        for subscriber in list(self._index.all):
+            subscriber.start_over(base)
+            try:
+                self._tell_reset(subscriber, reason)
+            except Exception:
+                self._end_failed(subscriber)
+
+    async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+        """Take `entries` of the log, and return when there is room for more."""
         self.dispatch(position, entries)
         if self._waiting_bytes >= self._max_waiting_bytes:
             await self._gate.wait()
@@ -391,20 +418,16 @@ class Hub:
     def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
         """Take `entries` of the log, which then stands at `position`, for the local subscribers and for history."""
         history = self._history
-        if history is None:
-            max_events, max_bytes, max_seconds = self._history_limits
-            history = self._history = History(
-                position,
-                max_events=max_events,
-                max_bytes=max_bytes,
-                max_seconds=max_seconds,
-                monotonic=self._monotonic,
-            )
+        assert history is not None
         has_listeners = len(self._index) > 0 or self._work is not None
         now, wall = self._monotonic(), self._now() * 1000
-        for entry in entries:
-            frame = Frame(entry, now - max(0.0, wall - entry.position.milliseconds) / 1000)
-            if entry.event.store:
+        for place, event in entries:
+            if isinstance(event, Disconnect):
+                if has_listeners:
+                    self._waiting.append(Ending(place, event))
+                continue
+            frame = Frame(place, event, now - max(0.0, wall - place.milliseconds) / 1000)
+            if event.store:
                 history.add(frame)
             if has_listeners:
                 self._waiting.append(frame)
@@ -430,6 +453,11 @@ class Hub:
         self._is_scheduled = False
         if not self._waiting or self._must_hold_back():
             return
+        first = self._waiting[0]
+        if isinstance(first, Ending):
+            self._waiting.popleft()
+            self._begin_ending(first)
+            return
         frames = self._take_waiting()
         self._round_last = last = frames[-1].position
         self._round_began = self._monotonic()
@@ -442,12 +470,12 @@ class Hub:
         """The next frames, at least one, up to the cap; with many subscribers less, so that all stay in their bound."""
         waiting = self._waiting
         cap = min(self._round_bytes, self._half_of_all_backlogs // max(1, len(self._index)))
-        frames = [waiting.popleft()]
-        size = len(frames[0].data)
-        while waiting and size + len(waiting[0].data) <= cap:
-            frame = waiting.popleft()
+        frames: list[Frame] = []
+        size = 0
+        while waiting and isinstance(frame := waiting[0], Frame) and (not frames or size + len(frame.data) <= cap):
             frames.append(frame)
             size += len(frame.data)
+            waiting.popleft()
         self._waiting_bytes -= size
         return frames
 
@@ -474,10 +502,14 @@ class Hub:
         try:
             return subscriber.take(batch)
         except Exception:
-            logger.warning("writing to a stream failed, which ends it", exc_info=True)
-            subscriber.sink.abort()
-            self.end(subscriber, CloseReason.DISCONNECTED)
+            self._end_failed(subscriber)
             return 0
+
+    def _end_failed(self, subscriber: Subscriber) -> None:
+        """Writing to `subscriber` has raised: that ends it, and nobody else."""
+        logger.warning("writing to a stream failed, which ends it", exc_info=True)
+        subscriber.sink.abort()
+        self.end(subscriber, CloseReason.DISCONNECTED)
 
     def _finish_round(self) -> None:
         self._work = None
@@ -488,6 +520,34 @@ class Hub:
         statistics.round_seconds += seconds
         statistics.round_counts[bisect_left(statistics.round_bounds, seconds)] += 1
         self._schedule_round()
+
+    def _begin_ending(self, ending: Ending) -> None:
+        """End streams as the rounds write to them: in slices, and nothing later is written before it is done."""
+        named = self._index.named(ending.command.users, ending.command.channels)
+        # Whoever came after the command, with a token that is good, is not meant.
+        self._work = iter(())
+        self._end_slice(iter([one for one in named if one.sent < ending.position]), ending.command.retry)
+
+    def _end_slice(self, rest: Iterator[Subscriber], retry: int) -> None:
+        some = list(islice(rest, SLICE))
+        try:
+            for subscriber in some:
+                self._revoke(subscriber, retry)
+        finally:
+            if len(some) == SLICE and self._loop is not None:
+                self._loop.call_soon(self._end_slice, rest, retry)
+            else:
+                self._work = None
+                self._schedule_round()
+
+    def _revoke(self, subscriber: Subscriber, retry: int) -> None:
+        if subscriber.reason is not None:
+            return
+        try:
+            self.tell(subscriber, "stream-revoked", {}, retry=retry + random.randrange(retry // 5 + 1))
+            self.end(subscriber, CloseReason.REVOKED)
+        except Exception:
+            self._end_failed(subscriber)
 
     # Backpressure
 
@@ -558,6 +618,11 @@ class Hub:
     # Subscribers
 
     @property
+    def is_following(self) -> bool:
+        """Whether the log is being read; a hub that waits for its broker takes no streams yet."""
+        return self._head is not None
+
+    @property
     def is_full(self) -> bool:
         return self._max_subscribers is not None and len(self._index) >= self._max_subscribers
 
@@ -582,13 +647,18 @@ class Hub:
         A client that comes from another node may be ahead of this one.
         """
         position = Position.parse(cursor) if cursor else None
-        if position is None or self._head is None or position.log != self._head.log or position <= self._head:
+        if position is None or self._head is None or self._has_reached(position):
             return
         with contextlib.suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(REACH_SECONDS):
                 end = Position.parse(await self.broker.head() or "")
-                while end is not None and self._head < min(end, position):  # noqa: ASYNC110  # dispatch is the hot path
+                if end is None or end.log != position.log:
+                    return
+                while not self._has_reached(min(end, position)):  # noqa: ASYNC110  # dispatch is the hot path
                     await asyncio.sleep(0.005)
+
+    def _has_reached(self, position: Position) -> bool:
+        return self._head is not None and self._head.log == position.log and self._head >= position
 
     def attach(self, claims: Claims, sink: Sink, start: Start | None = None) -> Subscriber:
         """Register one stream and write its first frame; it is given everything from `start` on until it ends.
@@ -596,7 +666,8 @@ class Hub:
         At the end the hub closes `sink`.
         """
         self._here()
-        assert self._head is not None
+        if self._head is None:
+            raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
         subscriber = Subscriber(self, claims, sink, self._head)
         reason = self._place(subscriber, start) if start is not None else None
         sink.owner = subscriber
@@ -732,6 +803,18 @@ class Hub:
         """A jittered `retry:` for a client that is to come back later: longer than a restart takes."""
         left = self._drain_until - self._monotonic() if self.is_draining else 0.0
         return RESTART_MILLISECONDS + int(1000 * max(0.0, left)) + random.randrange(5_000)
+
+    async def disconnect(
+        self, *, user_id: str | Sequence[str] = (), channel: str | Sequence[str] = (), retry: int | None = None
+    ) -> str:
+        """End the open streams of these users, on these channels, or both, in this process and every other.
+
+        Streams end behind all that was published before, with `stream-revoked`; browsers come back after `retry`
+        milliseconds, and are served if their token is still good. Returns the position; raises as `publish` does.
+        """
+        given = {} if retry is None else {"retry": retry}
+        command = Disconnect(one_or_many(user_id), one_or_many(channel), **given)
+        return (await self.publish_all([Publication([command])]))[0]
 
     async def flush(self) -> None:
         """Returns when all that has been published here has been given to its subscribers."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
-from .brokers.base import Entry
-from .event import Position, encode, ends_with_position
+from .event import Disconnect, Event, Position, encode, ends_with_position
 from .sinks import Chunk
 
 
@@ -26,9 +25,8 @@ class Frame:
         "users",
     )
 
-    def __init__(self, entry: Entry, arrived_at: float = 0.0) -> None:
-        event = entry.event
-        self.position = entry.position
+    def __init__(self, position: Position, event: Event, arrived_at: float = 0.0) -> None:
+        self.position = position
         self.arrived_at = arrived_at
         """When the log took it, by the hub's monotonic clock."""
         self.expires_at = None if event.ttl is None else arrived_at + event.ttl
@@ -37,8 +35,15 @@ class Frame:
         self.channels = event.channels
         self.users = event.users
         self.is_for_everyone = event.is_for_everyone
-        self.data = encode(event, entry.position)
+        self.data = encode(event, position)
         self.ends_with_position = ends_with_position(event)
+
+
+class Ending(NamedTuple):
+    """A command among the frames: end the streams it names that were open at `position`."""
+
+    position: Position
+    command: Disconnect
 
 
 class Batch(Chunk):

@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 
-from .brokers.base import Broker, Deliver
+from .brokers.base import Broker, Follower
 
 
 class Running:
     """Runs `broker` from now on, in the running event loop, until `stop`; also the tasks that are to end with it."""
 
-    def __init__(self, broker: Broker, deliver: Deliver) -> None:
+    def __init__(self, broker: Broker, follower: Follower) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._started: asyncio.Future[None] = self.loop.create_future()
-        self._task = self.loop.create_task(self._hold(broker, deliver))
+        self._task = self.loop.create_task(self._hold(broker, follower))
         self._others: set[asyncio.Task[None]] = set()
 
     async def started(self) -> None:
         """Returns when the broker is connected; raises what kept it from that."""
         await asyncio.shield(self._started)
 
-    async def _hold(self, broker: Broker, deliver: Deliver) -> None:
+    async def _hold(self, broker: Broker, follower: Follower) -> None:
         try:
-            async with broker.run(deliver):
+            async with broker.run(follower):
                 self._started.set_result(None)
                 await self._stop.wait()
         except BaseException as exc:

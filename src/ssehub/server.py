@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .apps import Apps, create_apps, max_connections
+from .brokers import without_password
 from .config import Address, Config
 from .errors import ConfigError
 from .hub import Hub
@@ -271,7 +272,8 @@ class _Process:
         client, control = (_url(sock) for sock in self._sockets)
         logger.info("listening for browsers on %s/events/", client)
         logger.info("listening for publishers on %s/", control)
-        logger.info("broker %s, at most %d streams", self._config.broker, max_connections(self._config))
+        broker = without_password(self._config.broker)
+        logger.info("broker %s, at most %d streams", broker, max_connections(self._config))
         logger.info("try: curl -d 'userId=alex&channel=chat' %s/token/", control)
 
 

@@ -20,6 +20,7 @@ class CloseReason(StrEnum):
     SLOW = "slow"
     DRAINED = "drained"
     LIFETIME = "lifetime"
+    REVOKED = "revoked"
 
 
 class Keeper(Protocol):
@@ -136,6 +137,14 @@ class Subscriber:
         self.held = None
         self.held_bytes = 0
 
+    def start_over(self, base: Position) -> None:
+        """Count as given everything up to `base`, which may be of another log; drop what is held from before."""
+        if self.held is not None:
+            self.held.clear()
+        self.held_bytes = 0
+        self.is_replaying = False
+        self.sent = base
+
     def _write(self, batch: Batch) -> None:
         sink = self.sink
         sink.write(batch)
@@ -218,6 +227,17 @@ class Index:
                 del channel.by_user[subscriber.user_id]
             if not channel.by_user:
                 del self.channels[name]
+
+    def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
+        """Those of `users` on `channels`; no users are all users, no channels all channels."""
+        wanted = set(users)
+        if not channels:
+            return [subscriber for subscriber in self.all if subscriber.user_id in wanted]
+        found: dict[Subscriber, None] = {}
+        for channel in filter(None, map(self.channels.get, channels)):
+            for user in wanted & channel.by_user.keys() if wanted else channel.by_user:
+                found.update(dict.fromkeys(channel.by_user[user]))
+        return list(found)
 
     def select(self, frames: Sequence[Frame], last: Position) -> list[Delivery]:
         """Who gets what of `frames`, which are in log order and end at `last`; looks at nobody else."""

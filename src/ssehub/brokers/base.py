@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ..event import Event, Position, Publication
+from ..event import Disconnect, Event, Position, Publication
+
+
+def without_password(url: str) -> str:
+    """A broker's `url` as it may be shown: no user, password or options."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 class Entry(NamedTuple):
-    """One event of the log, and where it stands."""
+    """One event of the log, or a command to every hub, and where it stands."""
 
     position: Position
-    event: Event
+    event: Event | Disconnect
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +31,32 @@ class Limits:
     idempotency_keys: int = 100_000
     log_seconds: float = 7 * 86_400.0
     log_bytes: int = 2**30
+    log_events: int = 100_000
     tail_events: int = 10_000
     tail_bytes: int = 64 * 2**20
 
 
-Deliver = Callable[[Position, Sequence[Entry]], Awaitable[None]]
-"""Takes what a hub is to read next: where the hub then stands, and the entries up to there, in order, each once.
+class Follower(Protocol):
+    """Who reads the log from start to end: the hub."""
 
-The first call says where the log is when the hub comes (no entries if it is empty). A position of another log than
-before says that the log was lost and begins anew. It is awaited, and returns when the hub has room for more.
-"""
+    async def begin(self, base: Position) -> None:
+        """From here on the log is read, from behind `base`.
+
+        Called again, it says that something up to there may be missing, or that this is another log, which begins anew.
+        """
+
+    async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+        """The entries that come next, in order, each once, up to `position`; returns when there is room for more."""
 
 
 class Broker(Protocol):
-    problem: str | None
-    """What keeps it from its work just now, for `/readyz`."""
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from its work just now, for `/readyz`."""
+
+    @property
+    def skipped(self) -> int:
+        """Entries of the log so far that were none of ours, or broken."""
 
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
         """Append the events of all `publications`, or none, and return their positions, once they are stored.
@@ -51,5 +68,5 @@ class Broker(Protocol):
     async def head(self) -> str | None:
         """The position of the newest event in the log, None if there was never one."""
 
-    def run(self, deliver: Deliver) -> AbstractAsyncContextManager[None]:
-        """Inside, the broker is connected, and `deliver` gets the retained tail and then everything new."""
+    def run(self, follower: Follower) -> AbstractAsyncContextManager[None]:
+        """Inside, the broker is connected, and `follower` gets the retained tail and then everything new."""

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from ..errors import BrokerUnavailable
 from ..event import Position, Publication
 from .appending import Window, append, first_place, new_log_name
-from .base import Deliver, Limits
+from .base import Follower, Limits
 
 
 class MemoryBroker:
@@ -18,14 +18,15 @@ class MemoryBroker:
     def __init__(self, limits: Limits | None = None, *, now: Callable[[], float] = time.time) -> None:
         limits = limits or Limits()
         self.problem: str | None = None
+        self.skipped = 0
         self._now = now
         self._last = Position(int(now() * 1000), 0, new_log_name())
         self._is_empty = True
         self._keys = Window(limits.idempotency_seconds, limits.idempotency_keys, now)
-        self._deliver: Deliver | None = None
+        self._follower: Follower | None = None
 
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
-        if self._deliver is None:
+        if self._follower is None:
             raise BrokerUnavailable("the memory broker is not running: use it inside `async with hub`")
         appended = append(publications, first_place(self._last, int(self._now() * 1000)), self._keys.find)
         if appended.keys:
@@ -33,17 +34,17 @@ class MemoryBroker:
         if appended.entries:
             self._last = appended.entries[-1].position
             self._is_empty = False
-            await self._deliver(self._last, appended.entries)
+            await self._follower.deliver(self._last, appended.entries)
         return appended.positions
 
     async def head(self) -> str | None:
         return None if self._is_empty else str(self._last)
 
     @asynccontextmanager
-    async def run(self, deliver: Deliver) -> AsyncIterator[None]:
-        await deliver(self._last, ())
-        self._deliver = deliver
+    async def run(self, follower: Follower) -> AsyncIterator[None]:
+        await follower.begin(self._last)
+        self._follower = follower
         try:
             yield
         finally:
-            self._deliver = None
+            self._follower = None

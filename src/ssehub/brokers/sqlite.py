@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..errors import BrokerUnavailable, IdempotencyConflict, InvalidEvent
 from ..event import Event, Position, Publication
 from .appending import Appended, Kept, append, first_place, new_log_name
-from .base import Deliver, Entry, Limits
+from .base import Entry, Follower, Limits
 
 try:
     import fcntl
@@ -53,6 +53,7 @@ class SqliteBroker:
 
     def __init__(self, path: Path, limits: Limits | None = None, *, now: Callable[[], float] = time.time) -> None:
         self.problem: str | None = None
+        self.skipped = 0
         self._path = path
         self._limits = limits or Limits()
         self._now = now
@@ -72,20 +73,20 @@ class SqliteBroker:
         return None if self._file is None or self._file.is_empty else str(self._file.last)
 
     @asynccontextmanager
-    async def run(self, deliver: Deliver) -> AsyncIterator[None]:
+    async def run(self, follower: Follower) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "ssehub-sqlite") as thread, locked(self._path):
             file = self._file = await loop.run_in_executor(thread, LogFile.open, self._path, self._limits, self._now)
             try:
                 base, tail = await loop.run_in_executor(thread, file.tail)
-                await deliver(base, ())
+                await follower.begin(base)
                 for start in range(0, len(tail), TAIL_CHUNK):
                     chunk = tail[start : start + TAIL_CHUNK]
-                    await deliver(chunk[-1].position, chunk)
+                    await follower.deliver(chunk[-1].position, chunk)
                 del tail
-                await deliver(file.start_now(), ())
+                await follower.deliver(file.start_now(), ())
                 self._wake = asyncio.Event()
-                writing = asyncio.create_task(self._write(file, thread, deliver, self._wake))
+                writing = asyncio.create_task(self._write(file, thread, follower, self._wake))
                 try:
                     yield
                 finally:
@@ -104,7 +105,7 @@ class SqliteBroker:
         for one in waiting:
             _refuse(one.answer, BrokerUnavailable("the hub has ended; nothing was stored"))
 
-    async def _write(self, file: LogFile, thread: ThreadPoolExecutor, deliver: Deliver, wake: asyncio.Event) -> None:
+    async def _write(self, file: LogFile, thread: ThreadPoolExecutor, follower: Follower, wake: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         tidied_at = loop.time()
         while True:
@@ -114,7 +115,7 @@ class SqliteBroker:
             wake.clear()
             while self._waiting:
                 group = self._take_group()
-                await asyncio.shield(self._write_group(file, thread, deliver, group))
+                await asyncio.shield(self._write_group(file, thread, follower, group))
             if loop.time() - tidied_at > TIDY_SECONDS:
                 has_more = await loop.run_in_executor(thread, file.tidy)
                 tidied_at = loop.time() - (TIDY_SECONDS if has_more else 0)
@@ -128,7 +129,7 @@ class SqliteBroker:
         return group
 
     async def _write_group(
-        self, file: LogFile, thread: ThreadPoolExecutor, deliver: Deliver, group: list[_Waiting]
+        self, file: LogFile, thread: ThreadPoolExecutor, follower: Follower, group: list[_Waiting]
     ) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -141,7 +142,7 @@ class SqliteBroker:
         self.problem = None
         entries = [entry for result in results if isinstance(result, Appended) for entry in result.entries]
         if entries:
-            await deliver(entries[-1].position, entries)
+            await follower.deliver(entries[-1].position, entries)
         for one, result in zip(group, results, strict=True):
             if isinstance(result, IdempotencyConflict):
                 _refuse(one.answer, result)
