@@ -55,16 +55,17 @@ class RunningHub:
     def __init__(
         self,
         *arguments: str,
-        env: dict[str, str] | None = None,
+        env: dict[str, str | None] | None = None,
         prefix: tuple[str, ...] = (),
         code: str | None = None,
     ) -> None:
-        """`prefix` is a command that runs it, `code` what runs in place of `python -m ssehub`."""
+        """`prefix` is a command that runs it, `code` what runs in place of `python -m ssehub`; None in `env` unsets."""
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed by stop()
         addresses = [] if any("--bind" in argument for argument in arguments) else ["--bind", "127.0.0.1:0"]
         run = ["-m", "ssehub"] if code is None else ["-c", code]
         command = [*prefix, sys.executable, *run, *addresses, "--control-bind", "127.0.0.1:0", *arguments]
-        environment = {"SSEHUB_SECRET": SECRET, **os.environ, **(env or {})}
+        given = {"SSEHUB_SECRET": SECRET, **os.environ, **(env or {})}
+        environment = {name: value for name, value in given.items() if value is not None}
         self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=environment)
         self.url = self._address("browsers", "/events/")
         self.control_url = self._address("publishers", "/")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -15,11 +17,13 @@ from .client import create_client_app
 from .config import Config
 from .control import create_control_app
 from .errors import ConfigError
-from .hub import Hub
+from .hub import Hub, Statistics
 from .tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 
 logger = logging.getLogger("ssehub.apps")
 
+Gather = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
+"""Tells what a worker's hub, and those of the other workers, have done; by worker."""
 SPARE_DESCRIPTORS = 500
 """Left for publishers, the log, and whatever else a process opens."""
 
@@ -34,8 +38,11 @@ class Apps:
     combined: Starlette
 
 
-def create_apps(config: Config, *, drains_on_exit: bool) -> Apps:
-    """Everything that `config` asks for, made but not started. Raises ConfigError."""
+def create_apps(config: Config, *, drains_on_exit: bool, gather: Gather | None = None) -> Apps:
+    """Everything that `config` asks for, made but not started. Raises ConfigError.
+
+    `gather` tells the statistics of a group of workers, when the hub is one of them.
+    """
     tokens = Tokens(_secret(config), require_exp=config.require_exp)
     key = _control_key(config)
     hub = _hub(config)
@@ -47,10 +54,11 @@ def create_apps(config: Config, *, drains_on_exit: bool) -> Apps:
         drains_on_exit=drains_on_exit,
     )
     # Whoever mounts the combined app without a key shall find its control part shut.
-    behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32))
+    statistics = partial(gather, hub) if gather is not None else None
+    behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32), statistics)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
-    return Apps(hub, client, _control_app(config, hub, tokens, key), combined)
+    return Apps(hub, client, _control_app(config, hub, tokens, key, statistics), combined)
 
 
 def _hub(config: Config) -> Hub:
@@ -91,7 +99,13 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _control_app(config: Config, hub: Hub, tokens: Tokens, key: str | None) -> Starlette:
+def _control_app(
+    config: Config,
+    hub: Hub,
+    tokens: Tokens,
+    key: str | None,
+    statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None,
+) -> Starlette:
     return create_control_app(
         hub,
         tokens=tokens,
@@ -101,13 +115,19 @@ def _control_app(config: Config, hub: Hub, tokens: Tokens, key: str | None) -> S
         max_event_bytes=config.max_event_bytes,
         max_body_bytes=config.max_body_bytes,
         max_batch_events=config.max_batch_events,
+        statistics=statistics,
     )
+
+
+def make_secret() -> str:
+    """A secret for this run, and a word about it."""
+    logger.warning("no secret is set: one was made for this run, and tokens end with it (set --secret-file)")
+    return secrets.token_urlsafe(48)
 
 
 def _secret(config: Config) -> str:
     if config.secret is None:
-        logger.warning("no secret is set: one was made for this run, and tokens end with it (set --secret-file)")
-        return secrets.token_urlsafe(48)
+        return make_secret()
     secret = config.secret.get_secret_value()
     check_secret(secret)
     if len(secret.encode()) < SHORT_SECRET_BYTES:

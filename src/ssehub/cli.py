@@ -91,8 +91,11 @@ config_option = click.option(
 def serve(config_file: Path | None, **settings: object) -> None:
     """Run the hub until SIGTERM or Ctrl-C."""
     config = _load(config_file, settings)
-    from .server import serve as run  # the other commands start quicker without it
-
+    # The other commands start quicker without these.
+    if config.workers > 1:
+        from .workers import serve_by_workers as run
+    else:
+        from .server import serve as run
     sys.exit(run(config))
 
 

@@ -175,6 +175,9 @@ class Config(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="which log lines go to stderr")
 
+    def with_secret(self, secret: str) -> Self:
+        return self.model_copy(update={"secret": SecretStr(secret)})
+
     @field_validator("broker")
     @classmethod
     def _known_broker(cls, value: str) -> str:

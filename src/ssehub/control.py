@@ -58,9 +58,12 @@ def create_control_app(
     max_event_bytes: int = 2**20,
     max_body_bytes: int = 8 * 2**20,
     max_batch_events: int = 10_000,
+    statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None = None,
     now: Callable[[], float] = time.time,
 ) -> Starlette:
     """The app that issues `tokens` and publishes to `hub`.
+
+    `statistics` are what `/metrics` shows, by worker, where this hub is not the only one behind the address.
 
     With a `control_key`, each call but the health checks needs it; without one, the app answers only by a name of
     `allowed_hosts`, which keeps web pages out that rebind their DNS name to this machine.
@@ -73,7 +76,7 @@ def create_control_app(
         "/disconnect": _Endpoint("POST", _disconnect(hub), max_body_bytes),
         "/healthz": _Endpoint("GET", _healthz, 0),
         "/readyz": _Endpoint("GET", _readyz(hub), 0),
-        "/metrics": _Endpoint("GET", _metrics(hub), 0),
+        "/metrics": _Endpoint("GET", _metrics(hub, statistics), 0),
     }
 
     @asynccontextmanager
@@ -402,24 +405,32 @@ def _readyz(hub: Hub) -> Answer:
     return answer
 
 
-def _metrics(hub: Hub) -> Answer:
-    registry = CollectorRegistry()
-    registry.register(HubCollector(lambda: hub.statistics))
-
+def _metrics(hub: Hub, statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None) -> Answer:
     async def answer(scope: Scope, headers: Headers, body: bytes) -> Response:
+        registry = CollectorRegistry()
+        registry.register(HubCollector(await statistics() if statistics is not None else {"": hub.statistics}))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return answer
 
 
 class HubCollector(Collector):
-    """Reads a hub's numbers when it is asked, so that counting costs the hub nothing."""
+    """The numbers of hubs, by worker, as they are when somebody asks, so that counting costs the hubs nothing."""
 
-    def __init__(self, statistics: Callable[[], Statistics]) -> None:
+    def __init__(self, statistics: Mapping[str, Statistics]) -> None:
         self._statistics = statistics
 
     def collect(self) -> Iterator[Metric]:
-        now = self._statistics()
+        """Each metric once, with the samples of every worker."""
+        for metrics in zip(*[self._metrics(now) for now in self._statistics.values()], strict=True):
+            first = metrics[0]
+            for worker, metric in zip(self._statistics, metrics, strict=True):
+                labels = {"worker": worker} if worker else {}
+                samples = [sample._replace(labels={**labels, **sample.labels}) for sample in metric.samples]
+                first.samples = samples if metric is first else first.samples + samples
+            yield first
+
+    def _metrics(self, now: Statistics) -> Iterator[Metric]:
         for name, help, value in (
             ("subscribers", "Streams that are open.", now.subscribers),
             ("channels", "Channels that somebody listens to.", now.channels),

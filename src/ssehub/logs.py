@@ -42,10 +42,10 @@ class _QueueHandler(logging.Handler):
 
 
 @contextmanager
-def logging_to_stderr(level: str) -> Iterator[None]:
-    """Inside, log lines of `level` and above go to stderr, written by a thread of their own."""
+def logging_to_stderr(level: str, process: str = "") -> Iterator[None]:
+    """Inside, log lines of `level` and above go to stderr, written by a thread of their own, signed by `process`."""
     handler = _QueueHandler()
-    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(OneLineFormatter(f"%(asctime)s {process}%(levelname)s %(name)s: %(message)s"))
     # It writes to the descriptor, not through sys.stderr, whose lock it could then hold when the process ends.
     writer = threading.Thread(target=handler.write_all, name="ssehub-log", daemon=True)
     writer.start()

@@ -15,7 +15,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -37,6 +38,8 @@ logger = logging.getLogger("ssehub.server")
 SPARE_CONNECTIONS = 250
 """On top of the streams, for those that are told to come back later."""
 NO_SCOPE: Any = {}
+CLIENT_MODE, CONTROL_MODE = 0o666, 0o660
+"""Who may connect to a Unix socket: everybody on the machine, and the user and group."""
 CONTROL_KEEP_ALIVE_SECONDS = 60
 MIN_CONTROL_SECONDS = 1.0
 
@@ -133,23 +136,54 @@ class HttpProtocol(HttpToolsProtocol):
 
 def serve(config: Config) -> int:
     """Run the hub until a signal ends it; returns the exit code. Raises ConfigError or AddressError."""
-    if config.control_bind is None:
-        raise ConfigError("control_bind is off: then nobody can publish; that is for `uvicorn ssehub.asgi:client_app`")
+    control_bind = control_address(config)
     with logging_to_stderr(config.log_level), contextlib.ExitStack() as stack:
         apps = create_apps(config, drains_on_exit=False)
-        client = stack.enter_context(_listening(config, config.bind, 0o666))
-        control = stack.enter_context(_listening(config, config.control_bind, 0o660))
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_Process(apps, config, client, control).run())
+        client = stack.enter_context(listening(config, config.bind, CLIENT_MODE))
+        control = stack.enter_context(listening(config, control_bind, CONTROL_MODE))
+        on_ready = partial(announce, config, client.getsockname(), control.getsockname())
+        return run(apps, config, (client, control), on_ready=on_ready)
+
+
+def control_address(config: Config) -> Address:
+    """Where the control app listens; raises ConfigError if nowhere."""
+    if config.control_bind is None:
+        raise ConfigError("control_bind is off: then nobody can publish; that is for `uvicorn ssehub.asgi:client_app`")
+    return config.control_bind
+
+
+Sockets = tuple[socket.socket, socket.socket]
+"""Where browsers and publishers are listened for."""
+
+
+def run(
+    apps: Apps,
+    config: Config,
+    sockets: Sockets,
+    *,
+    on_ready: Callable[[], None],
+    beside: AbstractAsyncContextManager[object] | None = None,
+) -> int:
+    """Serve `apps` until a signal ends it; returns the exit code. Raises BrokerUnavailable.
+
+    `beside` is entered when the hub runs, and left before it ends; `on_ready` is called when the servers run.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_Process(apps, config, sockets).run(on_ready, beside or contextlib.nullcontext()))
 
 
 @contextmanager
-def _listening(config: Config, address: Address, mode: int) -> Iterator[socket.socket]:
+def listening(config: Config, address: Address, mode: int, *, is_shared: bool = False) -> Iterator[socket.socket]:
+    """A socket that listens on `address`, with a Unix socket's `mode`; `is_shared` leaves the port to others, too.
+
+    Raises AddressError.
+    """
     sock = listen(
         address,
         send_buffer_bytes=config.send_buffer_bytes,
         user_timeout_seconds=config.tcp_user_timeout_seconds,
         mode=mode,
+        is_shared=is_shared,
     )
     try:
         yield sock
@@ -158,6 +192,16 @@ def _listening(config: Config, address: Address, mode: int) -> Iterator[socket.s
         if address.path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(address.path)
+
+
+def announce(config: Config, client_name: Any, control_name: Any) -> None:
+    """Say where to listen and publish, by the names of the sockets, and what to try first."""
+    client, control = _url(client_name), _url(control_name)
+    streams = config.workers * max_connections(config)
+    logger.info("listening for browsers on %s/events/", client)
+    logger.info("listening for publishers on %s/", control)
+    logger.info("broker %s, at most %d streams", without_password(config.broker), streams)
+    logger.info("try: curl -d 'userId=alex&channel=chat' %s/token/", control)
 
 
 @asynccontextmanager
@@ -171,9 +215,9 @@ async def at_work(hub: Hub, control: Starlette, config: Config, *, is_served: bo
         if not logging.getLogger("ssehub").hasHandlers():
             stack.enter_context(logging_to_stderr(config.log_level))
         if config.control_bind is not None and is_served:
-            sock = stack.enter_context(_listening(config, config.control_bind, 0o660))
+            sock = stack.enter_context(listening(config, config.control_bind, CONTROL_MODE))
             await stack.enter_async_context(_serving(control, sock))
-            logger.info("listening for publishers on %s/", _url(sock))
+            logger.info("listening for publishers on %s/", _url(sock.getsockname()))
         elif config.control_bind is not None:
             stack.enter_context(hold(config.control_bind))
         await stack.enter_async_context(hub)
@@ -214,29 +258,29 @@ class _Server(uvicorn.Server):
 class _Process:
     """The two servers and the order in which they begin and end."""
 
-    def __init__(self, apps: Apps, config: Config, client: socket.socket, control: socket.socket) -> None:
+    def __init__(self, apps: Apps, config: Config, sockets: Sockets) -> None:
         self._hub = apps.hub
         self._config = config
         limit = max_connections(config) + SPARE_CONNECTIONS
         self._client = _Server(_uvicorn_config(apps.client, limit_concurrency=limit))
         self._control = _Server(_uvicorn_config(apps.control, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
-        self._sockets = client, control
+        self._sockets = sockets
         self._signals: list[int] = []
         self._stop = asyncio.Event()
         self._end_at_once = asyncio.Event()
 
-    async def run(self) -> int:
+    async def run(self, on_ready: Callable[[], None], beside: AbstractAsyncContextManager[object]) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, logger.info, "SIGHUP is ignored: restart to read new settings")
-        async with self._hub:
+        async with self._hub, beside:
             servers = [
                 asyncio.create_task(server.serve(sockets=[sock]))
                 for server, sock in zip((self._client, self._control), self._sockets, strict=True)
             ]
             _tune_garbage_collector()
-            self._announce()
+            on_ready()
             await _first(self._stop.wait(), *servers)
             await _first(self._shut_down(servers), self._end_at_once.wait())
             if self._end_at_once.is_set():
@@ -267,14 +311,6 @@ class _Process:
                 await self._hub.drain(self._config.drain_seconds)
         await _exit_by(self._client, servers[0], end)
         await _exit_by(self._control, servers[1], max(end, loop.time() + MIN_CONTROL_SECONDS))
-
-    def _announce(self) -> None:
-        client, control = (_url(sock) for sock in self._sockets)
-        logger.info("listening for browsers on %s/events/", client)
-        logger.info("listening for publishers on %s/", control)
-        broker = without_password(self._config.broker)
-        logger.info("broker %s, at most %d streams", broker, max_connections(self._config))
-        logger.info("try: curl -d 'userId=alex&channel=chat' %s/token/", control)
 
 
 async def _exit_by(server: _Server, task: asyncio.Task[None], deadline: float) -> None:
@@ -314,8 +350,8 @@ def _uvicorn_config(app: Starlette, **options: Any) -> uvicorn.Config:
     )
 
 
-def _url(sock: socket.socket) -> str:
-    name = sock.getsockname()
+def _url(name: Any) -> str:
+    """The URL of what listens on a socket of this name."""
     if isinstance(name, str):
         return f"unix:{name}"
     host, port = name[:2]

@@ -30,10 +30,13 @@ class Address(Protocol):
     def path(self) -> str | None: ...
 
 
-def listen(address: Address, *, send_buffer_bytes: int, user_timeout_seconds: float, mode: int) -> socket.socket:
+def listen(
+    address: Address, *, send_buffer_bytes: int, user_timeout_seconds: float, mode: int, is_shared: bool = False
+) -> socket.socket:
     """A bound, listening socket; accepted connections inherit its options. `mode` is a Unix socket's permissions.
 
-    Raises AddressError, one line, if the address can't be had.
+    One that `is_shared` leaves the port to others of the same user, too: the kernel gives each a part of the
+    connections. Raises AddressError, one line, if the address can't be had.
     """
     if address.path is not None:
         return _listen_unix(address.path, mode)
@@ -43,6 +46,8 @@ def listen(address: Address, *, send_buffer_bytes: int, user_timeout_seconds: fl
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         _set_options(sock, send_buffer_bytes, user_timeout_seconds)
+        if is_shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host is not None))
         host = address.host or ("::" if family == socket.AF_INET6 else "0.0.0.0")
