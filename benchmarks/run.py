@@ -18,15 +18,27 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peers import HERE, PEERS, SECRET, Running, has_nchan, pinned, ssehub
+from peers import (
+    HERE,
+    PEERS,
+    SECRET,
+    Running,
+    cpu_seconds,
+    has_nchan,
+    pinned,
+    redis_log,
+    ssehub,
+    wait_until,
+)
 
 from ssehub import Tokens
 
@@ -189,6 +201,52 @@ def run_sqlite() -> dict[str, list[float]]:
     return found
 
 
+def run_redis() -> Figures:
+    """Over Redis and in memory: latency; 100,000 events in batches of 100, and what node and Redis spend on them."""
+    found: Figures = {}
+    with redis_log() as (pid, url):
+        for pair in range(PAIRS):
+            for name, log in (("memory", ()), ("redis", ("--broker", url, "--redis-prefix", f"bench-{pair}"))):
+                with ssehub(*log)() as server:
+                    latency = figure(bench(server, WORKLOADS["W4"].arguments), "latency_ms")
+                    began = cpu_seconds(pid)
+                    report = bench(server, "--subscribers 1 --events 100000 --publishers 4 --batch 100")
+                    spent = cpu_seconds(pid) - began
+                found.setdefault(f"{name}, latency in ms", []).append(latency)
+                found.setdefault(f"{name}, events a second", []).append(report["published_per_second"])
+                found.setdefault(f"{name}, seconds of the node", []).append(report["server_cpu_seconds"])
+                found.setdefault(f"{name}, seconds of Redis", []).append(spent)
+    for name, figures in found.items():
+        say(f"redis     {name:30} {spread(figures)}")
+    return found
+
+
+def run_workers(pairs: int | None) -> Figures:
+    """W1 by one and by two workers over Redis, which share its subscribers; and the larger share of 1,000 streams."""
+    shares: list[float] = []
+
+    def one_run(name: str) -> float:
+        with redis_log() as (_, url), ssehub("--broker", url, "--workers", name)() as server:
+            wait_until(lambda: len(streams_by_worker(server)) == int(name))
+            if name == "2":
+                with ExitStack() as stack:
+                    for _ in range(1_000):
+                        stack.enter_context(stalled_subscriber(server))
+                    wait_until(lambda: sum(streams_by_worker(server)) == 1_000)
+                    shares.append(max(streams_by_worker(server)) / 1_000)
+                wait_until(lambda: sum(streams_by_worker(server)) == 0)
+            return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
+
+    found = in_turn("workers", ("1", "2"), one_run, min(pairs or PAIRS, PAIRS))
+    return {**found, "larger share": shares}
+
+
+def streams_by_worker(server: Running) -> list[int]:
+    with urllib.request.urlopen(f"{server.control_url}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return [int(float(n)) for n in re.findall(r"^ssehub_subscribers(?:{.*})? (\S+)$", text, re.MULTILINE)]
+
+
 def run_growth() -> dict[str, list[tuple[float, float]]]:
     """CPU time of a delivery, in microseconds, as subscribers grow."""
     found: dict[str, list[tuple[float, float]]] = {}
@@ -291,9 +349,14 @@ def run_backpressure() -> dict[str, float]:
     return found
 
 
-PAIRED: dict[str, Callable[[int | None], Figures]] = {"stalled": run_stalled, "history": run_history}
+PAIRED: dict[str, Callable[[int | None], Figures]] = {
+    "stalled": run_stalled,
+    "history": run_history,
+    "workers": run_workers,
+}
 EXTRAS: dict[str, Callable[[], Any]] = {
     "sqlite": run_sqlite,
+    "redis": run_redis,
     "growth": run_growth,
     "latency": run_latency,
     "lag": run_lag,
@@ -350,6 +413,20 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     for count in (1, 50):
         memory, sqlite = (spread(results["sqlite"][f"{broker}, {count}"]) for broker in ("memory", "sqlite"))
         yield f"events a second from {count} publishers, on SQLite", "", "", f"{sqlite}; in memory {memory}"
+    redis = results["redis"]
+    over = [b - a for a, b in zip(redis["memory, latency in ms"], redis["redis, latency in ms"], strict=True)]
+    yield "latency through Redis, over that in memory, median", "1 ms", "", f"{spread(over)} ms"
+    spent = f"node {spread(redis['redis, seconds of the node'])} s, Redis {spread(redis['redis, seconds of Redis'])} s"
+    text = f"{spread(redis['redis, events a second'])} a second; CPU of {spent}"
+    yield "100,000 events in batches of 100 through Redis", "", "", text
+    workers = ratio(results, ("workers", "2"), ("workers", "1"))
+    yield "W1 by two workers against one, deliveries per CPU second", "0.8x", "", workers
+    yield (
+        "larger share of 1,000 streams, of two workers",
+        "60 %",
+        "",
+        f"{100 * max(results['workers']['larger share']):.0f} %",
+    )
     lag = results["lag"]
     yield "19,000 subscribers, longest gap in the loop", "20 ms", "", f"{lag['longest gap in the loop']:.1f} ms"
     yield "19,000 subscribers, slowest newcomer", "100 ms", "", f"{lag['slowest newcomer']:.0f} ms"
