@@ -31,6 +31,10 @@ class FakeSink:
     def backlog(self) -> int:
         return self.untaken
 
+    def take(self, size: int) -> None:
+        """Read some of what waits."""
+        self.untaken -= size
+
     def take_all(self) -> None:
         """Read what waits, and go on reading nothing more."""
         self.untaken = 0

@@ -118,6 +118,44 @@ def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: 
     assert min(ratios) < 2
 
 
+@pytest.mark.timeout(120)
+def test_a3_stopped_majority_on_another_channel_costs_the_others_nothing(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    stopped = [listen(hub.port, hub.token("kim", "evil"), receive_buffer=4_096) for _ in range(6)]
+    rounds, evil = 60, {"userId": "*", "channel": "evil"}
+    longest = 0.0
+    with listeners(hub, 5) as honest, httpx.Client(timeout=60) as http:
+        for size in (60_000, 250_000):
+            for _ in range(rounds):
+                began = time.monotonic()
+                http.post(f"{hub.control_url}/emit/", data={**evil, "data": "x" * size}).raise_for_status()
+                longest = max(longest, time.monotonic() - began)
+                publish_stamped(hub, 1, 10, 0.01)
+        p99 = settled(honest, 2 * rounds)
+    for stream in stopped:
+        stream.close()
+    report(f"p99 {p99 * 1000:.1f} ms, longest POST {longest * 1000:.0f} ms")
+
+    assert p99 < 0.5 and longest < 1  # a round that waits takes the grace time, 5 s
+
+
+@pytest.mark.timeout(120)
+def test_only_subscriber_that_stops_delays_no_publisher(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    stopped = listen(hub.port, hub.token(), receive_buffer=4_096)
+    longest = 0.0
+    with httpx.Client(timeout=60) as http:
+        for _ in range(300):
+            began = time.monotonic()
+            body = {"userId": "*", "channel": "chat", "data": "x" * 100_000}
+            http.post(f"{hub.control_url}/emit/", data=body).raise_for_status()
+            longest = max(longest, time.monotonic() - began)
+    stopped.close()
+    report(f"longest POST {longest * 1000:.0f} ms")
+
+    assert longest < 1
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_large_batch_ends_no_reading_subscriber(start_hub: Callable[..., RunningHub]) -> None:

@@ -256,9 +256,83 @@ async def test_what_is_held_for_one_subscriber_is_bounded() -> None:
         assert hub.statistics.backlog_bytes == 0
 
 
-async def test_rounds_wait_when_most_subscribers_lag_and_publishers_with_them() -> None:
-    async with running_hub(max_backlog_bytes=100_000, max_waiting_bytes=200_000) as hub:
-        _, sink = join(hub, sink=FakeSink(reads=False))
+async def test_stopped_majority_on_another_channel_costs_the_others_nothing() -> None:
+    async with running_hub(Clocks(), max_backlog_bytes=100_000) as hub:
+        honest = [join(hub, "alex", "good")[1] for _ in range(5)]
+        stopped = [join(hub, "kim", "evil", sink=FakeSink(reads=False))[0] for _ in range(6)]
+
+        for number in range(20):
+            await hub.publish(channel="evil", user_id="*", data="x" * 60_000)
+            await hub.publish(channel="good", user_id="*", data=str(number))
+            await settle(hub)
+
+        assert all(subscriber.is_lagging for subscriber in stopped)
+        assert all(sink.data() == [str(number) for number in range(20)] for sink in honest)
+
+
+async def test_only_subscriber_that_never_reads_delays_no_publisher() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, max_backlog_bytes=100_000, max_waiting_bytes=200_000) as hub:
+        stopped, _ = join(hub, sink=FakeSink(reads=False))
+
+        for _ in range(40):
+            await hub.publish(channel="chat", user_id="*", data="x" * 60_000)
+            await settle(hub)
+        while_waited_for = stopped.reason
+        clocks.pass_seconds(5.1)
+        hub.tick(clocks.mono)
+
+        assert while_waited_for is None and stopped.reason is CloseReason.SLOW
+        assert hub.held_bytes == hub.statistics.backlog_bytes == 0
+
+
+async def test_subscriber_that_stops_reading_is_waited_for_a_second_at_the_most() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, max_backlog_bytes=100_000) as hub:
+        subscriber, sink = join(hub, sink=FakeSink(reads=False))
+        await fill(hub, sink)
+        await hub.publish(channel="chat", user_id="*", data="next")
+        await asyncio.sleep(0.01)
+        held_at_first = subscriber.held_bytes
+        clocks.pass_seconds(1.1)
+        hub.tick(clocks.mono)
+        await settle(hub)
+
+        assert held_at_first == 0 < subscriber.held_bytes
+        assert subscriber.reason is None
+
+
+async def test_what_many_wait_for_is_counted_once() -> None:
+    async with running_hub(Clocks(), max_backlog_bytes=100_000, max_total_backlog_bytes=4_000_000) as hub:
+        honest = [join(hub)[1] for _ in range(8)]
+        stopped = [join(hub, sink=FakeSink(reads=False)) for _ in range(7)]
+
+        for _ in range(12):
+            await hub.publish(channel="chat", user_id="*", data="x" * 60_000)
+            await settle(hub)
+        untaken = sum(sink.untaken for _, sink in stopped)
+
+        assert all(len(sink.data()) == 12 for sink in honest)
+        assert all(subscriber.reason is None for subscriber, _ in stopped)
+        assert hub.held_bytes == stopped[0][0].held_bytes > 9 * 60_000
+        assert hub.statistics.backlog_bytes == untaken + hub.held_bytes
+        for _, sink in stopped:
+            while sink.untaken:
+                sink.take_all()
+        assert hub.held_bytes == 0 and all(sink.data() == honest[0].data() for _, sink in stopped)
+
+
+async def fill(hub: Hub, sink: FakeSink) -> None:
+    """Put the listener on `chat`, bounded to 100,000 bytes, over its bound, and let it read a little."""
+    for _ in range(2):
+        await hub.publish(channel="chat", user_id="*", data="x" * 60_000)
+        await settle(hub)
+    sink.take(5_000)
+
+
+async def test_publishers_wait_for_subscribers_that_read_and_nothing_is_lost() -> None:
+    async with running_hub(Clocks(), max_backlog_bytes=100_000, max_waiting_bytes=200_000) as hub:
+        subscriber, sink = join(hub, sink=FakeSink(reads=False))
         sent = 0
 
         async def publish() -> None:
@@ -266,17 +340,40 @@ async def test_rounds_wait_when_most_subscribers_lag_and_publishers_with_them() 
             for number in range(40):
                 await hub.publish(channel="chat", user_id="*", data=f"{number} " + "x" * 60_000)
                 sent += 1
+                await asyncio.sleep(0)
 
+        await fill(hub, sink)
         publisher = asyncio.create_task(publish())
         await until(lambda: hub.statistics.waiting_publishers == 1)
+        await asyncio.sleep(0.01)
         stuck_at = sent
         while not publisher.done():
             sink.take_all()
             await asyncio.sleep(0)
-        await until(lambda: sink.take_all() or len(sink.data()) == 40)
+        await until(lambda: sink.take_all() or len(sink.data()) == 42)
 
-        assert stuck_at < 10
-        assert [data.partition(" ")[0] for data in sink.data()] == [str(number) for number in range(40)]
+        assert stuck_at == 3
+        assert [data.partition(" ")[0] for data in sink.data()[2:]] == [str(number) for number in range(40)]
+        assert subscriber.reason is None
+
+
+async def test_when_backlogs_are_crowded_those_that_read_nothing_end_first_and_the_others_get_on() -> None:
+    clocks = Clocks()
+    async with running_hub(clocks, max_backlog_bytes=10**6, max_total_backlog_bytes=800_000) as hub:
+        stopped = [join(hub, "kim", "evil", sink=FakeSink(reads=False)) for _ in range(3)]
+        reading, sink = join(hub, "alex", "good", sink=FakeSink(reads=False))
+        for _ in range(2):
+            await hub.publish(channel="evil", user_id="*", data="x" * 60_000)
+            await hub.publish(channel="good", user_id="*", data="y" * 60_000)
+            await settle(hub)
+        sink.take(20_000)
+        clocks.pass_seconds(1.1)
+
+        await hub.publish(channel="good", user_id="*", data="after")
+        await settle(hub)
+
+        assert [subscriber.reason for subscriber, _ in stopped] == [CloseReason.SLOW, None, None]
+        assert reading.reason is None and sink.data()[-1] == "after"
 
 
 async def test_over_half_of_all_backlogs_the_next_round_waits_and_then_the_largest_end_first() -> None:
@@ -302,9 +399,10 @@ async def test_over_half_of_all_backlogs_the_next_round_waits_and_then_the_large
 
 async def test_too_many_waiting_publishers_are_refused_before_anything_is_stored() -> None:
     async with running_hub(max_backlog_bytes=70_000, max_waiting_bytes=1_000, max_waiting_publishers=2) as hub:
-        join(hub, sink=FakeSink(reads=False))
+        _, sink = join(hub, sink=FakeSink(reads=False))
         await hub.publish(channel="chat", user_id="*", data="x" * 70_000)
         await settle(hub)
+        sink.take(5_000)
         waiting = [asyncio.create_task(hub.publish(channel="chat", user_id="*", data="y" * 70_000)) for _ in range(3)]
         await until(lambda: hub.statistics.waiting_publishers >= 2)
 

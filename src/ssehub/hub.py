@@ -52,6 +52,10 @@ SPACING_SECONDS = 0.002
 """That distance, from end to begin: what is published meanwhile leaves in the same write. Measured against none: twice
 the deliveries per CPU second with 1,000 subscribers, three times with 100, and no more latency; 1 ms gains half of it.
 """
+READING_SECONDS = 1.0
+"""For how long a connection that has taken some of its backlog counts as reading."""
+READING_SHARE = 64
+"""That much of the bound on its backlog it has to take to be seen: so much less than it would need to be in time."""
 DEFAULT_VISIT_SECONDS = 15.0
 """How often the clock looks at each subscriber when there are no heartbeats."""
 RESTART_MILLISECONDS = 2_000
@@ -170,6 +174,7 @@ class Hub:
         self._retry = retry_milliseconds
         self._grace = grace_seconds
         self._half_of_all_backlogs = max_total_backlog_bytes // 2
+        self._least_read = max(1, max_backlog_bytes // READING_SHARE)
         self._round_bytes = round_bytes
         self._max_waiting_bytes = max_waiting_bytes
         self._max_waiting_publishers = max_waiting_publishers
@@ -203,8 +208,9 @@ class Hub:
         self._round_began = self._round_ended = 0.0
         self._round_writes = 0
         self._is_scheduled = False
-        self._held_back: _HeldBack | None = None
-        self._paused: set[Subscriber] = set()
+        self.held_bytes = 0
+        self._held_until: float | None = None
+        self._paused: dict[Subscriber, float] = {}
         self._laggards: dict[Subscriber, float] = {}
         interval = self._heartbeat or DEFAULT_VISIT_SECONDS
         self._clock = Clock(self, interval, self._expiring, self._now, self._monotonic)
@@ -284,7 +290,7 @@ class Hub:
         statistics = self._statistics
         statistics.subscribers = len(self._index)
         statistics.channels = len(self._index.channels)
-        statistics.backlog_bytes = sum([subscriber.backlog for subscriber in self._paused])
+        statistics.backlog_bytes = self._backlogs()
         statistics.lagging = len(self._laggards)
         statistics.waiting_bytes = self._waiting_bytes
         statistics.history_events = len(self._history or ())
@@ -552,55 +558,71 @@ class Hub:
     # Backpressure
 
     def subscriber_paused(self, subscriber: Subscriber) -> None:
-        self._paused.add(subscriber)
+        self._paused[subscriber] = self._monotonic()
 
     def subscriber_lags(self, subscriber: Subscriber) -> None:
         self._laggards[subscriber] = self._monotonic() + self._grace
 
     def subscriber_resumed(self, subscriber: Subscriber) -> None:
+        subscriber.read_at = self._monotonic()
         if not subscriber.sink.is_paused:
-            self._paused.discard(subscriber)
+            self._paused.pop(subscriber, None)
         if subscriber.is_lagging:
             self.subscriber_lags(subscriber)
         else:
             self._laggards.pop(subscriber, None)
         if subscriber.is_replaying:
             self._replay(subscriber)
-        if self._held_back is not None:
+        if self._held_until is not None:
             self._schedule_round()
 
     def _must_hold_back(self) -> bool:
-        """Whether the next round waits: for all backlogs together, or because most subscribers lag.
+        """Whether the next round waits, for connections that read, but slower than publishers publish.
 
-        A few that lag are waited for by nobody. When most do, the publishers outrun the connections, and it is they
-        who have to wait. Either is bounded by the grace time.
+        It does when more of them lag than keep up, and when all backlogs together are over half of their bound. Either
+        is bounded by the grace time. A connection that takes nothing is waited for by nobody.
         """
-        total = sum([subscriber.backlog for subscriber in self._paused])
-        is_crowded = total > self._half_of_all_backlogs
-        if not is_crowded and 2 * len(self._laggards) <= len(self._index):
-            self._held_back = None
+        if not self._paused:
+            self._held_until = None
             return False
         now = self._monotonic()
-        if self._held_back is None:
-            backlogs = {subscriber: subscriber.backlog for subscriber in self._paused}
-            self._held_back = _HeldBack(now + self._grace, backlogs)
-        if now < self._held_back.until:
+        for subscriber in self._paused:
+            subscriber.look(now, self._least_read)
+        if not self._is_outrun(now) and not self._is_crowded(now):
+            self._held_until = None
+            return False
+        if self._held_until is None:
+            self._held_until = now + self._grace
+        if now < self._held_until:
             return True
-        if is_crowded:
-            self._end_largest(total, self._held_back.backlogs)
-        self._held_back = None
+        self._end_largest(list(self._paused))
+        self._held_until = None
         return False
 
-    def _end_largest(self, total: int, backlogs_then: dict[Subscriber, int]) -> None:
-        """End subscribers until the rest fit: the largest backlogs first, before them those without progress."""
+    def _is_outrun(self, now: float) -> bool:
+        """Whether more lag and read than keep up: one of a few that lags is waited for by nobody."""
+        reading = sum([1 for subscriber in self._laggards if subscriber.read_at >= now - READING_SECONDS])
+        return reading > len(self._index) - len(self._laggards)
 
-        def order(subscriber: Subscriber) -> tuple[bool, int]:
-            return subscriber.backlog < backlogs_then.get(subscriber, 0), -subscriber.backlog
+    def _is_crowded(self, now: float) -> bool:
+        """Whether all backlogs together are over half of their bound; those end then that have not read of late."""
+        if self._backlogs() <= self._half_of_all_backlogs:
+            return False
+        since = now - READING_SECONDS
+        self._end_largest([one for one, paused_at in self._paused.items() if max(one.read_at, paused_at) < since])
+        return self._backlogs() > self._half_of_all_backlogs
 
-        for subscriber in sorted(self._paused, key=order):
-            if total <= self._half_of_all_backlogs:
+    def _backlogs(self) -> int:
+        """What connections have not taken, and what is held for them, which many share."""
+        return self.held_bytes + sum([subscriber.sink.backlog for subscriber in self._paused])
+
+    def _end_largest(self, candidates: list[Subscriber]) -> None:
+        """End `candidates`, those with the largest backlogs first, until all backlogs are in half of their bound."""
+        untaken = self._backlogs() - self.held_bytes
+        for subscriber in sorted(candidates, key=lambda one: -one.sink.backlog):
+            if untaken + self.held_bytes <= self._half_of_all_backlogs:
                 return
-            total -= subscriber.backlog
+            untaken -= subscriber.sink.backlog
             self.end(subscriber, CloseReason.SLOW)
 
     def tick(self, now: float) -> None:
@@ -608,7 +630,7 @@ class Hub:
         for subscriber, deadline in list(self._laggards.items()):
             if deadline <= now:
                 self.end(subscriber, CloseReason.SLOW)
-        if self._held_back is not None:
+        if self._held_until is not None:
             self._schedule_round()
         for subscriber in list(self._replaying):
             self._replay(subscriber)
@@ -769,7 +791,7 @@ class Hub:
             return
         subscriber.reason = reason
         self._index.remove(subscriber)
-        self._paused.discard(subscriber)
+        self._paused.pop(subscriber, None)
         self._laggards.pop(subscriber, None)
         self._replaying.discard(subscriber)
         subscriber.is_replaying = False
@@ -786,7 +808,7 @@ class Hub:
                 subscriber.channels,
                 self._monotonic() - subscriber.connected_at,
             )
-            if self._held_back is not None:
+            if self._held_until is not None:
                 self._schedule_round()
 
     def _say_goodbye(self, subscriber: Subscriber, reason: CloseReason) -> None:
@@ -840,11 +862,3 @@ def _pairs(deliveries: list[Delivery]) -> Iterator[tuple[Batch, Subscriber]]:
     for batch, members in deliveries:
         for subscriber in members:
             yield batch, subscriber
-
-
-@dataclass(frozen=True, slots=True)
-class _HeldBack:
-    """A round that waits: until when at the most, and how large each backlog was when it began to."""
-
-    until: float
-    backlogs: dict[Subscriber, int]

@@ -49,7 +49,7 @@ class Ending(NamedTuple):
 class Batch(Chunk):
     """The frames of one round for one audience, put together once for all who share them."""
 
-    __slots__ = ("_rest", "count", "first", "frames", "last", "told")
+    __slots__ = ("_rest", "count", "first", "frames", "holders", "last", "told")
 
     def __init__(self, frames: Sequence[Frame], last: Position) -> None:
         super().__init__(frames[0].data if len(frames) == 1 else b"".join([frame.data for frame in frames]))
@@ -61,6 +61,8 @@ class Batch(Chunk):
         final = frames[-1]
         self.told: Position | None = final.position if final.ends_with_position else None
         """The position that a client has as its last event id after this, None if that is a publisher's id."""
+        self.holders = 0
+        """Subscribers that it is held for."""
         self._rest: tuple[Position, Self | None] | None = None
 
     def after(self, position: Position) -> Self | None:

@@ -28,6 +28,8 @@ class Keeper(Protocol):
 
     max_backlog_bytes: int
     max_held_bytes: int
+    held_bytes: int
+    """What is held for subscribers, each batch counted once."""
 
     def subscriber_paused(self, subscriber: Subscriber) -> None: ...
 
@@ -58,10 +60,12 @@ class Subscriber:
         "is_replaying",
         "keeper",
         "lifetime_ends_at",
+        "read_at",
         "reason",
         "sent",
         "sink",
         "told",
+        "untaken",
         "user_id",
     )
 
@@ -79,6 +83,10 @@ class Subscriber:
         """Whether it is still being given what it missed; it is not part of rounds then."""
         self.held: deque[Batch] | None = None
         self.held_bytes = 0
+        self.untaken: int | None = None
+        """What its backlog would be by now if it had taken nothing since the last look."""
+        self.read_at = float("-inf")
+        """When it was last seen to take what had waited for it, by the monotonic clock."""
         self.reason: CloseReason | None = None
         # The clock's, by the monotonic clock:
         self.connected_at = 0.0
@@ -92,10 +100,12 @@ class Subscriber:
     def is_lagging(self) -> bool:
         return self.held is not None
 
-    @property
-    def backlog(self) -> int:
-        """Bytes on their way to this subscriber: in its sink, and held for it."""
-        return self.sink.backlog + self.held_bytes
+    def look(self, now: float, least: int) -> None:
+        """Note whether its connection has taken `least` bytes of its backlog, or more, since it was last seen to."""
+        backlog = self.sink.backlog
+        if self.untaken is not None and self.untaken - backlog >= least:
+            self.untaken = backlog
+            self.read_at = now
 
     def take(self, batch: Batch) -> int:
         """Write `batch`, or hold it, as far as it is above `sent`; returns how many events that were."""
@@ -134,14 +144,14 @@ class Subscriber:
 
     def release(self) -> None:
         """Drop what is held."""
+        while self.held:
+            self._take_held(self.held)
         self.held = None
-        self.held_bytes = 0
 
     def start_over(self, base: Position) -> None:
         """Count as given everything up to `base`, which may be of another log; drop what is held from before."""
-        if self.held is not None:
-            self.held.clear()
-        self.held_bytes = 0
+        while self.held:
+            self._take_held(self.held)
         self.is_replaying = False
         self.sent = base
 
@@ -150,7 +160,13 @@ class Subscriber:
         sink.write(batch)
         self.sent = batch.last
         self.told = batch.told
-        if sink.is_paused and sink.backlog > self.keeper.max_backlog_bytes:
+        if sink.is_paused:
+            self._fall_behind(len(batch.data))
+
+    def _fall_behind(self, size: int) -> None:
+        backlog = self.sink.backlog
+        self.untaken = backlog if self.untaken is None else self.untaken + size
+        if backlog > self.keeper.max_backlog_bytes:
             self.held = deque()
             self.keeper.subscriber_lags(self)
 
@@ -158,23 +174,35 @@ class Subscriber:
         assert self.held is not None
         self.held.append(batch)
         self.held_bytes += len(batch.data)
+        if not batch.holders:
+            self.keeper.held_bytes += len(batch.data)
+        batch.holders += 1
         if self.held_bytes > self.keeper.max_held_bytes:
             self.keeper.end(self, CloseReason.SLOW)
 
+    def _take_held(self, held: deque[Batch]) -> Batch:
+        batch = held.popleft()
+        self.held_bytes -= len(batch.data)
+        batch.holders -= 1
+        if not batch.holders:
+            self.keeper.held_bytes -= len(batch.data)
+        return batch
+
     def sink_paused(self) -> None:
+        self.untaken = None
         self.keeper.subscriber_paused(self)
 
     def sink_resumed(self) -> None:
         held, self.held = self.held, None
-        # Writing may pause the sink or put it over its bound again, in the middle of this.
-        while held and not self.sink.is_paused and self.held is None:
-            batch = held.popleft()
-            self.held_bytes -= len(batch.data)
-            self._write(batch)
-        if held:
-            if self.held is None:
-                self.held = deque()
-            self.held.extend(held)
+        try:
+            # Writing may pause the sink or put it over its bound again, in the middle of this.
+            while held and not self.sink.is_paused and self.held is None:
+                self._write(self._take_held(held))
+        finally:
+            if held:
+                self.held = held
+            if self.reason is not None:
+                self.release()
         self.keeper.subscriber_resumed(self)
 
     def sink_lost(self) -> None:
