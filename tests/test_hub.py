@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -504,6 +505,19 @@ async def test_draining_ends_every_stream_with_a_farewell_and_a_retry(caplog: py
             assert farewell[:3] == [f"id: {position}", "event: stream-drain", "data: {}"]
             assert 2000 <= int(farewell[3].removeprefix("retry: ")) <= 8000
         assert len([record for record in caplog.records if "stream ended: drained" in record.message]) == 50
+
+
+async def test_draining_is_done_before_its_window_is_over() -> None:
+    """A share rounded down to one stream a step took 99 streams twice as long as it was meant to."""
+    async with running_hub() as hub:
+        for _ in range(99):
+            join(hub)
+        began = time.monotonic()
+
+        await hub.drain(2)
+
+        assert 1 < time.monotonic() - began < 1.8
+        assert hub.statistics.subscribers == 0
 
 
 async def test_publishing_to_a_closed_hub_says_so() -> None:

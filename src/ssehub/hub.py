@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from bisect import bisect_left
@@ -844,16 +845,17 @@ class Hub:
             await asyncio.sleep(0.001)
 
     async def drain(self, window_seconds: float) -> None:
-        """Give out what waits, then end every stream with `stream-drain`, spread over most of the window."""
+        """Give out what waits, then end every stream with `stream-drain`, spread over three quarters of the window."""
         self.is_draining = True
         began = self._monotonic()
         self._drain_until = began + window_seconds
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
-        share = max(1, len(self._index) * DRAIN_STEP_SECONDS // (window_seconds / 2))
-        while leaving := list(islice(self._index.all, int(share))):
-            for subscriber in leaving:
+        end = began + window_seconds * 3 / 4
+        while self._index.all:
+            steps_left = max(1.0, (end - self._monotonic()) / DRAIN_STEP_SECONDS)
+            for subscriber in list(islice(self._index.all, math.ceil(len(self._index) / steps_left))):
                 self.end(subscriber, CloseReason.DRAINED)
             await asyncio.sleep(DRAIN_STEP_SECONDS)
 
