@@ -26,11 +26,12 @@ REFUSED = "a valid token is needed\n"
         lambda token: {"headers": {"Authorization": f"Bearer {token}"}},
         lambda token: {"headers": {"Authorization": f"bEaReR {token}"}},
         lambda token: {"headers": {"Cookie": f"a=b; sse={token}; c=d"}},
+        lambda token: {"headers": {"Cookie": f'prefs={{"a":1}}; sse={token}; b@d="x'}},
         lambda token: {"params": {"token": token}},
         lambda token: {"headers": {"Authorization": f"Bearer {token}"}, "params": {"token": "broken"}},
         lambda token: {"headers": {"Authorization": "Basic eDp5"}, "params": {"token": token}},
     ],
-    ids=["header", "any-case", "cookie", "query", "B15-header-wins", "basic-is-no-token"],
+    ids=["header", "any-case", "cookie", "beside-an-odd-cookie", "query", "B15-header-wins", "basic-is-no-token"],
 )
 @pytest.mark.parametrize("path", ["/events/", "/events", "/events/any/thing"])
 def test_token_is_taken_from_header_cookie_or_query(
@@ -89,6 +90,7 @@ def test_raw_bytes_in_header_and_query_are_401(hub: RunningHub) -> None:
         pytest.param({"Origin": "https://app.example"}, 200, id="listed"),
         pytest.param({"Origin": "https://evil.example"}, 403, id="evil"),
         pytest.param({"Origin": "null"}, 403, id="null"),
+        pytest.param({"Origin": "http://["}, 403, id="broken"),
     ],
 )
 def test_cookie_counts_only_for_our_own_pages(hub: RunningHub, headers: dict[str, str], status: int) -> None:

@@ -330,6 +330,7 @@ async def test_other_paths_are_404(path: str) -> None:
         pytest.param({"origin": "http://127.0.0.1:8001"}, 200, id="same-origin"),
         pytest.param({"origin": "http://evil.example"}, 403, id="C14-origin"),
         pytest.param({"origin": "null"}, 403, id="origin-null"),
+        pytest.param({"origin": "http://["}, 403, id="origin-broken"),
         pytest.param({"origin": "http://127.0.0.1:9999"}, 403, id="other-port"),
         pytest.param({"sec-fetch-site": "none"}, 200, id="typed"),
         pytest.param({"sec-fetch-site": "same-origin"}, 200, id="fetch-same-origin"),

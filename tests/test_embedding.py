@@ -184,7 +184,46 @@ async def test_control_without_a_key_answers_no_other_machine() -> None:
     assert sent[0]["status"] == 403
 
 
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("token=TOKEN&a=1", 200),
+        ("%74oken=TOKEN", 200),
+        ("a=1&to%6ben=TOKEN&token=TOKEN", 200),
+        ("token=TOKEN&a=%FF", 401),
+    ],
+)
+async def test_c17_access_log_is_left_no_token(query: str, status: int) -> None:
+    token = TOKENS.issue("alex", ["chat"], expires_at=FAR)
+    scope = {"type": "http", "method": "HEAD", "path": "/events/", "headers": []}
+    scope["query_string"] = query.replace("TOKEN", token).encode()
+    seen: list[Any] = []
+
+    async def send(message: Any) -> None:
+        seen.append((message.get("status"), scope["query_string"]))
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    await create_client_app(Hub(), tokens=TOKENS)(scope, receive, send)
+
+    assert seen[0][0] == status
+    assert token.encode() not in seen[0][1] and b"token=..." in seen[0][1]
+
+
 # A host's own login
+
+
+async def test_login_sees_the_query_as_it_was_sent() -> None:
+    async def by_ticket(connection: HTTPConnection) -> Claims | None:
+        return Claims("alex", ("chat",)) if connection.query_params.get("token") == "ticket" else None
+
+    async with (
+        Hub() as hub,
+        serving(create_client_app(hub, authenticate=by_ticket)) as port,
+        asking(port, "/events/?token=ticket") as client,
+    ):
+        await client.read_until(": ok")
 
 
 async def by_cookie(connection: HTTPConnection) -> Claims | None:

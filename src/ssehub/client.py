@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, cookie_parser
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -21,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from .errors import ConfigError, Forbidden, InvalidRequest, TokenError, Unavailable
 from .event import Claims, encode_fields
 from .hub import Hub
+from .origins import is_own_page
 from .stream import EventStream, ExitListener
 from .subscription import Start
 from .tokens import Tokens
@@ -30,8 +29,6 @@ logger = logging.getLogger("ssehub.client")
 ALLOW = "GET, HEAD, OPTIONS"
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 MAX_QUERY_FIELDS = 100
-_TOKEN = re.compile(rb"(\btoken=)[^&]*")
-
 
 Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
 """A host's own login: what the request may listen to, None if nothing."""
@@ -96,7 +93,7 @@ class TokenLogin:
         authorization = headers.get("authorization", "")
         if authorization[:6].lower() == "bearer":
             return authorization[7:]
-        if self._cookie is not None and (token := _cookie(headers.get("cookie", ""), self._cookie)):
+        if self._cookie is not None and (token := cookie_parser(headers.get("cookie", "")).get(self._cookie)):
             self._check_origin(headers)
             return token
         if "token" in query:
@@ -105,11 +102,7 @@ class TokenLogin:
 
     def _check_origin(self, headers: Headers) -> None:
         """Browsers send cookies for any page, so a cookie counts only for our own pages and those we were told of."""
-        origin = headers.get("origin")
-        if origin is None:
-            if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
-                return
-        elif origin in self._origins or urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
+        if is_own_page(headers) or headers.get("origin") in self._origins:
             return
         raise Forbidden("this origin may not listen with a cookie: add it to cors_origins")
 
@@ -124,6 +117,8 @@ class EventsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._answer(scope)
+        # Servers write the query into their access logs when the response starts.
+        scope["query_string"] = _without_token(scope["query_string"])
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response:
@@ -134,9 +129,6 @@ class EventsEndpoint:
             return PlainTextResponse("only GET is answered here\n", 405, headers={"Allow": ALLOW})
         headers = Headers(scope=scope)
         query = _query(scope["query_string"])
-        if "token" in query:
-            # Servers write the query into their access logs when the response starts.
-            scope["query_string"] = _TOKEN.sub(rb"\1...", scope["query_string"])
         try:
             claims = await self._claims(scope, headers, query)
         except Forbidden as exc:
@@ -196,6 +188,12 @@ def _query(query_string: bytes) -> dict[str, str]:
     return dict(reversed(pairs))
 
 
+def _without_token(query_string: bytes) -> bytes:
+    """The query without what its token says, however its name is written."""
+    fields = query_string.split(b"&")
+    return b"&".join([b"token=..." if unquote_to_bytes(one.partition(b"=")[0]) == b"token" else one for one in fields])
+
+
 def _cursor(headers: Headers, query: dict[str, str]) -> str | None:
     """What the client says it has seen: the header of the HTML standard, 9.2.4, or what polyfills send instead."""
     cursor = headers.get("last-event-id")
@@ -203,11 +201,3 @@ def _cursor(headers: Headers, query: dict[str, str]) -> str | None:
         # Browsers send it as UTF-8 (HTML, 9.2.3), and ASGI's headers are read as Latin-1.
         return cursor.encode("latin-1").decode(errors="replace")
     return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)
-
-
-def _cookie(header: str, name: str) -> str | None:
-    try:
-        morsel = SimpleCookie(header).get(name)
-    except CookieError:
-        return None
-    return morsel.value if morsel is not None else None

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -32,6 +31,7 @@ from .errors import BodyTooLarge, ControlKeyError, Forbidden, InvalidEvent, Inva
 from .event import Event, IdempotencyKey, Publication, check_name, json_text
 from .forms import JSON, NDJSON, content_type, form_fields, known_object, parse_json, read_body
 from .hub import Hub, Statistics
+from .origins import is_own_page
 from .tokens import Tokens
 
 logger = logging.getLogger("ssehub.control")
@@ -118,11 +118,8 @@ class Guard:
         host = headers.get("host", "").lower()
         if self._key is None:
             self._check_host(host, server)
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host:
+        if not is_own_page(headers):
             raise Forbidden("a web page of another origin may not call this")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise Forbidden("a web page of another site may not call this")
         if self._key is not None:
             self._check_key(self._key, headers.get("authorization", ""))
 
