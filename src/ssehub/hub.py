@@ -174,7 +174,7 @@ class Hub:
         self._heartbeat = heartbeat_seconds
         self._retry = retry_milliseconds
         self._grace = grace_seconds
-        self._half_of_all_backlogs = max_total_backlog_bytes // 2
+        self._max_total_backlog = max_total_backlog_bytes
         self._least_read = max(1, max_backlog_bytes // READING_SHARE)
         self._round_bytes = round_bytes
         self._max_waiting_bytes = max_waiting_bytes
@@ -476,7 +476,8 @@ class Hub:
     def _take_waiting(self) -> list[Frame]:
         """The next frames, at least one, up to the cap; with many subscribers less, so that all stay in their bound."""
         waiting = self._waiting
-        cap = min(self._round_bytes, self._half_of_all_backlogs // max(1, len(self._index)))
+        room = min(self._max_total_backlog // 2, self._max_total_backlog - self._backlogs())
+        cap = min(self._round_bytes, room // max(1, len(self._index)))
         frames: list[Frame] = []
         size = 0
         while waiting and isinstance(frame := waiting[0], Frame) and (not frames or size + len(frame.data) <= cap):
@@ -580,8 +581,9 @@ class Hub:
     def _must_hold_back(self) -> bool:
         """Whether the next round waits, for connections that read, but slower than publishers publish.
 
-        It does when more of them lag than keep up, and when all backlogs together are over half of their bound. Either
-        is bounded by the grace time. A connection that takes nothing is waited for by nobody.
+        It does when more of them lag than keep up, and when their backlogs together are over half of the bound on all.
+        Either is bounded by the grace time. A connection that takes nothing is waited for by nobody, as long as there
+        is room.
         """
         if not self._paused:
             self._held_until = None
@@ -596,7 +598,7 @@ class Hub:
             self._held_until = now + self._grace
         if now < self._held_until:
             return True
-        self._end_largest(list(self._paused))
+        self._make_room(list(self._paused))
         self._held_until = None
         return False
 
@@ -606,22 +608,36 @@ class Hub:
         return reading > len(self._index) - len(self._laggards)
 
     def _is_crowded(self, now: float) -> bool:
-        """Whether all backlogs together are over half of their bound; those end then that have not read of late."""
-        if self._backlogs() <= self._half_of_all_backlogs:
-            return False
-        since = now - READING_SECONDS
-        self._end_largest([one for one, paused_at in self._paused.items() if max(one.read_at, paused_at) < since])
-        return self._backlogs() > self._half_of_all_backlogs
+        """Whether those that read have half of all the room there is, or all together leave hardly any of it.
+
+        Before anybody is waited for for the latter, those end that have taken nothing at all for the grace time.
+        """
+        reading = 0
+        stopped: list[Subscriber] = []
+        for subscriber, paused_at in self._paused.items():
+            has_read = subscriber.read_at >= paused_at
+            if now - max(subscriber.read_at, paused_at) <= (self._grace if has_read else READING_SECONDS):
+                reading += subscriber.sink.backlog
+            elif not has_read and now - paused_at > self._grace:
+                stopped.append(subscriber)
+        if reading > self._max_total_backlog // 2:
+            return True
+        if not self._has_room(self._backlogs()):
+            self._make_room(stopped)
+        return not self._has_room(self._backlogs())
 
     def _backlogs(self) -> int:
         """What connections have not taken, and what is held for them, which many share."""
         return self.held_bytes + sum([subscriber.sink.backlog for subscriber in self._paused])
 
-    def _end_largest(self, candidates: list[Subscriber]) -> None:
-        """End `candidates`, those with the largest backlogs first, until all backlogs are in half of their bound."""
+    def _has_room(self, backlogs: int) -> bool:
+        return backlogs <= self._max_total_backlog * 3 // 4
+
+    def _make_room(self, candidates: list[Subscriber]) -> None:
+        """End `candidates`, those with the largest backlogs first, until there is room."""
         untaken = self._backlogs() - self.held_bytes
         for subscriber in sorted(candidates, key=lambda one: -one.sink.backlog):
-            if untaken + self.held_bytes <= self._half_of_all_backlogs:
+            if self._has_room(untaken + self.held_bytes):
                 return
             untaken -= subscriber.sink.backlog
             self.end(subscriber, CloseReason.SLOW)
