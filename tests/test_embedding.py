@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -28,7 +29,8 @@ from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
 from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
 from ssehub.event import Event
 from ssehub.server import HttpProtocol
-from ssehub.sinks import Chunk, TaskSink
+from ssehub.sinks import Chunk, TaskSink, TransportSink
+from ssehub.stream import EXTENSION
 
 pytestmark = pytest.mark.anyio
 TOKENS = Tokens(SECRET)
@@ -268,6 +270,42 @@ async def test_client_app_needs_one_way_to_know_who_asks(given: dict[str, Any]) 
         create_client_app(Hub(), **given)
 
 
+async def test_client_that_leaves_before_its_stream_opens_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: HTTPConnection) -> Claims:
+        is_asked.set()
+        await may_answer.wait()
+        return Claims("alex", ("chat",))
+
+    caplog.set_level(logging.INFO)
+    async with Hub() as hub, serving(create_client_app(hub, authenticate=slow)) as port:
+        async with asking(port, "/events/") as client:
+            await is_asked.wait()
+            client.writer.transport.abort()
+        await asyncio.sleep(0.01)
+        may_answer.set()
+
+    assert hub.statistics.connected == 0
+    assert [record for record in caplog.records if record.name.startswith(("ssehub.stream", "uvicorn"))] == []
+
+
+async def test_connection_that_leaves_its_answers_unread_gets_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+    async with Hub() as hub:
+        client_app = create_client_app(hub, tokens=TOKENS, drains_on_exit=False)
+
+        async def behind_unread_answers(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["extensions"][EXTENSION]["connection"].flow.pause_writing()
+            await client_app(scope, receive, send)
+
+        async with serving(behind_unread_answers) as port, listening(port) as client:
+            with contextlib.suppress(ConnectionError):
+                assert await client.reader.read() == b""
+
+        assert hub.statistics.connected == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 # Calls from Python
 
 
@@ -397,3 +435,59 @@ async def test_task_sink_takes_all_that_has_gathered_and_counts_what_is_under_wa
     sink.abort()
     sink.write(Chunk(b"too late"))
     assert await taking == b""
+
+
+class FakeTransport(asyncio.WriteTransport):
+    """A connection that takes everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = b""
+        self.is_aborted = False
+
+    def write(self, data: Any) -> None:
+        self.data += data
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+async def test_what_waits_for_the_headers_is_bounded_as_any_backlog() -> None:
+    transport = FakeTransport()
+    sink = TransportSink(transport, is_chunked=True)
+    async with Hub(max_backlog_bytes=100_000, grace_seconds=0.2) as hub:
+        subscriber = hub.attach(Claims("alex", ("chat",)), sink)
+        for _ in range(20):
+            await hub.publish(channel="chat", user_id="*", data="x" * 50_000)
+            await hub.flush()
+        backlog = sink.backlog
+        await until(lambda: subscriber.reason is not None)
+
+    assert backlog < 200_000
+    assert subscriber.reason == "slow" and transport.is_aborted and sink.backlog == 0
+
+
+async def test_what_waited_for_the_headers_comes_in_order_with_what_was_held() -> None:
+    transport = FakeTransport()
+    sink = TransportSink(transport, is_chunked=False)
+    async with Hub(max_backlog_bytes=100_000) as hub:
+        subscriber = hub.attach(Claims("alex", ("chat",)), sink)
+        for number in range(10):
+            await hub.publish(channel="chat", user_id="*", data=f"{number}" * 50_000)
+            await hub.flush()
+        sink.uncork()
+        await hub.publish(channel="chat", user_id="*", data="after")
+        await hub.flush()
+
+    lines = [line[:7] for line in transport.data.decode().split("\n") if line.startswith("data: ")]
+    assert lines[:11] == [*(f"data: {number}" for number in range(10)), "data: a"]
+    assert not subscriber.is_lagging and not sink.is_paused

@@ -71,6 +71,7 @@ def test_unix_sockets_serve_both_apps_and_go_with_the_process(
         token = http.post("http://localhost/token/", data={"userId": "a", "channel": "b"}).text
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(client))) as http:
         status = http.head("http://x/events/", params={"token": token}).status_code
+    modes = [oct(path.stat().st_mode)[-3:] for path in (client, control)]
     second = subprocess.run(
         [sys.executable, "-m", "ssehub", "--bind", f"unix:{client}", "--control-bind", "127.0.0.1:0"],
         capture_output=True,
@@ -81,10 +82,80 @@ def test_unix_sockets_serve_both_apps_and_go_with_the_process(
     hub.signal()
 
     assert status == 200
-    assert oct(control.stat().st_mode)[-3:] == "660" if control.exists() else True
+    assert modes == ["666", "660"]
     assert second.returncode == 3 and "somebody listens there already" in second.stderr
     assert hub.wait() == 0
     assert not client.exists() and not control.exists()
+
+
+@pytest.mark.parametrize("is_unix", [False, True], ids=["tcp", "unix"])
+def test_first_curl_to_try_works_as_printed(
+    is_unix: bool, tmp_path: Path, start_hub: Callable[..., RunningHub]
+) -> None:
+    address = f"unix:{tmp_path}/control.sock" if is_unix else "127.0.0.1:0"
+    hub = start_hub("--control-bind", address, "--control-key", "k")
+    command = re.search(r"try: (.*)", hub.log)
+    assert command
+    environment = {**os.environ, "KEY": "k"}
+    printed = subprocess.run(["bash", "-c", command[1]], capture_output=True, text=True, env=environment, timeout=20)
+
+    assert Tokens(SECRET).verify(printed.stdout).user_id == "alex", printed
+
+
+def test_server_that_ends_by_itself_ends_the_hub_with_a_word_and_exit_code_1(
+    start_hub: Callable[..., RunningHub],
+) -> None:
+    code = """
+import asyncio
+from ssehub import server
+from ssehub.cli import main
+
+class Failing(server._Server):
+    async def serve(self, sockets=None):
+        await asyncio.wait_for(super().serve(sockets), 1)
+
+server._Server = Failing
+main()
+"""
+    hub = start_hub("--drain-seconds", "1", code=code)
+
+    assert hub.wait() == 1
+    assert "a server has ended by itself, so all end: TimeoutError()" in hub.log
+    assert "Traceback" not in hub.log
+
+
+def test_a14_silent_connections_take_no_descriptors_from_publishers(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub(prefix=("prlimit", "--nofile=128:128"))
+    token = hub.token()
+    listening = listen(hub.port, token)
+    silent = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(200)]
+
+    for number in range(5):
+        assert httpx.get(f"{hub.control_url}/healthz", timeout=2).text == "ok\n"
+        hub.emit(data=str(number))
+    listening.read_until(b"data: 4\n\n")
+    for connection in silent:
+        connection.close()
+    wait_until(lambda: opens(hub.port, token), 5)
+    listening.close()
+    assert not TROUBLE.search(hub.log)
+
+
+def opens(port: int, token: str) -> bool:
+    try:
+        listen(port, token).close()
+    except (OSError, AssertionError):
+        return False
+    return True
+
+
+def test_upgrade_requests_are_answered_as_others_without_a_warning(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    token = hub.token()
+    for upgrade in ("websocket", "h2c"):
+        listen(hub.port, token, "Connection: Upgrade", f"Upgrade: {upgrade}").close()
+
+    assert "WARNING" not in hub.log and "websockets" not in hub.log
 
 
 def test_every_interface_and_ipv6_can_be_bound(start_hub: Callable[..., RunningHub]) -> None:

@@ -26,6 +26,8 @@ Gather = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
 """Tells what a worker's hub, and those of the other workers, have done; by worker."""
 SPARE_DESCRIPTORS = 500
 """Left for publishers, the log, and whatever else a process opens."""
+SPARE_CONNECTIONS = 250
+"""On top of the streams, for those that are told to come back later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,12 @@ def max_connections(config: Config) -> int:
         return config.max_connections
     limit = _descriptor_limit()
     return max(limit - SPARE_DESCRIPTORS, limit // 2)
+
+
+def most_connections(config: Config) -> int:
+    """How many connections browsers may have: streams, and some on top where descriptors allow for them."""
+    streams = max_connections(config)
+    return streams + max(0, min(SPARE_CONNECTIONS, (_descriptor_limit() - streams) // 2))
 
 
 def _descriptor_limit() -> int:

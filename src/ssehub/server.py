@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import shlex
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +24,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .apps import Apps, create_apps, max_connections
+from .apps import Apps, create_apps, max_connections, most_connections
 from .brokers import without_password
 from .config import Address, Config
 from .errors import ConfigError
@@ -35,8 +36,6 @@ from .stream import EXTENSION
 
 logger = logging.getLogger("ssehub.server")
 
-SPARE_CONNECTIONS = 250
-"""On top of the streams, for those that are told to come back later."""
 NO_SCOPE: Any = {}
 CLIENT_MODE, CONTROL_MODE = 0o666, 0o660
 """Who may connect to a Unix socket: everybody on the machine, and the user and group."""
@@ -68,15 +67,19 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.pipeline:
             self.running = self.cycle
 
-    def open_stream(self) -> TransportSink:
-        assert self.running is not None
+    def open_stream(self) -> TransportSink | None:
+        if self.running is None or self.transport.is_closing():
+            return None
+        if self.pipeline or self.flow.write_paused:
+            # Whoever asks for more, or leaves earlier answers unread, listens to no stream.
+            self.running.disconnected = True
+            self.transport.abort()
+            return None
         is_chunked = self.running.keep_alive
         if not is_chunked:
             # uvicorn would answer an HTTP/1.0 client in chunks, too.
             self.running.chunked_encoding = False
         self.stream = TransportSink(self.transport, is_chunked=is_chunked)
-        if self.pipeline:
-            self.transport.abort()
         return self.stream
 
     @property
@@ -107,6 +110,9 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().data_received(data)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        self.logger.debug("a client would upgrade its connection: it is answered without that")
+
     def on_response_complete(self) -> None:
         self.stream = None
         self.running = self.pipeline[-1][0] if self.pipeline else None
@@ -132,6 +138,23 @@ class HttpProtocol(HttpToolsProtocol):
             running.message_event.set()
         if stream is not None:
             stream.connection_lost()
+
+
+def capped(max_connections: int) -> type[HttpProtocol]:
+    """The protocol of a server that has at most so many connections: one more is dropped before it can ask anything.
+
+    uvicorn's own limit acts when a request is complete, and its 503 stops an EventSource for good.
+    """
+
+    class CappedProtocol(HttpProtocol):
+        __slots__ = ()
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+            super().connection_made(transport)
+            if len(self.connections) > max_connections:
+                transport.abort()
+
+    return CappedProtocol
 
 
 def serve(config: Config) -> int:
@@ -201,7 +224,15 @@ def announce(config: Config, client_name: Any, control_name: Any) -> None:
     logger.info("listening for browsers on %s/events/", client)
     logger.info("listening for publishers on %s/", control)
     logger.info("broker %s, at most %d streams", without_password(config.broker), streams)
-    logger.info("try: curl -d 'userId=alex&channel=chat' %s/token/", control)
+    logger.info("try: curl %s-d 'userId=alex&channel=chat' %s/token/", *_curl(config, control_name))
+
+
+def _curl(config: Config, name: Any) -> tuple[str, str]:
+    """What curl needs to call the control app on a socket of this name: options, and the URL."""
+    key = '-H "Authorization: Bearer $KEY" ' if config.control_key is not None else ""
+    if isinstance(name, str):
+        return f"{key}--unix-socket {shlex.quote(name)} ", "http://localhost"
+    return key, _url(name)
 
 
 @asynccontextmanager
@@ -261,8 +292,7 @@ class _Process:
     def __init__(self, apps: Apps, config: Config, sockets: Sockets) -> None:
         self._hub = apps.hub
         self._config = config
-        limit = max_connections(config) + SPARE_CONNECTIONS
-        self._client = _Server(_uvicorn_config(apps.client, limit_concurrency=limit))
+        self._client = _Server(_uvicorn_config(apps.client, http=capped(most_connections(config))))
         self._control = _Server(_uvicorn_config(apps.control, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
         self._sockets = sockets
         self._signals: list[int] = []
@@ -282,6 +312,9 @@ class _Process:
             _tune_garbage_collector()
             on_ready()
             await _first(self._stop.wait(), *servers)
+            has_failed = not self._stop.is_set()
+            if has_failed:
+                logger.error("a server has ended by itself, so all end: %s", _why(servers))
             await _first(self._shut_down(servers), self._end_at_once.wait())
             if self._end_at_once.is_set():
                 self._client.force_exit = self._control.force_exit = True
@@ -291,7 +324,7 @@ class _Process:
                     server.cancel()
             await asyncio.gather(*servers, return_exceptions=True)
         logger.info("ended")
-        return 128 + self._signals[-1] if self._end_at_once.is_set() else 0
+        return 128 + self._signals[-1] if self._end_at_once.is_set() else int(has_failed)
 
     def _on_signal(self, number: int) -> None:
         self._signals.append(number)
@@ -311,6 +344,11 @@ class _Process:
                 await self._hub.drain(self._config.drain_seconds)
         await _exit_by(self._client, servers[0], end)
         await _exit_by(self._control, servers[1], max(end, loop.time() + MIN_CONTROL_SECONDS))
+
+
+def _why(servers: list[asyncio.Task[None]]) -> str:
+    """What ended those that have ended."""
+    return ", ".join([repr(task.exception() or "it returned") for task in servers if task.done()])
 
 
 async def _exit_by(server: _Server, task: asyncio.Task[None], deadline: float) -> None:
@@ -334,10 +372,9 @@ async def _first(*awaitables: Any) -> None:
         await asyncio.gather(*made, return_exceptions=True)
 
 
-def _uvicorn_config(app: Starlette, **options: Any) -> uvicorn.Config:
+def _uvicorn_config(app: Starlette, *, http: type[HttpProtocol] = HttpProtocol, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
         ws="none",
         loop="none",
         lifespan="off",
@@ -346,6 +383,7 @@ def _uvicorn_config(app: Starlette, **options: Any) -> uvicorn.Config:
         access_log=False,  # it prints the query, and so tokens
         proxy_headers=False,
         server_header=False,
+        http=http,
         **options,
     )
 

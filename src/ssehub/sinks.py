@@ -75,10 +75,11 @@ class TransportSink:
     """Writes straight to a transport: no task, no queue, no await. It also ends the response and the connection.
 
     It is corked until `uncork`, which the response calls when its headers have gone out: what is written earlier
-    waits. The server's protocol calls `pause_writing`, `resume_writing` and `connection_lost`, as asyncio calls them.
+    waits, and is backlog like any other. The server's protocol calls `pause_writing`, `resume_writing` and
+    `connection_lost`, as asyncio calls them.
     """
 
-    __slots__ = ("_corked", "_is_closed", "_transport", "is_chunked", "is_paused", "owner")
+    __slots__ = ("_corked", "_corked_bytes", "_is_closed", "_transport", "is_chunked", "is_paused", "owner")
 
     def __init__(self, transport: WriteTransport, *, is_chunked: bool) -> None:
         self.owner: Owner | None = None
@@ -87,32 +88,42 @@ class TransportSink:
         self.is_chunked = is_chunked
         self._is_closed = False
         self._corked: list[Chunk] | None = []
+        self._corked_bytes = 0
 
     def write(self, chunk: Chunk) -> None:
         if self._is_closed:
             return
         if self._corked is not None:
-            self._corked.append(chunk)
+            self._cork(self._corked, chunk)
         else:
             self._transport.write(chunk.framed if self.is_chunked else chunk.data)
 
+    def _cork(self, corked: list[Chunk], chunk: Chunk) -> None:
+        corked.append(chunk)
+        self._corked_bytes += len(chunk.data)
+        if not self.is_paused and self._corked_bytes > HIGH_WATER_BYTES:
+            self.pause_writing()
+
     def uncork(self) -> None:
+        was_paused, self.is_paused = self.is_paused, False
         corked = self.take_corked()
         if corked and not self._transport.is_closing():
             chunk = Chunk(b"".join([chunk.data for chunk in corked]))
             self._transport.write(chunk.framed if self.is_chunked else chunk.data)
         if self._is_closed:
             self._finish()
+        elif was_paused and not self.is_paused:
+            self.resume_writing()
 
     def take_corked(self) -> list[Chunk]:
         """What has waited, for who writes it now; the cork is off."""
-        corked, self._corked = self._corked, None
+        corked, self._corked, self._corked_bytes = self._corked, None, 0
         return corked or []
 
     @property
     def backlog(self) -> int:
         if self._corked:
-            return sum([len(chunk.data) for chunk in self._corked])
+            return self._corked_bytes
         return 0 if self._is_closed else self._transport.get_write_buffer_size()
 
     def close(self) -> None:
@@ -137,6 +148,7 @@ class TransportSink:
     def abort(self) -> None:
         self._is_closed = True
         self.owner = None
+        self.take_corked()
         self._transport.abort()
 
     def pause_writing(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from .hub import Hub
 from .sinks import TaskSink, TransportSink
 from .subscribers import CloseReason, Subscriber
 from .subscription import Start
+
+logger = logging.getLogger("ssehub.stream")
 
 EXTENSION = "ssehub.transport"
 """The ASGI extension under which a server hands its transport to the app."""
@@ -37,8 +40,8 @@ class Connection(Protocol):
     def has_started(self) -> bool:
         """Whether the response's headers have been written."""
 
-    def open_stream(self) -> TransportSink:
-        """A sink that is to write to this connection's transport, in place of the server."""
+    def open_stream(self) -> TransportSink | None:
+        """A sink that is to write to this connection's transport, in place of the server; None if it is gone."""
 
     def hand_over(self) -> None:
         """Leave the rest of the response, and the connection, to that sink: the app may return."""
@@ -77,6 +80,9 @@ class EventStream(EventSourceResponse):
 
     async def _write_to(self, connection: Connection, receive: Receive, send: Send) -> None:
         sink = connection.open_stream()
+        if sink is None:
+            logger.debug("a client has gone before its stream began")
+            return
         subscriber = self._hub.attach(self._claims, sink, self._begin)
         try:
             if not sink.is_chunked:

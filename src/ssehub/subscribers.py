@@ -136,11 +136,13 @@ class Subscriber:
 
     def move_to(self, sink: Sink, waiting: Iterable[Chunk]) -> None:
         """Write to `sink` from now on, first what the old one was still `waiting` to write."""
-        self.sink.owner = None
+        was_paused, self.sink.owner = self.sink.is_paused, None
         self.sink = sink
         sink.owner = self
         for chunk in waiting:
             sink.write(chunk)
+        if was_paused and not sink.is_paused:
+            self.sink_resumed()
 
     def release(self) -> None:
         """Drop what is held."""
