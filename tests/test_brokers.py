@@ -18,6 +18,7 @@ import pytest
 from conftest import until
 from ssehub.brokers import Broker, Entry, Limits, create_broker
 from ssehub.brokers.memory import MemoryBroker
+from ssehub.brokers.redis import Keys, Link
 from ssehub.brokers.sqlite import LogFile, SqliteBroker
 from ssehub.errors import BrokerUnavailable, ConfigError, IdempotencyConflict
 from ssehub.event import Event, IdempotencyKey, Position, Publication
@@ -426,3 +427,25 @@ async def test_what_waits_when_it_ends_is_answered(sqlite: World) -> None:
 
     assert isinstance(results[-1], BrokerUnavailable | list)
     assert len(reader.data) == sum(isinstance(result, list) for result in results)
+
+
+class LosesCancellation:
+    """Sends as redis-py does in Python 3.11 when it is cancelled at the moment at which all has been sent."""
+
+    async def send_command(self, *parts: object) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    async def read_response(self, **options: object) -> object:
+        return await asyncio.sleep(60)
+
+
+async def test_redis_command_ends_though_its_cancellation_was_lost() -> None:
+    link = Link(LosesCancellation(), Keys.of("test"))  # type: ignore[arg-type]
+    command = asyncio.create_task(link.command("PING"))
+    await asyncio.sleep(0)
+
+    command.cancel()
+    await asyncio.wait([command], timeout=5)
+
+    assert command.cancelled()

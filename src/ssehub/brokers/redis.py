@@ -103,6 +103,7 @@ class Link:
     async def command(self, *parts: str | bytes | int) -> Any:
         """What Redis answers, as bytes; raises what it refuses, RedisError or OSError."""
         await self._connection.send_command(*parts)
+        _check_cancelled()
         return await self._connection.read_response(disable_decoding=True)
 
     async def script(self, verb: str, *arguments: str | bytes | int) -> Any:
@@ -606,6 +607,17 @@ def parse_entry(id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry]:
         raise InvalidEvent("its fields are not n, log and event")
     ms, _, seq = id.partition(b"-")
     return int(n), Entry(Position(int(ms), int(seq), log.decode()), load_entry(event.decode()))
+
+
+def _check_cancelled() -> None:
+    """Raises CancelledError if this task has been told to end.
+
+    redis-py sends by `asyncio.wait_for`, which in Python 3.11 loses that when the sending is done at the same moment
+    (python/cpython#86296): a hub that ended would have waited for its reader for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _order(id: bytes) -> tuple[int, int]:
