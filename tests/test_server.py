@@ -249,6 +249,34 @@ def test_f4_publish_during_the_drain_is_stored_or_refused(start_hub: Callable[..
     assert stream.events[-1].event == "stream-drain" and answered >= 0
 
 
+def test_f17_whoever_checks_the_health_is_told_before_the_ports_close(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()  # without streams, so that there is nothing else to wait for
+    checks = []
+    with httpx.Client() as http:
+        for _ in range(2):
+            checks.append(http.get(f"{hub.control_url}/readyz").status_code)
+            time.sleep(0.5)
+        checks.append(http.get(f"{hub.control_url}/readyz").status_code)
+        hub.signal()
+        time.sleep(0.5)
+        checks.append(http.get(f"{hub.control_url}/readyz").status_code)
+
+    assert checks == [200, 200, 200, 503]
+    assert hub.wait(5) == 0
+
+
+def test_f17_where_nobody_checks_the_health_any_more_nobody_is_waited_for(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    for _ in range(2):
+        httpx.get(f"{hub.control_url}/readyz")
+        time.sleep(0.2)
+    began = time.monotonic()
+    hub.signal()
+
+    assert hub.wait() == 0
+    assert time.monotonic() - began < 5  # 0.6 on an idle machine; the window is 10
+
+
 def test_f5_killed_hub_starts_again_on_the_same_port(start_hub: Callable[..., RunningHub]) -> None:
     first = start_hub()
     stream = listen(first.port, first.token())

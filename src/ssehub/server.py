@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .apps import Apps, create_apps, max_connections, most_connections
@@ -286,6 +288,35 @@ class _Server(uvicorn.Server):
             transport.abort()
 
 
+class _HealthChecks:
+    """The control app, and whether those who check its health know already that it drains.
+
+    A load balancer sends work here until its next check. If the ports closed before that, a publisher's request could
+    meet a connection that is being closed, and whether it was stored would be anybody's guess.
+    """
+
+    def __init__(self, app: ASGIApp, hub: Hub) -> None:
+        self._app = app
+        self._hub = hub
+        self._asked_at: deque[float] = deque(maxlen=2)
+        self._have_been_told = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+        if scope["type"] == "http" and scope["path"].rstrip("/") == "/readyz":
+            self._asked_at.append(asyncio.get_running_loop().time())
+            if self._hub.is_draining:
+                self._have_been_told.set()
+
+    async def told(self) -> None:
+        """Returns when the next check has been answered, or does not come; at once where nobody checks."""
+        if len(self._asked_at) == 2:
+            before, last = self._asked_at
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(last + 2 * (last - before)):
+                    await self._have_been_told.wait()
+
+
 class _Process:
     """The two servers and the order in which they begin and end."""
 
@@ -293,7 +324,8 @@ class _Process:
         self._hub = apps.hub
         self._config = config
         self._client = _Server(_uvicorn_config(apps.client, http=capped(most_connections(config))))
-        self._control = _Server(_uvicorn_config(apps.control, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
+        self._checks = _HealthChecks(apps.control, apps.hub)
+        self._control = _Server(_uvicorn_config(self._checks, timeout_keep_alive=CONTROL_KEEP_ALIVE_SECONDS))
         self._sockets = sockets
         self._signals: list[int] = []
         self._stop = asyncio.Event()
@@ -342,6 +374,7 @@ class _Process:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 await self._hub.drain(self._config.drain_seconds)
+                await self._checks.told()
         await _exit_by(self._client, servers[0], end)
         await _exit_by(self._control, servers[1], max(end, loop.time() + MIN_CONTROL_SECONDS))
 
@@ -372,7 +405,7 @@ async def _first(*awaitables: Any) -> None:
         await asyncio.gather(*made, return_exceptions=True)
 
 
-def _uvicorn_config(app: Starlette, *, http: type[HttpProtocol] = HttpProtocol, **options: Any) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, *, http: type[HttpProtocol] = HttpProtocol, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         ws="none",
