@@ -43,10 +43,14 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def start(self, *, waits: bool = True) -> None:
+    def command_line(self) -> list[str]:
         command = [executable(self.kind), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--dir", str(self.folder), "--logfile", "server.log", *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return [*command, "--dir", str(self.folder), "--logfile", "server.log", *self._options]
+
+    def start(self, *options: str, waits: bool = True) -> None:
+        self._process = subprocess.Popen(
+            [*self.command_line(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         if waits:
             wait_until(self.answers)
 
@@ -88,3 +92,33 @@ class RedisServer:
         assert self._process is not None
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Sentinel(RedisServer):
+    """A Sentinel that decides alone, and within a second, that the primary at `watched` is gone; it calls it `main`."""
+
+    def __init__(self, kind: str, folder: Path, watched: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "sentinel.conf"
+        self._file.write_text(
+            f"sentinel monitor main 127.0.0.1 {watched} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n"
+        )
+        super().__init__(kind, folder)
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:{self.port}/main"
+
+    def command_line(self) -> list[str]:
+        program, *rest = super().command_line()
+        without_save = rest[: rest.index("--save")] + rest[rest.index("--save") + 2 :]
+        return [program, str(self._file), "--sentinel", *without_save]
+
+    def knows_a_replica(self) -> bool:
+        return len(self.command("SENTINEL", "REPLICAS", "main")) == 1
+
+    @property
+    def primary(self) -> int:
+        """The port of who is the primary now."""
+        return int(self.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])

@@ -21,7 +21,7 @@ from .errors import ConfigError
 PREFIX = "SSEHUB_"
 CONFIG_VARIABLE = "SSEHUB_CONFIG"
 OFF = "off"
-_PASSWORD = re.compile(r"//[^/]*@")
+_PASSWORD = re.compile(r"//.*@")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,27 @@ local function has_lost(known_ms, known_seq)
   return is_before(tonumber(first_ms), tonumber(first_seq), known_ms, known_seq)
 end
 
+-- What publishing needs beyond that, without an effect: raises if it may not be done here.
+local function try_all()
+  redis.call('HSET', meta, 'looked', text(now))
+  local added = redis.pcall('XADD', stream, id(born_ms, born_seq), 'n', '0')
+  if not string.find(added.err, 'equal or smaller', 1, true) then redis.call('XADD', stream, '0-0', 'n', '0') end
+  redis.call('ZADD', ages, 'XX', '0', '')
+  redis.call('ZREM', ages, '')
+  redis.call('HDEL', kept, '')
+  for _, command in ipairs({'ZCARD', 'TYPE'}) do redis.call(command, ages) end
+  redis.call('ZRANGE', ages, 0, 0)
+  redis.call('ZRANGEBYSCORE', ages, '-inf', '-inf')
+  redis.call('ZSCORE', ages, '')
+  redis.call('HGET', kept, '')
+  redis.call('XINFO', 'STREAM', stream)
+  redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)
+end
+
 -- look KNOWN_LOG KNOWN_MS KNOWN_SEQ IS_WRITER: where the log stands. If it is not what it was, it gets a new name.
 if verb == 'look' then
   if log == ARGV[3] and has_lost(tonumber(ARGV[4]), tonumber(ARGV[5])) then begin_log() end
-  if ARGV[6] == '1' then redis.call('HSET', meta, 'looked', text(now)) end
+  if ARGV[6] == '1' then try_all() end
   return {log, n, ms, seq, born_ms, born_seq}
 end
 
@@ -112,13 +129,11 @@ local function store(event)
   n = n + 1
   local added = redis.pcall('XADD', stream, id(ms, seq), 'n', text(n), 'log', log, 'event', event)
   if type(added) ~= 'table' then return end
-  if not string.find(added.err, 'equal or smaller', 1, true) then error(added.err) end
-  -- Somebody else has written into the stream, with the server's own ids: go on behind that.
-  local info = redis.call('XINFO', 'STREAM', stream)
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      local last_ms, last_seq = string.match(info[i + 1], '(%d+)-(%d+)')
-      ms, seq = tonumber(last_ms), tonumber(last_seq) + 1
+  if string.find(added.err, 'equal or smaller', 1, true) then
+    -- Somebody else has written into the stream, with the server's own ids: go on behind that.
+    local info = redis.call('XINFO', 'STREAM', stream)
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then ms, seq = tonumber(string.match(info[i + 1], '%d+')) + 1, 0 end
     end
   end
   redis.call('XADD', stream, id(ms, seq), 'n', text(n), 'log', log, 'event', event)

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from hashlib import sha1
 from importlib.resources import files
@@ -26,10 +26,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from redis import asyncio as redis
 from redis.asyncio.connection import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -58,12 +59,17 @@ GROUP_PUBLISHERS = 500
 READ_COUNT = 100
 OPEN_LOG_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 1.0
+FOREIGN_LOG = "it is of another log"
 WORDS = {
     AuthenticationError: "it refuses the user or the password",
+    BusyLoadingError: "it is still loading its data",
+    MasterNotFoundError: "no Sentinel answers that knows a primary of that name",
     OutOfMemoryError: "it is out of memory: raise its maxmemory, or keep a shorter log",
     ReadOnlyError: "it is a replica, which can't be written: name the primary, or use redis+sentinel://",
 }
 """What Redis' commonest refusals mean to us."""
+REFUSALS = tuple(WORDS)
+"""After these nothing has been stored; another error may come in the middle of a script, which is not undone."""
 
 
 class Keys(NamedTuple):
@@ -88,8 +94,11 @@ class LogState(NamedTuple):
 
     @classmethod
     def read(cls, answer: Sequence[Any]) -> LogState:
-        log = answer[0].decode()
-        n, ms, seq, born_ms, born_seq = map(int, answer[1:])
+        try:
+            log = answer[0].decode()
+            n, ms, seq, born_ms, born_seq = map(int, answer[1:])
+        except (AttributeError, TypeError, ValueError, IndexError):
+            raise BrokerUnavailable("it is no Redis: it answers something else") from None
         return cls(n, Position(ms, seq, log), Position(born_ms, born_seq, log))
 
 
@@ -103,8 +112,12 @@ class Link:
     async def command(self, *parts: str | bytes | int) -> Any:
         """What Redis answers, as bytes; raises what it refuses, RedisError or OSError."""
         await self._connection.send_command(*parts)
-        _check_cancelled()
         return await self._connection.read_response(disable_decoding=True)
+
+    async def check(self) -> None:
+        """Raises ConnectionError if it has ended meanwhile: then nothing has to be sent to find that out."""
+        if await self._connection.can_read():
+            raise ConnectionError("it has closed the connection")
 
     async def script(self, verb: str, *arguments: str | bytes | int) -> Any:
         call = (len(self.keys), *self.keys, verb, new_log_name(), *arguments)
@@ -132,9 +145,12 @@ class Server:
         self._keys = Keys.of(prefix)
         # A wrong option shows when a connection is made of it.
         try:
+            if "@" in "".join(urlsplit(url)[2:]):
+                raise ValueError("in a user or a password, write / as %2F, ? as %3F, # as %23 and @ as %40")
             self.pool(1.0).make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
         except (TypeError, ValueError) as exc:
-            raise ConfigError(f"broker {self.shown} can't be used: {exc}") from None
+            reason = "it is no URL" if "netloc" in str(exc) else exc  # the netloc holds the password
+            raise ConfigError(f"broker {self.shown} can't be used: {reason}") from None
 
     def pool(self, timeout_seconds: float) -> ConnectionPool:
         options: dict[str, Any] = {
@@ -159,8 +175,10 @@ class Server:
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # as above
+                await _leave_sentinels(pool)
             yield Link(connection, self._keys)
         finally:
+            await _leave_sentinels(pool)
             await pool.disconnect()
 
 
@@ -188,6 +206,13 @@ def _sentinel_pool(url: str, options: dict[str, Any]) -> ConnectionPool:
     )
     pool: ConnectionPool = sentinel.master_for(name, redis.Redis).connection_pool
     return pool
+
+
+async def _leave_sentinels(pool: ConnectionPool) -> None:
+    """End the connections that have found the primary."""
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -357,6 +382,7 @@ class RedisBroker:
                 async with asyncio.timeout(self._probe_seconds):
                     await self._wake.wait()
             self._wake.clear()
+            await link.check()
             while group := self._take_group():
                 await self._append(link, group)
             if self._asking:
@@ -385,7 +411,7 @@ class RedisBroker:
         try:
             log, *answers = await link.script("append", *window, limits.log_events, len(group), *parts)
         except BaseException as exc:
-            is_refusal = isinstance(exc, ResponseError)
+            is_refusal = isinstance(exc, REFUSALS)
             what = "nothing was stored" if is_refusal else "the event may or may not be stored"
             for request in group:
                 request.refuse(BrokerUnavailable(f"the log at {self._server.shown}: {explain(exc)}; {what}"))
@@ -398,6 +424,12 @@ class RedisBroker:
         limits = self._limits
         window = int(limits.idempotency_seconds * 1000), limits.idempotency_keys
         await link.script("tidy", *window, int(limits.log_seconds * 1000))
+
+    async def _try(self, link: Link) -> None:
+        """Raises what keeps this user from reading and writing here."""
+        await link.look(self._knowledge.newest, is_writer=True)
+        await link.command("XREAD", "COUNT", 1, "STREAMS", link.keys.stream, "$")
+        await self._tidy(link)
 
     async def _answer_asking(self, link: Link) -> None:
         asking, self._asking = self._asking, []
@@ -436,9 +468,7 @@ class RedisBroker:
             yield
         finally:
             self._is_running = False
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
             self._refuse_waiting()
 
     def _refuse_waiting(self) -> None:
@@ -459,22 +489,21 @@ class RedisBroker:
                     await _check_version(link)
                     await reader.catch_up(link)
                     if not started.done():
-                        await self._tidy(link)  # it may write here, too
+                        await self._try(link)
                         started.set_result(None)
                     self._is_well("reading")
                     pauses.start_over()
                     while True:
                         await reader.read_on(link, int(self._probe_seconds * 500))
-            except (RedisError, OSError, BrokerUnavailable) as exc:
+            except Exception as exc:
                 if not started.done():
                     reason = f"the log at {self._server.shown} can't be used: {explain(exc)}"
                     started.set_exception(BrokerUnavailable(reason))
                     return
+                if not isinstance(exc, RedisError | OSError | BrokerUnavailable):
+                    logger.exception("reading the log failed; it is read from its tail again")
+                    reader.forget()
                 self._has_problem("reading", exc)
-            except Exception as exc:
-                logger.exception("reading the log failed; it is read from its tail again")
-                self._has_problem("reading", exc)
-                reader.forget()
             await asyncio.sleep(pauses.next())
 
 
@@ -533,6 +562,9 @@ class _Reader:
                 if self._at is None or state.head.log != self._at.log:
                     await self._start_over(link, state)
                     return
+                if entry.position.log != state.head.log:
+                    self._skip(id, FOREIGN_LOG)
+                    continue
                 await self._follower.begin(entry.position.before)
             chunk.append(entry)
             self._at, self._entries, self._last_id = entry.position, n, id
@@ -569,7 +601,12 @@ class _Reader:
                 if found is None:
                     continue
                 n, entry = found
-                if entry.position.log != state.head.log or (tail and n != tail[-1][0] - 1):
+                if tail[-1][0] == 1 if tail else state.entries == 0:
+                    break  # what is older is of another log
+                if entry.position.log != state.head.log:
+                    self._skip(id, FOREIGN_LOG)
+                    continue
+                if tail and n != tail[-1][0] - 1:
                     break
                 size += entry.event.size
                 if len(tail) >= limits.tail_events or (tail and size > limits.tail_bytes):
@@ -591,10 +628,13 @@ class _Reader:
         try:
             return parse_entry(id, fields)
         except (InvalidEvent, ValueError) as exc:
-            if not self._knowledge.skipped:
-                logger.warning("entry %s of the log is none of ours, or broken, and is skipped: %s", id.decode(), exc)
-            self._knowledge.skipped += 1
+            self._skip(id, str(exc))
             return None
+
+    def _skip(self, id: bytes, why: str) -> None:
+        if not self._knowledge.skipped:
+            logger.warning("entry %s of the log is none of ours, or broken, and is skipped: %s", id.decode(), why)
+        self._knowledge.skipped += 1
 
 
 def parse_entry(id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry]:
@@ -609,15 +649,12 @@ def parse_entry(id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry]:
     return int(n), Entry(Position(int(ms), int(seq), log.decode()), load_entry(event.decode()))
 
 
-def _check_cancelled() -> None:
-    """Raises CancelledError if this task has been told to end.
-
-    redis-py sends by `asyncio.wait_for`, which in Python 3.11 loses that when the sending is done at the same moment
-    (python/cpython#86296): a hub that ended would have waited for its reader for ever.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: `wait_for` of Python 3.11, by which redis-py sends, may swallow it (gh-86296)."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=0.1)
 
 
 def _order(id: bytes) -> tuple[int, int]:
@@ -635,7 +672,9 @@ async def _check_version(link: Link) -> None:
         info = await link.command("INFO", "server")
     except ResponseError:
         return
-    lines = dict(line.partition(":")[::2] for line in info.decode().split("\r\n"))
+    if not isinstance(info, bytes):
+        raise BrokerUnavailable("it is no Redis: it answers something else")
+    lines = dict(line.partition(":")[::2] for line in info.decode(errors="replace").split("\r\n"))
     version = lines.get("redis_version", "")
     if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
         raise BrokerUnavailable(f"it is Redis {version}: 6.2 or newer is needed, or Valkey")
