@@ -207,6 +207,20 @@ async def test_who_comes_after_the_command_is_served_and_the_rest_of_a_long_list
         assert newcomer.data() == ["after"] and not newcomer.is_closed
 
 
+async def test_who_was_there_before_the_command_ends_though_it_was_still_catching_up() -> None:
+    async with ManualHub(round_bytes=500) as hub:
+        first = await hub.publish(channel="chat", user_id="*", data="0")
+        for n in range(1, 50):
+            await hub.publish(channel="chat", user_id="*", data=f"{n}")
+        sink = join(hub, cursor=first)
+
+        await hub.disconnect(channel="chat")
+        await hub.publish(channel="chat", user_id="*", data="secret")
+        await hub.flush()
+
+        assert sink.is_closed and "secret" not in sink.data()
+
+
 async def test_who_has_gone_or_can_not_be_told_holds_up_nobody() -> None:
     class Broken(FakeSink):
         def write(self, chunk: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -537,3 +538,72 @@ async def test_what_waits_when_it_ends_is_answered(sqlite: World) -> None:
 
     assert isinstance(results[-1], BrokerUnavailable | list)
     assert len(reader.data) == sum(isinstance(result, list) for result in results)
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_a_clock_set_back_makes_no_place_that_a_client_has_had(sqlite: World, is_stored: bool) -> None:
+    async with sqlite.running() as (broker, reader):
+        if not is_stored:
+            await broker.publish([Publication([event(store=False)])])
+        told = reader.stands_at
+        assert told is not None
+    sqlite.clock.wall -= 3_600
+
+    async with sqlite.running() as (broker, reader):
+        assert reader.stands_at is not None and reader.stands_at >= told
+        await broker.publish([Publication([event("after")])])
+        assert reader.entries[-1].position > told
+
+
+async def test_a_commit_that_failed_and_was_one_all_the_same_is_no_silent_gap(sqlite: World) -> None:
+    async with sqlite.running() as (broker, reader):
+        assert isinstance(broker, SqliteBroker) and broker._file is not None
+        append = broker._file.append
+
+        def stored_without_a_word(requests: Sequence[Sequence[Publication]]) -> Any:
+            append(requests)
+            raise BrokerUnavailable("disk I/O error")
+
+        broker._file.append = stored_without_a_word  # type: ignore[method-assign]
+        with pytest.raises(BrokerUnavailable):
+            await broker.publish([Publication([event("1")])])
+        del broker._file.append  # type: ignore[method-assign]
+        ids = await broker.publish([Publication([event("2")])])
+
+        assert len(reader.bases) == 2 and reader.data == ["2"] and str(reader.bases[1]) < ids[0]
+
+
+async def test_who_fails_to_take_what_was_stored_is_told_and_publishing_goes_on(sqlite: World) -> None:
+    class Failing(Reader):
+        async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+            if entries and entries[0].event == event("bad"):
+                raise MemoryError
+            await super().deliver(position, entries)
+
+    broker, reader = sqlite.broker(), Failing()
+    async with broker.run(reader):
+        await broker.publish([Publication([event("bad")])])
+        await broker.publish([Publication([event("good")])])
+
+        assert len(reader.bases) == 2 and reader.data == ["good"]
+
+
+async def test_another_name_of_the_file_is_the_same_log(sqlite: World, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(sqlite.path)
+
+    async with sqlite.running():
+        with pytest.raises(BrokerUnavailable, match="another process has the log"):
+            async with SqliteBroker(link).run(Reader()):
+                pass
+
+
+async def test_space_after_a_full_disk_is_noticed_without_a_publisher(
+    sqlite: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssehub.brokers.sqlite.TIDY_SECONDS", 0.05)
+    async with sqlite.running() as (broker, _):
+        assert isinstance(broker, SqliteBroker)
+        broker.problem = "the disk is full"
+
+        await until(lambda: broker.problem is None)

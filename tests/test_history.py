@@ -254,3 +254,19 @@ def test_every_cursor_gets_exactly_the_rest_or_a_reason(seed: int) -> None:
             assert index < len(given) - 1 or len(history) < len(given), "the newest is always known"
     if given and given[-1][0] == history.head:
         assert history.where(given[-1][1], *mine) == history.head
+
+
+def test_an_id_used_twice_means_nothing_once_both_are_evicted() -> None:
+    history = Kept(max_events=2)
+    for id in ("x", None, "x", None, None):
+        history.put(id=id)
+
+    assert history.where("x") is ResetReason.UNKNOWN_ID
+
+
+def test_an_id_inside_a_payload_and_at_its_end_means_nothing_once_it_is_evicted() -> None:
+    history = Kept(max_events=1)
+    history.put(payload="id: x\ndata: 1\n\nid: x\ndata: 2\n\n")
+    history.put()
+
+    assert history.where("x") is ResetReason.UNKNOWN_ID

@@ -570,3 +570,45 @@ async def test_index_is_empty_when_everybody_has_left() -> None:
         assert hub._index.channels == {} and hub._index.all == {}
         assert not any(hub._clock._buckets)
         assert hub.statistics.endings["disconnected"] == 100
+
+
+async def test_a_hub_gives_out_what_was_published_before_it_ends() -> None:
+    async with running_hub(round_bytes=10) as hub:
+        _, sink = join(hub)
+        for n in range(20):
+            await hub.publish(channel="chat", user_id="*", data=f"{n}")
+
+    assert sink.data() == [*(f"{n}" for n in range(20)), "{}"]
+
+
+async def test_first_use_that_is_cancelled_leaves_the_hub_usable() -> None:
+    hub = Hub()
+    first = asyncio.create_task(hub.publish(channel="chat", user_id="*", data="1"))
+    await asyncio.sleep(0)
+    first.cancel()
+
+    await hub.publish(channel="chat", user_id="*", data="2")
+    _, sink = join(hub)
+    await hub.publish(channel="chat", user_id="*", data="3")
+    await hub.flush()
+    await hub.aclose()
+
+    assert sink.data() == ["3", "{}"]
+
+
+async def test_heartbeat_that_raises_ends_its_own_stream_only() -> None:
+    class Broken(FakeSink):
+        def write(self, chunk: Chunk) -> None:
+            if b": ping" in chunk.data:
+                raise RuntimeError("the transport is closed")
+            super().write(chunk)
+
+    clocks = Clocks()
+    async with running_hub(clocks, heartbeat_seconds=1.0) as hub:
+        _, broken = join(hub, sink=Broken())
+        _, sink = join(hub)
+
+        clocks.pass_seconds(5)
+        await until(lambda: sink.text.count(": ping") > 1)
+
+        assert broken.is_aborted and not sink.is_closed

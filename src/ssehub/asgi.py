@@ -57,8 +57,8 @@ try:
 except ConfigError as exc:
     sys.exit(f"ssehub: {exc}")
 
-_at_work = partial(at_work, _apps.hub, _apps.control, _config)
+_at_work = partial(at_work, _apps.hub, _config)
 
-client_app = Served(_apps.client, partial(_at_work, is_served=True))
-control_app = Served(_apps.control, partial(_at_work, is_served=False))
-app = Served(_apps.combined, _refuse if _config.control_key is None else partial(_at_work, is_served=False))
+client_app = Served(_apps.client, partial(_at_work, serves=_apps.control))
+control_app = Served(_apps.control, _at_work)
+app = Served(_apps.combined, _refuse if _config.control_key is None else partial(_at_work, holds=True))

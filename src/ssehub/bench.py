@@ -233,7 +233,7 @@ class Listener(asyncio.Protocol):
             self._line = b""
             at = end + 1
             if line:
-                self._left = int(line.partition(b";")[0], 16)
+                self._left = _chunk_size(line)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _scan(self, data: bytes) -> None:
@@ -322,10 +322,14 @@ def say(report: dict[str, Any]) -> None:
 
 
 def address_of(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        host = None
+    if host is None or parts.scheme != "http":
         raise ConfigError(f"{url!r} is no URL such as http://127.0.0.1:8000")
-    return parts.hostname, parts.port or 80
+    return host, port
 
 
 def source_of(host: str, number: int) -> tuple[str, int] | None:
@@ -342,6 +346,7 @@ class Poster:
         self._reader = reader
         self._writer = writer
         key = f"Authorization: Bearer {plan.control_key}\r\n" if plan.control_key else ""
+        self._patience = plan.patience_seconds
         parts = urlsplit(plan.control_url)
         self._prefix = parts.path.rstrip("/")
         self._head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}"
@@ -366,10 +371,13 @@ class Poster:
         )
         self._writer.write(head.encode() + body)
         try:
-            answer = await self._reader.readuntil(b"\r\n\r\n")
-            status = answer.partition(b"\r\n")[0].split(b" ", 1)[-1].decode(errors="replace")
-            length = re.search(rb"content-length: *(\d+)", answer, re.IGNORECASE)
-            text = await self._reader.readexactly(int(length[1])) if length else b""
+            async with asyncio.timeout(self._patience):
+                answer = await self._reader.readuntil(b"\r\n\r\n")
+                status = answer.partition(b"\r\n")[0].split(b" ", 1)[-1].decode(errors="replace")
+                length = re.search(rb"content-length: *(\d+)", answer, re.IGNORECASE)
+                text = await self._reader.readexactly(int(length[1])) if length else b""
+        except TimeoutError as exc:
+            raise BenchError(f"the hub has not answered {path} in {self._patience:g} s") from exc
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
             raise BenchError("the hub ended a publisher's connection without an answer") from exc
         if not status.startswith("2"):
@@ -559,11 +567,23 @@ def request_of(url: str, token: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{accept}\r\n".encode()
 
 
+def _chunk_size(line: bytes) -> int:
+    """What a chunk's header says, or nothing: what such a stream was to carry is then missing."""
+    try:
+        return int(line.partition(b";")[0], 16)
+    except ValueError:
+        return 0
+
+
 async def tokens_from_hub(plan: Plan) -> list[str]:
     """A token for each audience, asked of the control app."""
     async with Poster.connected(plan) as poster:
         fields = [json.dumps({"userId": user, "channel": channel}).encode() for channel, user in plan.audiences]
-        return [json.loads(await poster.post("/token/", body))["token"] for body in fields]
+        answers = [await poster.post("/token/", body) for body in fields]
+    try:
+        return [str(json.loads(answer)["token"]) for answer in answers]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BenchError(f"{plan.control_url} answers /token/ as no hub does: {answers[0][:80]!r}") from exc
 
 
 async def measure(plan: Plan, tokens: list[str], progress: Progress) -> Report:

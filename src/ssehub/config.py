@@ -175,6 +175,11 @@ class Config(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="which log lines go to stderr")
 
+    @property
+    def has_log_of_one_process(self) -> bool:
+        """Whether the broker's log can't be shared: a second process would be a hub of its own."""
+        return self.broker.startswith(("memory:", "sqlite:"))
+
     def with_secret(self, secret: str) -> Self:
         return self.model_copy(update={"secret": SecretStr(secret)})
 

@@ -122,10 +122,18 @@ class History:
         self.bytes -= len(frame.data) + FRAME_BYTES
         has_expired = frame.expires_at is not None and frame.expires_at <= now
         for name in frame.channels:
+            id = self._last_own_id(name, frame)
             self._evict_from(name, frame)
             if not has_expired:
-                id = None if frame.ends_with_position or not frame.ids else frame.ids[-1]
                 self._raise_floor(name, Floor(frame.position, id))
+
+    def _last_own_id(self, name: str, frame: Frame) -> str | None:
+        """The publisher's id that says of a client that it has had all of `frame`, and everything before it."""
+        if frame.ends_with_position or not frame.ids or frame.ids[-1] in frame.inner_ids:
+            return None
+        use = self._channels[name].ids[frame.ids[-1]]
+        # Without a cursor: an older use of it has been evicted, and that is what it means.
+        return frame.ids[-1] if use.cursor is not None else None
 
     def _evict_from(self, name: str, frame: Frame) -> None:
         channel = self._channels[name]

@@ -16,6 +16,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from itertools import islice
 from types import TracebackType
@@ -63,6 +64,8 @@ RESTART_MILLISECONDS = 2_000
 """What a restart takes at the most; a drained client comes back after that, spread over the next 5 s."""
 DRAIN_STEP_SECONDS = 0.02
 HEARTBEAT_COMMENT = "ping"
+FLUSH_SECONDS = 1.0
+"""How long a hub that is closed goes on giving out what was published before."""
 REACH_SECONDS = 2.0
 """How long a client that is ahead of this hub is waited for."""
 
@@ -219,9 +222,9 @@ class Hub:
     # Life
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
         self._is_closed = False
         await self.start()
+        self._entered += 1
         return self
 
     async def __aexit__(
@@ -248,6 +251,8 @@ class Hub:
             raise WrongEventLoop("the hub runs in another event loop: call publish_sync, or use a hub of your own")
         try:
             await running.started()
+        except asyncio.CancelledError:
+            raise  # it goes on starting, for whoever asks next
         except BaseException:
             if self._running is running and self._loop is None:
                 self._running = None
@@ -259,6 +264,10 @@ class Hub:
     async def aclose(self) -> None:
         """End every stream, and the hub with them."""
         self._is_closed = True
+        if self._loop is asyncio.get_running_loop():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self.flush()
         self._clock.stop()
         for subscriber in list(self._index.all):
             self.end(subscriber, CloseReason.DRAINED)
@@ -374,6 +383,8 @@ class Hub:
             raise HubClosed("the event loop that the hub ran in has ended") from exc
         try:
             return waiting.result(timeout_seconds)
+        except CancelledError:
+            raise BrokerUnavailable("the event loop has ended: the event may or may not be stored") from None
         except TimeoutError:
             waiting.cancel()
             raise BrokerUnavailable(f"no answer in {timeout_seconds:g} s: the event may or may not be stored") from None
@@ -410,10 +421,7 @@ class Hub:
         reason = ResetReason.TOO_OLD if before is not None and before.log == base.log else ResetReason.LOG_LOST
         for subscriber in list(self._index.all):
             subscriber.start_over(base)
-            try:
-                self._tell_reset(subscriber, reason)
-            except Exception:
-                self._end_failed(subscriber)
+            self._tell_reset(subscriber, reason)
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         """Take `entries` of the log, and return when there is room for more."""
@@ -447,9 +455,9 @@ class Hub:
     # Rounds
 
     def _schedule_round(self) -> None:
-        if self._waiting and self._work is None and not self._is_scheduled:
+        if self._waiting and self._work is None and not self._is_scheduled and self._loop is not None:
             self._is_scheduled = True
-            loop = self._here().loop
+            loop = self._loop
             wait = self._round_ended + SPACING_SECONDS - self._monotonic()
             if wait > 0 and self._round_writes >= SPACED_FROM:
                 loop.call_later(wait, self._begin_round)
@@ -534,7 +542,7 @@ class Hub:
         named = self._index.named(ending.command.users, ending.command.channels)
         # Whoever came after the command, with a token that is good, is not meant.
         self._work = iter(())
-        self._end_slice(iter([one for one in named if one.sent < ending.position]), ending.command.retry)
+        self._end_slice(iter([one for one in named if one.came_at < ending.position]), ending.command.retry)
 
     def _end_slice(self, rest: Iterator[Subscriber], retry: int) -> None:
         some = list(islice(rest, SLICE))
@@ -551,11 +559,8 @@ class Hub:
     def _revoke(self, subscriber: Subscriber, retry: int) -> None:
         if subscriber.reason is not None:
             return
-        try:
-            self.tell(subscriber, "stream-revoked", {}, retry=retry + random.randrange(retry // 5 + 1))
-            self.end(subscriber, CloseReason.REVOKED)
-        except Exception:
-            self._end_failed(subscriber)
+        self.tell(subscriber, "stream-revoked", {}, retry=retry + random.randrange(retry // 5 + 1))
+        self.end(subscriber, CloseReason.REVOKED)
 
     # Backpressure
 
@@ -650,7 +655,10 @@ class Hub:
         if self._held_until is not None:
             self._schedule_round()
         for subscriber in list(self._replaying):
-            self._replay(subscriber)
+            try:
+                self._replay(subscriber)
+            except Exception:
+                self._end_failed(subscriber)
         if self._history is not None:
             self._history.expire()
 
@@ -710,11 +718,14 @@ class Hub:
         subscriber = Subscriber(self, claims, sink, self._head)
         reason = self._place(subscriber, start) if start is not None else None
         sink.owner = subscriber
+        limits = self._limits(claims)
         self._index.add(subscriber)
         self._statistics.connected += 1
-        self._clock.add(subscriber, *self._limits(claims))
-        hello = encode_fields(comment="ok", id=str(subscriber.sent), retry=self._retry)
-        subscriber.tell(Chunk(hello), subscriber.sent)
+        self._clock.add(subscriber, *limits)
+        # An id before the reset would let a client that is cut between them come back without a word.
+        id = str(subscriber.sent) if reason is None else None
+        hello = encode_fields(comment="ok", id=id, retry=self._retry)
+        subscriber.tell(Chunk(hello), subscriber.sent if reason is None else None)
         if reason is not None:
             self._tell_reset(subscriber, reason)
         if subscriber.is_replaying:
@@ -788,7 +799,10 @@ class Hub:
         """Write an in-band event, which carries the subscriber's position."""
         position = self.position_of(subscriber)
         frame = encode_fields(event=type, data=json_text(data), id=str(position), retry=retry)
-        subscriber.tell(Chunk(frame), position)
+        try:
+            subscriber.tell(Chunk(frame), position)
+        except Exception:
+            self._end_failed(subscriber)
 
     def beat(self, subscriber: Subscriber, frames: dict[Position | None, Chunk]) -> None:
         """Write a heartbeat, with the position if it has moved. `frames` keeps what was made, for the next one."""
@@ -800,7 +814,10 @@ class Hub:
         if chunk is None:
             id = None if key is None else str(key)
             chunk = frames[key] = Chunk(encode_fields(comment=HEARTBEAT_COMMENT, id=id))
-        subscriber.tell(chunk, position)
+        try:
+            subscriber.tell(chunk, position)
+        except Exception:
+            self._end_failed(subscriber)
 
     def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
         """End one stream, for one reason; the first one counts."""
@@ -815,6 +832,9 @@ class Hub:
         self._clock.remove(subscriber)
         try:
             self._say_goodbye(subscriber, reason)
+        except Exception:
+            logger.warning("ending a stream failed; its connection is dropped", exc_info=True)
+            subscriber.sink.abort()
         finally:
             subscriber.release()
             self._statistics.endings[reason.value] += 1

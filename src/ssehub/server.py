@@ -238,20 +238,27 @@ def _curl(config: Config, name: Any) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def at_work(hub: Hub, control: Starlette, config: Config, *, is_served: bool) -> AsyncIterator[None]:
-    """Inside, `hub` runs and, for apps under somebody else's server, `control` is served on its own address.
+async def at_work(
+    hub: Hub, config: Config, *, serves: Starlette | None = None, holds: bool = False
+) -> AsyncIterator[None]:
+    """Inside, `hub` runs, for apps under somebody else's server, and the control app that it `serves` on its address.
 
-    If it is not to be served, its address is only held, so that a second process of the deployment is refused: with a
-    broker that lives in one process, it would be a hub of its own. Raises AddressError.
+    Or that address is only held, so that a second process of the deployment is refused, where it would be a hub of its
+    own. Raises AddressError, or ConfigError where there is no address to hold.
     """
     async with contextlib.AsyncExitStack() as stack:
         if not logging.getLogger("ssehub").hasHandlers():
             stack.enter_context(logging_to_stderr(config.log_level))
-        if config.control_bind is not None and is_served:
+        if config.control_bind is not None and serves is not None:
             sock = stack.enter_context(listening(config, config.control_bind, CONTROL_MODE))
-            await stack.enter_async_context(_serving(control, sock))
+            await stack.enter_async_context(_serving(serves, sock))
             logger.info("listening for publishers on %s/", _url(sock.getsockname()))
-        elif config.control_bind is not None:
+        elif holds and config.has_log_of_one_process:
+            if config.control_bind is None or (config.control_bind.path is None and not config.control_bind.port):
+                raise ConfigError(
+                    f"control_bind has to be an address with a port: holding it refuses a second process, "
+                    f"which with {config.broker} would be a hub of its own"
+                )
             stack.enter_context(hold(config.control_bind))
         await stack.enter_async_context(hub)
         yield

@@ -49,6 +49,7 @@ class Subscriber:
 
     __slots__ = (
         "bucket",
+        "came_at",
         "channels",
         "connected_at",
         "ends_at",
@@ -75,6 +76,8 @@ class Subscriber:
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
         self.expires_at = claims.expires_at
         self.sink = sink
+        self.came_at = sent
+        """Where the log stood when it came."""
         self.sent = sent
         """Everything up to here that is for this subscriber has been written to its sink."""
         self.told: Position | None = None
@@ -129,8 +132,8 @@ class Subscriber:
         self.sent = batch.last
         self.told = batch.told
 
-    def tell(self, chunk: Chunk, position: Position) -> None:
-        """Write a frame of the hub's own, which carries `position` as id."""
+    def tell(self, chunk: Chunk, position: Position | None) -> None:
+        """Write a frame of the hub's own, which carries `position` as id, if any."""
         self.sink.write(chunk)
         self.told = position
 
@@ -155,7 +158,7 @@ class Subscriber:
         while self.held:
             self._take_held(self.held)
         self.is_replaying = False
-        self.sent = base
+        self.sent = self.came_at = base
 
     def _write(self, batch: Batch) -> None:
         sink = self.sink

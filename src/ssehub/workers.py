@@ -57,7 +57,7 @@ def serve_by_workers(config: Config) -> int:
 
     Raises ConfigError, AddressError, or what keeps the first of them from its start.
     """
-    if config.broker.startswith(("memory:", "sqlite:")):
+    if config.has_log_of_one_process:
         raise ConfigError(
             f"{config.workers} workers need a log that they share, such as --broker redis://127.0.0.1:6379: "
             f"{without_password(config.broker)} lives in one process"

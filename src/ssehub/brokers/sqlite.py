@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ try:
 except ImportError:  # Windows: there SQLite's own locks have to do
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger("ssehub.brokers.sqlite")
+
 APPLICATION_ID = 0x53534568  # "SSEh", by which `file` and we know the log from other databases
 VERSION = 1
 SCHEMA = """
@@ -37,6 +40,7 @@ CREATE TABLE keys (n INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT N
 """
 GROUP_EVENTS = 5_000
 """Events after which a transaction takes no further publication."""
+MARK_AHEAD_MILLISECONDS = 10_000
 TIDY_SECONDS = 30.0
 TIDY_ROWS = 2_000
 """Rows that are deleted at once: what is published meanwhile waits."""
@@ -54,7 +58,7 @@ class SqliteBroker:
     def __init__(self, path: Path, limits: Limits | None = None, *, now: Callable[[], float] = time.time) -> None:
         self.problem: str | None = None
         self.skipped = 0
-        self._path = path
+        self._path = path.resolve()  # the lock has to be beside the file itself, by whatever name it is reached
         self._limits = limits or Limits()
         self._now = now
         self._waiting: list[_Waiting] = []
@@ -84,7 +88,7 @@ class SqliteBroker:
                     chunk = tail[start : start + TAIL_CHUNK]
                     await follower.deliver(chunk[-1].position, chunk)
                 del tail
-                await follower.deliver(file.start_now(), ())
+                await follower.deliver(await loop.run_in_executor(thread, file.start_now), ())
                 self._wake = asyncio.Event()
                 writing = asyncio.create_task(self._write(file, thread, follower, self._wake))
                 try:
@@ -117,8 +121,23 @@ class SqliteBroker:
                 group = self._take_group()
                 await asyncio.shield(self._write_group(file, thread, follower, group))
             if loop.time() - tidied_at > TIDY_SECONDS:
-                has_more = await loop.run_in_executor(thread, file.tidy)
+                has_more = await self._tidy(file, thread)
                 tidied_at = loop.time() - (TIDY_SECONDS if has_more else 0)
+
+    async def _tidy(self, file: LogFile, thread: ThreadPoolExecutor) -> bool:
+        """Make room, which also tells whether the file can be written (again)."""
+        try:
+            has_more = await asyncio.get_running_loop().run_in_executor(thread, file.tidy)
+        except BrokerUnavailable as exc:
+            self._has_problem(exc)
+            return False
+        self.problem = None
+        return has_more
+
+    def _has_problem(self, exc: Exception) -> None:
+        if self.problem != str(exc):
+            logger.warning("%s", exc)
+        self.problem = str(exc)
 
     def _take_group(self) -> list[_Waiting]:
         events = count = 0
@@ -132,17 +151,24 @@ class SqliteBroker:
         self, file: LogFile, thread: ThreadPoolExecutor, follower: Follower, group: list[_Waiting]
     ) -> None:
         loop = asyncio.get_running_loop()
+        before = file.last
         try:
             results = await loop.run_in_executor(thread, file.append, [one.publications for one in group])
-        except BrokerUnavailable as exc:
-            self.problem = str(exc)
+        except Exception as exc:
+            self._has_problem(exc)
             for one in group:
-                _refuse(one.answer, exc)
+                _refuse(one.answer, exc if isinstance(exc, BrokerUnavailable) else BrokerUnavailable(str(exc)))
+            if file.last > before:  # the commit that failed was one after all, and nobody has had its events
+                await follower.begin(file.last)
             return
         self.problem = None
         entries = [entry for result in results if isinstance(result, Appended) for entry in result.entries]
-        if entries:
-            await follower.deliver(entries[-1].position, entries)
+        try:
+            if entries:
+                await follower.deliver(entries[-1].position, entries)
+        except Exception:
+            logger.exception("giving out what was stored failed: all streams are told")
+            await follower.begin(file.last)
         for one, result in zip(group, results, strict=True):
             if isinstance(result, IdempotencyConflict):
                 _refuse(one.answer, result)
@@ -241,17 +267,24 @@ class LogFile:
         self._database.close()
 
     def _read_last(self) -> None:
-        row = self._database.execute("SELECT name, last_ms, last_seq FROM log").fetchone()
+        row = self._one("SELECT name, last_ms, last_seq FROM log")
         if row is None:
             raise BrokerUnavailable(f"the log {self._path} is damaged (it has lost its name): move it away")
-        self.last = Position(row[1], row[2], row[0])
+        self.last = self._marked = Position(row[1], row[2], row[0])
         self.is_empty = self._database.execute("SELECT 1 FROM events LIMIT 1").fetchone() is None
 
     def start_now(self) -> Position:
         """Where the log stands at a start: not before now, as clients may know of events that were not stored."""
         now = Position(int(self._now() * 1000), 0, self.last.log)
         self.last = max(self.last, now)
+        with _explained(self._path), self._transaction():
+            self._mark(self.last)
         return self.last
+
+    def _mark(self, position: Position) -> None:
+        """Have the file know that clients may have been told of `position`."""
+        self._database.execute("UPDATE log SET last_ms = ?, last_seq = ?", position[:2])
+        self._marked = position
 
     def tail(self) -> tuple[Position, list[Entry]]:
         """The newest entries, as many as a hub keeps, and the position before them."""
@@ -280,17 +313,18 @@ class LogFile:
 
         Raises BrokerUnavailable when nothing was stored.
         """
-        before = self.last
+        before, marked = self.last, self._marked
         try:
             with _explained(self._path), self._transaction():
                 return [self._append(publications) for publications in requests]
-        except BrokerUnavailable:
-            self.last = before
+        except BaseException:
+            self.last, self._marked = before, marked
             with contextlib.suppress(sqlite3.Error):
                 # A failed commit may have been one after all.
                 ms, seq = self._one("SELECT last_ms, last_seq FROM log")
                 stored = Position(ms, seq, before.log)
-                self.last = max(before, stored)
+                if stored != marked:
+                    self.last = self._marked = max(before, stored)
             raise
 
     def _append(self, publications: Sequence[Publication]) -> Appended | IdempotencyConflict:
@@ -309,9 +343,12 @@ class LogFile:
         if appended.keys:
             self._keep(appended.keys)
         if appended.entries:
-            self.last = appended.entries[-1].position
+            self.last = last = appended.entries[-1].position
             if rows or appended.keys:
-                self._database.execute("UPDATE log SET last_ms = ?, last_seq = ?", self.last[:2])
+                self._mark(last)
+            elif last > self._marked:
+                # Events that are not stored have places, too: marking ahead saves them a commit each.
+                self._mark(last._replace(milliseconds=last.milliseconds + MARK_AHEAD_MILLISECONDS))
         return appended
 
     def _find(self, name: str) -> Kept | None:
@@ -329,26 +366,22 @@ class LogFile:
         )
 
     def tidy(self) -> bool:
-        """Delete some of what is over its limits; says whether there is more."""
+        """Delete some of what is over its limits; says whether there is more. Raises BrokerUnavailable."""
         limits, now = self._limits, self._now()
-        try:
-            with _explained(self._path), self._transaction():
-                self._database.execute(
-                    "DELETE FROM keys WHERE at < ? OR n <= (SELECT max(n) FROM keys) - ?",
-                    (now - limits.idempotency_seconds, limits.idempotency_keys),
-                )
-                oldest = int((now - limits.log_seconds) * 1000)
-                rows = self._database.execute(
-                    "SELECT n, ms, seq FROM events ORDER BY n LIMIT ?", (TIDY_ROWS,)
-                ).fetchall()
-                is_large = self._used_bytes() > limits.log_bytes
-                old = [row for row in rows if is_large or row[1] < oldest]
-                if old:
-                    self._database.execute("DELETE FROM events WHERE n <= ?", (old[-1][0],))
-                    self._database.execute("UPDATE log SET floor_ms = ?, floor_seq = ?", old[-1][1:])
-                return len(old) == TIDY_ROWS
-        except BrokerUnavailable:
-            return False
+        with _explained(self._path), self._transaction():
+            self._database.execute(
+                "DELETE FROM keys WHERE at < ? OR n <= (SELECT max(n) FROM keys) - ?",
+                (now - limits.idempotency_seconds, limits.idempotency_keys),
+            )
+            oldest = int((now - limits.log_seconds) * 1000)
+            rows = self._database.execute("SELECT n, ms, seq FROM events ORDER BY n LIMIT ?", (TIDY_ROWS,)).fetchall()
+            is_large = self._used_bytes() > limits.log_bytes
+            old = [row for row in rows if is_large or row[1] < oldest]
+            if old:
+                self._database.execute("DELETE FROM events WHERE n <= ?", (old[-1][0],))
+                self._database.execute("UPDATE log SET floor_ms = ?, floor_seq = ?", old[-1][1:])
+            self._mark(self.last)  # a write in any case, which shows whether there is space
+            return len(old) == TIDY_ROWS
 
     def _used_bytes(self) -> int:
         pages, free, size = (self._one(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size"))
