@@ -1,0 +1,303 @@
+"""examples/cluster: two nodes behind HAProxy with Valkey, used through HAProxy; the same as containers, on paper."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page
+
+from apache import NODE_MODULES
+from conftest import require, wait_until
+from streams import RawStream, get
+from test_reconnect import LISTEN, NODE
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "cluster"
+DRAIN_SECONDS = 2
+LISTEN_IN_PAGE = """([url, name]) => {
+  const had = (window.had = window.had || {})[name] = [];
+  const source = new EventSource(url);
+  source.onopen = () => window.opened = (window.opened || 0) + 1;
+  source.onmessage = event => had.push(event.data);
+  source.addEventListener("stream-reset", event => had.push("reset " + event.data));
+  source.onerror = () => source.readyState == EventSource.CLOSED && had.push("stopped for good");
+}"""
+
+
+def seven_free_ports() -> int:
+    """The first of them; below those that outgoing connections take, which could have one while its node restarts."""
+    while True:
+        first = random.randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + 7):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
+class RunningCluster:
+    """`python examples/cluster` in a process of its own."""
+
+    def __init__(self, log: Path) -> None:
+        self.port = seven_free_ports()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.control_url = f"http://127.0.0.1:{self.port + 1}"
+        self.node_control_urls = [f"http://127.0.0.1:{self.port + offset}" for offset in (4, 6)]
+        self._log = log
+        env = {"SSEHUB_DRAIN_SECONDS": f"{DRAIN_SECONDS}", "SSEHUB_BROKER_PROBE_SECONDS": "1", **os.environ}
+        command = [sys.executable, EXAMPLE, "--port", f"{self.port}"]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
+        self.wait_for_line("kill -HUP", 60)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for_line(self, text: str, seconds: float) -> None:
+        wait_until(lambda: text in self.log or self.process.poll() is not None, seconds)
+        assert text in self.log, self.log[-3_000:]
+
+    def stream_url(self, user_id: str) -> str:
+        token = httpx.post(f"{self.control_url}/token/", data={"userId": user_id, "channel": "chat"}, timeout=10)
+        return f"{self.url}/events/?token={token.raise_for_status().text}"
+
+    def subscribers(self) -> list[int]:
+        texts = [httpx.get(f"{url}/metrics", timeout=10).text for url in self.node_control_urls]
+        return [int(float(re.search(r"^ssehub_subscribers (\S+)$", text, re.MULTILINE)[1])) for text in texts]  # type: ignore[index]
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RunningCluster]:
+    require(shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"), "haproxy")
+    running = RunningCluster(tmp_path / "log")
+    yield running
+    if running.process.poll() is None:
+        running.end()
+
+
+class Publisher(threading.Thread):
+    """Publishes 0, 1, 2 … through HAProxy, on one connection, never again: what is not answered 200 is noted."""
+
+    def __init__(self, control_url: str) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{control_url}/emit/"
+        self._is_over = threading.Event()
+        self.numbers: list[str] = []
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        with httpx.Client(timeout=30) as http:
+            while not self._is_over.wait(0.01):
+                event = {"userId": "*", "channel": "chat", "data": f"{len(self.numbers)}"}
+                try:
+                    http.post(self._url, json=event).raise_for_status()
+                except httpx.HTTPError as exc:
+                    self.failures.append(repr(exc))
+                    return
+                self.numbers.append(event["data"])
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join(60)
+
+
+@contextlib.contextmanager
+def npm_eventsource(url: str) -> Iterator[Callable[[], list[str]]]:
+    """Listens with the npm package; gives what it has shown so far."""
+    with tempfile.NamedTemporaryFile("w") as shown:
+        process = subprocess.Popen([NODE, LISTEN, url], stdout=shown, start_new_session=True)
+
+        def had() -> list[str]:
+            text = Path(shown.name).read_text()  # opened anew: Node writes where this one's descriptor stands
+            return [json.loads(line) for line in text.split("\n")[:-1]]
+
+        try:
+            yield had
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # what we started is Python, which started Node
+            process.wait()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context()
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.e2e
+def test_both_nodes_give_out_what_is_published_through_haproxy(cluster: RunningCluster) -> None:
+    streams = [RawStream(cluster.port, get(cluster.stream_url(name).removeprefix(cluster.url))) for name in ("a", "b")]
+    for stream in streams:
+        stream.read_until(b": ok")
+    each = cluster.subscribers()
+    httpx.post(f"{cluster.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": "hi"}).raise_for_status()
+    for stream in streams:
+        stream.read_until(b"data: hi\n\n")
+        stream.close()
+
+    assert each == [1, 1]
+    wait_until(lambda: cluster.subscribers() == [0, 0], 5)  # far before the next heartbeat
+    assert cluster.end() == 0
+    assert "Traceback" not in cluster.log
+
+
+@pytest.mark.e2e
+def test_while_no_node_is_ready_newcomers_are_told_to_come_back(cluster: RunningCluster) -> None:
+    url = cluster.stream_url("alex")
+    valkey = next(
+        child
+        for child in psutil.Process(cluster.process.pid).children()
+        if child.name() != "haproxy" and "server" in child.name()
+    )
+    open_stream = RawStream(cluster.port, get(url.removeprefix(cluster.url)))
+    open_stream.read_until(b": ok")
+
+    valkey.suspend()
+    try:
+        wait_until(lambda: all(f"streams/{node} is DOWN" in cluster.log for node in "ab"), 20)
+        answer = httpx.get(url, headers={"Origin": "https://app.example"}, timeout=10)
+        refused = httpx.post(f"{cluster.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": "lost"})
+    finally:
+        valkey.resume()
+    wait_until(lambda: httpx.get(f"{cluster.control_url}/all-nodes-ready").status_code == 200, 20)
+    httpx.post(f"{cluster.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": "hi"}).raise_for_status()
+    open_stream.read_until(b"data: hi\n\n")
+    open_stream.close()
+
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert re.fullmatch(r"retry: [2-6]\d{3}\n\n", answer.text)
+    assert refused.status_code == 503
+
+
+@pytest.mark.e2e
+def test_e15_a_rolling_restart_loses_nothing_and_refuses_nobody(cluster: RunningCluster, page: Page) -> None:
+    require(NODE_MODULES.exists(), "the npm package eventsource")
+    page.goto(f"{cluster.url}/")  # any page of that origin
+    publisher = Publisher(cluster.control_url)
+    with contextlib.ExitStack() as stack:
+        stack.callback(publisher.stop)
+        npm = [stack.enter_context(npm_eventsource(cluster.stream_url(f"npm {number}"))) for number in range(2)]
+        for name in ("one", "two"):
+            page.evaluate(LISTEN_IN_PAGE, [cluster.stream_url(name), name])
+        wait_until(lambda: cluster.subscribers() == [2, 2], 20)
+
+        publisher.start()
+        cluster.process.send_signal(signal.SIGHUP)
+        cluster.wait_for_line("both nodes have been restarted", 90)
+        time.sleep(0.5)  # and a while with both
+        publisher.stop()
+
+        def had() -> list[list[str]]:
+            return [*page.evaluate("Object.values(window.had)"), *(shown() for shown in npm)]
+
+        with contextlib.suppress(AssertionError):  # what is missing is better said below
+            wait_until(lambda: all(len(numbers) >= len(publisher.numbers) for numbers in had()), 60)
+
+        assert publisher.failures == []
+        assert len(publisher.numbers) > 100
+        assert had() == [publisher.numbers] * 4
+    assert page.evaluate("window.opened") >= 4  # each has come back
+
+
+# The same on paper: a compose file, without an engine to run it.
+
+
+def read_compose(lines: list[str]) -> dict[str, Any]:
+    """Mappings by indentation, with values that are JSON or plain words: as much of YAML as compose.yaml uses."""
+    found: dict[str, Any] = {}
+    levels = [(-1, found)]
+    for line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        matched = re.fullmatch(r"([\w-]+):(?: (.+))?", line.strip())
+        assert matched, f"compose.yaml has more of YAML than is read here: {line}"
+        key, value = matched.groups()
+        while levels[-1][0] >= indent:
+            levels.pop()
+        if value is None:
+            levels[-1][1][key] = {}
+            levels.append((indent, levels[-1][1][key]))
+        else:
+            levels[-1][1][key] = json.loads(value) if value[0] in '"[{' else value
+    return found
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cluster_example", EXAMPLE / "__main__.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    services: dict[str, dict[str, Any]] = read_compose((EXAMPLE / "compose.yaml").read_text().splitlines())["services"]
+    return services
+
+
+def test_containers_run_what_the_script_runs(script: ModuleType, services: dict[str, dict[str, Any]]) -> None:
+    valkey = ["valkey-server", *script.valkey_arguments(6379)]
+    node = script.node_arguments(":8000", ":8001", "redis://valkey:6379")
+    haproxy = ["haproxy", *script.haproxy_arguments("/etc/haproxy/haproxy.cfg")]
+
+    assert services["valkey"]["command"] == [part.replace("127.0.0.1", "0.0.0.0") for part in valkey]
+    assert services["node-a"] == services["node-b"]
+    assert services["node-a"]["command"] == node
+    assert services["haproxy"]["command"] == haproxy
+    assert services["haproxy"]["volumes"] == ["./haproxy.cfg:/etc/haproxy/haproxy.cfg:ro"]
+    assert services["haproxy"]["ports"] == ["8000:8000", "127.0.0.1:8001:8001"]
+    assert services["haproxy"]["image"].startswith("haproxy:") and services["valkey"]["image"].startswith("valkey/")
+    for service in services.values():
+        assert set(service.get("depends_on", [])) <= services.keys()
+
+
+def test_haproxy_finds_the_containers_where_they_listen(services: dict[str, dict[str, Any]]) -> None:
+    addresses = services["haproxy"]["environment"]
+    names = set(re.findall(r"\$\{(\w+)-", (EXAMPLE / "haproxy.cfg").read_text()))
+    assert addresses.keys() == names
+
+    for name in names - {"STREAMS", "CONTROL"}:
+        host, port = addresses[name].split(":")
+        option = "--control-bind" if name.endswith("CONTROL") else "--bind"
+        command = services[host]["command"]
+        assert command[command.index(option) + 1] == f":{port}"
+
+
+def test_image_is_built_of_this_repository_and_checks_the_control_port(services: dict[str, dict[str, Any]]) -> None:
+    build = services["node-a"]["build"]
+    dockerfile = (EXAMPLE / build["context"] / build["dockerfile"]).read_text()
+
+    assert (EXAMPLE / build["context"]).resolve() == EXAMPLE.parent.parent
+    assert 'ENTRYPOINT ["ssehub"]' in dockerfile
+    assert "EXPOSE 8000 8001" in dockerfile
+    assert "http://127.0.0.1:8001/healthz" in dockerfile
+    assert {"SSEHUB_SECRET", "SSEHUB_CONTROL_KEY"} == services["node-a"]["environment"].keys()
