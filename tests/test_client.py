@@ -309,3 +309,20 @@ def test_unmodified_event_source_response_sends_the_same_headers_and_body(start_
     assert {name: ours[name] for name in reference.headers} == dict(reference.headers)
     assert set(ours) - set(reference.headers) == {"date", "transfer-encoding"}
     assert reference.text == stream.body.decode()
+
+
+@pytest.mark.parametrize("cursor", ["%FF", "%ED%A0%80", "%00", "%0D", "9" * 30_000])
+def test_odd_cursor_in_the_query_is_told_and_never_silence(hub: RunningHub, cursor: str) -> None:
+    stream = RawStream(hub.port, get(f"/events/?token={hub.token()}&lastEventId={cursor}"))
+
+    stream.read_until(b"stream-reset")
+
+    assert stream.bytes.startswith(b"HTTP/1.1 200")
+    stream.close()
+
+
+def test_query_of_too_many_fields_is_refused(hub: RunningHub) -> None:
+    headers = {"Authorization": f"Bearer {hub.token()}"}
+    answer = httpx.get(f"{hub.url}/events/?{'a=1&' * 101}", headers=headers)
+
+    assert (answer.status_code, answer.text) == (400, "the query has more than 100 fields\n")

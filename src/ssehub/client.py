@@ -119,7 +119,11 @@ class EventsEndpoint:
         response = await self._answer(scope)
         # Servers write the query into their access logs when the response starts.
         scope["query_string"] = _without_token(scope["query_string"])
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except Unavailable as exc:  # the hub has ended since it was asked, and nothing has been sent
+            logger.debug("stream refused: %s", exc)
+            await self._come_back()(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response:
         method = scope["method"]
@@ -130,7 +134,7 @@ class EventsEndpoint:
         headers = Headers(scope=scope)
         query = _query(scope["query_string"])
         try:
-            claims = await self._claims(scope, headers, query)
+            claims = await self._claims(scope, headers, query or {})
         except Forbidden as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         except TokenError as exc:
@@ -140,6 +144,8 @@ class EventsEndpoint:
             logger.exception("authenticate failed: this client is answered 500")
             return PlainTextResponse("the server could not tell who you are\n", 500)
         try:
+            if query is None:
+                raise InvalidRequest(f"the query has more than {MAX_QUERY_FIELDS} fields")
             start = Start.parse(_cursor(headers, query), query.get("since"), query.get("on_reset"))
         except InvalidRequest as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
@@ -179,12 +185,15 @@ class EventsEndpoint:
         return Response(frame, media_type="text/event-stream", headers=headers)
 
 
-def _query(query_string: bytes) -> dict[str, str]:
-    """The fields of a query, the first of each name; none if it can't be read."""
+def _query(query_string: bytes) -> dict[str, str] | None:
+    """The fields of a query, the first of each name; None if there are too many.
+
+    What is no UTF-8 is read all the same, as in a header: a cursor that nobody knows is told so.
+    """
     try:
-        pairs = parse_qsl(query_string.decode("ascii"), errors="strict", max_num_fields=MAX_QUERY_FIELDS)
+        pairs = parse_qsl(query_string.decode(errors="replace"), errors="replace", max_num_fields=MAX_QUERY_FIELDS)
     except ValueError:
-        return {}
+        return None
     return dict(reversed(pairs))
 
 
