@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+from jose import jwt
 
 from conftest import SECRET, RunningHub
 from ssehub.cli import normal_flags
@@ -43,6 +45,9 @@ def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.Com
         (["token", "-userId", "a", "-exp=5"], ["token", "--userId", "a", "--exp=5"]),
         (["--", "-bind"], ["--", "-bind"]),
         (["-x", "-"], ["-x", "-"]),
+        (["emit", "--data", "-exp", "-channel", "-bind"], ["emit", "--data", "-exp", "--channel", "-bind"]),
+        (["emit", "--data=-exp", "--no-store", "-channel=x"], ["emit", "--data=-exp", "--no-store", "--channel=x"]),
+        (["-secret", "-exp", "-help"], ["--secret", "-exp", "--help"]),
     ],
 )
 def test_flags_of_the_original_are_understood(given: list[str], normal: list[str]) -> None:
@@ -76,6 +81,11 @@ BAD = {
     "F16-broker": (["--broker", "kafka://x"], 2, "there is no such broker"),
     "address-elsewhere": (["--bind", "192.0.2.1:1"], 3, "can't listen on 192.0.2.1:1: "),
     "socket-in-no-folder": (["--bind", "unix:/nonexistent/s"], 3, "can't listen on unix:/nonexistent/s: No such file"),
+    "socket-below-a-file": (["--bind", "unix:/etc/passwd/x.sock"], 3, "unix:/etc/passwd/x.sock: Not a directory"),
+    "socket-path-long": (["--bind", "unix:/tmp/" + "y" * 110], 3, "too long for a Unix socket: choose a shorter one"),
+    "socket-path-very-long": (["--bind", "unix:/tmp/" + "y" * 300], 3, "File name too long"),
+    "host-impossible": (["--bind", "é" + "y" * 70 + ":8000"], 3, "that is no host name"),
+    "user-timeout": (["--tcp-user-timeout-seconds", "1e9"], 2, "input should be less than 2147483"),
     "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "a file of that name that is no socket"),
     "token-no-secret": (["token", "--user-id", "a", "--channel", "b"], 2, "a secret is needed"),
     "token-no-user": (["token", "--channel", "b"], 2, "Missing option '--user-id'"),
@@ -89,6 +99,16 @@ BAD = {
         2,
         "--expires-in 'soon' is no duration",
     ),
+    "token-duration-huge": (
+        ["token", "-userId", "a", "-channel", "b", "--expires-in", "1" + "0" * 400, "-secret", "x" * 32],
+        2,
+        "exp inf is no Unix time",
+    ),
+    "token-exp-huge": (
+        ["token", "-userId", "a", "-channel", "b", "-exp", "1e300", "-secret", "x" * 32],
+        2,
+        "exp 1e+300 is no Unix time",
+    ),
     "token-both": (
         ["token", "-userId", "a", "-channel", "b", "--expires-in", "1h", "-exp", "5", "-secret", "x" * 32],
         2,
@@ -97,6 +117,12 @@ BAD = {
     "token-empty-user": (["token", "-userId", "", "-channel", "b", "-secret", "x" * 32], 2, "userId is empty"),
     "emit-nothing": (["emit", "--channel", "b"], 2, "give --data or --payload"),
     "emit-url": (["emit", "--channel", "b", "--data", "x", "--control-url", "nonsense"], 2, "is no URL such as"),
+    "emit-port": (
+        ["emit", "--channel", "b", "--data", "x", "--control-url", "http://127.0.0.1:99999"],
+        2,
+        "no URL such",
+    ),
+    "emit-bracket": (["emit", "--channel", "b", "--data", "x", "--control-url", "http://[::1"], 2, "is no URL such as"),
     "emit-refused": (
         ["emit", "--channel", "b", "--data", "x", "--control-url", "http://127.0.0.1:1"],
         1,
@@ -149,7 +175,18 @@ def test_token_takes_its_secret_from_file_or_environment(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["token", "--help"], ["emit", "--help"], ["--version"]]
+    "arguments",
+    [
+        ["-h"],
+        ["-help"],
+        ["serve", "-h"],
+        ["token", "-help"],
+        ["--help"],
+        ["serve", "--help"],
+        ["token", "--help"],
+        ["emit", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_is_given(arguments: list[str]) -> None:
     result = run(*arguments)
@@ -174,6 +211,25 @@ def test_emit_publishes_to_a_running_hub_and_prints_the_id(
     assert refused.returncode == bad.returncode == 1
     assert "401" in refused.stderr and "the control key is needed" in refused.stderr
     assert "event 'stream-x' begins with" in bad.stderr and bad.stderr.count("\n") == 1
+
+
+def test_emit_says_that_its_body_was_too_large(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    where = ["--channel", "chat", "--control-url", hub.control_url]
+
+    result = run("emit", *where, "--data", "-", stdin="x" * 10_000_000)
+
+    assert result.returncode == 1
+    assert "refused it: 413" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_no_require_exp_takes_tokens_that_never_end(start_hub: Callable[..., RunningHub]) -> None:
+    for_ever = jwt.encode({"userId": "alex", "channel": "chat"}, SECRET)
+    strict, lenient = start_hub(), start_hub("--no-require-exp")
+
+    statuses = [httpx.head(f"{hub.url}/events/", params={"token": for_ever}).status_code for hub in (strict, lenient)]
+
+    assert statuses == [401, 200]
 
 
 @pytest.fixture

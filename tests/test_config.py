@@ -87,6 +87,11 @@ BAD_SETTINGS = {
     "negative": ({"heartbeat_seconds": -1}, "--heartbeat-seconds -1: input should be greater than or equal to 0"),
     "zero": ({"grace_seconds": 0}, "--grace-seconds 0: input should be greater than 0"),
     "infinite": ({"drain_seconds": "inf"}, "--drain-seconds 'inf': input should be a finite number"),
+    "user-timeout": (
+        {"tcp_user_timeout_seconds": "1e9"},
+        "--tcp-user-timeout-seconds '1e9': input should be less than 2147483",
+    ),
+    "heartbeat": ({"heartbeat_seconds": 1e9}, "--heartbeat-seconds 1000000000.0: input should be less than or equal"),
     "level": ({"log_level": "loud"}, "--log-level 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
     "broker": ({"broker": "kafka://x"}, "--broker 'kafka://x': there is no such broker: use memory://"),
     "cookie": ({"token_cookie": ""}, "--token-cookie '': string should have at least 1 character"),
@@ -109,7 +114,8 @@ def test_bad_setting_is_one_line_that_names_it(settings: dict[str, Any], message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bind = 5", "hub.toml: bind 5: "),
+        ("bind = 8000", 'hub.toml: bind 8000: an address is text, such as "127.0.0.1:8000"'),
+        ('bind = "unix:a\\u0000b"', "it has no path for the Unix socket"),
         ("bnd = ':1'", "hub.toml: key bnd is no setting: did you mean bind?"),
         ("bind = ", "hub.toml is no TOML: "),
         ("\udcff", "hub.toml is no TOML: "),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -30,7 +32,7 @@ MULTIPART = {"content-type": "multipart/form-data; boundary=XX"}
 
 
 class Control:
-    """A control app in this loop, over a real hub with one listener on `chat`."""
+    """A control app in this loop, over a real hub with two listeners on `chat`, `sink` and `other`."""
 
     def __init__(self, hub: Hub, http: httpx.AsyncClient, tokens: Tokens) -> None:
         self.hub = hub
@@ -38,6 +40,8 @@ class Control:
         self.tokens = tokens
         self.sink = FakeSink()
         hub.attach(Claims("alex", ("chat",)), self.sink)
+        self.other = FakeSink()
+        hub.attach(Claims("kim", ("chat", "news")), self.other)
 
     async def post(self, path: str, body: bytes | str = b"", headers: dict[str, str] = FORM) -> httpx.Response:
         return await self.http.post(path, content=body, headers=headers)
@@ -136,6 +140,11 @@ def an_object(rest: str) -> str:
 deep = '{"userId":"*","channel":"chat","data":' + "[" * 10_000 + "]" * 10_000 + "}"
 good_form = "userId=*&channel=chat"
 
+
+def form(**fields: str) -> str:
+    return urlencode({"userId": "alex", "channel": "chat", "data": "x", **fields})
+
+
 BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "nothing": ("/emit/", "", FORM, 400, "channel is missing"),
     "C7-user-missing": ("/emit/", "channel=chat&data=x", FORM, 400, "userId is missing"),
@@ -149,11 +158,21 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "doubled-multipart": ("/emit/", multipart(("data", "1"), ("data", "2")), MULTIPART, 400, "data is given twice"),
     "unknown": ("/emit/", f"{good_form}&data=x&sate=y", FORM, 400, "'sate' is no field: there are userId"),
     "unknown-in-query": ("/emit/?key=x", f"{good_form}&data=x", FORM, 400, "'key' is no field"),
-    "user-CR": ("/emit/", "userId=a%0Db&channel=chat&data=x", FORM, 400, "userId 'a\\rb' contains a line break"),
-    "channel-LF": ("/emit/", "userId=a&channel=c%0A&data=x", FORM, 400, "channel 'c\\n' contains a line break"),
-    "channel-NUL": ("/emit/", "userId=a&channel=%00&data=x", FORM, 400, "channel '\\x00' contains a NUL"),
-    "C2-id-LF": ("/emit/", f"{good_form}&data=x&id=a%0Ab", FORM, 400, "id 'a\\nb' contains a line break"),
-    "C2-event-NUL": ("/emit/", f"{good_form}&data=x&event=a%00", FORM, 400, "event 'a\\x00' contains a NUL"),
+    **{
+        f"C2-{field}-{name}": (
+            "/emit/",
+            form(**{field: f"a{character}b"}),
+            FORM,
+            400,
+            f"{field} {shown} contains {what}",
+        )
+        for field in ("id", "event", "userId", "channel")
+        for name, character, shown, what in (
+            ("CR", "\r", "'a\\rb'", "a line break"),
+            ("LF", "\n", "'a\\nb'", "a line break"),
+            ("NUL", "\0", "'a\\x00b'", "a NUL"),
+        )
+    },
     "id-empty": ("/emit/", f"{good_form}&data=x&id=", FORM, 400, "id is empty"),
     "event-reserved": ("/emit/", f"{good_form}&data=x&event=stream-drain", FORM, 400, "event 'stream-drain' begins"),
     "C3-payload-reserved": ("/emit/", f"{good_form}&payload=event:stream-x", FORM, 400, "payload: event type"),
@@ -180,6 +199,14 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
         400,
         "files are not taken",
     ),
+    "multipart-cut": (
+        "/emit/",
+        multipart(("data", "x"), ("id", "7"))[:-8],
+        MULTIPART,
+        400,
+        "closing boundary is missing",
+    ),
+    "multipart-unclosed": ("/emit/", multipart(("data", "x"))[:-6], MULTIPART, 400, "closing boundary is missing"),
     "multipart-broken": ("/emit/", b"--YY\r\nnonsense", MULTIPART, 400, "multipart body can't be read"),
     "C7-no-content-type": ("/emit/", f"{good_form}&data=x", {}, 415, "content type '' is not read: send application"),
     "C7-text-plain": ("/emit/", "x", {"content-type": "text/plain"}, 415, "content type 'text/plain' is not read"),
@@ -204,6 +231,14 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "json-id-int": ("/emit/", an_object('"data":"x","id":5'), JSON, 400, "id must be a string"),
     "json-id-null": ("/emit/", an_object('"data":"x","id":null'), JSON, 400, "id is null"),
     "json-event-list": ("/emit/", an_object('"data":"x","event":[]'), JSON, 400, "event must be a string"),
+    "json-ttl-huge": ("/emit/", an_object('"data":"x","ttl":1' + "0" * 310), JSON, 400, "ttl 1000"),
+    "json-users-many": (
+        "/emit/",
+        json.dumps({"userId": [str(n) for n in range(1_001)], "channel": "c", "data": "x"}),
+        JSON,
+        400,
+        "userId has 1001 names: 1000 are the most",
+    ),
     "json-payload-int": ("/emit/", an_object('"payload":5'), JSON, 400, "payload must be a string"),
     "C8-json-retry-text": ("/emit/", an_object('"data":"x","retry":"5"'), JSON, 400, "retry '5'"),
     "C8-json-retry-true": ("/emit/", an_object('"data":"x","retry":true'), JSON, 400, "retry True"),
@@ -242,7 +277,7 @@ async def test_bad_input_is_refused_with_its_name_and_nothing_is_published(
         assert response.status_code == status, response.text
         assert message in answer
         assert after.status_code == 200
-        assert await app.heard() == ["after"]
+        assert await app.heard() == app.other.data() == ["after"]
 
 
 @pytest.mark.parametrize("body", ["a;" * 2**19, "&".join(f"f{n}=1" for n in range(1_001)), "a=&" * 300_000])
@@ -383,20 +418,38 @@ async def test_health_needs_neither_key_nor_host_and_metrics_need_the_key() -> N
 
 async def test_metrics_tell_what_the_hub_has_done() -> None:
     async with control() as app:
+        stopped = FakeSink(reads=False)
+        app.hub.attach(Claims("sam", ("chat",)), stopped)
         await app.post("/emit/", f"{good_form}&data=x")
-        await app.heard()
+        await app.hub.flush()
+        await app.post("/emit/", form(userId="sam", data="y" * 70_000))
+        await app.hub.flush()
         app.sink.lose()
         text = (await app.http.get("/metrics")).text
+        written = 3 * len(app.sink.chunks[-1]) + len(stopped.chunks[-1])
 
         for line in (
-            "ssehub_subscribers 0.0",
-            "ssehub_streams_total 1.0",
-            "ssehub_events_published_total 1.0",
-            "ssehub_events_delivered_total 1.0",
+            "ssehub_subscribers 2.0",
+            "ssehub_streams_total 3.0",
+            "ssehub_events_published_total 2.0",
+            "ssehub_events_delivered_total 4.0",
+            f"ssehub_delivered_bytes_total {float(written)}",
+            f"ssehub_backlog_bytes {float(stopped.untaken)}",
+            "ssehub_lagging 0.0",
             'ssehub_endings_total{reason="disconnected"} 1.0',
-            "ssehub_round_seconds_count 1.0",
+            "ssehub_round_seconds_count 2.0",
         ):
-            assert f"\n{line}\n" in text
+            assert f"\n{line}\n" in text, line
+
+
+async def test_metrics_tell_how_late_the_loop_runs() -> None:
+    async with control() as app:
+        time.sleep(0.6)  # noqa: ASYNC251  # this is what is to be seen
+        await asyncio.sleep(0)
+        text = (await app.http.get("/metrics")).text
+        lag = re.search(r"^ssehub_loop_lag_seconds (\S+)$", text, re.MULTILINE)
+
+        assert lag and 0.2 < float(lag[1]) < 5
 
 
 @pytest.mark.parametrize("error", [Overloaded("5 publishers wait already"), BrokerUnavailable("the log is away")])

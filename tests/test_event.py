@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,11 @@ def test_structured_event_has_one_line_a_field() -> None:
         pytest.param({"data": "x", "retry": True}, "retry True is no number", id="C8-retry-bool"),
         pytest.param({"data": "x", "retry": 1.5}, "retry 1.5 is no number", id="C8-retry-float"),
         pytest.param({"data": "x", "retry": 10**12}, "retry 1000000000000 is no number", id="C8-retry-huge"),
+        pytest.param({"data": "x", "ttl": 10**310}, "ttl 1000000", id="ttl-huge"),
+        pytest.param({"data": "x", "ttl": float("nan")}, "ttl nan is no positive number", id="ttl-nan"),
+        pytest.param({"data": "x", "ttl": 2**40}, "ttl 1099511627776 is no positive number", id="ttl-over"),
+        pytest.param({"data": "x", "ttl": 0}, "ttl 0 is no positive number", id="ttl-zero"),
+        pytest.param({"data": "x", "ttl": True}, "ttl True is no positive number", id="ttl-bool"),
         pytest.param({"payload": ""}, "payload is empty", id="C5-payload-empty"),
         pytest.param({"payload": "data: x", "data": "x"}, "data can't be given together", id="payload-and-data"),
         pytest.param({"payload": "data: x", "retry": 1}, "retry can't be given together", id="payload-and-retry"),
@@ -116,6 +122,8 @@ def test_structured_event_has_one_line_a_field() -> None:
         pytest.param({"payload": "retry: \u0661\n"}, "payload: retry '\u0661' is no number", id="payload-retry-arabic"),
         pytest.param({"payload": "retry\n"}, "payload: retry '' is no number", id="payload-retry-bare"),
         pytest.param({"payload": "retry: " + "9" * 5000}, "payload: retry '9", id="payload-retry-huge"),
+        pytest.param({"payload": "retry: " + "0" * 11 + "9" * 20}, "payload: retry '0", id="payload-retry-zeros"),
+        pytest.param({"payload": "retry: 5\n\ufeffretry: 1\nretry:x"}, "payload: retry 'x'", id="payload-retry-BOM"),
     ],
 )
 def test_event_that_would_break_a_stream_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -138,6 +146,9 @@ def test_event_that_would_break_a_stream_is_refused(fields: dict[str, Any], mess
         (("a",), ("\ud800",), "userId holds a lone surrogate"),
         ("chat", ("a",), "channel must be a sequence"),
         ((5,), ("a",), "channel must be a string, not int"),
+        (("a",), tuple(map(str, range(1_001))), "userId has 1001 names: 1000 are the most"),
+        (tuple(map(str, range(1_001))), ("*",), "channel has 1001 names: 1000 are the most"),
+        (tuple(map(str, range(11))), tuple(map(str, range(100))), "userId: 100 users on 11 channels are too many"),
     ],
 )
 def test_name_that_can_not_be_is_refused(channels: Any, users: Any, message: str) -> None:
@@ -176,6 +187,20 @@ def test_names_given_twice_count_once() -> None:
         pytest.param("data: data\nmetadata\n", "id: P\ndata: data\nmetadata\n\n", True, id="data-in-a-value"),
         pytest.param("\n", "\n", False, id="blank"),
         pytest.param("data: a\0b\n\n", "id: P\ndata: a\0b\n\n", True, id="NUL-in-data-passes"),
+        pytest.param(
+            "retry: 000005\ndata: x\n\n", "retry: 000005\nid: P\ndata: x\n\n", True, id="zeros-before-a-retry"
+        ),
+        pytest.param(
+            "\ufeffdata: x\ndata: y\n\n", "\ufeffdata: x\nid: P\ndata: y\n\n", True, id="BOM-is-no-data-field"
+        ),
+        pytest.param("data: \ufeffx\n\n", "id: P\ndata: \ufeffx\n\n", True, id="BOM-in-data-passes"),
+        pytest.param("\ufeffid: 7\ndata: x\n\n", "\ufeffid: 7\nid: P\ndata: x\n\n", True, id="BOM-is-no-id-field"),
+        pytest.param(
+            "\ufeffevent: stream-x\ndata: x\n\n",
+            "\ufeffevent: stream-x\nid: P\ndata: x\n\n",
+            True,
+            id="BOM-is-no-event-field",
+        ),
         pytest.param("data: \u2028id: 5\n\n", "id: P\ndata: \u2028id: 5\n\n", True, id="U+2028-ends-no-line"),
     ],
 )
@@ -211,6 +236,57 @@ def test_completed_payload_shows_what_it_showed_before_and_leaves_nothing_hangin
     assert completed[-1].data == "next" and completed[-1].event == "message"
     if ends_with_position(made):
         assert completed[-1].id == str(POSITION)  # the last id, which the next event inherits
+
+
+PIECES = [
+    *("data: x", "data:y", "data", "event: e", "event:stream-x", "event:  stream-y", "event", "id: 7", "id:8", ": c"),
+    *("retry: 5", "\n", "\r", "\r\n", "\n\n", "z", "\ufeff", "\0", "\u2028", "dat", "a: ", ":", " ", "id"),
+    *("Event: stream-q", "\ufeffevent: stream-b", " event: stream-s"),
+]
+
+
+def shown_by_a_browser(text: str) -> tuple[list[tuple[str, str]], str, bool]:
+    """What a client is shown in the middle of a stream, its last id, and whether anything hangs (HTML, 9.2.6)."""
+    *lines, rest = re.split(r"\r\n|\r|\n", text)
+    shown: list[tuple[str, str]] = []
+    data: list[str] = []
+    type = id = last_id = ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                shown.append((type or "message", "\n".join(data)))
+            data, type, last_id = [], "", id
+        elif name == "event":
+            type = value
+        elif name == "data":
+            data.append(value)
+        elif name == "id" and "\0" not in value:
+            id = value
+    return shown, last_id, bool(rest or data or type or id != last_id)
+
+
+def test_raw_payloads_show_a_browser_what_they_say_wherever_they_stand() -> None:
+    chance = random.Random(7)
+    accepted = 0
+    for _ in range(15_000):
+        payload = "".join(chance.choice(PIECES) for _ in range(chance.randint(1, 9)))
+        wanted, _, _ = shown_by_a_browser(payload + ("\r\r" if payload.endswith("\r") else "\r\n\r\n"))
+        try:
+            made = event(payload=payload)
+        except InvalidEvent:
+            continue
+        accepted += 1
+        for before in (": ok\n\n", "data: p\r\r", "data: p\n\r"):
+            shown, last_id, hangs = shown_by_a_browser(before + encode(made, POSITION).decode())
+            shown = shown[before.startswith("data") :]
+
+            assert shown == wanted and not hangs, payload
+            assert not any(type.startswith("stream-") for type, _ in shown), payload
+            assert not shown or last_id in (str(POSITION), *made.ids), payload
+            assert not shown or not ends_with_position(made) or last_id == str(POSITION), payload
+    assert accepted > 5_000
 
 
 def test_a_megabyte_of_raw_lines_is_parsed_in_time() -> None:

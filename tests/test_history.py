@@ -215,6 +215,21 @@ def test_the_last_events_of_an_audience() -> None:
     assert history.start_of_last(3, ("empty",), "alex") == BASE
 
 
+def test_events_for_many_users_count_what_they_take() -> None:
+    history = Kept(max_bytes=100 * 2**20)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(10):
+        history.put("chat", users=tuple(f"user {number} {n}" for n in range(1_000)))
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+    assert 0.7 * taken < history.bytes < 2 * taken
+    while len(history):
+        history._evict(0)
+    assert history.bytes == 0
+
+
 def test_memory_is_flat_under_many_channels() -> None:
     history = Kept(max_events=1_000, max_floors=1_000)
     tracemalloc.start()

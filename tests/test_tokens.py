@@ -213,6 +213,12 @@ def test_token_that_would_not_verify_is_not_issued(user_id: str, channels: list[
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("expires_at", [float("inf"), float("nan"), 1e300, 2.0**53, -1.0])
+def test_token_with_an_end_that_would_not_verify_is_not_issued(expires_at: float) -> None:
+    with pytest.raises(InvalidEvent, match="is no Unix time in seconds, such as 1700086400"):
+        tokens.issue("a", ["chat"], expires_at=expires_at)
+
+
 def test_b16_no_mutation_of_a_token_verifies() -> None:
     """2,000 seeded mutations: refused, or the same token."""
     chance = random.Random(16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import math
@@ -10,7 +11,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 EVERYDAY = ("bind", "control_bind", "secret", "secret_file", "control_key", "control_key_file", "broker")
 ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}
-GO_FLAGS = re.compile(r"-(bind|bindctl|secret|userId|channel|exp)(=.*)?", re.DOTALL)
+HELP = ["--help", "-h"]
+GO_FLAGS = re.compile(r"-(bind|bindctl|secret|userId|channel|exp|help)(=.*)?", re.DOTALL)
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 TIMEOUT_SECONDS = 10.0
@@ -40,12 +41,12 @@ class Group(click.Group):
     """`ssehub` alone, or with options only, is `ssehub serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ("--help", "--version")):
+        if not args or (args[0].startswith("-") and args[0] not in (*HELP, "--version")):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": HELP, "max_content_width": 100})
 @click.version_option(version("ssehub"), message="ssehub %(version)s")
 def ssehub() -> None:
     """A Server-Sent Events hub: backends publish events, browsers receive them at once.
@@ -287,7 +288,7 @@ def _tokens(config: Config, audiences: list[tuple[str, str]]) -> list[str]:
     return [tokens.issue(user, [channel], expires_at=time.time() + 86_400) for channel, user in audiences]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(is_shown: bool) -> Iterator[Progress]:
     try:
         from rich.console import Console
@@ -329,13 +330,11 @@ def _expires_at(exp: float | None, expires_in: str | None) -> float:
 
 def _post(url: str, path: str, body: str, headers: dict[str, str]) -> str:
     """The text that the control app at `url` answers; raises click.ClickException in one line."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise click.UsageError(f"--control-url {url!r} is no URL such as http://127.0.0.1:8001")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    connection, prefix = _connection(url)
     try:
-        connection.request("POST", parts.path.rstrip("/") + path, body.encode(errors="surrogatepass"), headers)
+        # Whoever refuses the body before it has all of it may close the connection, but not without an answer.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("POST", prefix + path, body.encode(errors="surrogatepass"), headers)
         response = connection.getresponse()
         text = response.read().decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as exc:
@@ -347,14 +346,35 @@ def _post(url: str, path: str, body: str, headers: dict[str, str]) -> str:
     return text
 
 
+def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
+    """A connection to the control app at `url`, not yet made, and what its paths begin with."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if host is None or parts.scheme not in ("http", "https"):
+        raise click.UsageError(f"--control-url {url!r} is no URL such as http://127.0.0.1:8001")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(host, port, timeout=TIMEOUT_SECONDS), parts.path.rstrip("/")
+
+
 def normal_flags(arguments: Sequence[str]) -> list[str]:
-    """`arguments` with the original's flags, which Go spells with one dash, spelt with two."""
+    """`arguments` with the original's flags, which Go spells with one dash, spelt with two; values stay as they are."""
+    with_value = {
+        flag
+        for command in ssehub.commands.values()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.is_flag
+        for flag in option.opts
+    }
     normal: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
             return [*normal, argument, *rest]
-        normal.append(f"-{argument}" if GO_FLAGS.fullmatch(argument) else argument)
+        flag = f"-{argument}" if GO_FLAGS.fullmatch(argument) else argument
+        normal += [flag, *islice(rest, 1)] if flag in with_value else [flag]
     return normal
 
 

@@ -36,9 +36,9 @@ class Address:
     def parse(cls, text: str) -> Self:
         """Raises ValueError for what is none of `127.0.0.1:8000`, `:8000`, `[::1]:8000`, `unix:/run/ssehub.sock`."""
         if text.startswith("unix:"):
-            if path := text.removeprefix("unix:"):
+            if (path := text.removeprefix("unix:")) and "\0" not in path:
                 return cls(None, 0, path)
-            raise ValueError("the path of the Unix socket is missing")
+            raise ValueError("it has no path for the Unix socket, such as unix:/run/ssehub.sock")
         host, colon, port = text.rpartition(":")
         if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
             raise ValueError("it has no port from 0 to 65535 behind its last colon")
@@ -66,7 +66,11 @@ class Address:
 
 
 def _address(value: object) -> object:
-    return Address.parse(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return Address.parse(value)
+    if isinstance(value, Address):
+        return value
+    raise ValueError('an address is text, such as "127.0.0.1:8000"')
 
 
 def _address_or_off(value: object) -> object:
@@ -81,7 +85,7 @@ ListeningAddress = Annotated[Address, NoDecode, BeforeValidator(_address), Plain
 OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(_address_or_off), PlainSerializer(str)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_list)]
 PositiveInt = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, lt=2**31, allow_inf_nan=False)]
 
 
 class Config(BaseSettings):
@@ -130,7 +134,7 @@ class Config(BaseSettings):
     )
     cors_origins: Names = Field([], description="origins whose pages may listen from elsewhere, or * for every one")
     control_hosts: Names = Field([], description="more names by which the control app may be called (Host)")
-    heartbeat_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    heartbeat_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
         15, description="time between heartbeats on each stream; 0 sends none"
     )
     retry_milliseconds: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
@@ -142,10 +146,10 @@ class Config(BaseSettings):
     )
     max_total_backlog_bytes: PositiveInt = Field(256 * 2**20, description="the bound on all backlogs together")
     round_bytes: PositiveInt = Field(256 * 2**10, description="the most that one round writes to one stream")
-    send_buffer_bytes: PositiveInt = Field(
+    send_buffer_bytes: Annotated[int, Field(gt=0, lt=2**31)] = Field(
         64 * 2**10, description="the kernel's send buffer of each connection (SO_SNDBUF)"
     )
-    tcp_user_timeout_seconds: Seconds = Field(
+    tcp_user_timeout_seconds: Annotated[float, Field(gt=0, lt=2**31 // 1000, allow_inf_nan=False)] = Field(
         30, description="how long a peer may leave bytes unacknowledged before its connection ends (TCP_USER_TIMEOUT)"
     )
     max_waiting_bytes: PositiveInt = Field(

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import BodyTooLarge, ControlKeyError, Forbidden, InvalidEvent, InvalidRequest, SSEHubError, Unavailable
 from .event import Event, IdempotencyKey, Publication, check_name, json_text
-from .forms import JSON, NDJSON, content_type, form_fields, known_object, parse_json, read_body
+from .forms import JSON, NDJSON, content_type, drop_body, form_fields, known_object, parse_json, read_body
 from .hub import Hub, Statistics
 from .origins import is_own_page
 from .tokens import Tokens
@@ -159,12 +159,25 @@ class _Endpoint:
         else:
             try:
                 body = await read_body(headers, receive, self._max_body_bytes) if self._method == "POST" else b""
-                response = await self._answer(scope, headers, body)
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
+                await _refuse_body(_error(exc, headers), receive, send)
+                return
+            try:
+                response = await self._answer(scope, headers, body)
+            except SSEHubError as exc:
                 response = _error(exc, headers)
         await response(scope, receive, send)
+
+
+async def _refuse_body(response: Response, receive: Receive, send: Send) -> None:
+    """Answer at once, for those who read while they send, and end when the others have sent the rest, too."""
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    await drop_body(receive)
+    await send({"type": "http.response.body", "body": b""})
 
 
 class IssueToken:
@@ -382,8 +395,6 @@ def _error(exc: SSEHubError, headers: Headers) -> Response:
         logger.warning("answered 503: %s", exc)
     if isinstance(exc, ControlKeyError):
         extra["WWW-Authenticate"] = "Bearer"
-    if isinstance(exc, BodyTooLarge):
-        extra["Connection"] = "close"  # what is left of the body is not read
     message = str(exc).encode(errors="backslashreplace").decode()
     if headers.get("content-type", "").partition(";")[0].strip().lower() in (JSON, NDJSON):
         return JSONResponse({"error": message}, exc.status, extra)

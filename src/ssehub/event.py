@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from .errors import InvalidEvent
 EVERYONE = "*"
 RESERVED_TYPE = "stream-"
 MAX_NAME_LENGTH = 255
+MAX_NAMES = 1_000
+MAX_TTL_SECONDS = 2**40
 MAX_RETRY_MILLISECONDS = 2**31 - 1  # what browsers' timers hold
 LAST_SEQUENCE = 10**19 - 1
 REVOKED_RETRY_MILLISECONDS = 600_000
@@ -95,6 +96,11 @@ class Event:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", _names("channel", self.channels))
         object.__setattr__(self, "users", _names("userId", self.users))
+        if not self.is_for_everyone and len(self.channels) * len(self.users) > MAX_NAMES:
+            raise InvalidEvent(
+                f"userId: {len(self.users)} users on {len(self.channels)} channels are too many for one event, "
+                f"which takes {MAX_NAMES} of both multiplied: send more events"
+            )
         if self.payload is not None:
             self._check_payload(self.payload)
         elif self.data is not None:
@@ -284,7 +290,9 @@ def _is_id(match: re.Match[str]) -> bool:
         raise InvalidEvent(f"payload: event type {value!r} begins with 'stream-', which is ours: choose another")
     if name == "id":
         _check_id("payload: id", value)
-    if name == "retry" and not (value.isascii() and value.isdigit() and int(value[:11]) <= MAX_RETRY_MILLISECONDS):
+    if name == "retry" and not (
+        value.isascii() and value.isdigit() and int(value.lstrip("0")[:11] or 0) <= MAX_RETRY_MILLISECONDS
+    ):
         raise InvalidEvent(f"payload: retry {value[:40]!r} is no number of milliseconds: write digits only")
     return name == "id"
 
@@ -377,6 +385,8 @@ def _names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
         raise InvalidEvent(f"{field_name} must be a sequence of names, not one string")
     if not values:
         raise InvalidEvent(f"{field_name} is missing: name at least one")
+    if len(values) > MAX_NAMES:
+        raise InvalidEvent(f"{field_name} has {len(values)} names: {MAX_NAMES} are the most")
     for value in values:
         check_name(field_name, value)
     return tuple(values) if len(values) == 1 else tuple(dict.fromkeys(values))
@@ -418,8 +428,8 @@ def _check_retry(value: int) -> None:
 
 
 def _check_ttl(value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise InvalidEvent(f"ttl {value!r} is no positive number of seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_TTL_SECONDS:
+        raise InvalidEvent(f"ttl {repr(value)[:40]} is no positive number of seconds below {MAX_TTL_SECONDS}")
 
 
 def _utf8(field_name: str, value: str) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import Any, NoReturn
@@ -19,6 +21,8 @@ MULTIPART = "multipart/form-data"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MAX_FIELDS = 1_000
+MAX_DROPPED_BYTES = 64 * 2**20
+MAX_DROPPING_SECONDS = 5.0
 
 
 async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
@@ -41,6 +45,21 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
                 raise BodyTooLarge(f"the body is over {max_bytes} bytes")
         if not message.get("more_body", False):
             return b"".join(chunks)
+
+
+async def drop_body(receive: Receive) -> None:
+    """Read what is left of a body that is refused, within bounds, and keep nothing of it.
+
+    Many clients read no answer before they have sent all, and closing on what they send loses it to them.
+    """
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MAX_DROPPING_SECONDS):
+            while size < MAX_DROPPED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def content_type(headers: Headers, body: bytes) -> str:
@@ -86,13 +105,24 @@ async def _multipart(headers: Headers, body: bytes) -> list[tuple[str, str]]:
 
     try:
         body.decode()  # the parser takes what is no UTF-8 for Latin-1
-        parser = MultiPartParser(headers, stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body))
+        parser = _MultiPartParser(headers, stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body))
         form = await parser.parse()
     except UnicodeDecodeError as exc:
         raise InvalidRequest("the body is no UTF-8") from exc
     except (MultiPartException, KeyError) as exc:
         raise InvalidRequest(f"the multipart body can't be read: {exc} (files are not taken)") from exc
+    if not parser.is_whole:
+        raise InvalidRequest("the multipart body is cut off: its closing boundary is missing")
     return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+
+
+class _MultiPartParser(MultiPartParser):
+    """Starlette's, which leaves out a part that is cut off, and says nothing."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
 
 
 def _checked(fields: list[tuple[str, str]], known: Collection[str]) -> dict[str, str]:

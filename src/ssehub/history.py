@@ -20,6 +20,8 @@ from .rounds import Frame
 
 FRAME_BYTES = 600
 """What a kept event costs beside its bytes, about."""
+PLACE_BYTES = 900
+"""What it costs more for each further user, on each channel, that it is for: a queue of events of their own."""
 MAX_FLOORS = 10_000
 
 
@@ -92,7 +94,7 @@ class History:
         """Keep `frame`, which is newer than all that is kept."""
         has_ids = frame.ids or frame.inner_ids
         self._frames.append(frame)
-        self.bytes += len(frame.data) + FRAME_BYTES
+        self.bytes += _size(frame)
         for name in frame.channels:
             channel = self._channels.get(name)
             if channel is None:
@@ -119,7 +121,7 @@ class History:
 
     def _evict(self, now: float) -> None:
         frame = self._frames.popleft()
-        self.bytes -= len(frame.data) + FRAME_BYTES
+        self.bytes -= _size(frame)
         has_expired = frame.expires_at is not None and frame.expires_at <= now
         for name in frame.channels:
             id = self._last_own_id(name, frame)
@@ -221,6 +223,14 @@ class History:
         floor = self.floor(channels)
         frames = self.replay(floor, channels, user)[0][-count:]
         return frames[0].position.before if frames else floor
+
+
+def _size(frame: Frame) -> int:
+    size = len(frame.data) + FRAME_BYTES
+    places = len(frame.channels) * len(_users(frame))
+    if places > 1:
+        size += places * PLACE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
+    return size
 
 
 def _users(frame: Frame) -> Sequence[str]:

@@ -53,7 +53,7 @@ def listen(
         host = address.host or ("::" if family == socket.AF_INET6 else "0.0.0.0")
         sock.bind((host, address.port))
         sock.listen(BACKLOG)
-    except (OSError, OverflowError) as exc:
+    except (OSError, OverflowError, TypeError) as exc:
         sock.close()
         raise AddressError(f"can't listen on {address}: {_reason(exc, address.port)}") from exc
     return sock
@@ -68,7 +68,7 @@ def hold(address: Address) -> Iterator[None]:
         sock = socket.socket(socket.AF_INET6 if ":" in (address.host or "") else socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.bind((address.host or "0.0.0.0", address.port))
-        except OSError as exc:
+        except (OSError, OverflowError, TypeError) as exc:
             sock.close()
             raise AddressError(f"can't hold {address}: {_reason(exc, address.port)}") from exc
     with sock:
@@ -93,7 +93,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        raise AddressError(f"can't listen on unix:{path}: {os.strerror(exc.errno or 0)}") from exc
+        raise AddressError(f"can't listen on unix:{path}: {_unix_reason(exc)}") from exc
     return sock
 
 
@@ -104,15 +104,21 @@ def _remove_stale(path: str) -> None:
             raise AddressError(f"can't listen on unix:{path}: there is a file of that name that is no socket")
     except FileNotFoundError:
         return
+    except OSError as exc:
+        raise AddressError(f"can't listen on unix:{path}: {_unix_reason(exc)}") from exc
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError as exc:
-            raise AddressError(f"can't listen on unix:{path}: {os.strerror(exc.errno or 0)}") from exc
+            raise AddressError(f"can't listen on unix:{path}: {_unix_reason(exc)}") from exc
         else:
             raise AddressError(f"can't listen on unix:{path}: somebody listens there already")
+
+
+def _unix_reason(exc: OSError) -> str:
+    return exc.strerror or "the path is too long for a Unix socket: choose a shorter one"
 
 
 def _reason(exc: Exception, port: int) -> str:
@@ -121,6 +127,8 @@ def _reason(exc: Exception, port: int) -> str:
         return f"the port is in use{f' by {holder}' if holder else ''}; choose another, or end that"
     if isinstance(exc, OSError) and exc.errno == errno.EACCES:
         return "that port is for root only: choose one from 1024 on"
+    if isinstance(exc, TypeError):  # what Python makes of a name that DNS can't have
+        return "that is no host name"
     return str(exc.strerror if isinstance(exc, OSError) and exc.strerror else exc)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,8 @@ from .event import Claims, check_name
 MAX_TOKEN_LENGTH = 8_192
 MAX_CHANNELS = 100
 SHORT_SECRET_BYTES = 32
+MAX_TIME = 2**53
+"""Seconds that a float still counts one by one."""
 _HMAC = (ALGORITHMS.HS256, ALGORITHMS.HS384, ALGORITHMS.HS512)
 _SEGMENTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _REFUSED_HEADERS = ("crit", "b64", "zip")
@@ -72,6 +73,8 @@ class Tokens:
             claims["channel"] = names[0]
         else:
             claims["channels"] = names
+        if not 0 <= expires_at < MAX_TIME:
+            raise InvalidEvent(f"exp {expires_at:g} is no Unix time in seconds, such as {int(self._now()) + 86_400}")
         claims["exp"] = int(expires_at)
         token: str = jwt.encode(claims, self._secret, algorithm=self._algorithm)
         if len(token) > MAX_TOKEN_LENGTH:
@@ -156,7 +159,7 @@ def _number(name: str, value: object) -> float:
         number = float(value)
     except OverflowError as exc:
         raise TokenError(f"{name} is out of range") from exc
-    if not math.isfinite(number) or not 0 <= number < 2**53:
+    if not 0 <= number < MAX_TIME:
         raise TokenError(f"{name} is out of range")
     return number
 
