@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import itertools
 import os
 import re
 import signal
@@ -149,6 +151,40 @@ def opens(port: int, token: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["with-length", "chunked"])
+def test_c6_client_that_reads_nothing_while_it_sends_10_mb_gets_its_413(is_chunked: bool, hub: RunningHub) -> None:
+    body = b"x" * 10_000_000
+    for path in ("/emit/", "/token/"):
+        connection = http.client.HTTPConnection("127.0.0.1", hub.control_port, timeout=20)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", path, iter([body]) if is_chunked else body, headers, encode_chunked=is_chunked)
+        response = connection.getresponse()
+
+        assert response.status == 413
+        assert b"8388608" in response.read()
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        pytest.param(["Content-Length: -1"], "FORM", id="negative-length"),
+        pytest.param(["Content-Length: 32", "Transfer-Encoding: chunked"], "20\r\nFORM\r\n0\r\n\r\n", id="CL+TE"),
+        pytest.param(["Content-Length: 32", "Content-Length: 3"], "FORM", id="two-lengths"),
+    ],
+)
+def test_c6_body_of_unclear_length_is_refused_and_not_published(headers: list[str], body: str, hub: RunningHub) -> None:
+    before = hub.metric("ssehub_events_published_total")
+    form = "userId=*&channel=chat&data=smug1"
+    assert len(form) == 32
+    head = ["POST /emit/ HTTP/1.1", "Host: localhost", "Content-Type: application/x-www-form-urlencoded", *headers]
+    stream = RawStream(hub.control_port, "\r\n".join([*head, "", body.replace("FORM", form)]))
+    answer = stream.read_to_end()
+
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+    assert hub.metric("ssehub_events_published_total") == before
+
+
 def test_upgrade_requests_are_answered_as_others_without_a_warning(start_hub: Callable[..., RunningHub]) -> None:
     hub = start_hub()
     token = hub.token()
@@ -232,21 +268,35 @@ def test_f3_second_signal_ends_at_once(start_hub: Callable[..., RunningHub]) -> 
         stream.close()
 
 
-def test_f4_publish_during_the_drain_is_stored_or_refused(start_hub: Callable[..., RunningHub]) -> None:
-    hub = start_hub("--drain-seconds", "3")
+def test_f4_publish_during_the_drain_is_delivered_stored_or_refused(
+    tmp_path: Path, start_hub: Callable[..., RunningHub]
+) -> None:
+    log = f"sqlite:///{tmp_path}/events.db"
+    hub = start_hub("--drain-seconds", "3", "--broker", log)
     stream = listen(hub.port, hub.token())
-    answered = 0
+    answered = []
     hub.signal()
-    while True:
+    for number in itertools.count():
+        body = {"userId": "*", "channel": "chat", "data": str(number)}
         try:
-            httpx.post(f"{hub.control_url}/emit/", json={"userId": "*", "channel": "chat", "data": "x"}, timeout=5)
+            answer = httpx.post(f"{hub.control_url}/emit/", json=body, timeout=5)
         except httpx.HTTPError:
             break
-        answered += 1
+        if answer.status_code == 200:
+            answered.append(str(number))
     stream.read_to_end()
+    last_id = re.findall(rb"^id: (\S+)", stream.body, re.MULTILINE)[-1].decode()
 
     assert hub.wait() == 0
-    assert stream.events[-1].event == "stream-drain" and answered >= 0
+    assert stream.events[-1].event == "stream-drain"
+    again = start_hub("--broker", log)
+    end = again.emit(data="end")
+    back = listen(again.port, again.token(), f"Last-Event-ID: {last_id}")
+    back.read_until(end.encode())
+    back.read_until(b"data: end\n\n")
+    back.close()
+    heard = [event.data for event in [*stream.events, *back.events] if not event.event.startswith("stream-")]
+    assert answered and heard == [*sorted({*answered, *heard[:-1]}, key=int), "end"]
 
 
 def test_f17_whoever_checks_the_health_is_told_before_the_ports_close(start_hub: Callable[..., RunningHub]) -> None:
