@@ -173,26 +173,49 @@ def test_large_batch_ends_no_reading_subscriber(start_hub: Callable[..., Running
         assert hub.metric("ssehub_subscribers") == count
 
 
+COUNTING_TASKS = """
+import asyncio, signal, sys
+from ssehub.cli import main
+
+def count(*_):
+    sys.stderr.write(f"tasks: {len(asyncio.all_tasks())}\\n")
+    sys.stderr.flush()
+
+signal.signal(signal.SIGUSR1, count)
+main()
+"""
+
+
+def task_count(hub: RunningHub) -> int:
+    """How many tasks the process of `hub` has, which runs COUNTING_TASKS."""
+    said = hub.log.count("tasks: ")
+    hub.signal(signal.SIGUSR1)
+    wait_until(lambda: len(re.findall(r"tasks: \d+\n", hub.log)) > said)
+    return int(re.findall(r"tasks: (\d+)\n", hub.log)[-1])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a17_churn_leaves_nothing_and_gives_nothing_to_strangers(start_hub: Callable[..., RunningHub]) -> None:
     total = 20_000 if SOAK else 2_000
     seed = random.randrange(2**32)
     report(f"seed {seed}")
-    hub = start_hub("--heartbeat-seconds", "0.5")
+    hub = start_hub("--heartbeat-seconds", "0.5", code=COUNTING_TASKS)
     process = psutil.Process(hub.process.pid)
     tokens = {user: hub.token(user) for user in ("a", "b", "c", "d")}
     warm = [listen(hub.port, tokens["a"]) for _ in range(50)]
     for stream in warm:
         stream.close()
-    descriptors, memory = process.num_fds(), process.memory_info().rss
+    hub.wait_for("ssehub_subscribers", 0)
+    descriptors, memory, tasks = process.num_fds(), process.memory_info().rss, task_count(hub)
 
     strangers = asyncio.run(churn(hub, tokens, total, random.Random(seed)))
 
     assert strangers == []
     hub.wait_for("ssehub_subscribers", 0, 20)
     wait_until(lambda: process.num_fds() <= descriptors + 2, 20)
-    report(f"rss {memory >> 20} -> {process.memory_info().rss >> 20} MiB")
+    wait_until(lambda: task_count(hub) <= tasks, 20)
+    report(f"{tasks} tasks, rss {memory >> 20} -> {process.memory_info().rss >> 20} MiB")
     assert process.memory_info().rss < memory + 40 * 2**20
     after = listen(hub.port, tokens["a"])
     hub.emit(userId="a", data="a after")

@@ -104,6 +104,26 @@ def test_first_curl_to_try_works_as_printed(
     assert Tokens(SECRET).verify(printed.stdout).user_id == "alex", printed
 
 
+def test_curl_lines_of_the_readme_work_as_printed(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    lines = re.findall(r"^    ((?:TOKEN=|curl ).*)$", readme, re.MULTILINE)
+    token, listening, emit = (
+        line.replace("127.0.0.1:8000", f"127.0.0.1:{hub.port}").replace(
+            "127.0.0.1:8001", f"127.0.0.1:{hub.control_port}"
+        )
+        for line in lines
+    )
+    listener = subprocess.Popen(["bash", "-c", f"{token}\nexec {listening}"], stdout=subprocess.PIPE, text=True)
+    hub.wait_for("ssehub_subscribers", 1)
+    emitted = subprocess.run(["bash", "-c", emit], capture_output=True, text=True, timeout=20)
+    hub.signal()  # ends the stream, and with it curl
+    heard, _ = listener.communicate(timeout=20)
+
+    assert emitted.stdout == "OK"
+    assert "data: hello\n" in heard and "event: stream-drain\n" in heard
+
+
 def test_server_that_ends_by_itself_ends_the_hub_with_a_word_and_exit_code_1(
     start_hub: Callable[..., RunningHub],
 ) -> None:
