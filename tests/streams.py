@@ -96,6 +96,6 @@ def get(path: str, *headers: str, version: str = "1.1") -> str:
 def listen(port: int, token: str, *headers: str, receive_buffer: int | None = None) -> RawStream:
     """A stream that has its first frame."""
     stream = RawStream(port, get(f"/events/?token={token}", *headers), receive_buffer=receive_buffer)
-    stream.read_until(b": ok\nid: ")
+    stream.read_until(b": ok\n")
     stream.read_until(b"\n\n")
     return stream

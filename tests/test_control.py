@@ -15,9 +15,10 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
+from conftest import SECRET
 from fakes import FakeSink
 from ssehub.control import create_control_app
-from ssehub.errors import BrokerUnavailable, Overloaded
+from ssehub.errors import BrokerUnavailable, ConfigError, Overloaded
 from ssehub.event import Claims
 from ssehub.hub import Hub
 from ssehub.tokens import Tokens
@@ -591,3 +592,9 @@ async def test_store_and_ttl_in_forms(fields: str, status: int) -> None:
 
         assert response.status_code == status
         assert await app.heard() == (["x"] if status == 200 else [])
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_control_key_is_no_key_and_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="control_key is empty"):
+        create_control_app(Hub(), tokens=Tokens(SECRET), control_key=key)

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ssehub.errors import InvalidEvent
-from ssehub.event import Event, Position, check_name, encode, ends_with_position, json_text
+from ssehub.event import Claims, Event, Position, check_name, encode, ends_with_position, json_text
 
 POSITION = Position(1_700_000_000_000, 3, "abcd1234")
 
@@ -330,3 +330,12 @@ def test_text_that_is_no_position_is_none(text: str) -> None:
 
 def test_position_reads_what_it_writes() -> None:
     assert Position.parse(str(POSITION)) == POSITION
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [("alex", "chat"), ("alex", ()), ("", ("chat",)), (5, ("chat",)), ("alex", (None,)), ("a", ("b",), "soon")],
+)
+def test_claims_that_no_token_could_grant_are_refused(claims: tuple[Any, ...]) -> None:
+    with pytest.raises(InvalidEvent):
+        Claims(*claims)

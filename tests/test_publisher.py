@@ -10,7 +10,7 @@ import pytest
 
 from conftest import RunningHub, free_port
 from ssehub import AsyncPublisher, Publisher
-from ssehub.errors import ControlKeyError, InvalidRequest, Unavailable
+from ssehub.errors import ControlKeyError, InvalidRequest, SSEHubError, Unavailable
 from streams import listen
 
 
@@ -149,3 +149,17 @@ class LossyProxy:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._thread.join()
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8001", "ftp://x", "http://[::1", "http://"])
+def test_what_is_no_url_is_said_at_once(url: str) -> None:
+    with pytest.raises(SSEHubError, match="is no URL such as"):
+        Publisher(url)
+
+
+@pytest.mark.parametrize("key", ["line\nbreak", "é"])
+def test_keys_that_no_header_can_hold_are_refused_before_anything_is_sent(key: str) -> None:
+    with pytest.raises(SSEHubError, match="control_key can't stand in a header"):
+        Publisher(control_key=key)
+    with Publisher() as publisher, pytest.raises(SSEHubError, match="idempotency_key can't stand in a header"):
+        publisher.emit(channel="chat", user_id="*", data="x", idempotency_key=key)

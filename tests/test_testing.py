@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ssehub.testing import ManualHub
@@ -33,3 +35,15 @@ async def test_time_passes_only_when_told(sse_hub: ManualHub) -> None:
     assert recorded.reason == "expired"
     assert [message.type for message in recorded.messages] == ["stream-expiring", "stream-expired"]
     await sse_hub.aclose()
+
+
+async def test_time_passes_only_when_it_is_told_to_and_for_every_stream() -> None:
+    hub = ManualHub(heartbeat_seconds=0.1)
+    streams = [await hub.record(channel="chat", user_id="alex") for _ in range(150)]
+
+    await asyncio.sleep(0.3)
+    assert not any(": ping" in stream.text for stream in streams)
+    await hub.pass_seconds(0.2)
+
+    assert all(": ping" in stream.text for stream in streams)
+    await hub.aclose()

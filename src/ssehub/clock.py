@@ -122,6 +122,8 @@ class Clock:
             if subscriber.reason is None:
                 self._look_ahead(subscriber, now)
                 self._hub.beat(subscriber, frames)
+        if len(some) == VISITS_AT_ONCE and self._loop is None:
+            self._visit(rest, frames)
 
     def _settle_due(self, now: float) -> None:
         while self._due and self._due[0][0] <= now:

@@ -27,7 +27,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import BodyTooLarge, ControlKeyError, Forbidden, InvalidEvent, InvalidRequest, SSEHubError, Unavailable
+from .errors import (
+    BodyTooLarge,
+    ConfigError,
+    ControlKeyError,
+    Forbidden,
+    InvalidEvent,
+    InvalidRequest,
+    SSEHubError,
+    Unavailable,
+)
 from .event import Event, IdempotencyKey, Publication, check_name, json_text
 from .forms import JSON, NDJSON, content_type, drop_body, form_fields, known_object, parse_json, read_body
 from .hub import Hub, Statistics
@@ -68,6 +77,8 @@ def create_control_app(
     With a `control_key`, each call but the health checks needs it; without one, the app answers only by a name of
     `allowed_hosts`, which keeps web pages out that rebind their DNS name to this machine.
     """
+    if control_key is not None and not control_key.strip():
+        raise ConfigError("control_key is empty, which everybody knows: give a random string, or None for no key")
     issue = IssueToken(tokens, token_lifetime_seconds, now)
     emit = Emit(hub, max_event_bytes, max_batch_events, control_key or "")
     endpoints: dict[str, ASGIApp] = {

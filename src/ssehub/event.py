@@ -45,6 +45,16 @@ class Claims:
     channels: tuple[str, ...]
     expires_at: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises InvalidEvent for what no token could grant."""
+        check_name("userId", self.user_id)
+        if isinstance(self.channels, str) or not self.channels:
+            raise InvalidEvent(f"channels must be a tuple of names, such as ('chat',), not {self.channels!r}")
+        for channel in self.channels:
+            check_name("channel", channel)
+        if self.expires_at is not None and not isinstance(self.expires_at, int | float):
+            raise InvalidEvent(f"expires_at must be a Unix time in seconds, not {self.expires_at!r}")
+
 
 class Position(NamedTuple):
     """An event's place in one log; positions of the same log order as their events do."""

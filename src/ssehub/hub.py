@@ -259,7 +259,10 @@ class Hub:
             raise
         if self._loop is not running.loop:
             self._loop = running.loop
-            self._clock.start(running.loop)
+            self._start_clock(running.loop)
+
+    def _start_clock(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._clock.start(loop)
 
     async def aclose(self) -> None:
         """End every stream, and the hub with them."""

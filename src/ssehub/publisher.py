@@ -18,7 +18,7 @@ try:
 except ImportError as exc:
     raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
 
-from .errors import ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable
+from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -33,6 +33,13 @@ class _Calls:
 
     def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
         self._url = url.rstrip("/")
+        try:
+            parts = httpx.URL(url)
+        except (httpx.InvalidURL, TypeError) as exc:
+            raise ConfigError(f"{url!r} is no URL such as {DEFAULT_URL}: {exc}") from exc
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ConfigError(f"{url!r} is no URL such as {DEFAULT_URL}")
+        _check_header("control_key", control_key)
         headers = {"Content-Type": "application/json"}
         if control_key is not None:
             headers["Authorization"] = f"Bearer {control_key}"
@@ -47,18 +54,34 @@ class _Calls:
 
     def _answer(self, response: httpx.Response) -> Any:
         if response.status_code == 200:
-            return response.json()
+            try:
+                return _Answer(response.json())
+            except (TypeError, ValueError):
+                raise Unavailable(f"{self._url} answers as no hub does: {response.text[:80]!r}") from None
         kind = _ERRORS.get(response.status_code, InvalidRequest if response.status_code < 500 else Unavailable)
         raise kind(f"{self._url} answered {response.status_code}: {_reason(response)}")
 
     @staticmethod
     def _headers(key: str | None) -> dict[str, str]:
+        _check_header("idempotency_key", key)
         return {"Idempotency-Key": key or uuid4().hex}
 
     def _no_answer(self, exc: httpx.HTTPError) -> Unavailable:
         if isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout):
             return Unavailable(f"{self._url} can't be reached ({exc}): nothing was sent")
         return Unavailable(f"{self._url} gave no answer ({type(exc).__name__}): the event may or may not be stored")
+
+
+class _Answer(dict[str, Any]):
+    """What a hub answers: an object, in which nothing is missed."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Unavailable(f"the answer has no {name}: what answers is no hub")
+
+
+def _check_header(name: str, value: str | None) -> None:
+    if value is not None and not (value.isascii() and value.isprintable()):
+        raise InvalidRequest(f"{name} can't stand in a header: write printable ASCII")
 
 
 def _reason(response: httpx.Response) -> str:
@@ -87,7 +110,10 @@ _WIRE_NAMES = {"user_id": "userId", "type": "event"}
 
 def _wire(event: EventFields) -> dict[str, object]:
     """`event` as `POST /emit/` takes it."""
-    return {_WIRE_NAMES.get(name, name): value for name, value in event.items() if value is not None}
+    wire = {_WIRE_NAMES.get(name, name): value for name, value in event.items() if value is not None}
+    if "data" in event and event["data"] is None:
+        wire["data"] = "null"  # as `Hub.publish` writes it
+    return wire
 
 
 class Publisher(_Calls):

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,9 @@ class ManualHub(Hub):
     def __init__(self, **settings: Any) -> None:
         self.clock = ManualClock()
         super().__init__(now=lambda: self.clock.wall, monotonic=lambda: self.clock.monotonic, **settings)
+
+    def _start_clock(self, loop: asyncio.AbstractEventLoop) -> None:
+        """No timer: `pass_seconds` is what moves this hub's clock."""
 
     async def record(
         self,
