@@ -346,7 +346,6 @@ class Poster:
         self._reader = reader
         self._writer = writer
         key = f"Authorization: Bearer {plan.control_key}\r\n" if plan.control_key else ""
-        self._patience = plan.patience_seconds
         parts = urlsplit(plan.control_url)
         self._prefix = parts.path.rstrip("/")
         self._head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}"
@@ -371,13 +370,10 @@ class Poster:
         )
         self._writer.write(head.encode() + body)
         try:
-            async with asyncio.timeout(self._patience):
-                answer = await self._reader.readuntil(b"\r\n\r\n")
-                status = answer.partition(b"\r\n")[0].split(b" ", 1)[-1].decode(errors="replace")
-                length = re.search(rb"content-length: *(\d+)", answer, re.IGNORECASE)
-                text = await self._reader.readexactly(int(length[1])) if length else b""
-        except TimeoutError as exc:
-            raise BenchError(f"the hub has not answered {path} in {self._patience:g} s") from exc
+            answer = await self._reader.readuntil(b"\r\n\r\n")
+            status = answer.partition(b"\r\n")[0].split(b" ", 1)[-1].decode(errors="replace")
+            length = re.search(rb"content-length: *(\d+)", answer, re.IGNORECASE)
+            text = await self._reader.readexactly(int(length[1])) if length else b""
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
             raise BenchError("the hub ended a publisher's connection without an answer") from exc
         if not status.startswith("2"):
@@ -579,7 +575,11 @@ async def tokens_from_hub(plan: Plan) -> list[str]:
     """A token for each audience, asked of the control app."""
     async with Poster.connected(plan) as poster:
         fields = [json.dumps({"userId": user, "channel": channel}).encode() for channel, user in plan.audiences]
-        answers = [await poster.post("/token/", body) for body in fields]
+        try:
+            async with asyncio.timeout(plan.patience_seconds):
+                answers = [await poster.post("/token/", body) for body in fields]
+        except TimeoutError as exc:
+            raise BenchError(f"{plan.control_url} gives no token in {plan.patience_seconds:g} s") from exc
     try:
         return [str(json.loads(answer)["token"]) for answer in answers]
     except (ValueError, KeyError, TypeError) as exc:

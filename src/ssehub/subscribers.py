@@ -154,16 +154,11 @@ class Subscriber:
         self.held = None
 
     def start_over(self, base: Position) -> None:
-        """Count as given everything up to `base`, which may be of another log; drop what is held from before.
-
-        What it has had of the same log beyond that is not given again.
-        """
+        """Count as given everything up to `base`, which may be of another log; drop what is held from before."""
         while self.held:
             self._take_held(self.held)
         self.is_replaying = False
-        self.came_at = base
-        if self.sent.log != base.log or self.sent < base:
-            self.sent = base
+        self.sent = self.came_at = base
 
     def _write(self, batch: Batch) -> None:
         sink = self.sink
