@@ -104,7 +104,9 @@ class RunningHub:
         return ids
 
     def memory_bytes(self) -> int:
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        """What it has in memory, with all of its workers."""
+        parent = psutil.Process(self.process.pid)
+        return sum(process.memory_info().rss for process in (parent, *parent.children(recursive=True)))
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.control_url}/metrics").text

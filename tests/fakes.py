@@ -49,7 +49,7 @@ class FakeSink:
         if owner is not None:
             owner.sink_lost()
 
-    def close(self) -> None:
+    def close(self, linger_seconds: float = 5.0) -> None:
         self.is_closed = True
         self.owner = None
 

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -480,6 +481,22 @@ async def test_task_sink_takes_all_that_has_gathered_and_counts_what_is_under_wa
     sink.abort()
     sink.write(Chunk(b"too late"))
     assert await taking == b""
+
+
+async def test_task_sink_drops_a_connection_that_takes_nothing_in_time_and_none_that_is_done() -> None:
+    dropped: list[str] = []
+    sinks = {name: TaskSink(partial(dropped.append, name)) for name in ("closed", "aborted", "done", "gone on")}
+    sinks["closed"].close(0.1)
+    sinks["aborted"].abort()
+    assert dropped == ["aborted"]
+    sinks["done"].close(0.1)
+    for name in ("done", "gone on"):
+        sinks[name].finish()
+        sinks[name].abort()
+    await until(lambda: dropped == ["aborted", "closed"])
+    await asyncio.sleep(0.1)
+
+    assert dropped == ["aborted", "closed"]
 
 
 class FakeTransport(asyncio.WriteTransport):

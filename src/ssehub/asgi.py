@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .apps import create_apps
 from .config import load_config
 from .errors import ConfigError, SSEHubError
-from .server import at_work
+from .server import at_work, offer_drop
 
 __all__ = ["app", "client_app", "control_app"]
 
 
 class Served:
-    """`app` with a lifespan that, when it can't begin, says so in one line."""
+    """`app` with a lifespan that, when it can't begin, says so in one line, and that can drop connections."""
 
     def __init__(self, app: ASGIApp, lifespan: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         self._app = app
@@ -32,6 +32,7 @@ class Served:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
+            offer_drop(scope, send)
             await self._app(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:

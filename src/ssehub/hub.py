@@ -63,6 +63,8 @@ DEFAULT_VISIT_SECONDS = 15.0
 RESTART_MILLISECONDS = 2_000
 """What a restart takes at the most; a drained client comes back after that, spread over the next 5 s."""
 DRAIN_STEP_SECONDS = 0.02
+DRAIN_LINGER_SECONDS = 1.0
+"""How much longer than a drain a client may take for what was written before its stream ended."""
 HEARTBEAT_COMMENT = "ping"
 FLUSH_SECONDS = 1.0
 """How long a hub that is closed goes on giving out what was published before."""
@@ -858,6 +860,8 @@ class Hub:
             self.tell(subscriber, "stream-drain", {}, retry=self.comeback_milliseconds())
         if reason is CloseReason.SLOW:
             subscriber.sink.abort()
+        elif reason is CloseReason.DRAINED:
+            subscriber.sink.close(self._drain_until + DRAIN_LINGER_SECONDS - self._monotonic())
         else:
             subscriber.sink.close()
 

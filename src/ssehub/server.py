@@ -34,7 +34,7 @@ from .hub import Hub
 from .logs import logging_to_stderr
 from .sinks import TransportSink
 from .sockets import hold, listen
-from .stream import EXTENSION
+from .stream import DROP, EXTENSION
 
 logger = logging.getLogger("ssehub.server")
 
@@ -157,6 +157,16 @@ def capped(max_connections: int) -> type[HttpProtocol]:
                 transport.abort()
 
     return CappedProtocol
+
+
+def offer_drop(scope: Scope, send: Send) -> None:
+    """Offer the app a way to drop the connection under uvicorn, whose `send` belongs to what holds the transport.
+
+    A client that reads nothing would else keep uvicorn waiting for as long as it likes, also at its end.
+    """
+    drop = getattr(getattr(getattr(send, "__self__", None), "transport", None), "abort", None)
+    if drop is not None:
+        scope.setdefault("extensions", {})[DROP] = drop
 
 
 def serve(config: Config) -> int:

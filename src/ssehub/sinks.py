@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import WriteTransport
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 HIGH_WATER_BYTES = 64 * 2**10
@@ -64,8 +65,8 @@ class Sink(Protocol):
     def backlog(self) -> int:
         """Bytes given to this sink that the operating system has not taken."""
 
-    def close(self) -> None:
-        """Take nothing more; what is in the backlog still goes out."""
+    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
+        """Take nothing more; what is in the backlog still goes out, as far as the client takes it in this time."""
 
     def abort(self) -> None:
         """Drop the backlog and the connection."""
@@ -79,7 +80,7 @@ class TransportSink:
     `connection_lost`, as asyncio calls them.
     """
 
-    __slots__ = ("_corked", "_corked_bytes", "_is_closed", "_transport", "is_chunked", "is_paused", "owner")
+    __slots__ = ("_corked", "_corked_bytes", "_is_closed", "_linger", "_transport", "is_chunked", "is_paused", "owner")
 
     def __init__(self, transport: WriteTransport, *, is_chunked: bool) -> None:
         self.owner: Owner | None = None
@@ -89,6 +90,7 @@ class TransportSink:
         self._is_closed = False
         self._corked: list[Chunk] | None = []
         self._corked_bytes = 0
+        self._linger = LINGER_SECONDS
 
     def write(self, chunk: Chunk) -> None:
         if self._is_closed:
@@ -126,11 +128,12 @@ class TransportSink:
             return self._corked_bytes
         return 0 if self._is_closed else self._transport.get_write_buffer_size()
 
-    def close(self) -> None:
+    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         self.owner = None
+        self._linger = linger_seconds
         if self._corked is None:
             self._finish()
 
@@ -143,7 +146,7 @@ class TransportSink:
             transport.write(LAST_CHUNK)
         transport.close()
         if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
+            asyncio.get_running_loop().call_later(self._linger, transport.abort)
 
     def abort(self) -> None:
         self._is_closed = True
@@ -173,11 +176,22 @@ class TaskSink:
     """Keeps what is written for one task, which takes all that has gathered whenever it can send more.
 
     For servers that give no transport: that task awaits the server's `send`, and while it does, bytes gather here.
+    `drop_connection` is how a client that does not read is got rid of; without it, it keeps that task waiting.
     """
 
-    __slots__ = ("_chunks", "_in_flight", "_is_closed", "_size", "_waiter", "is_paused", "owner")
+    __slots__ = (
+        "_chunks",
+        "_drop_connection",
+        "_in_flight",
+        "_is_closed",
+        "_size",
+        "_timer",
+        "_waiter",
+        "is_paused",
+        "owner",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, drop_connection: Callable[[], None] | None = None) -> None:
         self.owner: Owner | None = None
         self.is_paused = False
         self._chunks: deque[bytes] = deque()
@@ -185,6 +199,8 @@ class TaskSink:
         self._in_flight = 0
         self._is_closed = False
         self._waiter: asyncio.Future[None] | None = None
+        self._drop_connection = drop_connection
+        self._timer: asyncio.TimerHandle | None = None
 
     def write(self, chunk: Chunk) -> None:
         if self._is_closed:
@@ -201,15 +217,26 @@ class TaskSink:
     def backlog(self) -> int:
         return self._size + self._in_flight
 
-    def close(self) -> None:
+    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
         self._is_closed = True
         self.owner = None
         self._wake()
+        if self._drop_connection is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(linger_seconds, self._drop_connection)
 
     def abort(self) -> None:
         self._chunks.clear()
         self._size = 0
+        drop, self._drop_connection = self._drop_connection, None
         self.close()
+        if drop is not None:
+            drop()
+
+    def finish(self) -> None:
+        """The task has ended: the connection is the server's again."""
+        self._drop_connection = None
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def take(self) -> bytes:
         """The next bytes, once there are any; empty at the end. Asking says that the last ones have been sent."""

@@ -26,6 +26,8 @@ logger = logging.getLogger("ssehub.stream")
 
 EXTENSION = "ssehub.transport"
 """The ASGI extension under which a server hands its transport to the app."""
+DROP = "ssehub.drop_connection"
+"""The extension under which something tells the app how to drop its connection, where the server writes."""
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -72,9 +74,10 @@ class EventStream(EventSourceResponse):
         if scope["method"] == "HEAD":
             await super().__call__(scope, receive, send)
             return
-        connection: Connection | None = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
+        extensions = scope.get("extensions", {})
+        connection: Connection | None = extensions.get(EXTENSION, {}).get("connection")
         if connection is None:
-            await self._send_by_task(receive, send)
+            await self._send_by_task(TaskSink(extensions.get(DROP)), receive, send)
         else:
             await self._write_to(connection, receive, send)
 
@@ -103,13 +106,12 @@ class EventStream(EventSourceResponse):
 
     async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
         """Some middleware keeps the headers until it has a body: then the body has to go through it, too."""
-        sink = TaskSink()
+        sink = TaskSink(corked.abort)
         subscriber.move_to(sink, corked.take_corked())
         await _copy(sink, receive, send)
         self._hub.end(subscriber, CloseReason.DISCONNECTED)
 
-    async def _send_by_task(self, receive: Receive, send: Send) -> None:
-        sink = TaskSink()
+    async def _send_by_task(self, sink: TaskSink, receive: Receive, send: Send) -> None:
         subscriber = self._hub.attach(self._claims, sink, self._begin)
         try:
             await self._start(send)
@@ -120,13 +122,16 @@ class EventStream(EventSourceResponse):
 
 async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
     """Send what is written to `sink` until it is closed and empty, or the client has gone."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(_wait_for_disconnect, receive, group.cancel_scope)
-        with contextlib.suppress(OSError):  # what `send` raises by ASGI 2.4 when the client has gone
-            while data := await sink.take():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send(END)
-        group.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_wait_for_disconnect, receive, group.cancel_scope)
+            with contextlib.suppress(OSError):  # what `send` raises by ASGI 2.4 when the client has gone
+                while data := await sink.take():
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send(END)
+            group.cancel_scope.cancel()
+    finally:
+        sink.finish()
 
 
 async def _wait_for_disconnect(receive: Receive, streaming: anyio.CancelScope) -> None:

@@ -58,10 +58,11 @@ class Recording:
         self.text += text
         self.messages.extend(self._reader.read(text))
 
-    def close(self) -> None:
+    def close(self, linger_seconds: float = 0.0) -> None:
         self.owner = None
 
-    abort = close
+    def abort(self) -> None:
+        self.close()
 
 
 class ManualHub(Hub):
