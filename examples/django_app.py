@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -27,7 +28,7 @@ from starlette.routing import Mount
 
 from ssehub import Hub, Tokens, create_client_app
 
-SECRET = os.environ.get("SECRET", "only for trying it out, never for anything real")
+SECRET = os.environ.get("SECRET") or secrets.token_urlsafe(32)  # without one tokens end with the process
 
 settings.configure(ROOT_URLCONF=__name__, SECRET_KEY=SECRET, ALLOWED_HOSTS=["localhost", "127.0.0.1"])
 django.setup()

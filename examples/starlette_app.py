@@ -1,9 +1,10 @@
 """Plain Starlette: both apps of the hub in one process, tokens, and an event a second.
 
-uvicorn starlette_app:app --http ssehub.server:HttpProtocol
+CONTROL_KEY=a-key-of-yours uvicorn starlette_app:app --http ssehub.server:HttpProtocol
 
 TOKEN=$(curl -s http://127.0.0.1:8000/token)
 curl -N "http://127.0.0.1:8000/sse/events/?token=$TOKEN"
+curl -H 'Authorization: Bearer a-key-of-yours' -d 'userId=*&channel=clock&data=hi' http://127.0.0.1:8000/control/emit/
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator
 
@@ -22,7 +24,9 @@ from starlette.routing import Mount, Route
 from ssehub import Hub, Tokens, create_client_app, create_control_app
 
 hub = Hub()
-tokens = Tokens(os.environ.get("SECRET", "only for trying it out, never for anything real"))
+# Without these in the environment nobody else knows them, and the tokens end with the process.
+tokens = Tokens(os.environ.get("SECRET") or secrets.token_urlsafe(32))
+control_key = os.environ.get("CONTROL_KEY") or secrets.token_urlsafe(32)
 
 
 async def token(request: Request) -> PlainTextResponse:
@@ -48,9 +52,7 @@ app = Starlette(
     routes=[
         Route("/token", token),
         Mount("/sse", create_client_app(hub, tokens=tokens)),
-        Mount(
-            "/control", create_control_app(hub, tokens=tokens, control_key=os.environ.get("CONTROL_KEY", "change me"))
-        ),
+        Mount("/control", create_control_app(hub, tokens=tokens, control_key=control_key)),
     ],
     lifespan=lifespan,
 )

@@ -166,6 +166,26 @@ async def test_mounted_path_works_with_and_without_slash_under_a_root_path(path:
     assert text.startswith("HTTP/1.1 200")
 
 
+async def test_hubs_in_one_process_know_nothing_of_each_other() -> None:
+    async with Hub() as one, Hub() as two:
+        app = Starlette(
+            routes=[Mount(f"/{n}", create_client_app(hub, tokens=TOKENS)) for n, hub in enumerate((one, two), 1)]
+        )
+        async with serving(app) as port, listening(port, "/1") as first, listening(port, "/2") as second:
+            await first.read_until(": ok")
+            await second.read_until(": ok")
+            for hub, data in ((one, "for one"), (two, "for two")):
+                await hub.publish(channel="chat", user_id="*", data=data)
+            await first.read_until("for one")
+            await second.read_until("for two")
+            await one.aclose()
+            await first.read_until("event: stream-drain")
+            await two.publish(channel="chat", user_id="*", data="still there")
+            await second.read_until("still there")
+
+            assert "two" not in first.text and "one" not in second.text and "drain" not in second.text
+
+
 async def test_mounted_control_app_answers_its_health_checks_to_anybody() -> None:
     hub = Hub()
     app = Starlette(routes=[Mount("/control", create_control_app(hub, tokens=TOKENS, control_key="key"))])

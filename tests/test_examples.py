@@ -36,20 +36,20 @@ def running(*command: str, port: int, **env: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[str], int]]:
+def start() -> Iterator[Callable[..., int]]:
     """Starts an example under uvicorn, and gives its port."""
     with ExitStack() as stack:
 
-        def run(app: str) -> int:
+        def run(app: str, **env: str) -> int:
             port = free_port()
             arguments = ("-m", "uvicorn", app, "--port", str(port), "--http", "ssehub.server:HttpProtocol")
-            stack.enter_context(running(*arguments, port=port))
+            stack.enter_context(running(*arguments, port=port, **env))
             return port
 
         yield run
 
 
-def test_fastapi_example_uses_its_own_login(start: Callable[[str], int]) -> None:
+def test_fastapi_example_uses_its_own_login(start: Callable[..., int]) -> None:
     port = start("fastapi_app:app")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as alex:
         assert alex.get("/sse/events/").status_code == 401
@@ -64,13 +64,13 @@ def test_fastapi_example_uses_its_own_login(start: Callable[[str], int]) -> None
     assert json.loads(stream.events[0].data) == {"from": "alex", "text": "hi"}
 
 
-def test_starlette_example_ticks_and_takes_events(start: Callable[[str], int]) -> None:
-    port = start("starlette_app:app")
+def test_starlette_example_ticks_and_takes_events(start: Callable[..., int]) -> None:
+    port = start("starlette_app:app", CONTROL_KEY="a-key-of-yours")
     base = f"http://127.0.0.1:{port}"
     stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))
     stream.read_until(b"event: tick\n")
     form = {"userId": "*", "channel": "clock", "data": "by hand"}
-    key = {"Authorization": "Bearer change me"}
+    key = {"Authorization": "Bearer a-key-of-yours"}
 
     assert httpx.post(f"{base}/control/emit/", data=form).status_code == 401
     assert httpx.post(f"{base}/control/emit/", data=form, headers=key).text == "OK"
@@ -78,7 +78,7 @@ def test_starlette_example_ticks_and_takes_events(start: Callable[[str], int]) -
     stream.close()
 
 
-def test_django_example_publishes_from_a_view_and_a_thread(start: Callable[[str], int]) -> None:
+def test_django_example_publishes_from_a_view_and_a_thread(start: Callable[..., int]) -> None:
     port = start("django_app:app")
     base = f"http://127.0.0.1:{port}"
     stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))

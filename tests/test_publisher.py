@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -74,6 +75,21 @@ def test_answer_that_does_not_come_leaves_open_whether_it_was_stored() -> None:
         with Publisher(url, timeout_seconds=0.5) as publisher, pytest.raises(Unavailable, match="may or may not"):
             publisher.emit(channel="chat", user_id="*", data="x")
         accepting.join()
+
+
+@pytest.mark.parametrize(("status", "is_event", "tries"), [(500, True, 1), (503, True, 3), (503, False, 1)])
+def test_only_what_is_safe_to_repeat_is_sent_again(status: int, is_event: bool, tries: int) -> None:
+    with (
+        AnsweringAlways(status) as server,
+        Publisher(server.url) as publisher,
+        pytest.raises(Unavailable, match=f"answered {status}: try later"),
+    ):
+        if is_event:
+            publisher.emit(channel="chat", user_id="*", data="x")
+        else:
+            publisher.token("alex", "chat")
+
+    assert server.requests == tries
 
 
 @pytest.mark.anyio
@@ -148,6 +164,39 @@ class LossyProxy:
     def __exit__(self, *_: object) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        self._thread.join()
+
+
+class AnsweringAlways:
+    """A server that answers every POST with the same status."""
+
+    def __init__(self, status: int) -> None:
+        self.requests = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.requests += 1
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(status)
+                self.send_header("Content-Length", "9")
+                self.end_headers()
+                self.wfile.write(b"try later")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> AnsweringAlways:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
         self._thread.join()
 
 

@@ -105,19 +105,19 @@ def test_first_curl_to_try_works_as_printed(
 
 
 def test_curl_lines_of_the_readme_work_as_printed(start_hub: Callable[..., RunningHub]) -> None:
-    hub = start_hub()
+    use_as_the_readme_says(start_hub())
+
+
+def use_as_the_readme_says(hub: RunningHub) -> None:
+    """Its curl lines, on this hub's ports; ends the hub, and with it the stream and curl."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     lines = re.findall(r"^    ((?:TOKEN=|curl ).*)$", readme, re.MULTILINE)
-    token, listening, emit = (
-        line.replace("127.0.0.1:8000", f"127.0.0.1:{hub.port}").replace(
-            "127.0.0.1:8001", f"127.0.0.1:{hub.control_port}"
-        )
-        for line in lines
-    )
+    ports = {"127.0.0.1:8000": f"127.0.0.1:{hub.port}", "127.0.0.1:8001": f"127.0.0.1:{hub.control_port}"}
+    token, listening, emit = (re.sub("|".join(ports), lambda found: ports[found[0]], line) for line in lines)
     listener = subprocess.Popen(["bash", "-c", f"{token}\nexec {listening}"], stdout=subprocess.PIPE, text=True)
     hub.wait_for("ssehub_subscribers", 1)
     emitted = subprocess.run(["bash", "-c", emit], capture_output=True, text=True, timeout=20)
-    hub.signal()  # ends the stream, and with it curl
+    hub.signal()
     heard, _ = listener.communicate(timeout=20)
 
     assert emitted.stdout == "OK"

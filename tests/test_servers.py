@@ -18,7 +18,9 @@ import pytest
 
 from conftest import SECRET, RunningHub, connects, free_port, wait_until
 from streams import listen
+from test_server import use_as_the_readme_says
 
+ROOT = Path(__file__).parent.parent
 BAD_LINES = re.compile(r"Traceback|Exception|ERROR")
 
 
@@ -168,6 +170,13 @@ def test_server_that_is_told_to_end_does(serve: Callable[..., ServedHub], kind: 
     stalled.close()
 
 
+def test_curl_lines_of_the_readme_work_under_uvicorn_in_a_checkout() -> None:
+    hub = ServedHub(KINDS["uvicorn"], "asgi:client_app", cwd=ROOT)
+    hub.wait_until_ready()
+    use_as_the_readme_says(hub)
+    hub.stop()
+
+
 def test_second_process_is_refused_in_one_line() -> None:
     first = ServedHub(KINDS["uvicorn"])
     first.wait_until_ready()
@@ -225,6 +234,35 @@ def test_control_can_be_switched_off() -> None:
     hub.stop()
 
 
+@pytest.mark.parametrize("bind", ["off", "127.0.0.1:0"])
+@pytest.mark.parametrize("broker", ["memory://", "sqlite://{path}"])
+def test_both_apps_in_one_need_an_address_that_only_one_process_can_hold(
+    broker: str, bind: str, tmp_path: Path
+) -> None:
+    env = {"SSEHUB_CONTROL_KEY": "x", "SSEHUB_CONTROL_BIND": bind}
+    hub = ServedHub(
+        KINDS["uvicorn"], "ssehub.asgi:app", **env, SSEHUB_BROKER=broker.format(path=tmp_path / "events.db")
+    )
+
+    assert hub.wait() == 3
+    assert "ssehub: control_bind has to be an address with a port" in hub.log
+    assert "Traceback" not in hub.log
+    hub.stop()
+
+
+def test_control_alone_leaves_its_address_to_the_server_that_it_is_given_to() -> None:
+    port = free_port()
+    hub = ServedHub(KINDS["uvicorn"], "ssehub.asgi:control_app", SSEHUB_CONTROL_BIND=f"127.0.0.1:{port}")
+    wait_until(lambda: connects(hub.port), 20)
+
+    assert not connects(port)
+    form = {"userId": "*", "channel": "chat", "data": "hi"}
+    assert httpx.post(f"{hub.url}/emit/", data=form).text == "OK"
+    assert httpx.get(f"{hub.url}/readyz").status_code == 200
+    assert httpx.get(f"{hub.url}/events/").status_code == 404
+    hub.stop()
+
+
 def test_workers_with_the_memory_broker_are_refused() -> None:
     kind = Kind((*UVICORN, "--workers", "2"))
     hub = ServedHub(kind)
@@ -234,10 +272,11 @@ def test_workers_with_the_memory_broker_are_refused() -> None:
     hub.stop()
 
 
-def test_reload_comes_back_with_open_streams(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["auto", "ssehub.server:HttpProtocol"])
+def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path) -> None:
     module = tmp_path / "mine.py"
     module.write_text("from ssehub.asgi import client_app\n")
-    kind = Kind((*UVICORN, "--reload", "--reload-dir", str(tmp_path), "--app-dir", str(tmp_path)))
+    kind = Kind((*UVICORN, "--http", protocol, "--reload", "--reload-dir", str(tmp_path), "--app-dir", str(tmp_path)))
     hub = ServedHub(kind, "mine:client_app")
     hub.wait_until_ready()
     streams = [listen(hub.port, hub.token()) for _ in range(20)]
@@ -256,10 +295,9 @@ def test_reload_comes_back_with_open_streams(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, root], check=True, timeout=120
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT], check=True, timeout=120
     )
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
     python = tmp_path / "venv" / "bin" / "python"
@@ -268,10 +306,7 @@ def test_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     seconds = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     hub = ServedHub(KINDS["uvicorn"], python=str(python), cwd=tmp_path)
     hub.wait_until_ready()
-    stream = listen(hub.port, hub.token())
-    hub.emit(data="hi")
-    stream.read_until(b"data: hi\n\n")
-    stream.close()
+    use_as_the_readme_says(hub)
     hub.stop()
 
     assert float(seconds) < 0.3

@@ -22,10 +22,12 @@ from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSE
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
-CONNECT_RETRIES = 2
 RETRY_SECONDS = (0.2, 1.0)
-"""How long to wait before the same is sent again, with the same idempotency key: the hub publishes it once."""
-_ERRORS: dict[int, type[SSEHubError]] = {400: InvalidRequest, 401: ControlKeyError, 403: Forbidden, 503: Unavailable}
+"""How long to wait before the same is sent again."""
+NOT_NOW = (502, 503, 504)
+_ERRORS: dict[int, type[SSEHubError]] = {401: ControlKeyError, 403: Forbidden}
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
+_Outcome = httpx.Response | httpx.HTTPError
 
 
 class _Calls:
@@ -43,6 +45,7 @@ class _Calls:
         headers = {"Content-Type": "application/json"}
         if control_key is not None:
             headers["Authorization"] = f"Bearer {control_key}"
+        # With a transport of its own httpx asks no proxy that the environment names: a hub's private port is near.
         self._options: dict[str, Any] = {"base_url": self._url, "headers": headers, "timeout": timeout_seconds}
 
     @staticmethod
@@ -52,14 +55,16 @@ class _Calls:
         except (TypeError, ValueError, RecursionError) as exc:
             raise InvalidRequest(f"the event can't be written as JSON ({exc}): give what JSON can hold") from exc
 
-    def _answer(self, response: httpx.Response) -> Any:
-        if response.status_code == 200:
+    def _answer(self, outcome: _Outcome) -> Any:
+        if isinstance(outcome, httpx.HTTPError):
+            raise self._no_answer(outcome) from outcome
+        if outcome.status_code == 200:
             try:
-                return _Answer(response.json())
+                return _Answer(outcome.json())
             except (TypeError, ValueError):
-                raise Unavailable(f"{self._url} answers as no hub does: {response.text[:80]!r}") from None
-        kind = _ERRORS.get(response.status_code, InvalidRequest if response.status_code < 500 else Unavailable)
-        raise kind(f"{self._url} answered {response.status_code}: {_reason(response)}")
+                raise Unavailable(f"{self._url} answers as no hub does: {outcome.text[:80]!r}") from None
+        kind = _ERRORS.get(outcome.status_code, InvalidRequest if outcome.status_code < 500 else Unavailable)
+        raise kind(f"{self._url} answered {outcome.status_code}: {_reason(outcome)}")
 
     @staticmethod
     def _headers(key: str | None) -> dict[str, str]:
@@ -67,9 +72,16 @@ class _Calls:
         return {"Idempotency-Key": key or uuid4().hex}
 
     def _no_answer(self, exc: httpx.HTTPError) -> Unavailable:
-        if isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout):
+        if isinstance(exc, _NO_CONNECTION):
             return Unavailable(f"{self._url} can't be reached ({exc}): nothing was sent")
         return Unavailable(f"{self._url} gave no answer ({type(exc).__name__}): the event may or may not be stored")
+
+
+def _may_repeat(outcome: _Outcome, *, has_key: bool) -> bool:
+    """Whether sending the same once more may help, and does nothing twice."""
+    if isinstance(outcome, httpx.HTTPError):
+        return has_key or isinstance(outcome, _NO_CONNECTION)
+    return has_key and outcome.status_code in NOT_NOW
 
 
 class _Answer(dict[str, Any]):
@@ -119,8 +131,9 @@ def _wire(event: EventFields) -> dict[str, object]:
 class Publisher(_Calls):
     """Publishes over HTTP, blocking. Use it in `with`, or `close` it; it may be shared by threads.
 
-    Where no answer comes, or 503, it tries twice more, with an idempotency key, so that nothing is published twice.
-    The key is a random one unless you give `idempotency_key`, to be safe across restarts of your own program, too.
+    It tries twice more where it can't connect, and where an event is not answered, or by 502, 503 or 504: its
+    idempotency key sees to it that nothing is published twice. The key is a random one unless you give
+    `idempotency_key`, to be safe across restarts of your own program, too.
 
     Raises InvalidRequest for what the hub refuses, ControlKeyError and Forbidden for who asks, Unavailable when it
     can't be reached or says to try again later.
@@ -134,7 +147,7 @@ class Publisher(_Calls):
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(url, control_key, timeout_seconds)
-        self._http = httpx.Client(transport=httpx.HTTPTransport(retries=CONNECT_RETRIES), **self._options)
+        self._http = httpx.Client(transport=httpx.HTTPTransport(), **self._options)
 
     def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event, and return its id."""
@@ -152,18 +165,19 @@ class Publisher(_Calls):
 
     def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
         body = self._body(value)
-        for wait in RETRY_SECONDS if headers else ():
-            try:
-                return self._post_once(path, body, headers)
-            except Unavailable:
-                time.sleep(wait)
-        return self._post_once(path, body, headers)
+        outcome = self._try(path, body, headers)
+        for wait in RETRY_SECONDS:
+            if not _may_repeat(outcome, has_key=headers is not None):
+                break
+            time.sleep(wait)
+            outcome = self._try(path, body, headers)
+        return self._answer(outcome)
 
-    def _post_once(self, path: str, body: bytes, headers: dict[str, str] | None) -> Any:
+    def _try(self, path: str, body: bytes, headers: dict[str, str] | None) -> _Outcome:
         try:
-            return self._answer(self._http.post(path, content=body, headers=headers))
+            return self._http.post(path, content=body, headers=headers)
         except httpx.HTTPError as exc:
-            raise self._no_answer(exc) from exc
+            return exc
 
     def close(self) -> None:
         self._http.close()
@@ -188,7 +202,7 @@ class AsyncPublisher(_Calls):
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(url, control_key, timeout_seconds)
-        self._http = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES), **self._options)
+        self._http = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(), **self._options)
 
     async def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """As `Publisher.emit`."""
@@ -206,18 +220,19 @@ class AsyncPublisher(_Calls):
 
     async def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
         body = self._body(value)
-        for wait in RETRY_SECONDS if headers else ():
-            try:
-                return await self._post_once(path, body, headers)
-            except Unavailable:
-                await asyncio.sleep(wait)
-        return await self._post_once(path, body, headers)
+        outcome = await self._try(path, body, headers)
+        for wait in RETRY_SECONDS:
+            if not _may_repeat(outcome, has_key=headers is not None):
+                break
+            await asyncio.sleep(wait)
+            outcome = await self._try(path, body, headers)
+        return self._answer(outcome)
 
-    async def _post_once(self, path: str, body: bytes, headers: dict[str, str] | None) -> Any:
+    async def _try(self, path: str, body: bytes, headers: dict[str, str] | None) -> _Outcome:
         try:
-            return self._answer(await self._http.post(path, content=body, headers=headers))
+            return await self._http.post(path, content=body, headers=headers)
         except httpx.HTTPError as exc:
-            raise self._no_answer(exc) from exc
+            return exc
 
     async def aclose(self) -> None:
         await self._http.aclose()
