@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from enum import Enum
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,8 @@ class Proxy:
         self._to = port
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
+        self.bytes_per_second: float | None = None
+        """How fast what the server says passes."""
         self._mode = Mode.PASS
         self._left: int | None = None
         self._fatal: bytes | None = None
@@ -95,6 +98,8 @@ class Proxy:
                     self._changed.wait_for(lambda: self._mode is not Mode.STALL or pair not in self._pairs)
                     data = self._of_answer(data, pair) if source is pair[1] else self._of_request(data, pair)
                 target.sendall(data)
+                if source is pair[1] and self.bytes_per_second:
+                    time.sleep(len(data) / self.bytes_per_second)
                 if source is pair[1] and self._left == 0:
                     self._left = None
                     break

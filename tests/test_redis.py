@@ -31,11 +31,14 @@ from conftest import SECRET, RunningHub, free_port, report, until, wait_until
 from proxy import Mode, Proxy
 from redis_nodes import Node, events_of, resets_of
 from redis_servers import KINDS, RedisServer, Sentinel
-from ssehub.brokers import create_broker
+from ssehub.brokers import Limits, create_broker
+from ssehub.brokers import redis as brokers_redis
 from ssehub.brokers.redis import RedisBroker
-from ssehub.errors import BrokerUnavailable, ConfigError
+from ssehub.errors import BrokerUnavailable, ConfigError, Overloaded
+from ssehub.event import Position
 from ssehub.hub import Hub
 from streams import RawStream, get, listen
+from test_brokers import Reader
 from test_cli import run
 
 SOAK = "SOAK" in os.environ
@@ -64,6 +67,12 @@ def running(kind: str, folder: Path, *options: str) -> Iterator[RedisServer]:
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
     """A server that keeps its data."""
     yield from running(request.param, tmp_path, *AOF)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[RedisServer]:
+    """For what is ours alone, and does not depend on the server."""
+    yield from running("valkey", tmp_path, *AOF)
 
 
 @pytest.fixture(params=KINDS if SOAK else KINDS[:1])
@@ -300,6 +309,21 @@ async def test_e5_an_answer_that_ends_in_the_middle_is_asked_for_again(server: R
         assert a.resets == b.resets == []
 
 
+async def test_e5_a_connection_that_is_slow_brings_everything_though_no_answer_as_large_as_usual_comes_in_time(
+    valkey: RedisServer,
+) -> None:
+    async with behind_proxy(valkey) as (a, b, proxy):
+        proxy.mode = Mode.DROP
+        await a.is_not_ready()
+        for number in range(20):
+            await b.publish(f"{number} {'x' * 100_000}")
+        proxy.bytes_per_second = 10**6
+        proxy.mode = Mode.PASS
+        await until(lambda: len(a.had) == 20, 20)
+
+        assert a.had == b.had and a.resets == []
+
+
 async def test_e6_a_reading_connection_that_is_killed_is_replaced(server: RedisServer) -> None:
     async with two_nodes(server.url) as (a, b):
         for number in range(200):
@@ -478,6 +502,22 @@ async def test_e11_a_log_that_was_evicted_is_noticed(server: RedisServer) -> Non
         await asyncio.gather(a.has("end"), b.has("end"))
 
         assert a.resets and b.resets
+
+
+async def test_e11_what_is_stored_in_part_is_no_secret(server: RedisServer) -> None:
+    """A script that fails in its middle is not undone: here what was published with its keys is no hash."""
+    async with two_nodes(server.url) as (a, b):
+        await b.publish("1")
+        server.command("SET", "{ssehub}:keys", "x")
+        with pytest.raises(BrokerUnavailable, match=r"WRONGTYPE.* may or may not be stored"):
+            await b.publish("2", idempotency_key="k")
+        await asyncio.gather(a.has("1", "2"), b.has("1", "2"))
+        server.command("DEL", "{ssehub}:keys")
+        await b.publish_until_stored("3")
+        await asyncio.gather(a.has("3"), b.has("3"))
+
+        assert a.had == b.had and a.data == ["1", "2", "3"]
+        assert a.resets and b.resets, "the log's state did not know of it"
 
 
 # E12, E13: publishers
@@ -836,14 +876,20 @@ def test_a_url_that_is_none_ends_the_command_in_one_line() -> None:
         assert "mack" not in result.stderr and "erel" not in result.stderr
 
 
-async def why_it_does_not_start(url: str, **options: Any) -> str:
-    """What is said when it is tried; also, that a hub which may wait says the same and goes on trying."""
+async def refusal(url: str, **options: Any) -> str:
+    """What is said when it is tried."""
     with pytest.raises(BrokerUnavailable) as refused:
         async with Node(url, **options):
             pass
     text = str(refused.value)
     assert "\n" not in text and "swordfish" not in text
-    broker = RedisBroker(url, waits=True, **options)
+    return text
+
+
+async def why_it_does_not_start(url: str) -> str:
+    """The same; also, that a hub which may wait says it, too, and goes on trying."""
+    text = await refusal(url)
+    broker = RedisBroker(url, waits=True)
     async with Hub(broker) as hub:
         await until(lambda: broker.problem == text, 10)
         assert hub.not_ready() == [text]
@@ -906,7 +952,8 @@ async def test_a_host_that_does_not_take_connections_is_said() -> None:
 
 
 async def test_addresses_that_nobody_has_are_said(tmp_path: Path) -> None:
-    for url in ("redis://nowhere.invalid", f"redis+unix://{tmp_path}/none.sock", f"redis://127.0.0.1:{free_port()}"):
+    assert "nowhere.invalid" in await refusal("redis://nowhere.invalid")
+    for url in (f"redis+unix://{tmp_path}/none.sock", f"redis://127.0.0.1:{free_port()}"):
         assert "can't be used" in await why_it_does_not_start(url)
     why = await why_it_does_not_start(f"redis+sentinel://127.0.0.1:{free_port()}/main")
     assert why.endswith("no Sentinel answers that knows a primary of that name")
@@ -1004,3 +1051,186 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
+
+
+# What a node makes of a log
+
+
+async def test_a_log_is_read_from_its_birth_from_where_it_was_trimmed_or_from_where_it_got_another_name(
+    valkey: RedisServer,
+) -> None:
+    async def base_and_tail(limits: Limits | None = None) -> tuple[Position, list[str | None]]:
+        reader = Reader()
+        async with RedisBroker(valkey.url, limits).run(reader):
+            return reader.bases[0], reader.data
+
+    async with Node(valkey.url) as node:
+        ids = [Position.parse(await node.publish(f"{number}")) for number in range(5)]
+        birth, all_of_it = await base_and_tail()
+        assert birth < ids[0] and all_of_it == ["0", "1", "2", "3", "4"]  # type: ignore[operator]
+        assert await base_and_tail(Limits(tail_events=2)) == (ids[2], ["3", "4"])
+        assert await base_and_tail(Limits(tail_bytes=1)) == (ids[3], ["4"])
+        valkey.command("XTRIM", STREAM, "MAXLEN", 3)
+        assert ids[2] is not None and await base_and_tail() == (ids[2].before, ["2", "3", "4"])
+        valkey.command("XDEL", STREAM, str(ids[3]).partition(".")[0])
+        assert ids[4] is not None and await base_and_tail() == (ids[4].before, ["4"]), "what is behind a gap is unsure"
+        valkey.command("XTRIM", STREAM, "MAXLEN", 0)
+        assert await base_and_tail() == (ids[4], [])
+        await node.publish("5")
+        await node.has("5")
+        valkey.command("HSET", "{ssehub}:state", "ms", 1)
+        await until(lambda: node.resets, 10)
+        base, tail = await base_and_tail()
+        assert base.log != ids[0].log and tail == []  # type: ignore[union-attr]
+        last = await node.publish("6")
+        assert await base_and_tail() == (base, ["6"])
+        assert last.endswith(base.log)
+
+
+async def test_a_log_that_has_less_than_a_node_knows_gets_another_name(valkey: RedisServer) -> None:
+    async with two_nodes(valkey.url) as (a, b):
+        ids = [await b.publish(f"{number}") for number in range(3)]
+        await asyncio.gather(a.has("2"), b.has("2"))
+        valkey.command("XDEL", STREAM, ids[-1].partition(".")[0])
+        await until(lambda: a.resets and b.resets, 10)
+        await b.publish("3")
+        await asyncio.gather(a.has("3"), b.has("3"))
+
+        assert a.resets == b.resets == ["log-lost"]
+        assert a.had == b.had
+
+
+async def test_an_entry_that_is_missing_in_the_middle_is_noticed(valkey: RedisServer) -> None:
+    async with behind_proxy(valkey) as (a, b, proxy):
+        await b.publish("0")
+        await a.has("0")
+        proxy.mode = Mode.DROP
+        ids = [await b.publish(f"{number}") for number in range(1, 5)]
+        valkey.command("XDEL", STREAM, ids[1].partition(".")[0])
+        proxy.mode = Mode.PASS
+        await a.has("4")
+
+        assert a.data == ["0", "1", "3", "4"] and a.resets == ["too-old"]
+        order = [message.data for message in a.stream.messages]
+        assert order == ["0", "1", '{"reason":"too-old"}', "3", "4"]
+
+
+async def test_a_failure_of_ours_while_reading_is_logged_and_told_and_nothing_comes_twice(
+    valkey: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_nodes(valkey.url) as (a, b):
+        await b.publish("1")
+        await a.has("1")
+        dispatch, failures = a.hub.dispatch, [RuntimeError("a mistake")]
+
+        def failing(*arguments: Any) -> None:
+            if failures:
+                raise failures.pop()
+            dispatch(*arguments)
+
+        monkeypatch.setattr(a.hub, "dispatch", failing)
+        await b.publish("2")
+        await a.has("1", "2")
+        await b.publish("3")
+        await a.has("1", "2", "3")
+
+        assert a.data == ["1", "2", "3"] and a.resets == ["too-old"]
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+            "reading the log failed; it is read from its tail again"
+        ]
+
+
+async def test_a_failure_of_ours_while_writing_is_logged_and_outlived(
+    valkey: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Node(valkey.url) as node:
+        monkeypatch.setattr(brokers_redis, "new_log_name", None)
+        with pytest.raises(BrokerUnavailable):
+            await node.publish("1")
+        monkeypatch.undo()
+        await node.publish_until_stored("2")
+        await node.has("2")
+
+        assert "appending to the log failed" in caplog.text
+
+
+async def test_what_waits_for_redis_is_bounded(valkey: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Node(valkey.url) as node:
+        await node.publish("stored")
+        valkey.signal(signal.SIGSTOP)
+        monkeypatch.setattr(brokers_redis, "MAX_WAITING_PUBLISHERS", 10)
+        monkeypatch.setattr(brokers_redis, "MAX_WAITING_BYTES", 10_000)
+        sent = asyncio.create_task(node.publish("sent"))
+        await until(lambda: node.broker._waiting)
+        await until(lambda: not node.broker._waiting)
+        waiting = [asyncio.create_task(node.publish(f"{number}")) for number in range(10)]
+        await until(lambda: len(node.broker._waiting) == 10)
+        with pytest.raises(Overloaded, match="nothing was stored"):
+            await node.publish("one too many")
+        answers = await asyncio.gather(sent, *waiting, return_exceptions=True)
+        with pytest.raises(Overloaded):
+            await node.publish("x" * 10_000)
+        valkey.signal(signal.SIGCONT)
+
+        assert "may or may not be stored" in str(answers[0])
+        assert all(str(answer).endswith("nothing was stored") for answer in answers[1:])
+
+
+@pytest.mark.parametrize(("bound", "value"), [("GROUP_PUBLISHERS", 3), ("GROUP_BYTES", 3 * 50)])
+async def test_publishers_that_wait_share_calls_up_to_a_bound(
+    valkey: RedisServer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    """Each of them brings an event of 45 to 50 bytes."""
+    async with Node(valkey.url) as node:
+        calls: list[int] = []
+        append = node.broker._append
+
+        async def counting(link: Any, group: list[Any]) -> None:
+            calls.append(len(group))
+            await append(link, group)
+
+        monkeypatch.setattr(node.broker, "_append", counting)
+        await asyncio.gather(*[node.publish(f"{number}") for number in range(100)])
+        together = calls.copy()
+        calls.clear()
+        monkeypatch.setattr(brokers_redis, bound, value)
+        await asyncio.gather(*[node.publish(f"{number}") for number in range(100)])
+
+        assert sum(together) == sum(calls) == 100
+        assert len(together) < 5 and max(calls) == 3
+
+
+async def test_who_waits_when_a_hub_ends_is_answered(valkey: RedisServer) -> None:
+    async with Node(valkey.url) as node:
+        valkey.signal(signal.SIGSTOP)
+        waiting = [asyncio.create_task(node.publish(f"{number}")) for number in range(3)]
+        waiting.append(asyncio.create_task(node.broker.head()))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+    valkey.signal(signal.SIGCONT)
+
+    assert all(isinstance(answer, BrokerUnavailable) for answer in answers)
+
+
+async def test_the_head_of_a_log_that_does_not_answer_is_not_waited_for(valkey: RedisServer) -> None:
+    async with Node(valkey.url) as node:
+        assert await node.broker.head() is None
+        valkey.signal(signal.SIGSTOP)
+        with pytest.raises(BrokerUnavailable):
+            await node.broker.head()
+        valkey.signal(signal.SIGCONT)
+        await node.is_ready()
+        assert await node.publish_until_stored("1") == await node.broker.head()
+
+
+def test_log_shows_what_is_in_redis(valkey: RedisServer, start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--broker", valkey.url, "--redis-prefix", "mine")
+    ids = hub.emit_batch([fields(data=f"{number}") for number in range(250)])
+    valkey.command("XADD", "{mine}:log", "*", "a", "b")
+    shown = run("log", "--broker", valkey.url, "--last", "240", SSEHUB_REDIS_PREFIX="mine")
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    valkey.kill()
+    gone = run("log", "--broker", valkey.url)
+
+    assert [(line["position"], line["data"]) for line in lines] == [(ids[n], f"{n}") for n in range(10, 250)]
+    assert gone.returncode == 3 and gone.stderr.count("\n") == 1

@@ -154,11 +154,16 @@ class Subscriber:
         self.held = None
 
     def start_over(self, base: Position) -> None:
-        """Count as given everything up to `base`, which may be of another log; drop what is held from before."""
+        """Count as given everything up to `base`, which may be of another log; drop what is held from before.
+
+        What it has had of the same log beyond that is not given again.
+        """
         while self.held:
             self._take_held(self.held)
         self.is_replaying = False
-        self.sent = self.came_at = base
+        self.came_at = base
+        if self.sent.log != base.log or self.sent < base:
+            self.sent = base
 
     def _write(self, batch: Batch) -> None:
         sink = self.sink

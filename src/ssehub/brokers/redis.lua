@@ -1,5 +1,6 @@
 -- The log in Redis: a stream, and beside it what the log is called and where it stands, and the idempotency keys.
--- Redis runs each call by itself: all of it happens, or nothing.
+-- Redis runs each call by itself, but undoes nothing when one fails in its middle: what that has stored is not in the
+-- state, so who reads it sees that the count, or the log, is not what it was.
 --
 -- KEYS: the stream; a hash of the log's state; its idempotency keys by age; what was published with each.
 -- ARGV: a verb, a name for a new log if one is needed, and what the verb takes.

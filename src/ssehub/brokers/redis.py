@@ -348,7 +348,11 @@ class RedisBroker:
         asking: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._asking.append(asking)
         self._wake.set()
-        return await asking
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                return await asking
+        except TimeoutError:
+            raise BrokerUnavailable(self.problem or "Redis gives no answer") from None
 
     async def _write_forever(self) -> None:
         pauses = Pauses()
@@ -368,7 +372,6 @@ class RedisBroker:
                 self._has_problem("writing", exc)
             if self._broken_at is None:
                 self._broken_at = loop.time()
-            self._refuse_asking()
             await asyncio.sleep(pauses.next())
 
     async def _write(self, link: Link) -> None:
@@ -435,20 +438,12 @@ class RedisBroker:
         asking, self._asking = self._asking, []
         try:
             state = await link.look()
-        except BaseException as exc:
-            for one in asking:
-                if not one.done():
-                    one.set_exception(BrokerUnavailable(f"the log can't be asked: {explain(exc)}"))
+        except BaseException:
+            self._asking = [*asking, *self._asking]
             raise
         for one in asking:
             if not one.done():
                 one.set_result(str(state.head) if state.entries else None)
-
-    def _refuse_asking(self) -> None:
-        asking, self._asking = self._asking, []
-        for one in asking:
-            if not one.done():
-                one.set_exception(BrokerUnavailable(self.problem or "Redis gives no answer"))
 
     # Running
 
@@ -473,9 +468,13 @@ class RedisBroker:
 
     def _refuse_waiting(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        asking, self._asking = self._asking, []
+        ended = BrokerUnavailable("the hub has ended; nothing was stored")
         for request in waiting:
-            request.refuse(BrokerUnavailable("the hub has ended; nothing was stored"))
-        self._refuse_asking()
+            request.refuse(ended)
+        for answer in asking:
+            if not answer.done():
+                answer.set_exception(ended)
         self._problems.clear()
         self._broken_at = None
 
@@ -518,6 +517,8 @@ class _Reader:
         """The last entry that was ours, or where the log began."""
         self._entries = 0
         self._last_id: bytes = b""
+        self._count = READ_COUNT
+        """How many entries are asked for: few after an answer that did not come in time, however large they are."""
         self._seen: LogState | None = None
         """Where the log stood when nothing came; if nothing comes again, what it has more has been trimmed."""
 
@@ -533,9 +534,11 @@ class _Reader:
     async def read_on(self, link: Link, block_milliseconds: int) -> None:
         """Deliver what comes next; when nothing comes, see whether that is right."""
         seen, self._seen = self._seen, None
+        count, self._count = self._count, 1
         answer = await link.command(
-            "XREAD", "COUNT", READ_COUNT, "BLOCK", block_milliseconds, "STREAMS", link.keys.stream, self._last_id
+            "XREAD", "COUNT", count, "BLOCK", block_milliseconds, "STREAMS", link.keys.stream, self._last_id
         )
+        self._count = min(2 * count, READ_COUNT)
         if answer:
             await self._take(link, answer[0][1])
             return
