@@ -334,7 +334,15 @@ def test_position_reads_what_it_writes() -> None:
 
 @pytest.mark.parametrize(
     "claims",
-    [("alex", "chat"), ("alex", ()), ("", ("chat",)), (5, ("chat",)), ("alex", (None,)), ("a", ("b",), "soon")],
+    [
+        ("alex", "chat"),
+        ("alex", ()),
+        ("", ("chat",)),
+        (5, ("chat",)),
+        ("alex", (None,)),
+        ("a", ("b",), "soon"),
+        ("a", ("b",), float("nan")),
+    ],
 )
 def test_claims_that_no_token_could_grant_are_refused(claims: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidEvent):

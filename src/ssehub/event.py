@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,8 @@ class Claims:
             raise InvalidEvent(f"channels must be a tuple of names, such as ('chat',), not {self.channels!r}")
         for channel in self.channels:
             check_name("channel", channel)
-        if self.expires_at is not None and not isinstance(self.expires_at, int | float):
+        expires_at = self.expires_at
+        if expires_at is not None and (not isinstance(expires_at, int | float) or math.isnan(expires_at)):
             raise InvalidEvent(f"expires_at must be a Unix time in seconds, not {self.expires_at!r}")
 
 

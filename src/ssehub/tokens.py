@@ -11,7 +11,7 @@ import binascii
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from jose import jwt
@@ -66,6 +66,8 @@ class Tokens:
     def issue(self, user_id: str, channels: Sequence[str], *, expires_at: float) -> str:
         """A token for `user_id` on `channels` until `expires_at` (Unix time, seconds). Raises InvalidEvent."""
         claims: dict[str, Any] = {"userId": check_name("userId", user_id)}
+        if isinstance(channels, str) or not isinstance(channels, Collection):
+            raise InvalidEvent(f"channels must be a sequence of names, such as ['chat'], not {channels!r:.40}")
         names = [check_name("channel", channel) for channel in channels]
         if not 1 <= len(names) <= MAX_CHANNELS:
             raise InvalidEvent(f"channel: {len(names)} were given, a token takes 1 to {MAX_CHANNELS}")
@@ -73,8 +75,10 @@ class Tokens:
             claims["channel"] = names[0]
         else:
             claims["channels"] = names
-        if not 0 <= expires_at < MAX_TIME:
-            raise InvalidEvent(f"exp {expires_at:g} is no Unix time in seconds, such as {int(self._now()) + 86_400}")
+        if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
+            raise InvalidEvent(
+                f"exp {expires_at!r:.40} is no Unix time in seconds, such as {int(self._now()) + 86_400}"
+            )
         claims["exp"] = int(expires_at)
         token: str = jwt.encode(claims, self._secret, algorithm=self._algorithm)
         if len(token) > MAX_TOKEN_LENGTH:
@@ -166,6 +170,8 @@ def _number(name: str, value: object) -> float:
 
 def check_secret(secret: str) -> None:
     """Raises ConfigError, which never shows it, for a `secret` that everybody knows or that can't sign."""
+    if not isinstance(secret, str):
+        raise ConfigError(f"the secret must be a string of 32 random bytes or more, not {type(secret).__name__}")
     if not secret.strip():
         raise ConfigError("the secret is empty: give 32 random bytes or more, e.g. from `openssl rand -base64 32`")
     if secret == "secret":
