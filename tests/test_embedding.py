@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -30,7 +31,8 @@ from uvicorn.server import ServerState
 import test_tokens
 from conftest import SECRET, until
 from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
-from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
+from ssehub.brokers import create_broker
+from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, InvalidRequest, WrongEventLoop
 from ssehub.event import Event
 from ssehub.server import HttpProtocol
 from ssehub.sinks import Chunk, TaskSink, TransportSink
@@ -425,6 +427,44 @@ async def test_subscription_that_nobody_reads_ends_as_slow() -> None:
             await until(lambda: messages.reason == "slow")
 
 
+async def test_subscription_that_a_loop_over_it_has_left_ends() -> None:
+    async with Hub() as hub:
+        await hub.publish(channel="chat", user_id="*", data="first")
+        async for message in hub.subscribe(channel="chat", user_id="alex", since="earliest"):
+            assert message.data == "first"
+            assert hub.statistics.subscribers == 1
+            break
+        await until(lambda: hub.statistics.subscribers == 0)
+
+        given_up = hub.subscribe(channel="chat", user_id="alex")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(given_up), 0.01)
+        assert hub.statistics.subscribers == 1
+        del given_up
+        await until(lambda: hub.statistics.subscribers == 0)
+
+
+@pytest.mark.parametrize("given", [{"cursor": 5}, {"since": 5}, {"expires_at": float("nan")}])
+async def test_subscription_refuses_what_it_can_not_use(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=f"{next(iter(given))} must be"):
+        Hub().subscribe(channel="chat", user_id="alex", **given)
+
+
+@pytest.mark.parametrize("broker", ["memory://", "sqlite:///{path}"])
+async def test_events_that_are_none_are_refused_and_harm_no_other_publisher(broker: str, tmp_path: Path) -> None:
+    good = Event(("chat",), ("*",), data="good")
+    async with Hub(create_broker(broker.format(path=tmp_path / "events.db"))) as hub:
+        stored, *refused = await asyncio.gather(
+            hub.publish_events([good]),
+            hub.publish_events([good, {"channel": "chat"}]),  # type: ignore[list-item]
+            hub.publish_events(good),  # type: ignore[arg-type]
+            return_exceptions=True,
+        )
+
+    assert isinstance(stored, list)
+    assert all(isinstance(exc, InvalidEvent) and "takes a list" in str(exc) for exc in refused)
+
+
 async def test_publish_sync_works_from_any_other_thread() -> None:
     async with Hub() as hub, hub.subscribe(channel="chat", user_id="alex") as messages:
         position = await asyncio.to_thread(hub.publish_sync, channel="chat", user_id="alex", data="from a thread")
@@ -471,6 +511,24 @@ async def test_hub_refuses_another_event_loop_while_it_runs() -> None:
     async with Hub() as hub:
         with pytest.raises(WrongEventLoop, match="publish_sync"):
             await asyncio.to_thread(asyncio.run, hub.publish(channel="chat", user_id="*", data="x"))
+        with pytest.raises(WrongEventLoop, match="close it there"):
+            await asyncio.to_thread(asyncio.run, hub.aclose())
+
+        await hub.publish(channel="chat", user_id="*", data="it goes on")
+
+
+def test_hub_is_closed_where_its_event_loop_has_ended() -> None:
+    hub = Hub()
+
+    async def use() -> None:
+        await hub.subscribe(channel="chat", user_id="alex").__aenter__()
+
+    asyncio.run(use())
+    asyncio.run(hub.aclose())
+
+    assert hub.statistics.subscribers == 0
+    with pytest.raises(HubClosed, match="open it again"):
+        asyncio.run(hub.start())
 
 
 def test_hub_goes_on_in_a_new_event_loop_when_the_old_one_has_ended() -> None:

@@ -25,7 +25,7 @@ from typing import Self
 from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .clock import Clock
-from .errors import BrokerUnavailable, HubClosed, Overloaded, WrongEventLoop
+from .errors import BrokerUnavailable, HubClosed, InvalidEvent, Overloaded, WrongEventLoop
 from .event import (
     Claims,
     Disconnect,
@@ -267,7 +267,9 @@ class Hub:
         self._clock.start(loop)
 
     async def aclose(self) -> None:
-        """End every stream, and the hub with them."""
+        """End every stream, and the hub with them. Raises WrongEventLoop if it runs in another loop."""
+        if self._running is not None and self._running.loop is not asyncio.get_running_loop():
+            self._leave_ended_loop(self._running.loop)
         self._is_closed = True
         if self._loop is asyncio.get_running_loop():
             with contextlib.suppress(TimeoutError):
@@ -279,6 +281,13 @@ class Hub:
         running, self._running, self._loop = self._running, None, None
         if running is not None:
             await running.stop()
+
+    def _leave_ended_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Everything of the hub's that was in `loop` has ended with it."""
+        if not loop.is_closed():
+            raise WrongEventLoop("the hub runs in another event loop: close it there")
+        self._reset()
+        self._running = self._loop = None
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Do `work` beside the hub, and end it with it."""
@@ -396,6 +405,9 @@ class Hub:
 
     async def publish_events(self, events: Sequence[Event]) -> list[str]:
         """Publish `events`, all or none, and return their positions; raises as `publish` does."""
+        # A stranger among them would be noticed by the log only, in one commit with what others publish.
+        if isinstance(events, Event) or not all([isinstance(event, Event) for event in events]):
+            raise InvalidEvent("publish_events takes a list of ssehub.Event: publish takes the fields of one event")
         return await self.publish_all([Publication(events)])
 
     async def publish_all(self, publications: Sequence[Publication]) -> list[str]:

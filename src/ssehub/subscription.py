@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 from collections import deque
@@ -71,6 +73,9 @@ class Start:
         It wins over `since`, which is `earliest`, `last:N` or a position. With `on_reset` "replay" a client that may
         have missed something is given what is retained. Raises InvalidRequest for anything else.
         """
+        for name, value in (("cursor", cursor), ("since", since)):
+            if not isinstance(value, str | None):
+                raise InvalidRequest(f"{name} must be a string, not {type(value).__name__}")
         if on_reset not in (None, "replay"):
             raise InvalidRequest(f"on_reset {on_reset[:40]!r} is unknown: write replay, or leave it out")
         replays = on_reset is not None
@@ -109,7 +114,7 @@ class Subscription:
                 ...
 
     Iteration stops when the hub ends the stream; `reason` says why. What gathers while nobody iterates is bounded as
-    a browser's backlog is: whoever is too slow for too long ends as `slow`.
+    a browser's backlog is: whoever is too slow for too long ends as `slow`. One that nobody holds any more ends, too.
     """
 
     def __init__(self, hub: Attaching, claims: Claims, start: Start) -> None:
@@ -117,6 +122,7 @@ class Subscription:
         self._claims = claims
         self._start = start
         self._sink = TaskSink()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._subscriber: Subscriber | None = None
         self._messages: deque[Message] = deque()
         self._reader = MessageReader()
@@ -130,6 +136,7 @@ class Subscription:
         await self._hub.start()
         await self._hub.reach(self._start.cursor)
         if self._subscriber is None:
+            self._loop = asyncio.get_running_loop()
             self._subscriber = self._hub.attach(self._claims, self._sink, self._start)
         return self
 
@@ -142,6 +149,12 @@ class Subscription:
         """End it; what has come is still iterated over."""
         if self._subscriber is not None:
             self._hub.end(self._subscriber, CloseReason.DISCONNECTED)
+
+    def __del__(self) -> None:
+        """A loop over it that was left by `break` leaves nobody to close it. This may run in any thread."""
+        if self._loop is not None and self.reason is None:
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, and everything with it
+                self._loop.call_soon_threadsafe(self.close)
 
     def __aiter__(self) -> Self:
         return self
