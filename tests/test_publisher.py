@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 
 from conftest import RunningHub, free_port
 from ssehub import AsyncPublisher, Publisher
-from ssehub.errors import ControlKeyError, InvalidRequest, SSEHubError, Unavailable
+from ssehub.errors import ControlKeyError, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
 from streams import listen
 
 
@@ -200,14 +203,32 @@ class AnsweringAlways:
         self._thread.join()
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8001", "ftp://x", "http://[::1", "http://"])
-def test_what_is_no_url_is_said_at_once(url: str) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a connection whose loop ended is closed by nobody
+def test_async_publisher_goes_on_in_a_new_event_loop_when_the_old_one_has_ended(hub: RunningHub) -> None:
+    publisher = AsyncPublisher(hub.control_url)
+
+    async def emit() -> str:
+        return await publisher.emit(channel="chat", user_id="*", data="x")
+
+    async def emit_here_and_elsewhere() -> str:
+        position = await emit()
+        with pytest.raises(WrongEventLoop, match="make one for each"):
+            await asyncio.to_thread(asyncio.run, emit())
+        await publisher.aclose()
+        return position
+
+    assert asyncio.run(emit()) < asyncio.run(emit_here_and_elsewhere())
+    gc.collect()
+
+
+@pytest.mark.parametrize("url", ["", None, "127.0.0.1:8001", "ftp://x", "http://[::1", "http://"])
+def test_what_is_no_url_is_said_at_once(url: Any) -> None:
     with pytest.raises(SSEHubError, match="is no URL such as"):
         Publisher(url)
 
 
-@pytest.mark.parametrize("key", ["line\nbreak", "é"])
-def test_keys_that_no_header_can_hold_are_refused_before_anything_is_sent(key: str) -> None:
+@pytest.mark.parametrize("key", ["line\nbreak", "é", 5])
+def test_keys_that_no_header_can_hold_are_refused_before_anything_is_sent(key: Any) -> None:
     with pytest.raises(SSEHubError, match="control_key can't stand in a header"):
         Publisher(control_key=key)
     with Publisher() as publisher, pytest.raises(SSEHubError, match="idempotency_key can't stand in a header"):

@@ -18,7 +18,7 @@ try:
 except ImportError as exc:
     raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
 
-from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable
+from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -34,13 +34,13 @@ class _Calls:
     """What is sent and how answers are read, the same for both publishers."""
 
     def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
-        self._url = url.rstrip("/")
         try:
             parts = httpx.URL(url)
         except (httpx.InvalidURL, TypeError) as exc:
             raise ConfigError(f"{url!r} is no URL such as {DEFAULT_URL}: {exc}") from exc
         if parts.scheme not in ("http", "https") or not parts.host:
             raise ConfigError(f"{url!r} is no URL such as {DEFAULT_URL}")
+        self._url = url.rstrip("/")
         _check_header("control_key", control_key)
         headers = {"Content-Type": "application/json"}
         if control_key is not None:
@@ -92,7 +92,7 @@ class _Answer(dict[str, Any]):
 
 
 def _check_header(name: str, value: str | None) -> None:
-    if value is not None and not (value.isascii() and value.isprintable()):
+    if value is not None and not (isinstance(value, str) and value.isascii() and value.isprintable()):
         raise InvalidRequest(f"{name} can't stand in a header: write printable ASCII")
 
 
@@ -133,7 +133,8 @@ class Publisher(_Calls):
 
     It tries twice more where it can't connect, and where an event is not answered, or by 502, 503 or 504: its
     idempotency key sees to it that nothing is published twice. The key is a random one unless you give
-    `idempotency_key`, to be safe across restarts of your own program, too.
+    `idempotency_key`, to be safe across restarts of your own program, too. `timeout_seconds` is for connecting, and for
+    each wait for the answer.
 
     Raises InvalidRequest for what the hub refuses, ControlKeyError and Forbidden for who asks, Unavailable when it
     can't be reached or says to try again later.
@@ -192,7 +193,10 @@ class Publisher(_Calls):
 
 
 class AsyncPublisher(_Calls):
-    """`Publisher` for code in an event loop. Use it in `async with`, or `aclose` it."""
+    """`Publisher` for code in an event loop. Use it in `async with`, or `aclose` it.
+
+    It goes on in a new event loop when the old one has ended, and raises WrongEventLoop where that still lives.
+    """
 
     def __init__(
         self,
@@ -202,7 +206,11 @@ class AsyncPublisher(_Calls):
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(url, control_key, timeout_seconds)
-        self._http = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(), **self._options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http = self._client()
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(), **self._options)
 
     async def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """As `Publisher.emit`."""
@@ -220,6 +228,7 @@ class AsyncPublisher(_Calls):
 
     async def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
         body = self._body(value)
+        self._enter_loop(asyncio.get_running_loop())
         outcome = await self._try(path, body, headers)
         for wait in RETRY_SECONDS:
             if not _may_repeat(outcome, has_key=headers is not None):
@@ -227,6 +236,15 @@ class AsyncPublisher(_Calls):
             await asyncio.sleep(wait)
             outcome = await self._try(path, body, headers)
         return self._answer(outcome)
+
+    def _enter_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise WrongEventLoop("the publisher is at work in another event loop: make one for each")
+            self._http = self._client()  # the old one's connections ended with their loop
+        self._loop = loop
 
     async def _try(self, path: str, body: bytes, headers: dict[str, str] | None) -> _Outcome:
         try:
