@@ -49,6 +49,9 @@ KINDS = {
 }
 
 
+WORKERS = Kind((*UVICORN, "--workers", "2"))
+
+
 class ServedHub(RunningHub):
     """`ssehub.asgi` under somebody else's server."""
 
@@ -192,7 +195,7 @@ def test_second_process_is_refused_in_one_line() -> None:
 def test_wrong_setting_is_one_line_that_names_it() -> None:
     hub = ServedHub(KINDS["uvicorn"], SSEHUB_HEARTBEAT_SECONDS="often")
 
-    assert hub.wait() == 1
+    assert hub.wait() == 3
     assert [line for line in hub.log.splitlines() if "ssehub" in line] == [
         "ssehub: SSEHUB_HEARTBEAT_SECONDS 'often': input should be a valid number, unable to parse string as a number"
     ]
@@ -264,12 +267,35 @@ def test_control_alone_leaves_its_address_to_the_server_that_it_is_given_to() ->
 
 
 def test_workers_with_the_memory_broker_are_refused() -> None:
-    kind = Kind((*UVICORN, "--workers", "2"))
-    hub = ServedHub(kind)
+    hub = ServedHub(WORKERS)
 
-    wait_until(lambda: "the port is in use" in hub.log, 20)
+    hub.wait()
+    refused = [line for line in hub.log.splitlines() if "the port is in use" in line]
+    assert len(refused) == 1 and refused[0].endswith(
+        "with memory:// a hub is one process, so start it without --workers"
+    )
     assert "Traceback" not in hub.log
     hub.stop()
+
+
+def test_workers_with_a_wrong_setting_are_not_started_again_and_again() -> None:
+    hub = ServedHub(WORKERS, SSEHUB_HEARTBEAT_SECONDS="often")
+
+    hub.wait()
+    assert 1 <= hub.log.count("ssehub: SSEHUB_HEARTBEAT_SECONDS 'often'") <= 2
+    hub.stop()
+
+
+def test_server_that_shows_why_it_can_not_start_shows_no_traceback_of_ours() -> None:
+    first = ServedHub(KINDS["uvicorn"])
+    first.wait_until_ready()
+    second = ServedHub(KINDS["hypercorn"], SSEHUB_CONTROL_BIND=first.control)
+
+    second.wait()
+    assert "the port is in use" in second.log
+    assert "AddressError" not in second.log
+    first.stop()
+    second.stop()
 
 
 @pytest.mark.parametrize("protocol", ["auto", "ssehub.server:HttpProtocol"])

@@ -123,7 +123,9 @@ def _control_app(
 
 def make_secret() -> str:
     """A secret for this run, and a word about it."""
-    logger.warning("no secret is set: one was made for this run, and tokens end with it (set --secret-file)")
+    logger.warning(
+        "no secret is set: one was made for this run, and tokens end with it (set --secret-file or SSEHUB_SECRET)"
+    )
     return secrets.token_urlsafe(48)
 
 

@@ -20,6 +20,9 @@ from .server import at_work, offer_drop
 
 __all__ = ["app", "client_app", "control_app"]
 
+STARTUP_FAILURE = 3
+"""The exit code by which uvicorn's supervisor knows that a worker would fail again: it starts no other."""
+
 
 class Served:
     """`app` with a lifespan that, when it can't begin, says so in one line, and that can drop connections."""
@@ -38,10 +41,13 @@ class Served:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         async with AsyncExitStack() as stack:
+            failure = ""
             try:
                 await stack.enter_async_context(self._lifespan())
             except SSEHubError as exc:
-                await send({"type": "lifespan.startup.failed", "message": f"ssehub: {exc}"})
+                failure = f"ssehub: {exc}"
+            if failure:  # said when the exception is done with: hypercorn raises here, and would show ours, too
+                await send({"type": "lifespan.startup.failed", "message": failure})
                 return
             await send({"type": "lifespan.startup.complete"})
             await receive()
@@ -56,7 +62,8 @@ try:
     _config = load_config({})
     _apps = create_apps(_config, drains_on_exit=True)
 except ConfigError as exc:
-    sys.exit(f"ssehub: {exc}")
+    sys.stderr.write(f"ssehub: {exc}\n")
+    sys.exit(STARTUP_FAILURE)
 
 _at_work = partial(at_work, _apps.hub, _config)
 

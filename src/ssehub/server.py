@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -29,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from .apps import Apps, create_apps, max_connections, most_connections
 from .brokers import without_password
 from .config import Address, Config
-from .errors import ConfigError
+from .errors import AddressError, ConfigError
 from .hub import Hub
 from .logs import logging_to_stderr
 from .sinks import TransportSink
@@ -260,7 +261,8 @@ async def at_work(
         if not logging.getLogger("ssehub").hasHandlers():
             stack.enter_context(logging_to_stderr(config.log_level))
         if config.control_bind is not None and serves is not None:
-            sock = stack.enter_context(listening(config, config.control_bind, CONTROL_MODE))
+            with _saying_why(config):
+                sock = stack.enter_context(listening(config, config.control_bind, CONTROL_MODE))
             await stack.enter_async_context(_serving(serves, sock))
             logger.info("listening for publishers on %s/", _url(sock.getsockname()))
         elif holds and config.has_log_of_one_process:
@@ -269,9 +271,22 @@ async def at_work(
                     f"control_bind has to be an address with a port: holding it refuses a second process, "
                     f"which with {config.broker} would be a hub of its own"
                 )
-            stack.enter_context(hold(config.control_bind))
+            with _saying_why(config):
+                stack.enter_context(hold(config.control_bind))
         await stack.enter_async_context(hub)
         yield
+
+
+@contextmanager
+def _saying_why(config: Config) -> Iterator[None]:
+    """Who finds the address taken may be another worker of the same server."""
+    try:
+        yield
+    except AddressError as exc:
+        is_taken = isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EADDRINUSE
+        if not (is_taken and config.has_log_of_one_process):
+            raise
+        raise AddressError(f"{exc}; with {config.broker} a hub is one process, so start it without --workers") from exc
 
 
 @asynccontextmanager
