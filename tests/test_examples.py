@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from conftest import connects, free_port, wait_until
 from streams import RawStream, get
@@ -120,3 +121,39 @@ def test_chat_is_used_by_two_people_and_outlives_its_tokens(browser: Browser) ->
             alex.screenshot(path=SCREENSHOT)
         for page in (alex, sam):
             page.context.close()
+
+
+@pytest.mark.e2e
+def test_chat_loses_nothing_between_its_state_and_its_stream(browser: Browser) -> None:
+    port, hub_port, control_port = free_port(), free_port(), free_port()
+    ports = {"CHAT_PORT": str(port), "CHAT_HUB_PORT": str(hub_port), "CHAT_CONTROL_PORT": str(control_port)}
+    with (
+        running("chat", port=port, **ports),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as sam,
+        closing(browser.new_context()) as context,
+    ):
+        wait_until(lambda: connects(control_port))
+        sam.post("/login", json={"name": "Sam"}).raise_for_status()
+
+        def speak_first(route: Route) -> None:
+            sam.post("/messages", json={"text": "Just in between."}).raise_for_status()
+            route.continue_()
+
+        alex = context.new_page()
+        alex.route("**/events/**", speak_first)
+        alex.goto(f"http://127.0.0.1:{port}")
+        alex.get_by_placeholder("Your name").fill("Alex")
+        alex.get_by_role("button", name="Join").click()
+
+        expect(alex.get_by_text("Just in between.")).to_be_visible()
+
+
+def test_chat_ends_when_another_hub_has_its_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"CHAT_PORT": str(free_port()), "CHAT_HUB_PORT": str(taken.getsockname()[1])}
+        ports["CHAT_CONTROL_PORT"] = str(free_port())
+        chat = subprocess.run(
+            [sys.executable, "chat"], cwd=EXAMPLES, env={**os.environ, **ports}, stderr=subprocess.PIPE, timeout=30
+        )
+
+    assert b"the port is in use" in chat.stderr

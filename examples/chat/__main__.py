@@ -1,14 +1,17 @@
 """A chat: `python examples/chat`, then open http://127.0.0.1:8080 in two windows.
 
-Starts a hub (`ssehub serve`) and the chat's own backend, and ends both with Ctrl-C.
+Starts a hub (`ssehub serve`) and the chat's own backend, and ends both with Ctrl-C, or when the hub has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 
 import uvicorn
 
@@ -27,12 +30,22 @@ def main() -> None:
         env={**os.environ, "SSEHUB_SECRET": secrets.token_urlsafe(32)},
         start_new_session=True,  # Ctrl-C is ours, and the hub's turn comes after
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the hub is ended then, too
     try:
         sys.stderr.write(f"\nOpen http://127.0.0.1:{PORT} in two windows.\n\n")
-        uvicorn.run("backend:app", app_dir=os.path.dirname(__file__), port=PORT, log_level="warning")
+        backend = uvicorn.Server(uvicorn.Config("backend:app", port=PORT, log_level="warning"))
+        threading.Thread(target=end_with, args=(hub, backend), daemon=True).start()
+        with contextlib.suppress(KeyboardInterrupt):
+            backend.run()
     finally:
         hub.terminate()
         hub.wait()
+
+
+def end_with(hub: subprocess.Popen[bytes], backend: uvicorn.Server) -> None:
+    """Where another hub has its addresses, the chat's own says so and ends, and that one would refuse the page."""
+    hub.wait()
+    backend.should_exit = True
 
 
 if __name__ == "__main__":

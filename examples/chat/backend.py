@@ -27,6 +27,13 @@ publisher = AsyncPublisher(os.environ.get("CHAT_CONTROL_URL", "http://127.0.0.1:
 page = (Path(__file__).parent / "page.html").read_text().replace("{{hub}}", HUB_URL)
 sessions: dict[str, str] = {}
 said: deque[dict[str, Any]] = deque(maxlen=100)
+cursor = ""
+"""The id of an event up to which `state` tells everything."""
+
+
+async def emit(user_id: str | list[str], type: str, data: dict[str, Any]) -> None:
+    global cursor
+    cursor = await publisher.emit(channel=CHANNEL, user_id=user_id, data=data, type=type)
 
 
 def name_of(request: Request) -> str | None:
@@ -43,14 +50,17 @@ async def login(request: Request) -> Response:
         return JSONResponse({"error": "Choose another name, please."}, 409)
     session = secrets.token_urlsafe(16)
     sessions[session] = name
-    await publisher.emit(channel=CHANNEL, user_id="*", data={"name": name}, type="joined")
+    await emit("*", "joined", {"name": name})
     response = JSONResponse(await state(name))
     response.set_cookie("session", session, httponly=True, samesite="strict")
     return response
 
 
 async def show_state(request: Request) -> Response:
-    """A new token, and all that a page needs to be right again: after a reset, or when its token ends."""
+    """A new token, and all that a page needs to be right again: after a reset, or when its token ends.
+
+    The hub gives it what comes behind `cursor`, so that nothing is lost between this answer and the open stream.
+    """
     name = name_of(request)
     return JSONResponse(await state(name)) if name else Response(status_code=401)
 
@@ -58,6 +68,7 @@ async def show_state(request: Request) -> Response:
 async def state(name: str) -> dict[str, Any]:
     return {
         "name": name,
+        "cursor": cursor,
         "token": await publisher.token(name, CHANNEL, expires_in_seconds=TOKEN_SECONDS),
         "people": sorted(set(sessions.values())),
         "messages": [message for message in said if name in (message["from"], message["to"]) or message["to"] == "*"],
@@ -73,9 +84,8 @@ async def say(request: Request) -> Response:
     if not text:
         return Response(status_code=400)
     message = {"key": secrets.token_urlsafe(8), "from": name, "to": to, "text": text}
-    said.append(message)
-    listeners = "*" if to == "*" else [to, name]
-    await publisher.emit(channel=CHANNEL, user_id=listeners, data=message, type="said")
+    said.append(message)  # before it has an id, so that whoever is told the id is told the message
+    await emit("*" if to == "*" else [to, name], "said", message)
     return Response(status_code=204)
 
 
