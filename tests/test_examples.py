@@ -157,3 +157,16 @@ def test_chat_ends_when_another_hub_has_its_address() -> None:
         )
 
     assert b"the port is in use" in chat.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_chat_ends_its_hub_with_itself(number: signal.Signals) -> None:
+    port, hub_port, control_port = free_port(), free_port(), free_port()
+    ports = {"CHAT_PORT": str(port), "CHAT_HUB_PORT": str(hub_port), "CHAT_CONTROL_PORT": str(control_port)}
+    chat = subprocess.Popen([sys.executable, "chat"], cwd=EXAMPLES, env={**os.environ, **ports})
+    wait_until(lambda: connects(port) and connects(hub_port), 20)
+
+    chat.send_signal(number)
+
+    assert chat.wait(20) == 0
+    assert not connects(hub_port)
