@@ -542,7 +542,7 @@ def test_hub_goes_on_in_a_new_event_loop_when_the_old_one_has_ended() -> None:
             return (await anext(messages)).data
 
     assert asyncio.run(use()) == asyncio.run(use()) == "y"
-    with pytest.raises(HubClosed):
+    with pytest.raises(HubClosed, match=r"await hub\.start\(\)"):
         hub.publish_sync(channel="chat", user_id="*", data="x")
 
 

@@ -394,7 +394,9 @@ class Hub:
             waiting = asyncio.run_coroutine_threadsafe(work, loop)
         except RuntimeError as exc:
             work.close()
-            raise HubClosed("the event loop that the hub ran in has ended") from exc
+            raise HubClosed(
+                "the event loop that the hub ran in has ended: await hub.start() in the one that runs"
+            ) from exc
         try:
             return waiting.result(timeout_seconds)
         except CancelledError:
