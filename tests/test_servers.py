@@ -229,6 +229,22 @@ def test_both_apps_in_one_need_a_key_and_hold_the_control_address() -> None:
         started.stop()
 
 
+def test_unix_socket_that_was_only_held_is_gone_afterwards(tmp_path: Path) -> None:
+    held = tmp_path / "control.sock"
+    env = {"SSEHUB_CONTROL_KEY": "x", "SSEHUB_CONTROL_BIND": f"unix:{held}"}
+    hub = ServedHub(KINDS["uvicorn"], "ssehub.asgi:app", **env)
+    wait_until(lambda: connects(hub.port), 20)
+    second = ServedHub(KINDS["uvicorn"], "ssehub.asgi:app", **env)
+    assert second.wait() == 3
+    assert "somebody listens there already" in second.log
+    second.stop()
+    assert held.exists()
+
+    hub.stop()
+
+    assert not held.exists()
+
+
 def test_control_can_be_switched_off() -> None:
     hub = ServedHub(KINDS["uvicorn"], SSEHUB_CONTROL_BIND="off")
     wait_until(lambda: connects(hub.port), 20)

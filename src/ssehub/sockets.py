@@ -71,8 +71,13 @@ def hold(address: Address) -> Iterator[None]:
         except (OSError, OverflowError, TypeError) as exc:
             sock.close()
             raise AddressError(f"can't hold {address}: {_reason(exc, address.port)}") from exc
-    with sock:
+    try:
         yield
+    finally:
+        sock.close()
+        if address.path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(address.path)
 
 
 def _set_options(sock: socket.socket, send_buffer_bytes: int, user_timeout_seconds: float) -> None:
