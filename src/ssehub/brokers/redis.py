@@ -105,14 +105,16 @@ class LogState(NamedTuple):
 class Link:
     """One connection, for one task at a time."""
 
-    def __init__(self, connection: Connection, keys: Keys) -> None:
+    def __init__(self, connection: Connection, keys: Keys, timeout_seconds: float) -> None:
         self._connection = connection
+        self._timeout_seconds = timeout_seconds
         self.keys = keys
 
     async def command(self, *parts: str | bytes | int) -> Any:
         """What Redis answers, as bytes; raises what it refuses, RedisError or OSError."""
-        await self._connection.send_command(*parts)
-        return await self._connection.read_response(disable_decoding=True)
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._connection.send_command(*parts)
+            return await self._connection.read_response(disable_decoding=True)
 
     async def check(self) -> None:
         """Raises ConnectionError if it has ended meanwhile: then nothing has to be sent to find that out."""
@@ -147,16 +149,16 @@ class Server:
         try:
             if "@" in "".join(urlsplit(url)[2:]):
                 raise ValueError("in a user or a password, write / as %2F, ? as %3F, # as %23 and @ as %40")
-            self.pool(1.0).make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
+            self.pool().make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
         except (TypeError, ValueError) as exc:
             reason = "it is no URL" if "netloc" in str(exc) else exc  # the netloc holds the password
             raise ConfigError(f"broker {self.shown} can't be used: {reason}") from None
 
-    def pool(self, timeout_seconds: float) -> ConnectionPool:
+    def pool(self) -> ConnectionPool:
         options: dict[str, Any] = {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),  # a command that is sent again may be stored again
-            "socket_timeout": timeout_seconds,
+            "socket_timeout": None,  # with one, a task is made for each command
             "socket_connect_timeout": CONNECT_SECONDS,
             "driver_info": None,
         }
@@ -171,12 +173,12 @@ class Server:
     @asynccontextmanager
     async def link(self, timeout_seconds: float) -> AsyncIterator[Link]:
         """A connection of its own, on which each answer comes within `timeout_seconds`."""
-        pool = self.pool(timeout_seconds)
+        pool = self.pool()
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # as above
                 await _leave_sentinels(pool)
-            yield Link(connection, self._keys)
+            yield Link(connection, self._keys, timeout_seconds)
         finally:
             await _leave_sentinels(pool)
             await pool.disconnect()
@@ -653,7 +655,7 @@ def parse_entry(id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry]:
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel until they have ended: `wait_for` of Python 3.11, by which redis-py sends, may swallow it (gh-86296)."""
+    """Cancel until they have ended: `wait_for` of Python 3.11, used with Sentinels, may swallow it (gh-86296)."""
     while tasks:
         for task in tasks:
             task.cancel()
