@@ -47,11 +47,13 @@ def pinned(core: int) -> list[str]:
 
 
 @contextmanager
-def started(command: list[str], env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def started(
+    command: list[str], env: dict[str, str] | None = None, *, stdin: int | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A process, and the file of what it says."""
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         environment = {**os.environ, "SSEHUB_SECRET": SECRET, **(env or {})}
-        process = subprocess.Popen([*pinned(0), *command], stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen([*pinned(0), *command], stdin=stdin, stdout=log, stderr=log, env=environment)
         try:
             yield process, Path(log.name)
         finally:

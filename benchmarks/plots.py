@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 def draw(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    for name, plot in (("deliveries", deliveries), ("growth", growth), ("latency", latency), ("memory", memory)):
+    for name, (plot, needed) in PLOTS.items():
+        if not results.keys() >= needed:
+            continue
         figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
         plot(results, axes)
         axes.grid(visible=True, alpha=0.25, which="major")
@@ -32,14 +35,11 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 def deliveries(results: dict[str, Any], axes: Axes) -> None:
     workloads = ("W1", "W2", "W3")
     labels = ("W1: 1,000 subscribers", "W2: 10,000 subscribers", "W3: 100 subscribers")
-    peers = [peer for peer in COLOURS if any(peer in everything(results, name) for name in workloads)]
+    measured = [results[name]["figures"] for name in workloads]
+    peers = [peer for peer in COLOURS if any(peer in figures for figures in measured)]
     width = 0.8 / len(peers)
     for place, peer in enumerate(peers):
-        found = [
-            (at, everything(results, name)[peer])
-            for at, name in enumerate(workloads)
-            if peer in everything(results, name)
-        ]
+        found = [(at, figures[peer]) for at, figures in enumerate(measured) if peer in figures]
         middles = [statistics.median(figures) for _, figures in found]
         low = [middle - min(figures) for middle, (_, figures) in zip(middles, found, strict=True)]
         high = [max(figures) - middle for middle, (_, figures) in zip(middles, found, strict=True)]
@@ -52,12 +52,8 @@ def deliveries(results: dict[str, Any], axes: Axes) -> None:
     axes.legend(frameon=False)
 
 
-def everything(results: dict[str, Any], name: str) -> dict[str, list[float]]:
-    return {**results[name], **results.get(f"{name} README", {})}
-
-
 def growth(results: dict[str, Any], axes: Axes) -> None:
-    for peer, points in results["growth"].items():
+    for peer, points in results["growth"]["figures"].items():
         axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[peer], label=peer)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(THOUSANDS)
@@ -69,7 +65,7 @@ def growth(results: dict[str, Any], axes: Axes) -> None:
 
 
 def latency(results: dict[str, Any], axes: Axes) -> None:
-    for peer, points in results["latency"].items():
+    for peer, points in results["latency"]["figures"].items():
         rates = [rate for rate, _, _ in points]
         axes.plot(rates, [p50 for _, p50, _ in points], "o-", color=COLOURS[peer], label=f"{peer}, median")
         axes.plot(rates, [p99 for _, _, p99 in points], "o:", color=COLOURS[peer], label=f"{peer}, 99 %")
@@ -82,11 +78,21 @@ def latency(results: dict[str, Any], axes: Axes) -> None:
 
 
 def memory(results: dict[str, Any], axes: Axes) -> None:
-    peers = list(results["M"])
-    values = [statistics.median(results["M"][peer]) for peer in peers]
+    found = results["M"]["figures"]
+    peers = list(found)
+    values = [statistics.median(found[peer]) for peer in peers]
     bars = axes.barh(peers, values, color=[COLOURS[peer] for peer in peers], height=0.6)
     axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel("server memory per idle subscriber (bytes)")
     axes.set_title("Memory: 10,000 idle subscribers")
+
+
+PLOTS: dict[str, tuple[Callable[[dict[str, Any], Axes], None], set[str]]] = {
+    "deliveries": (deliveries, {"W1", "W2", "W3"}),
+    "growth": (growth, {"growth"}),
+    "latency": (latency, {"latency"}),
+    "memory": (memory, {"M"}),
+}
+"""What each is drawn by, and the workloads it needs."""

@@ -1,6 +1,7 @@
 """The workloads of docs/performance.md against this hub and its peers, in turn; writes results.json, table and plots.
 
 python benchmarks/run.py                 all of it, under 20 minutes
+python benchmarks/run.py W1 W3           only these; the figures of the others stay, with their own date
 python benchmarks/run.py W1 W3 --pairs 2 only these, with fewer pairs; nothing is written
 """
 
@@ -12,7 +13,6 @@ import os
 import platform
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,12 +21,15 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import page
+from page import NCHAN, OURS, README, TASKS, spread
 from peers import (
     HERE,
     PEERS,
@@ -37,15 +40,15 @@ from peers import (
     pinned,
     redis_log,
     ssehub,
+    started,
     wait_until,
 )
 
 from ssehub import Tokens
+from ssehub.bench import Latencies
 
 RESULTS = HERE / "results.json"
-PAGE = HERE.parent / "docs" / "performance.md"
 PAIRS = 5
-OURS, NCHAN, README, TASKS = "ssehub", "nchan", "sse-starlette", "ssehub, plain uvicorn"
 CPU = "deliveries_per_cpu_second"
 
 Report = dict[str, Any]
@@ -56,59 +59,49 @@ Figures = dict[str, list[float]]
 class Workload:
     """What is asked of `ssehub bench`, of whom, and which of its figures count."""
 
-    what: str
     arguments: str
     peers: tuple[str, ...] = (OURS,)
     figure: str = CPU
     pairs: int = PAIRS
+    fewer: dict[str, str] = field(default_factory=dict)
+    """What else is asked of a peer that would take minutes."""
 
 
 WORKLOADS = {
-    "W1": Workload("deliveries per CPU second", "--subscribers 1000 --events 1000", (OURS, NCHAN, TASKS)),
-    # A tenth of the events: at this pace the rest would take minutes, and change nothing.
-    "W1 README": Workload("deliveries per CPU second", "--subscribers 1000 --events 100", (README,)),
-    "W2": Workload(
-        "deliveries per CPU second", "--subscribers 10000 --events 30 --rate 2 --processes 2", (OURS, NCHAN)
+    "W1": Workload(
+        "--subscribers 1000 --events 1000",
+        (OURS, README, TASKS, NCHAN),
+        fewer={README: "--subscribers 1000 --events 100"},
     ),
-    "W3": Workload("deliveries per CPU second", "--subscribers 100 --events 20000", (OURS, NCHAN)),
-    "W4": Workload("ms, median latency", "--subscribers 1 --events 1000 --rate 200", (OURS, NCHAN), "latency_ms"),
-    "W5": Workload(
-        "events per CPU second",
-        "--subscribers 1000 --users 1000 --events 20000 --publishers 8",
-        figure="events_per_cpu_second",
-    ),
+    "W2": Workload("--subscribers 10000 --events 30 --rate 2 --processes 2", (OURS, NCHAN)),
+    "W3": Workload("--subscribers 100 --events 20000", (OURS, NCHAN)),
+    "W4": Workload("--subscribers 1 --events 1000 --rate 200", (OURS, NCHAN), "latency_ms"),
+    "W5": Workload("--subscribers 1000 --users 1000 --events 20000 --publishers 8", figure="events_per_cpu_second"),
     "M": Workload(
-        "bytes per subscriber",
-        "--subscribers 10000 --events 0 --processes 2",
-        (OURS, NCHAN, README),
-        "bytes_per_subscriber",
-        3,
+        "--subscribers 10000 --events 0 --processes 2", (OURS, NCHAN, README), "bytes_per_subscriber", pairs=3
     ),
-    "C": Workload(
-        "connections per CPU second",
-        "--subscribers 5000 --users 5000 --events 0",
-        figure="connections_per_cpu_second",
-    ),
-    "P1": Workload(
-        "events per CPU second", "--subscribers 1 --events 20000 --publishers 8", figure="events_per_cpu_second"
-    ),
-    "P100": Workload(
-        "events per CPU second",
-        "--subscribers 1 --events 200000 --publishers 4 --batch 100",
-        figure="events_per_cpu_second",
-    ),
+    "C": Workload("--subscribers 5000 --users 5000 --events 0", figure="connections_per_cpu_second"),
+    "P1": Workload("--subscribers 1 --events 20000 --publishers 8", figure="events_per_cpu_second"),
+    "P100": Workload("--subscribers 1 --events 200000 --publishers 4 --batch 100", figure="events_per_cpu_second"),
 }
 
 
-def bench(server: Running, arguments: str) -> Report:
-    """One run of `ssehub bench`, which has to be a good one."""
-    addresses = ["--url", server.url, "--control-url", server.control_url, "--server-pid", str(server.pid)]
-    command = [sys.executable, "-m", "ssehub", "bench", "--json", *addresses, *server.arguments, *arguments.split()]
-    result = subprocess.run([*pinned(1), *command], capture_output=True, text=True, timeout=300)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {result.stderr}{result.stdout}")
-    report: Report = json.loads(result.stdout)
-    return report
+class Bench:
+    """Runs `ssehub bench`, and notes how busy the load was at most."""
+
+    def __init__(self) -> None:
+        self.load_share = 0.0
+
+    def __call__(self, server: Running, arguments: str) -> Report:
+        """One run, which has to be a good one."""
+        addresses = ["--url", server.url, "--control-url", server.control_url, "--server-pid", str(server.pid)]
+        command = [sys.executable, "-m", "ssehub", "bench", "--json", *addresses, *server.arguments, *arguments.split()]
+        result = subprocess.run([*pinned(1), *command], capture_output=True, text=True, timeout=300)
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {result.stderr}{result.stdout}")
+        report: Report = json.loads(result.stdout)
+        self.load_share = max(self.load_share, report["own_cpu_share"])
+        return report
 
 
 def figure(report: Report, name: str) -> float:
@@ -124,25 +117,15 @@ def available(names: Sequence[str]) -> list[str]:
     return [name for name in names if name != NCHAN or has_nchan()]
 
 
-def run_workload(name: str, pairs: int | None) -> Figures:
+def run_workload(name: str, bench: Bench, pairs: int | None) -> Figures:
     """The figures of each peer, one a pair; the peers take turns."""
     workload = WORKLOADS[name]
-    found: Figures = {peer: [] for peer in available(workload.peers)}
-    for _ in range(min(pairs or workload.pairs, workload.pairs)):
-        for peer in found:
-            with PEERS[peer]() as server:
-                found[peer].append(figure(bench(server, workload.arguments), workload.figure))
-    for peer, figures in found.items():
-        say(f"{name:9} {peer:24} {spread(figures)} {workload.what}")
-    return found
 
+    def one_run(peer: str) -> float:
+        with PEERS[peer]() as server:
+            return figure(bench(server, workload.fewer.get(peer, workload.arguments)), workload.figure)
 
-def spread(figures: Sequence[float]) -> str:
-    return f"{number(statistics.median(figures))} ({number(min(figures))} to {number(max(figures))})"
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return in_turn(available(workload.peers), one_run, workload.pairs, pairs)
 
 
 @contextmanager
@@ -157,55 +140,53 @@ def stalled_subscriber(server: Running) -> Iterator[None]:
         yield
 
 
-def run_stalled(pairs: int | None) -> Figures:
+def run_stalled(bench: Bench, pairs: int | None) -> Figures:
     """W1 with one stalled subscriber, and without."""
 
     def one_run(name: str) -> float:
         with PEERS[OURS]() as server, stalled_subscriber(server) if name == "with" else nullcontext():
             return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
 
-    return in_turn("stalled", ("without", "with"), one_run, pairs)
+    return in_turn(("without", "with"), one_run, 10, pairs)
 
 
-def run_history(pairs: int | None) -> Figures:
+def run_history(bench: Bench, pairs: int | None) -> Figures:
     """W1 with what is kept for those who come back, and with next to nothing kept."""
 
     def one_run(name: str) -> float:
         with ssehub(*([] if name == "on" else ["--history-events", "1"]))() as server:
             return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
 
-    return in_turn("history", ("off", "on"), one_run, pairs)
+    return in_turn(("off", "on"), one_run, 10, pairs)
 
 
-def in_turn(title: str, names: Sequence[str], one_run: Callable[[str], float], pairs: int | None) -> Figures:
+def in_turn(names: Sequence[str], one_run: Callable[[str], float], most: int, pairs: int | None) -> Figures:
+    """`most` figures of each name, or as many as `pairs` says, if that is less; A B A B …"""
     found: Figures = {name: [] for name in names}
-    for _ in range(min(pairs or 10, 10)):
+    for _ in range(min(pairs or most, most)):
         for name in names:
             found[name].append(one_run(name))
-    say(f"{title:9} {', '.join(f'{name} {spread(figures)}' for name, figures in found.items())}")
     return found
 
 
-def run_sqlite() -> dict[str, list[float]]:
+def run_sqlite(bench: Bench, pairs: int | None) -> Figures:
     """Events published per second, one POST each, by 1 and by 50 publishers: in memory, and on a disk."""
-    found: dict[str, list[float]] = {}
+    found: Figures = {}
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        for pair in range(3):
+        for pair in range(min(pairs or 3, 3)):
             for publishers, events in ((1, 2_000), (50, 20_000)):
                 for name, broker in (("memory", "memory://"), ("sqlite", f"sqlite:///{folder}/{pair}-{publishers}.db")):
                     with ssehub("--broker", broker)() as server:
                         report = bench(server, f"--subscribers 1 --events {events} --publishers {publishers}")
                     found.setdefault(f"{name}, {publishers}", []).append(report["published_per_second"])
-    for name, figures in found.items():
-        say(f"sqlite    {name:12} {spread(figures)} events a second")
     return found
 
 
-def run_redis() -> Figures:
+def run_redis(bench: Bench, pairs: int | None) -> Figures:
     """Over Redis and in memory: latency; 100,000 events in batches of 100, and what node and Redis spend on them."""
     found: Figures = {}
     with redis_log() as (pid, url):
-        for pair in range(PAIRS):
+        for pair in range(min(pairs or PAIRS, PAIRS)):
             for name, log in (("memory", ()), ("redis", ("--broker", url, "--redis-prefix", f"bench-{pair}"))):
                 with ssehub(*log)() as server:
                     latency = figure(bench(server, WORKLOADS["W4"].arguments), "latency_ms")
@@ -216,12 +197,10 @@ def run_redis() -> Figures:
                 found.setdefault(f"{name}, events a second", []).append(report["published_per_second"])
                 found.setdefault(f"{name}, seconds of the node", []).append(report["server_cpu_seconds"])
                 found.setdefault(f"{name}, seconds of Redis", []).append(spent)
-    for name, figures in found.items():
-        say(f"redis     {name:30} {spread(figures)}")
     return found
 
 
-def run_workers(pairs: int | None) -> Figures:
+def run_workers(bench: Bench, pairs: int | None) -> Figures:
     """W1 by one and by two workers over Redis, which share its subscribers; and the larger share of 1,000 streams."""
     shares: list[float] = []
 
@@ -233,12 +212,11 @@ def run_workers(pairs: int | None) -> Figures:
                     for _ in range(1_000):
                         stack.enter_context(stalled_subscriber(server))
                     wait_until(lambda: sum(streams_by_worker(server)) == 1_000)
-                    shares.append(max(streams_by_worker(server)) / 1_000)
+                    shares.append(max(streams_by_worker(server)) / 10)
                 wait_until(lambda: sum(streams_by_worker(server)) == 0)
             return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
 
-    found = in_turn("workers", ("1", "2"), one_run, min(pairs or PAIRS, PAIRS))
-    return {**found, "larger share": shares}
+    return {**in_turn(("1", "2"), one_run, PAIRS, pairs), "larger share, %": shares}
 
 
 def streams_by_worker(server: Running) -> list[int]:
@@ -247,7 +225,7 @@ def streams_by_worker(server: Running) -> list[int]:
     return [int(float(n)) for n in re.findall(r"^ssehub_subscribers(?:{.*})? (\S+)$", text, re.MULTILINE)]
 
 
-def run_growth() -> dict[str, list[tuple[float, float]]]:
+def run_growth(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, float]]]:
     """CPU time of a delivery, in microseconds, as subscribers grow."""
     found: dict[str, list[tuple[float, float]]] = {}
     for peer in available((OURS, NCHAN)):
@@ -260,7 +238,7 @@ def run_growth() -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def run_latency() -> dict[str, list[tuple[float, float, float]]]:
+def run_latency(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, float, float]]]:
     """Median and 99th percentile, in milliseconds, as 1,000 subscribers are published to faster."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for peer in available((OURS, NCHAN)):
@@ -276,7 +254,7 @@ def run_latency() -> dict[str, list[tuple[float, float, float]]]:
     return found
 
 
-def run_lag() -> dict[str, float]:
+def run_lag(bench: Bench, pairs: int | None) -> Figures:
     """With 19,000 subscribers and 4 events a second: the longest gap in the loop, and the slowest newcomer, in ms."""
     with tempfile.NamedTemporaryFile("r") as file:
         peer = ssehub("--heartbeat-seconds", "15", module=(str(HERE / "lag.py"),), env={"LAG_FILE": file.name})
@@ -299,9 +277,7 @@ def run_lag() -> dict[str, float]:
             thread.join()
         lines = [line.split() for line in file.read().splitlines()]
         gaps = [float(gap) for at, gap in lines if began[0] + 1 < float(at) < began[-1]]
-    found = {"longest gap in the loop": max(gaps), "slowest newcomer": max(answers)}
-    say(f"lag       {found}, {len(answers)} newcomers")
-    return found
+    return {"longest gap in the loop, ms": [max(gaps)], "slowest newcomer, ms": [max(answers)]}
 
 
 def server_has(server: Running, count: int) -> bool:
@@ -322,7 +298,7 @@ def newcomer(server: Running) -> float:
     return (time.monotonic() - began) * 1000
 
 
-def run_backpressure() -> dict[str, float]:
+def run_pressure(bench: Bench, pairs: int | None) -> Figures:
     """A minute of publishers that outrun 100 connections: nothing is lost (or `bench` fails), memory is bounded."""
     with PEERS[OURS]() as server:
         memory: list[float] = []
@@ -339,32 +315,98 @@ def run_backpressure() -> dict[str, float]:
         seconds = time.monotonic() - began
         stop.set()
         thread.join()
-    found = {
-        "seconds": seconds,
-        "MB/s": report["deliveries_per_second"] * 20_000 / 1e6,
-        "MiB after 10 s": memory[min(10, len(memory) - 1)],
-        "MiB at most": max(memory),
+    return {
+        "seconds": [seconds],
+        "MB a second": [report["deliveries_per_second"] * 20_000 / 1e6],
+        "MiB after 10 s": [memory[min(10, len(memory) - 1)]],
+        "MiB at most": [max(memory)],
     }
-    say(f"pressure  {found}")
+
+
+READS = {"alone": (1, 500, 100_000), "64 in a read": (64, 200, 2_000_000)}
+"""How many events each write carries, how many writes each connection gets, and events a second to all of them."""
+
+
+def run_reader(bench: Bench, pairs: int | None) -> Figures:
+    """What a listening process of `ssehub bench` takes: events per CPU second of its own, from a server without a hub.
+
+    At these rates a connection has 10 ms or more between two writes, and the reader is idle between them, so that
+    events that are written alone are read alone.
+    """
+    found: Figures = {}
+    for _ in range(min(pairs or PAIRS, PAIRS)):
+        for name, (together, writes, rate) in READS.items():
+            events, latency = read_events(together, writes, rate)
+            found.setdefault(name, []).append(events)
+            found.setdefault(f"{name}, 99 % latency in ms", []).append(latency)
     return found
 
 
-PAIRED: dict[str, Callable[[int | None], Figures]] = {
+def read_events(together: int, writes: int, rate: int) -> tuple[float, float]:
+    """Events per CPU second of the reader, and the 99th percentile of their latency in ms."""
+    count = 1_000
+    feeder = [sys.executable, str(HERE / "feeder.py"), *map(str, (count, together, writes, rate))]
+    reader = [*pinned(1), sys.executable, "-m", "ssehub.bench"]
+    with started(feeder, stdin=subprocess.PIPE) as (feeding, log):
+        wait_until(log.read_text)
+        order = {"url": f"http://127.0.0.1:{log.read_text()}", "tokens": ["none"] * count, "first": 0}
+        with subprocess.Popen(reader, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reading:
+            tell(reading.stdin, json.dumps(order))
+            before = reported(reading, "opened", count)
+            tell(feeding.stdin, "go")
+            after = reported(reading, "events", count * together * writes)
+            tell(reading.stdin, "stop")
+            last = reported(reading, "latencies", {})
+    latencies = Latencies({int(bucket): times for bucket, times in last["latencies"].items()})
+    return after["events"] / (after["cpu_seconds"] - before["cpu_seconds"]), latencies.milliseconds(0.99)
+
+
+def tell(pipe: IO[bytes] | None, line: str) -> None:
+    assert pipe is not None
+    pipe.write(f"{line}\n".encode())
+    pipe.flush()
+
+
+def reported(process: subprocess.Popen[bytes], name: str, least: Any) -> Report:
+    """The first report of a listening process in which `name` has come to `least`, or is there at all."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        report: Report = json.loads(line)
+        if name in report and (isinstance(least, dict) or report[name] >= least):
+            return report
+    raise RuntimeError(f"the reader ended before {name} came to {least}")
+
+
+Measuring = Callable[[Bench, int | None], Any]
+
+MEASURED: dict[str, Measuring] = {
+    **{name: partial(run_workload, name) for name in WORKLOADS},
     "stalled": run_stalled,
     "history": run_history,
     "workers": run_workers,
-}
-EXTRAS: dict[str, Callable[[], Any]] = {
-    "sqlite": run_sqlite,
     "redis": run_redis,
+    "sqlite": run_sqlite,
+    "reader": run_reader,
     "growth": run_growth,
     "latency": run_latency,
     "lag": run_lag,
-    "pressure": run_backpressure,
+    "pressure": run_pressure,
 }
 
 
+def measured(name: str, pairs: int | None) -> dict[str, Any]:
+    """The figures of one workload, when, where and in which time they were taken, and how busy the load was."""
+    bench, began = Bench(), time.monotonic()
+    found = MEASURED[name](bench, pairs)
+    seconds = time.monotonic() - began
+    say(f"{name}, {seconds:.0f} s, load at most {bench.load_share:.0%} busy")
+    for what, figures in found.items():
+        say(f"  {what:30} {spread(figures) if isinstance(figures[0], float) else figures}")
+    return {"figures": found, "seconds": seconds, "load_share": bench.load_share, "there": machine()}
+
+
 def machine() -> dict[str, str]:
+    """When, where and with what."""
     packages = ("uvicorn", "uvloop", "httptools", "starlette", "sse-starlette")
     nginx = "not installed"
     if has_nchan():
@@ -381,109 +423,33 @@ def machine() -> dict[str, str]:
     }
 
 
-# The table
-
-
-def ratio(results: dict[str, Figures], above: tuple[str, str], below: tuple[str, str]) -> str:
-    """The median of the pairs' ratios, and their spread."""
-    try:
-        pairs = zip(results[above[0]][above[1]], results[below[0]][below[1]], strict=False)
-        ratios = [a / b for a, b in pairs]
-    except KeyError:
-        return "not measured: no nchan here"
-    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """What was to be reached, and what was."""
-    for name, required, aim in (("W1", "2.5x", "4x"), ("W2", "0.9x", "1.1x"), ("W3", "0.7x", "1x")):
-        yield f"{name} against nchan", required, aim, ratio(results, (name, OURS), (name, NCHAN))
-    yield "W1 against the README server", "15x", "40x", ratio(results, ("W1", OURS), ("W1 README", README))
-    yield "W4, median latency against nchan", "at most 2.5x", "1.5x", ratio(results, ("W4", OURS), ("W4", NCHAN))
-    yield "W5, events per CPU second", "8,000", "15,000", spread(results["W5"][OURS])
-    yield "M, bytes per idle subscriber", "at most 16,000", "11,000", spread(results["M"][OURS])
-    yield "C, connections per CPU second", "3,000", "6,000", spread(results["C"][OURS])
-    yield "P1, single POSTs, events per CPU second", "6,000", "10,000", spread(results["P1"][OURS])
-    yield "P100, batches of 100, events per CPU second", "100,000", "250,000", spread(results["P100"][OURS])
-    stalled = ratio(results, ("stalled", "with"), ("stalled", "without"))
-    yield "W1 with one stalled subscriber against without", "0.97x", "1x", stalled
-    yield "W1 with history against without", "0.95x", "", ratio(results, ("history", "on"), ("history", "off"))
-    tasks = ratio(results, ("W1", TASKS), ("W1 README", README))
-    yield "W1 through `TaskSink` (plain uvicorn) against the README server", "5x", "10x", tasks
-    for count in (1, 50):
-        memory, sqlite = (spread(results["sqlite"][f"{broker}, {count}"]) for broker in ("memory", "sqlite"))
-        yield f"events a second from {count} publishers, on SQLite", "", "", f"{sqlite}; in memory {memory}"
-    redis = results["redis"]
-    over = [b - a for a, b in zip(redis["memory, latency in ms"], redis["redis, latency in ms"], strict=True)]
-    yield "latency through Redis, over that in memory, median", "1 ms", "", f"{spread(over)} ms"
-    spent = f"node {spread(redis['redis, seconds of the node'])} s, Redis {spread(redis['redis, seconds of Redis'])} s"
-    text = f"{spread(redis['redis, events a second'])} a second; CPU of {spent}"
-    yield "100,000 events in batches of 100 through Redis", "", "", text
-    workers = ratio(results, ("workers", "2"), ("workers", "1"))
-    yield "W1 by two workers against one, deliveries per CPU second", "0.8x", "", workers
-    yield (
-        "larger share of 1,000 streams, of two workers",
-        "60 %",
-        "",
-        f"{100 * max(results['workers']['larger share']):.0f} %",
-    )
-    lag = results["lag"]
-    yield "19,000 subscribers, longest gap in the loop", "20 ms", "", f"{lag['longest gap in the loop']:.1f} ms"
-    yield "19,000 subscribers, slowest newcomer", "100 ms", "", f"{lag['slowest newcomer']:.0f} ms"
-    pressure = results["pressure"]
-    text = f"{pressure['seconds']:.0f} s, nothing lost; {pressure['MiB after 10 s']:.0f} MiB after 10 s"
-    yield "publishers outrun sockets for a minute", "memory flat", "", f"{text}, {pressure['MiB at most']:.0f} at most"
-
-
-def table(results: dict[str, Any]) -> str:
-    lines = ["| | required | aim | reached |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(results)]
-    lines += ["", "| workload | " + " | ".join(PEERS) + " |", "|---|" + "---|" * len(PEERS)]
-    for name in ("W1", "W2", "W3", "W4", "M"):
-        figures = results[name] | results.get(f"{name} README", {})
-        cells = [spread(figures[peer]) if peer in figures else "" for peer in PEERS]
-        lines.append(f"| {name}, {WORKLOADS[name].what} | {' | '.join(cells)} |")
-    there = results["machine"]
-    lines += ["", f"{there['date']}, {there['cpu']}, {there['system']}, {there['packages']}, nginx {there['nginx']}."]
-    return "\n".join(lines)
-
-
-def write(results: dict[str, Any]) -> None:
-    """The table into the page, and the plots beside it."""
-    from plots import draw
-
-    page = re.sub(
-        r"(<!-- make bench -->\n).*(\n<!-- end -->)",
-        lambda match: f"{match[1]}{table(results)}{match[2]}",
-        PAGE.read_text(),
-        flags=re.DOTALL,
-    )
-    PAGE.write_text(page)
-    draw(results, PAGE.parent / "plots")
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=", ".join([*WORKLOADS, *PAIRED, *EXTRAS]))
-    parser.add_argument("--pairs", type=int, help=f"{PAIRS} if nothing is said")
+    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=", ".join(MEASURED))
+    parser.add_argument("--pairs", type=int, help=f"{PAIRS} for most, if nothing is said")
     arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(MEASURED):
+        parser.error(f"no workload: {', '.join(unknown)}; there are {', '.join(MEASURED)}")
     if not has_nchan():
         say("nginx with nchan is missing (Debian: nginx-light, libnginx-mod-nchan): compared without it")
     began = time.monotonic()
-    results = json.loads(RESULTS.read_text()) if arguments.names and RESULTS.exists() else {}
-    results["machine"] = machine()
-    for name in arguments.names or [*WORKLOADS, *PAIRED, *EXTRAS]:
-        if name in WORKLOADS:
-            results[name] = run_workload(name, arguments.pairs)
-        else:
-            results[name] = PAIRED[name](arguments.pairs) if name in PAIRED else EXTRAS[name]()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
+    for name in arguments.names or MEASURED:
+        try:
+            results[name] = measured(name, arguments.pairs)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as exc:
+            say(f"{name} failed: {exc}")
+            results.pop(name, None)  # the table says so
+            failed.append(name)
         if arguments.pairs is None:
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     say(f"{time.monotonic() - began:.0f} s in all")
-    if arguments.pairs is None and set(results) > {*WORKLOADS, *PAIRED, *EXTRAS}:
-        write(results)
-        say(table(results))
+    if arguments.pairs is None:
+        page.write(results)
+        say(page.table(results))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
