@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -82,8 +84,9 @@ def create_control_app(
     issue = IssueToken(tokens, token_lifetime_seconds, now)
     emit = Emit(hub, max_event_bytes, max_batch_events, control_key or "")
     endpoints: dict[str, ASGIApp] = {
-        "/token": _Endpoint("POST", issue, max_body_bytes),
+        # The one that is called most is matched first.
         "/emit": _Endpoint("POST", emit, max_body_bytes),
+        "/token": _Endpoint("POST", issue, max_body_bytes),
         "/disconnect": _Endpoint("POST", _disconnect(hub), max_body_bytes),
         "/healthz": _Endpoint("GET", _healthz, 0),
         "/readyz": _Endpoint("GET", _readyz(hub), 0),
@@ -96,7 +99,7 @@ def create_control_app(
             yield
 
     app = Starlette(
-        routes=[Route(path + slash, endpoint) for path, endpoint in endpoints.items() for slash in ("", "/")],
+        routes=[Route(path + slash, endpoint) for path, endpoint in endpoints.items() for slash in ("/", "")],
         middleware=[Middleware(Guard, control_key=control_key, allowed_hosts=allowed_hosts)],
         lifespan=lifespan,
     )
@@ -142,16 +145,23 @@ class Guard:
             raise Forbidden("other machines reach this address: set a control key, or listen on loopback")
 
     def _is_ours(self, address: str) -> bool:
-        try:
-            return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
-        except ValueError:
-            return address in self._hosts
+        is_loopback = _is_loopback(address)
+        return address in self._hosts if is_loopback is None else is_loopback
 
     @staticmethod
     def _check_key(key: bytes, authorization: str) -> None:
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), key):
             raise ControlKeyError("the control key is needed: send it as 'Authorization: Bearer KEY'")
+
+
+@lru_cache(64)
+def _is_loopback(address: str) -> bool | None:
+    """None where `address` is a name."""
+    try:
+        return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+    except ValueError:
+        return None
 
 
 class _Endpoint:
@@ -214,6 +224,16 @@ class IssueToken:
         return PlainTextResponse(token, headers=no_store)
 
 
+class _Json(JSONResponse):
+    """The same bytes, by an encoder that is not made anew for each."""
+
+    def render(self, content: Any) -> bytes:
+        return _JSON.encode(content).encode()
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 class Emit:
     """`POST /emit/`: one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
 
@@ -234,7 +254,7 @@ class Emit:
             if isinstance(value, list):
                 return await self._batch(headers, value, "event {}", 0)
             ids = await self._publish(headers, [(self._event(known_object(value, EMIT_FIELDS)), _key(value))])
-            return JSONResponse({"id": ids[0]})
+            return _Json({"id": ids[0]})
         fields = await form_fields(scope, headers, kind, body, EMIT_FIELDS)
         await self._publish(headers, [(self._event(_form_values(fields)), _key(fields))])
         return PlainTextResponse("OK")
@@ -250,7 +270,7 @@ class Emit:
                 events.append((self._event(known_object(value, EMIT_FIELDS)), _key(value)))
             except InvalidRequest as exc:
                 raise type(exc)(f"{where.format(number)}: {exc}") from exc
-        return JSONResponse({"ids": await self._publish(headers, events)})
+        return _Json({"ids": await self._publish(headers, events)})
 
     async def _publish(self, headers: Headers, keyed: list[tuple[Event, str | None]]) -> list[str]:
         """Publish events, each with the key of its own field, or all with the one of the request's header."""

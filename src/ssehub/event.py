@@ -397,11 +397,13 @@ def _names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
         raise InvalidEvent(f"{field_name} must be a sequence of names, not one string")
     if not values:
         raise InvalidEvent(f"{field_name} is missing: name at least one")
+    if len(values) == 1:
+        return (check_name(field_name, values[0]),)
     if len(values) > MAX_NAMES:
         raise InvalidEvent(f"{field_name} has {len(values)} names: {MAX_NAMES} are the most")
     for value in values:
         check_name(field_name, value)
-    return tuple(values) if len(values) == 1 else tuple(dict.fromkeys(values))
+    return tuple(dict.fromkeys(values))
 
 
 def _check_text(field_name: str, value: str) -> None:

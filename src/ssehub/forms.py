@@ -143,7 +143,7 @@ def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
 def parse_json(where: str, text: bytes) -> Any:
     """What `text` says, strictly: UTF-8, no NaN, no name twice in one object."""
     try:
-        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return _STRICT.decode(text.decode())
     except UnicodeDecodeError as exc:
         raise InvalidRequest(f"{where} is no UTF-8") from exc
     except json.JSONDecodeError as exc:
@@ -164,6 +164,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON number")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
 
 
 def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:

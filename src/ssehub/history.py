@@ -227,6 +227,8 @@ class History:
 
 def _size(frame: Frame) -> int:
     size = len(frame.data) + FRAME_BYTES
+    if len(frame.channels) == len(frame.users) == 1:
+        return size
     places = len(frame.channels) * len(_users(frame))
     if places > 1:
         size += places * PLACE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
