@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import RunningHub, free_port
-from ssehub.bench import Group, Latencies, Listener, Plan, content_of, source_of
+from ssehub.bench import Group, Latencies, Listener, Plan, _busy_share, content_of, source_of
 from test_cli import run
 
 EVENTS = 30
@@ -26,8 +27,11 @@ class FaultyServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, fault: Callable[[int, bytes], list[bytes]], statuses: dict[str, int]) -> None:
+    def __init__(
+        self, fault: Callable[[int, bytes], list[bytes]], statuses: dict[str, int], is_chunked: bool = False
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Faulty)
+        self.is_chunked = is_chunked
         self.fault = fault
         self.statuses = statuses
         self.streams: list[Any] = []
@@ -47,6 +51,12 @@ class Faulty(BaseHTTPRequestHandler):
 
     def answer(self, text: str) -> None:
         self.send_response(self.server.statuses.get(self.path, 200))
+        if self.server.is_chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in [*[f"1;a=b\r\n{letter}\r\n" for letter in text], "0\r\nTrailer: x\r\n\r\n"]:
+                self.wfile.write(part.encode())
+            return
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text.encode())
@@ -72,8 +82,10 @@ class Faulty(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty(fault: Callable[[int, bytes], list[bytes]], statuses: dict[str, int] | None = None) -> Iterator[str]:
-    server = FaultyServer(fault, statuses or {})
+def faulty(
+    fault: Callable[[int, bytes], list[bytes]], statuses: dict[str, int] | None = None, *, is_chunked: bool = False
+) -> Iterator[str]:
+    server = FaultyServer(fault, statuses or {}, is_chunked)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -173,6 +185,104 @@ def test_dead_port_and_bad_url_are_one_sentence() -> None:
     assert all(result.stderr.count("\n") == 1 for result in results[:3])
 
 
+def test_answers_in_chunks_are_read() -> None:
+    with faulty(lambda n, frame: [frame], is_chunked=True) as url:
+        result = bench(url)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads(result.stdout)["delivered"] == 3 * EVENTS
+
+
+def test_refusal_in_chunks_is_one_sentence() -> None:
+    with faulty(lambda n, frame: [frame], {"/token/": 503}, is_chunked=True) as url:
+        result = bench(url)
+
+    assert result.returncode == 1
+    assert re.fullmatch(r"ssehub: the hub refused /token/: 503 .*\{\"token\": \"t\"\}\n", result.stderr)
+
+
+@contextmanager
+def saying(*parts: bytes, closes: bool = False) -> Iterator[str]:
+    """A server that says the same to whoever sends something, and then nothing, or ends the connection."""
+    stop = threading.Event()
+
+    def serve() -> None:
+        connection = server.accept()[0]
+        with connection:
+            connection.recv(65_536)
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.01)
+            if not closes:
+                stop.wait(30)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            stop.set()
+            thread.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "closes", "says"),
+    [
+        ((OK + b"Content-Le", b"ngth: 2\r\n\r", b"\n{", b"}"), False, "answers /token/ as no hub does: b'{}'"),
+        ((OK + b"Content-Length: 20\r\n\r\n{}",), False, r"gives no token in 0\.7 s"),
+        ((OK + b"Content-Length: 20\r\n\r\n{}",), True, "ended a publisher's connection without an answer"),
+        ((OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",), False, "answers /token/ with what is no HTTP"),
+        (
+            (OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}",),
+            True,
+            "ended a publisher's connection without an answer",
+        ),
+        ((OK + b"\r\n",), False, "answers /token/ as no hub does: b''"),
+        ((b"220 mail.example ESMTP\r\n\r\n",), False, "answers /token/ with what is no HTTP"),
+        ((b"220 mail.example ESMTP\r\n",), False, r"gives no token in 0\.7 s"),
+        ((b"x" * 100_000,), False, "answers /token/ with what is no HTTP"),
+        ((), True, "ended a publisher's connection without an answer"),
+    ],
+    ids=[
+        "answer in four reads",
+        "body cut off, then silence",
+        "body cut off, then the end",
+        "chunk without a size",
+        "chunks cut off",
+        "no body",
+        "no HTTP",
+        "no HTTP, then silence",
+        "no end of the head",
+        "nothing",
+    ],
+)
+def test_control_app_that_is_none_is_one_sentence(parts: tuple[bytes, ...], closes: bool, says: str) -> None:
+    with saying(*parts, closes=closes) as url:
+        result = bench(url)
+
+    assert result.returncode == 1
+    assert re.fullmatch(rf"ssehub: [^\n]*{says}\n", result.stderr)
+
+
+def test_options_that_do_not_fit_are_one_sentence() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    with faulty(lambda n, frame: [frame]) as url:
+        no_process = bench(url, "--server-pid", str(ended.pid))
+        two_users = bench(url, "--token", "t", "--users", "2")
+        two_channels = bench(url, "--token", "t", "--channels", "2")
+
+    assert [result.returncode for result in (no_process, two_users, two_channels)] == [2, 2, 2]
+    assert no_process.stderr == f"ssehub: --server-pid {ended.pid}: there is no such process on this machine\n"
+    assert "--token is for one user on one channel" in two_users.stderr
+    assert "--token is for one user on one channel" in two_channels.stderr
+
+
 def test_server_that_never_answers_is_given_up() -> None:
     with faulty(lambda n, frame: time.sleep(5) or [frame]) as url:
         began = time.monotonic()
@@ -253,6 +363,38 @@ def test_events_are_found_wherever_reads_end(step: int, is_chunked: bool) -> Non
         listener.data_received(data[at : at + step])
 
     assert (group.events, group.gaps, group.duplicates, group.reordered) == (50, 0, 0, 0)
+
+
+def read_rate(together: int, total: int) -> float:
+    """Events per CPU second that a process of subscribers reads, `together` of them in each read."""
+    group = Group()
+    listeners = [Listener(b"", group, lambda: None) for _ in range(100)]
+    bodies = [
+        b"".join(map(event, range(first, first + together))) for first in range(0, total // len(listeners), together)
+    ]
+    reads = [b"%x\r\n%b\r\n" % (len(body), body) for body in bodies]
+    for listener in listeners:
+        listener.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    began = time.process_time()
+    for data in reads:
+        for listener in listeners:
+            listener.data_received(data)
+    assert (group.events, group.gaps, group.duplicates) == (total, 0, 0)
+    return total / max(0.001, time.process_time() - began)
+
+
+def test_reading_is_quick_and_quicker_when_many_events_come_in_one_read() -> None:
+    alone, together = read_rate(1, 20_000), read_rate(50, 200_000)
+
+    assert alone > 20_000  # measured: 350,000
+    assert together > 2 * alone  # measured: 25 times
+
+
+def test_load_is_busy_when_all_its_processes_together_fill_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+
+    assert _busy_share([0.5, 0.45], 1.0) == pytest.approx(0.95)
+    assert _busy_share([0.1, 0.6], 2.0) == pytest.approx(0.35)
 
 
 def test_content_of_several_publishers_is_told_apart() -> None:

@@ -346,6 +346,7 @@ class Poster:
         self._reader = reader
         self._writer = writer
         key = f"Authorization: Bearer {plan.control_key}\r\n" if plan.control_key else ""
+        self._url = plan.control_url
         parts = urlsplit(plan.control_url)
         self._prefix = parts.path.rstrip("/")
         self._head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}"
@@ -371,14 +372,30 @@ class Poster:
         self._writer.write(head.encode() + body)
         try:
             answer = await self._reader.readuntil(b"\r\n\r\n")
+            if not answer.startswith(b"HTTP/"):
+                raise ValueError
             status = answer.partition(b"\r\n")[0].split(b" ", 1)[-1].decode(errors="replace")
-            length = re.search(rb"content-length: *(\d+)", answer, re.IGNORECASE)
-            text = await self._reader.readexactly(int(length[1])) if length else b""
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
+            text = await self._read_body(answer)
+        except (OSError, asyncio.IncompleteReadError) as exc:
             raise BenchError("the hub ended a publisher's connection without an answer") from exc
+        except (ValueError, asyncio.LimitOverrunError) as exc:
+            raise BenchError(f"{self._url} answers {path} with what is no HTTP") from exc
         if not status.startswith("2"):
             raise BenchError(f"the hub refused {path}: {status}: {' '.join(text.decode(errors='replace').split())}")
         return text
+
+    async def _read_body(self, head: bytes) -> bytes:
+        if length := re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE):
+            return await self._reader.readexactly(int(length[1]))
+        if not re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE):
+            return b""
+        chunks = []
+        while size := int((await self._reader.readuntil(b"\n")).partition(b";")[0], 16):
+            chunks.append(await self._reader.readexactly(size))
+            await self._reader.readuntil(b"\n")
+        while (await self._reader.readuntil(b"\n")).strip():  # trailers
+            pass
+        return b"".join(chunks)
 
 
 def bodies(plan: Plan, publisher: int, stamps: Callable[[int], int]) -> Iterator[bytes]:
@@ -426,7 +443,10 @@ class Server:
     """What the server's processes cost, if we were told which they are."""
 
     def __init__(self, pid: int | None) -> None:
+        """Raises ConfigError if there is no such process."""
         self._pid = pid
+        if pid is not None and not _stat(Path(f"/proc/{pid}")):
+            raise ConfigError(f"--server-pid {pid}: there is no such process on this machine")
 
     def _processes(self) -> list[int]:
         if self._pid is None:
@@ -634,12 +654,17 @@ async def _publish_all(plan: Plan, load: Load, server: Server, report: Report, p
         await publishing
     finished = max([report.get("finished_at", 0.0) for report in load.reports], default=0.0)
     report.seconds = max(finished, published_at[-1]) - began
-    report.own_cpu_share = (
-        max(used - before for used, before in zip(load.cpu_seconds(), own, strict=True)) / report.seconds
-    )
+    used = [now - before for now, before in zip(load.cpu_seconds(), own, strict=True)]
+    report.own_cpu_share = _busy_share(used, report.seconds)
     report.published_per_second = plan.events / max(1e-9, published_at[-1] - began)
     if plan.server_pid is not None:
         report.server_cpu_seconds = server.cpu_seconds() - cpu
+
+
+def _busy_share(used: list[float], seconds: float) -> float:
+    """How busy the busiest process was, or all of them together on the cores that they may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(max(used), sum(used) / cores) / max(1e-9, seconds)
 
 
 def _problem(publishing: asyncio.Future[Any]) -> str | None:
@@ -669,9 +694,11 @@ async def _wait(
         progress(what, now, wanted)
         if found := problem():
             raise BenchError(f"{what}: {found}")
-        if now != last or (also is not None and not also.done() and plan.rate):
+        is_publishing = also is not None and not also.done()
+        if now != last or (is_publishing and plan.rate):
             last, moved = now, time.monotonic()
-        elif time.monotonic() - moved > plan.patience_seconds:
+        # A publisher that gets no answer in time says so first.
+        elif time.monotonic() - moved > plan.patience_seconds * (1.5 if is_publishing else 1):
             raise BenchError(f"{what}: nothing has come for {plan.patience_seconds:g} s, {now:,} of {wanted:,} have")
         await asyncio.sleep(0.02)
     progress(what, now, wanted)

@@ -257,6 +257,8 @@ def bench(
     plan = Plan(control_key=key, **options)
     if plan.batch > 1 and plan.body != "json":
         raise click.UsageError("--batch needs --body json")
+    if token is not None and plan.audience_count > 1:
+        raise click.UsageError("--token is for one user on one channel: leave out --users and --channels, or --token")
 
     async def run() -> Report:
         if token is not None:
