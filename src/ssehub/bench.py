@@ -146,6 +146,8 @@ class Group:
     def __init__(self) -> None:
         self.opened = 0
         self.events = 0
+        self.reads = 0
+        """Those in which an event was."""
         self.gaps = 0
         self.duplicates = 0
         self.reordered = 0
@@ -164,7 +166,7 @@ class Group:
         return content
 
     def report(self) -> dict[str, Any]:
-        names = ("opened", "events", "gaps", "duplicates", "reordered", "closed", "finished_at")
+        names = ("opened", "events", "reads", "gaps", "duplicates", "reordered", "closed", "finished_at")
         report = {name: getattr(self, name) for name in names}
         return report | {"refused": dict(self.refused), "cpu_seconds": time.process_time()}
 
@@ -253,6 +255,7 @@ class Listener(asyncio.Protocol):
         for stamp in content.stamps:
             group.latencies.add(max(0, now - stamp), weight)
         group.events += content.events
+        group.reads += 1
         group.finished_at = now / 1e9
         for run in content.runs:
             if self._next.get(run.publisher, 0) == run.first:
