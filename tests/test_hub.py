@@ -16,6 +16,7 @@ from fakes import FakeSink
 from ssehub.errors import HubClosed, Overloaded
 from ssehub.event import Claims, Event, Position
 from ssehub.hub import Hub
+from ssehub.rounds import Batch
 from ssehub.sinks import Chunk
 from ssehub.subscribers import CloseReason, Subscriber
 
@@ -64,6 +65,26 @@ async def test_event_goes_to_its_user_on_its_channel_only() -> None:
 
         assert alex.data() == ["hi"]
         assert kim.data() == elsewhere.data() == []
+
+
+async def test_event_for_one_user_among_a_thousand_does_not_touch_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[Subscriber] = []
+    take = Subscriber.take
+
+    def noting(self: Subscriber, batch: Batch) -> int:
+        touched.append(self)
+        return take(self, batch)
+
+    monkeypatch.setattr(Subscriber, "take", noting)
+    async with running_hub() as hub:
+        joined = {f"user-{number}": join(hub, f"user-{number}") for number in range(1_000)}
+        before = {user: list(sink.chunks) for user, (_, sink) in joined.items()}
+
+        await hub.publish(channel="chat", user_id="user-7", data="hi")
+        await settle(hub)
+
+        assert touched == [joined["user-7"][0]]
+        assert [user for user, (_, sink) in joined.items() if sink.chunks != before[user]] == ["user-7"]
 
 
 async def test_star_is_everyone_on_the_channel_and_an_ordinary_name_in_a_token() -> None:
