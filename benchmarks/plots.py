@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 COLOURS = {"ssehub": "#1f6feb", "nchan": "#e36209", "sse-starlette": "#8b949e", "ssehub, plain uvicorn": "#79b8ff"}
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
@@ -36,16 +36,20 @@ def deliveries(results: dict[str, Any], axes: Axes) -> None:
     workloads = ("W1", "W2", "W3")
     labels = ("W1: 1,000 subscribers", "W2: 10,000 subscribers", "W3: 100 subscribers")
     measured = [results[name]["figures"] for name in workloads]
-    peers = [peer for peer in COLOURS if any(peer in figures for figures in measured)]
-    width = 0.8 / len(peers)
-    for place, peer in enumerate(peers):
-        found = [(at, figures[peer]) for at, figures in enumerate(measured) if peer in figures]
-        middles = [statistics.median(figures) for _, figures in found]
-        low = [middle - min(figures) for middle, (_, figures) in zip(middles, found, strict=True)]
-        high = [max(figures) - middle for middle, (_, figures) in zip(middles, found, strict=True)]
-        where = [at + (place - (len(peers) - 1) / 2) * width for at, _ in found]
-        axes.bar(where, middles, width * 0.92, yerr=[low, high], capsize=3, color=COLOURS[peer], label=peer)
+    width = 0.2
+    seen: set[str] = set()
+    for at, figures in enumerate(measured):
+        peers = [peer for peer in COLOURS if peer in figures]
+        for place, peer in enumerate(peers):
+            where = at + (place - (len(peers) - 1) / 2) * width
+            middle, low, high = statistics.median(figures[peer]), min(figures[peer]), max(figures[peer])
+            label = None if peer in seen else peer
+            spread = [[middle - low], [high - middle]]
+            axes.bar(where, middle, width * 0.92, yerr=spread, capsize=3, color=COLOURS[peer], label=label)
+            axes.annotate(f"{middle / 1000:,.0f}k", (where, high), (0, 4), textcoords="offset points", ha="center")
+            seen.add(peer)
     axes.set_xticks(range(len(workloads)), labels)
+    axes.set_xlim(-0.5, len(workloads) - 0.5)
     axes.set_ylabel("deliveries per server CPU second")
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_title("Deliveries per CPU second: median of the pairs, with their spread")
@@ -69,11 +73,17 @@ def latency(results: dict[str, Any], axes: Axes) -> None:
         rates = [rate for rate, _, _ in points]
         axes.plot(rates, [p50 for _, p50, _ in points], "o-", color=COLOURS[peer], label=f"{peer}, median")
         axes.plot(rates, [p99 for _, _, p99 in points], "o:", color=COLOURS[peer], label=f"{peer}, 99 %")
+    axes.set_xscale("log")
     axes.set_yscale("log")
+    ticks = [50, 100, 200, 400, 800, 1_600, 3_200, 6_400]
+    fastest = max(rate for points in results["latency"]["figures"].values() for rate, _, _ in points)
+    axes.set_xticks([tick for tick in ticks if tick <= fastest], minor=False)
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("events published per second, to 1,000 subscribers")
     axes.set_ylabel("publish to receive (ms)")
-    axes.set_title("Latency as publishing gets faster")
+    axes.set_title("Latency as publishing gets faster, up to a median over 200 ms")
     axes.legend(frameon=False)
 
 
@@ -83,6 +93,7 @@ def memory(results: dict[str, Any], axes: Axes) -> None:
     values = [statistics.median(found[peer]) for peer in peers]
     bars = axes.barh(peers, values, color=[COLOURS[peer] for peer in peers], height=0.6)
     axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4)
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel("server memory per idle subscriber (bytes)")

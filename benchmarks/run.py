@@ -238,12 +238,12 @@ def run_growth(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, f
 
 
 def run_latency(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, float, float]]]:
-    """Median and 99th percentile, in milliseconds, as 1,000 subscribers are published to faster."""
+    """Median and 99th percentile, in milliseconds, as 1,000 subscribers are published to faster, up to saturation."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for peer in available((OURS, NCHAN)):
-        for rate in (50, 100, 200, 300, 400, 600, 800, 1_200):
+        for rate in (50, 100, 200, 400, 600, 800, 1_200, 1_600, 2_400, 3_200, 4_800, 6_400):
             with PEERS[peer]() as server:
-                latency = bench(server, f"--subscribers 1000 --events {rate * 3} --rate {rate} --publishers 4")[
+                latency = bench(server, f"--subscribers 1000 --events {rate * 2} --rate {rate} --publishers 4")[
                     "latency_ms"
                 ]
             found.setdefault(peer, []).append((rate, latency["p50"], latency["p99"]))
