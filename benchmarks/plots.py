@@ -50,6 +50,7 @@ def deliveries(results: dict[str, Any], axes: Axes) -> None:
             seen.add(peer)
     axes.set_xticks(range(len(workloads)), labels)
     axes.set_xlim(-0.5, len(workloads) - 0.5)
+    axes.margins(y=0.12)
     axes.set_ylabel("deliveries per server CPU second")
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_title("Deliveries per CPU second: median of the pairs, with their spread")
