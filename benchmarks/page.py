@@ -98,6 +98,7 @@ ROWS = (
     Row("W1 with one stalled subscriber against without", "stalled", ratio("with", "without"), 0.97, 1, "x"),
     Row("W1 with history against without", "history", ratio("on", "off"), 0.95, None, "x"),
     Row("two workers against one, W1 per CPU second", "workers", ratio("2", "1"), 0.8, None, "x"),
+    Row("… at 200 events a second", "workers", ratio("2, 200 a second", "1, 200 a second"), 0.8, None, "x"),
     Row(
         "two workers, the larger share of 1,000 streams", "workers", of("larger share, %"), 60, None, " %", at_most=True
     ),

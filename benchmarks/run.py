@@ -202,8 +202,11 @@ def run_redis(bench: Bench, pairs: int | None) -> Figures:
 
 
 def run_workers(bench: Bench, pairs: int | None) -> Figures:
-    """W1 by one and by two workers over Redis, which share its subscribers; and the larger share of 1,000 streams."""
+    """W1 by one and by two workers over Redis, which share its subscribers; the same at 200 events a second; and the
+    larger share of 1,000 streams.
+    """
     shares: list[float] = []
+    at_a_pace: Figures = {}
 
     def one_run(name: str) -> float:
         with redis_log() as (_, url), ssehub("--broker", url, "--workers", name)() as server:
@@ -215,9 +218,13 @@ def run_workers(bench: Bench, pairs: int | None) -> Figures:
                     wait_until(lambda: sum(streams_by_worker(server)) == 1_000)
                     shares.append(max(streams_by_worker(server)) / 10)
                 wait_until(lambda: sum(streams_by_worker(server)) == 0)
-            return figure(bench(server, WORKLOADS["W1"].arguments), CPU)
+            closed_loop = figure(bench(server, WORKLOADS["W1"].arguments), CPU)
+            at_a_pace.setdefault(f"{name}, 200 a second", []).append(
+                figure(bench(server, "--subscribers 1000 --events 600 --rate 200"), CPU)
+            )
+            return closed_loop
 
-    return {**in_turn(("1", "2"), one_run, PAIRS, pairs), "larger share, %": shares}
+    return {**in_turn(("1", "2"), one_run, PAIRS, pairs), **at_a_pace, "larger share, %": shares}
 
 
 def streams_by_worker(server: Running) -> list[int]:

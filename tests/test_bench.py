@@ -397,6 +397,20 @@ def test_load_is_busy_when_all_its_processes_together_fill_the_cores(monkeypatch
     assert _busy_share([0.1, 0.6], 2.0) == pytest.approx(0.35)
 
 
+def test_reads_that_many_subscribers_share_are_counted_for_each() -> None:
+    frames = {number: event(number) for number in range(4)}
+    chunks = [b"%x\r\n%b\r\n" % (len(frames[n]), frames[n]) for n in (0, 1, 3, 3, 2)]
+    group = Group()
+    for _ in range(3):
+        listener = Listener(b"", group, lambda: None)
+        listener.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n: ok\n\r\n1\r\n\n\r\n")
+        for chunk in chunks:
+            listener.data_received(chunk)
+
+    assert (group.events, group.gaps, group.duplicates, group.reordered) == (15, 0, 3, 3)
+    assert len(group.whole) == 4
+
+
 def test_content_of_several_publishers_is_told_apart() -> None:
     content = content_of(event(5, 1) + event(0, 2) + event(6, 1))
 

@@ -155,20 +155,27 @@ class Group:
         self.refused: Counter[str] = Counter()
         self.latencies = Latencies()
         self.finished_at = 0.0
+        self.whole: dict[bytes, Content] = {}
+        """What reads held that began and ended between two events, chunk headers and all."""
         self._cache: dict[bytes, Content] = {}
 
     def content(self, data: bytes) -> Content:
         content = self._cache.get(data)
         if content is None:
-            if len(self._cache) >= MAX_CACHED:
-                self._cache.clear()
-            content = self._cache[data] = content_of(data)
+            content = content_of(data)
+            _remember(self._cache, data, content)
         return content
 
     def report(self) -> dict[str, Any]:
         names = ("opened", "events", "reads", "gaps", "duplicates", "reordered", "closed", "finished_at")
         report = {name: getattr(self, name) for name in names}
         return report | {"refused": dict(self.refused), "cpu_seconds": time.process_time()}
+
+
+def _remember(cache: dict[bytes, Content], data: bytes, content: Content) -> None:
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
+    cache[data] = content
 
 
 class Listener(asyncio.Protocol):
@@ -183,6 +190,8 @@ class Listener(asyncio.Protocol):
         self._left = 0
         self._line = b""
         self._tail = b"\n"
+        self._is_between = False
+        """Whether the last read ended with an event, so that the next one can be told without looking into it."""
         self._next: dict[int, int] = {}
         self._missing: set[tuple[int, int]] = set()
 
@@ -192,10 +201,19 @@ class Listener(asyncio.Protocol):
         cast(asyncio.Transport, transport).write(self._request)  # uvloop's are of no class of asyncio
 
     def data_received(self, data: bytes) -> None:
-        if self._head is not None:
-            data = self._read_head(data)
-        if data:
-            self._scan(self._unchunk(data) if self._is_chunked else data)
+        was_between = self._is_between
+        if was_between and (known := self._group.whole.get(data)) is not None:
+            self._count(known)
+            return
+        body = data if self._head is None else self._read_head(data)
+        if not body:
+            return
+        content = self._scan(self._unchunk(body) if self._is_chunked else body)
+        self._is_between = not self._left and not self._line and self._tail.endswith(b"\n\n")
+        if content is not None:
+            self._count(content)
+            if was_between and self._is_between:
+                _remember(self._group.whole, data, content)
 
     def _read_head(self, data: bytes) -> bytes:
         """The body's beginning, once the response's head is complete."""
@@ -238,8 +256,7 @@ class Listener(asyncio.Protocol):
                 self._left = _chunk_size(line)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _scan(self, data: bytes) -> None:
-        group = self._group
+    def _scan(self, data: bytes) -> Content | None:
         data = self._tail + data
         at = data.rfind(MARK)
         # An event whose stamp is not all there yet is left for the next read.
@@ -247,9 +264,10 @@ class Listener(asyncio.Protocol):
             data, self._tail = data[:at], data[at:]
         else:
             self._tail = data[-len(MARK) + 1 :]
-        if MARK not in data:
-            return
-        content = group.content(data)
+        return self._group.content(data) if MARK in data else None
+
+    def _count(self, content: Content) -> None:
+        group = self._group
         now = time.monotonic_ns()
         weight = content.events // max(1, len(content.stamps))
         for stamp in content.stamps:
