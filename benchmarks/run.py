@@ -49,7 +49,7 @@ from ssehub import Tokens
 RESULTS = HERE / "results.json"
 PAIRS = 5
 CPU = "deliveries_per_cpu_second"
-LONGER_W1 = "--subscribers 1000 --events 3000"
+LONGER_W1 = "--subscribers 1000 --events 2000"
 """Where some per cent matter: CPU time is counted in steps of 10 ms, which are 2 % of W1's."""
 
 Report = dict[str, Any]
@@ -79,7 +79,7 @@ WORKLOADS = {
     "W4": Workload("--subscribers 1 --events 1000 --rate 200", (OURS, NCHAN), "latency_ms"),
     "W5": Workload("--subscribers 1000 --users 1000 --events 20000 --publishers 8", figure="events_per_cpu_second"),
     "M": Workload(
-        "--subscribers 10000 --events 0 --processes 2", (OURS, NCHAN, README), "bytes_per_subscriber", pairs=3
+        "--subscribers 10000 --events 0 --processes 2", (OURS, NCHAN, README), "bytes_per_subscriber", pairs=2
     ),
     "C": Workload("--subscribers 5000 --users 5000 --events 0", figure="connections_per_cpu_second"),
     "P1": Workload("--subscribers 1 --events 20000 --publishers 8", figure="events_per_cpu_second"),
@@ -158,7 +158,7 @@ def run_history(bench: Bench, pairs: int | None) -> Figures:
         with ssehub(*([] if name == "on" else ["--history-events", "1"]))() as server:
             return figure(bench(server, LONGER_W1), CPU)
 
-    return in_turn(("off", "on"), one_run, 10, pairs)
+    return in_turn(("off", "on"), one_run, PAIRS, pairs)
 
 
 def in_turn(names: Sequence[str], one_run: Callable[[str], float], most: int, pairs: int | None) -> Figures:
@@ -187,7 +187,7 @@ def run_redis(bench: Bench, pairs: int | None) -> Figures:
     """Over Redis and in memory: latency; 100,000 events in batches of 100, and what node and Redis spend on them."""
     found: Figures = {}
     with redis_log() as (pid, url):
-        for pair in range(min(pairs or PAIRS, PAIRS)):
+        for pair in range(min(pairs or 3, 3)):
             for name, log in (("memory", ()), ("redis", ("--broker", url, "--redis-prefix", f"bench-{pair}"))):
                 with ssehub(*log)() as server:
                     latency = figure(bench(server, WORKLOADS["W4"].arguments), "latency_ms")
@@ -341,7 +341,7 @@ def run_reader(bench: Bench, pairs: int | None) -> Figures:
     At these rates a connection has 20 ms or more between two writes, so that what is written alone is read alone.
     """
     found: Figures = {}
-    for _ in range(min(pairs or PAIRS, PAIRS)):
+    for _ in range(min(pairs or 3, 3)):
         for name, (together, writes, rate) in READS.items():
             events, by_read = read_events(together, writes, rate)
             found.setdefault(name, []).append(events)
