@@ -239,7 +239,7 @@ def run_growth(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, f
     for peer in available((OURS, NCHAN)):
         for count in (100, 300, 1_000, 3_000, 10_000, 19_000):
             with PEERS[peer]() as server:
-                events = max(30, 600_000 // count)
+                events = max(30, 300_000 // count)
                 cost = 1e6 / figure(bench(server, f"--subscribers {count} --events {events} --processes 2"), CPU)
             found.setdefault(peer, []).append((count, cost))
             say(f"growth    {peer:24} {count:6} subscribers: {cost:.2f} us a delivery")
