@@ -347,3 +347,13 @@ def test_position_reads_what_it_writes() -> None:
 def test_claims_that_no_token_could_grant_are_refused(claims: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidEvent):
         Claims(*claims)
+
+
+@pytest.mark.parametrize("channels", ['{"0":1}', "{}", "5", "[5]", "[[]]", '"chat"', "null", "[null]"])
+def test_entries_of_a_log_that_nobody_dumped_are_refused_or_read_in_our_own_words(channels: str) -> None:
+    text = f'{{"channels":{channels},"users":["*"],"data":"x"}}'
+    try:
+        event = Event.load(text)
+    except InvalidEvent:
+        return
+    assert all(isinstance(channel, str) for channel in event.channels)

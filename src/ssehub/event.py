@@ -398,7 +398,8 @@ def _names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
     if not values:
         raise InvalidEvent(f"{field_name} is missing: name at least one")
     if len(values) == 1:
-        return (check_name(field_name, values[0]),)
+        (only,) = values
+        return (check_name(field_name, only),)
     if len(values) > MAX_NAMES:
         raise InvalidEvent(f"{field_name} has {len(values)} names: {MAX_NAMES} are the most")
     for value in values:
