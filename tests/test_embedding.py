@@ -456,8 +456,8 @@ async def test_events_that_are_none_are_refused_and_harm_no_other_publisher(brok
     async with Hub(create_broker(broker.format(path=tmp_path / "events.db"))) as hub:
         stored, *refused = await asyncio.gather(
             hub.publish_events([good]),
-            hub.publish_events([good, {"channel": "chat"}]),  # type: ignore[list-item]
-            hub.publish_events(good),  # type: ignore[arg-type]
+            hub.publish_events([good, {"channel": "chat"}]),
+            hub.publish_events(good),
             return_exceptions=True,
         )
 
