@@ -120,6 +120,26 @@ async def test_subscriber_of_two_channels_gets_both_in_log_order_each_event_once
         assert both.ids() == sorted(set(both.ids()), key=lambda id: Position.parse(id))
 
 
+@pytest.mark.parametrize(("subscribers", "least_seconds"), [(10, 0.0), (100, 0.003), (600, 0.015)])
+async def test_rounds_begin_further_apart_the_more_they_write(subscribers: int, least_seconds: float) -> None:
+    async with running_hub(Clocks()) as hub:
+        sinks = [join(hub, f"user-{number}")[1] for number in range(subscribers)]
+        await hub.publish(channel="chat", user_id="*", data="1")
+        await settle(hub)
+
+        began = time.monotonic()
+        await hub.publish(channel="chat", user_id="*", data="2")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert (sinks[0].data() == ["1", "2"]) == (least_seconds == 0.0)
+        await hub.publish(channel="chat", user_id="*", data="3")
+        await settle(hub)
+
+        assert time.monotonic() - began >= least_seconds - 0.001
+        assert [sink.data() for sink in sinks] == [["1", "2", "3"]] * subscribers
+        assert sum(hub.statistics.round_counts) == (3 if least_seconds == 0.0 else 2)
+
+
 async def test_subscribers_with_the_same_audience_share_one_copy() -> None:
     async with running_hub() as hub:
         sinks = [join(hub, "alex", "a", "b")[1] for _ in range(3)]

@@ -54,6 +54,13 @@ SPACING_SECONDS = 0.002
 """That distance, from end to begin: what is published meanwhile leaves in the same write. Measured against none: twice
 the deliveries per CPU second with 1,000 subscribers, three times with 100, and no more latency; 1 ms gains half of it.
 """
+PERIOD_SECONDS_A_WRITE = 30e-6
+"""The least from begin to begin, for each write of the round before: about three times what a write takes. So half of
+the subscribers, in one of two processes, get as many events in a write as all of them in one: measured with 1,000 over
+Redis, 0.88 of the deliveries per CPU second instead of 0.6; and in one process half as many again.
+"""
+PERIOD_SECONDS = 0.015
+"""The most of that; the median latency pays at most as much, and only where events come faster than that."""
 READING_SECONDS = 1.0
 """For how long a connection that has taken some of its backlog counts as reading."""
 READING_SHARE = 64
@@ -477,11 +484,18 @@ class Hub:
         if self._waiting and self._work is None and not self._is_scheduled and self._loop is not None:
             self._is_scheduled = True
             loop = self._loop
-            wait = self._round_ended + SPACING_SECONDS - self._monotonic()
-            if wait > 0 and self._round_writes >= SPACED_FROM:
+            wait = self._next_round_at() - self._monotonic()
+            if wait > 0:
                 loop.call_later(wait, self._begin_round)
             else:
                 loop.call_soon(self._begin_round)
+
+    def _next_round_at(self) -> float:
+        writes = self._round_writes
+        if writes < SPACED_FROM:
+            return self._round_ended
+        period = min(PERIOD_SECONDS, writes * PERIOD_SECONDS_A_WRITE)
+        return max(self._round_ended + SPACING_SECONDS, self._round_began + period)
 
     def _begin_round(self) -> None:
         self._is_scheduled = False
