@@ -49,7 +49,7 @@ from ssehub import Tokens
 RESULTS = HERE / "results.json"
 PAIRS = 5
 CPU = "deliveries_per_cpu_second"
-LONGER_W1 = "--subscribers 1000 --events 2000"
+LONGER_W1 = "--subscribers 1000 --events 1500"
 """Where some per cent matter: CPU time is counted in steps of 10 ms, which are 2 % of W1's."""
 
 Report = dict[str, Any]
@@ -175,7 +175,7 @@ def run_sqlite(bench: Bench, pairs: int | None) -> Figures:
     found: Figures = {}
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
         for pair in range(min(pairs or 3, 3)):
-            for publishers, events in ((1, 2_000), (50, 20_000)):
+            for publishers, events in ((1, 2_000), (50, 10_000)):
                 for name, broker in (("memory", "memory://"), ("sqlite", f"sqlite:///{folder}/{pair}-{publishers}.db")):
                     with ssehub("--broker", broker)() as server:
                         report = bench(server, f"--subscribers 1 --events {events} --publishers {publishers}")
@@ -190,7 +190,7 @@ def run_redis(bench: Bench, pairs: int | None) -> Figures:
         for pair in range(min(pairs or 3, 3)):
             for name, log in (("memory", ()), ("redis", ("--broker", url, "--redis-prefix", f"bench-{pair}"))):
                 with ssehub(*log)() as server:
-                    latency = figure(bench(server, WORKLOADS["W4"].arguments), "latency_ms")
+                    latency = figure(bench(server, "--subscribers 1 --events 500 --rate 200"), "latency_ms")
                     began = cpu_seconds(pid)
                     report = bench(server, "--subscribers 1 --events 100000 --publishers 4 --batch 100")
                     spent = cpu_seconds(pid) - began
@@ -308,7 +308,9 @@ def newcomer(server: Running) -> float:
 
 def run_pressure(bench: Bench, pairs: int | None) -> Figures:
     """A minute of publishers that outrun 100 connections: nothing is lost (or `bench` fails), memory is bounded."""
+    outrun = "--subscribers 100 --size 20000 --publishers 16 --batch 10 --patience 30"
     with PEERS[OURS]() as server:
+        pace = bench(server, f"{outrun} --events 5000")["published_per_second"]
         memory: list[float] = []
         stop = threading.Event()
 
@@ -319,7 +321,7 @@ def run_pressure(bench: Bench, pairs: int | None) -> Figures:
         thread = threading.Thread(target=watch)
         thread.start()
         began = time.monotonic()
-        report = bench(server, "--subscribers 100 --size 20000 --publishers 16 --batch 10 --events 70000 --patience 30")
+        report = bench(server, f"{outrun} --events {int(60 * pace)}")
         seconds = time.monotonic() - began
         stop.set()
         thread.join()

@@ -120,7 +120,7 @@ async def test_subscriber_of_two_channels_gets_both_in_log_order_each_event_once
         assert both.ids() == sorted(set(both.ids()), key=lambda id: Position.parse(id))
 
 
-@pytest.mark.parametrize(("subscribers", "least_seconds"), [(10, 0.0), (100, 0.003), (600, 0.015)])
+@pytest.mark.parametrize(("subscribers", "least_seconds"), [(10, 0.0), (100, 0.006), (600, 0.015)])
 async def test_rounds_begin_further_apart_the_more_they_write(subscribers: int, least_seconds: float) -> None:
     async with running_hub(Clocks()) as hub:
         sinks = [join(hub, f"user-{number}")[1] for number in range(subscribers)]
