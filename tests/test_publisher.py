@@ -62,6 +62,19 @@ def test_refusals_say_why(start_hub: Callable[..., RunningHub]) -> None:
         publisher.emit(channel="chat", user_id="*", data="x")
 
 
+@pytest.mark.anyio
+async def test_closed_publisher_says_so(hub: RunningHub) -> None:
+    with Publisher(hub.control_url) as publisher:
+        publisher.emit(channel="chat", user_id="*", data="x")
+    with pytest.raises(Unavailable, match="closed: make a new one; nothing was sent"):
+        publisher.emit(channel="chat", user_id="*", data="x")
+
+    async with AsyncPublisher(hub.control_url) as in_loop:
+        await in_loop.emit(channel="chat", user_id="*", data="x")
+    with pytest.raises(Unavailable, match="closed: make a new one; nothing was sent"):
+        await in_loop.token("alex", "chat")
+
+
 def test_hub_that_is_not_there_is_said_to_have_got_nothing() -> None:
     with (
         Publisher(f"http://127.0.0.1:{free_port()}") as publisher,

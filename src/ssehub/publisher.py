@@ -49,6 +49,11 @@ class _Calls:
         self._options: dict[str, Any] = {"base_url": self._url, "headers": headers, "timeout": timeout_seconds}
 
     @staticmethod
+    def _check_open(client: httpx.Client | httpx.AsyncClient) -> None:
+        if client.is_closed:
+            raise Unavailable("the publisher has been closed: make a new one; nothing was sent")
+
+    @staticmethod
     def _body(value: object) -> bytes:
         try:
             return json.dumps(value, allow_nan=False).encode()
@@ -165,6 +170,7 @@ class Publisher(_Calls):
         return str(self._post("/token/", _token_fields(user_id, channel, expires_in_seconds))["token"])
 
     def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
+        self._check_open(self._http)
         body = self._body(value)
         outcome = self._try(path, body, headers)
         for wait in RETRY_SECONDS:
@@ -227,6 +233,7 @@ class AsyncPublisher(_Calls):
         return str((await self._post("/token/", _token_fields(user_id, channel, expires_in_seconds)))["token"])
 
     async def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
+        self._check_open(self._http)
         body = self._body(value)
         self._enter_loop(asyncio.get_running_loop())
         outcome = await self._try(path, body, headers)
