@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Any
 
 import pytest
@@ -52,6 +52,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
 @example("")
 @example("\n\nevent: admin\ndata: x")
 @example("\ufeffbom")
+@example("%(id)s \0id %s")
 def test_data_arrives_as_it_was_sent(data: str) -> None:
     shown = decode(encode(event(data=data), POSITION))
 
@@ -159,10 +160,25 @@ def test_name_that_can_not_be_is_refused(channels: Any, users: Any, message: str
 
 
 def test_names_given_twice_count_once() -> None:
-    made = Event(("b", "a", "b"), ("x", "*", "x"), data="")
+    made = Event(("b", "a", "b"), ("x", "y", "x"), data="")
 
-    assert made.channels == ("b", "a") and made.users == ("x", "*") and made.is_for_everyone
+    assert made.channels == ("b", "a") and made.users == ("x", "y") and not made.is_for_everyone
     assert check_name("channel", "ok") == "ok"
+
+
+def test_everyone_is_whoever_else_is_named() -> None:
+    made = Event(("a",), ("x", "*"), data="")
+
+    assert made.users == ("*",) and made.is_for_everyone
+
+
+def test_event_stays_as_it_was_checked() -> None:
+    made = Event(("a",), ("x",), data="x")
+
+    with pytest.raises(FrozenInstanceError):
+        made.data = "\0"  # type: ignore[misc]
+    with pytest.raises(InvalidEvent):
+        replace(made, channels=())
 
 
 @pytest.mark.parametrize(

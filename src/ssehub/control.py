@@ -294,17 +294,18 @@ class Emit:
 
     def _event(self, fields: Mapping[str, Any]) -> Event:
         _refuse_null(fields)
-        data = fields.get("data")
+        get = fields.get
+        data = get("data")
         event = Event(
             _names(fields, "channel"),
             _names(fields, "userId"),
-            data=None if data is None else json_text(data),
-            type=fields.get("event"),
-            id=fields.get("id"),
-            retry=fields.get("retry"),
-            payload=fields.get("payload"),
-            store=fields.get("store", True),
-            ttl=fields.get("ttl"),
+            None if data is None else json_text(data),
+            get("event"),
+            get("id"),
+            get("retry"),
+            get("payload"),
+            get("store", True),
+            get("ttl"),
         )
         if event.size > self._max_event_bytes:
             field = "data" if event.payload is None else "payload"
@@ -358,6 +359,9 @@ def _unquoted(key: str) -> str:
 
 
 def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = fields.get(name)
+    if isinstance(value, str):
+        return (value,)
     value = _required(fields, name)
     return tuple(value) if isinstance(value, list) else (value,)
 

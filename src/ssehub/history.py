@@ -49,6 +49,22 @@ class _Channel:
         self.streams: dict[str, deque[Frame]] = {}
         self.ids: dict[str, _Use] = {}
 
+    def note_ids(self, frame: Frame) -> None:
+        for id, cursor in _cursors(frame):
+            use = self.ids.get(id)
+            if use is None:
+                self.ids[id] = _Use(cursor)
+            else:
+                use.times += 1
+
+    def forget_ids(self, frame: Frame) -> None:
+        for id, _ in _cursors(frame):
+            use = self.ids[id]
+            use.cursor = None
+            use.times -= 1
+            if not use.times:
+                del self.ids[id]
+
 
 class _Use:
     """Where a publisher's id is in a channel: where it was used first, None if that has been evicted."""
@@ -92,24 +108,19 @@ class History:
 
     def add(self, frame: Frame) -> None:
         """Keep `frame`, which is newer than all that is kept."""
-        has_ids = frame.ids or frame.inner_ids
         self._frames.append(frame)
         self.bytes += _size(frame)
         for name in frame.channels:
             channel = self._channels.get(name)
             if channel is None:
                 channel = self._channels[name] = _Channel()
-            for user in _users(frame):
+            for user in frame.users:
                 stream = channel.streams.get(user)
                 if stream is None:
                     stream = channel.streams[user] = deque()
                 stream.append(frame)
-            for id, cursor in _cursors(frame) if has_ids else ():
-                use = channel.ids.get(id)
-                if use is None:
-                    channel.ids[id] = _Use(cursor)
-                else:
-                    use.times += 1
+            if frame.ids or frame.inner_ids:
+                channel.note_ids(frame)
         while len(self._frames) > self._max_events or self.bytes > self._max_bytes:
             self._evict(frame.arrived_at)
 
@@ -124,14 +135,14 @@ class History:
         self.bytes -= _size(frame)
         has_expired = frame.expires_at is not None and frame.expires_at <= now
         for name in frame.channels:
-            id = self._last_own_id(name, frame)
+            id = None if frame.ends_with_position else self._last_own_id(name, frame)
             self._evict_from(name, frame)
             if not has_expired:
                 self._raise_floor(name, Floor(frame.position, id))
 
     def _last_own_id(self, name: str, frame: Frame) -> str | None:
         """The publisher's id that says of a client that it has had all of `frame`, and everything before it."""
-        if frame.ends_with_position or not frame.ids or frame.ids[-1] in frame.inner_ids:
+        if not frame.ids or frame.ids[-1] in frame.inner_ids:
             return None
         use = self._channels[name].ids[frame.ids[-1]]
         # Without a cursor: an older use of it has been evicted, and that is what it means.
@@ -139,17 +150,13 @@ class History:
 
     def _evict_from(self, name: str, frame: Frame) -> None:
         channel = self._channels[name]
-        for user in _users(frame):
+        for user in frame.users:
             stream = channel.streams[user]
             stream.popleft()
             if not stream:
                 del channel.streams[user]
-        for id, _ in _cursors(frame) if frame.ids or frame.inner_ids else ():
-            use = channel.ids[id]
-            use.cursor = None
-            use.times -= 1
-            if not use.times:
-                del channel.ids[id]
+        if frame.ids or frame.inner_ids:
+            channel.forget_ids(frame)
         if not channel.streams:
             del self._channels[name]
 
@@ -227,16 +234,10 @@ class History:
 
 def _size(frame: Frame) -> int:
     size = len(frame.data) + FRAME_BYTES
-    if len(frame.channels) == len(frame.users) == 1:
-        return size
-    places = len(frame.channels) * len(_users(frame))
+    places = len(frame.channels) * len(frame.users)
     if places > 1:
         size += places * PLACE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
     return size
-
-
-def _users(frame: Frame) -> Sequence[str]:
-    return (EVERYONE,) if frame.is_for_everyone else frame.users
 
 
 def _cursors(frame: Frame) -> Iterator[tuple[str, Position]]:
