@@ -82,8 +82,8 @@ WORKLOADS = {
         "--subscribers 10000 --events 0 --processes 2", (OURS, NCHAN, README), "bytes_per_subscriber", pairs=2
     ),
     "C": Workload("--subscribers 5000 --users 5000 --events 0", figure="connections_per_cpu_second"),
-    "P1": Workload("--subscribers 1 --events 20000 --publishers 8", figure="events_per_cpu_second"),
-    "P100": Workload("--subscribers 1 --events 200000 --publishers 4 --batch 100", figure="events_per_cpu_second"),
+    "P1": Workload("--subscribers 0 --events 20000 --publishers 8", figure="events_per_cpu_second"),
+    "P100": Workload("--subscribers 0 --events 200000 --publishers 4 --batch 100", figure="events_per_cpu_second"),
 }
 
 

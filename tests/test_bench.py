@@ -331,6 +331,26 @@ def test_our_own_hub_loses_nothing(running: RunningHub, arguments: tuple[str, ..
         assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] <= report["latency_ms"]["max"] < 10_000
 
 
+def test_without_subscribers_it_publishes_for_as_long_as_that_takes(running: RunningHub) -> None:
+    """Longer than the patience with streams on which nothing comes."""
+    arguments = (
+        "--subscribers",
+        "0",
+        "--events",
+        "12000",
+        "--patience",
+        "0.3",
+        "--server-pid",
+        str(running.process.pid),
+    )
+    result = bench(running.url, *arguments, control_url=running.control_url)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert report["delivered"] == report["expected"] == 0
+    assert report["seconds"] > 0.45 and report["events_per_cpu_second"] > 0
+
+
 def test_report_for_people(running: RunningHub) -> None:
     addresses = ("--url", running.url, "--control-url", running.control_url)
     result = run("bench", *addresses, "--subscribers", "2", "--events", "10")

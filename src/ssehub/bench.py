@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -716,7 +716,7 @@ async def _wait(
         if found := problem():
             raise BenchError(f"{what}: {found}")
         is_publishing = also is not None and not also.done()
-        if now != last or (is_publishing and plan.rate):
+        if now != last or (is_publishing and (plan.rate or not wanted)):
             last, moved = now, time.monotonic()
         # A publisher that gets no answer in time says so first.
         elif time.monotonic() - moved > plan.patience_seconds * (1.5 if is_publishing else 1):
@@ -755,11 +755,13 @@ def table(report: Report) -> list[tuple[str, str]]:
         rows += [("", bad)]
     rows += [("deliveries a second", f"{report.deliveries_per_second:,.0f}")]
     rows += [("published a second", f"{report.published_per_second:,.0f}")]
-    rows += [("connections a second", f"{report.connections_per_second:,.0f}")]
-    latencies: Iterable[tuple[str, float]] = report.latency_ms.items()
-    rows += [("latency, ms", ", ".join(f"{name} {value:.2f}" for name, value in latencies))]
+    if report.subscribers:
+        rows += [("connections a second", f"{report.connections_per_second:,.0f}")]
+    if report.latency_ms:
+        rows += [("latency, ms", ", ".join(f"{name} {value:.2f}" for name, value in report.latency_ms.items()))]
     for name, label in (
         ("deliveries_per_cpu_second", "deliveries by server CPU second"),
+        ("events_per_cpu_second", "events by server CPU second"),
         ("connections_per_cpu_second", "connections by server CPU second"),
         ("bytes_per_subscriber", "server bytes by subscriber"),
     ):

@@ -213,7 +213,7 @@ def log(config_file: Path | None, count: int, channel: str | None, **settings: o
 @click.option(
     "--control-url", default="http://127.0.0.1:8001", help="where it publishes  [default: http://127.0.0.1:8001]"
 )
-@click.option("--subscribers", type=COUNT, default=1_000, help="streams that are opened  [default: 1000]")
+@click.option("--subscribers", type=click.IntRange(0), default=1_000, help="streams that are opened  [default: 1000]")
 @click.option("--events", type=click.IntRange(0), default=1_000, help="events that are published  [default: 1000]")
 @click.option("--rate", type=RATE, help="events a second; as many as the hub answers if left out")
 @click.option("--publishers", type=click.IntRange(1, 999), default=1, help="connections that publish  [default: 1]")
