@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -203,6 +204,57 @@ def test_c6_body_of_unclear_length_is_refused_and_not_published(headers: list[st
 
     assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
     assert hub.metric("ssehub_events_published_total") == before
+
+
+EMIT = "POST /emit/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+FORM = "userId=*&channel=chat&data=x"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "end"),
+    [
+        pytest.param(f"{EMIT}Content-Length: {len(FORM)}\r\n\r\n{FORM}", b"OK", id="answer"),
+        pytest.param(
+            "GET /nothing/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"Not Found", id="close"
+        ),
+        pytest.param("HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n\r\n", id="head alone"),
+        pytest.param("HEAD /healthz HTTP/1.0\r\n\r\n", b"\r\n\r\n", id="head alone, and the end"),
+    ],
+)
+def test_head_and_body_of_an_answer_come_in_one_packet(request_text: str, end: bytes, hub: RunningHub) -> None:
+    client = RawStream(hub.control_port, request_text)
+    received = client.read_until(end)
+    packets = packets_with_data(client)
+    client.close()
+
+    assert received.startswith(b"HTTP/1.1 ") and received.endswith(end)
+    assert packets == 1
+
+
+def packets_with_data(client: RawStream) -> int:
+    """How many have come: `tcpi_data_segs_in` in linux/tcp.h."""
+    info = client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("I", info, 152)[0])
+
+
+def test_stream_begins_with_its_head_in_one_packet(hub: RunningHub) -> None:
+    client = RawStream(hub.port, get(f"/events/?token={hub.token()}"))
+
+    received = client.read_until(b"\n\n\r\n")
+    packets = packets_with_data(client)
+    client.close()
+
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert packets == 1
+
+
+def test_client_that_waits_to_be_told_to_go_on_is_told(hub: RunningHub) -> None:
+    client = RawStream(hub.control_port, f"{EMIT}Expect: 100-continue\r\nContent-Length: {len(FORM)}\r\n\r\n")
+    client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
+    client.socket.sendall(FORM.encode())
+
+    assert client.read_until(b"OK", 5).count(b"HTTP/1.1 200 OK") == 1
+    client.close()
 
 
 def test_upgrade_requests_are_answered_as_others_without_a_warning(start_hub: Callable[..., RunningHub]) -> None:

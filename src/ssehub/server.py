@@ -67,6 +67,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        output: Any = _Output(self.transport, self.cycle)
+        self.cycle.transport = output
         if not self.pipeline:
             self.running = self.cycle
 
@@ -89,11 +91,14 @@ class HttpProtocol(HttpToolsProtocol):
     def has_started(self) -> bool:
         return self.running is not None and self.running.response_started
 
-    def hand_over(self) -> None:
+    def hand_over(self) -> bytes:
         assert self.running is not None
         # To uvicorn an app that returns before its response is complete is a mistake, unless the client has gone.
         self.running.disconnected = True
         self.loop.call_soon(self._forget)
+        output: Any = self.running.transport
+        self.running.transport = self.transport
+        return _Output.take_head(output)
 
     def _forget(self) -> None:
         """Keep nothing of the request while its stream lasts."""
@@ -118,6 +123,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.stream = None
+        if self.running is not None:
+            output: Any = self.running.transport
+            output.flush()
         self.running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
 
@@ -141,6 +149,42 @@ class HttpProtocol(HttpToolsProtocol):
             running.message_event.set()
         if stream is not None:
             stream.connection_lost()
+
+
+class _Output:
+    """What one response is written to: its head waits for what follows, as each write is a system call and a packet."""
+
+    __slots__ = ("_cycle", "_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        else:
+            self._transport.write(self.take_head() + data)
+
+    def take_head(self) -> bytes:
+        """The head, for who writes it now."""
+        head = self._head
+        if not head:
+            return b""
+        self._head = b""
+        return head
+
+    def flush(self) -> None:
+        if head := self.take_head():
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 def capped(max_connections: int) -> type[HttpProtocol]:

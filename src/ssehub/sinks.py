@@ -106,12 +106,14 @@ class TransportSink:
         if not self.is_paused and self._corked_bytes > HIGH_WATER_BYTES:
             self.pause_writing()
 
-    def uncork(self) -> None:
+    def uncork(self, head: bytes = b"") -> None:
+        """Write `head`, the response's, and what has waited behind it."""
         was_paused, self.is_paused = self.is_paused, False
-        corked = self.take_corked()
-        if corked and not self._transport.is_closing():
+        if corked := self.take_corked():
             chunk = Chunk(b"".join([chunk.data for chunk in corked]))
-            self._transport.write(chunk.framed if self.is_chunked else chunk.data)
+            head += chunk.framed if self.is_chunked else chunk.data
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
         if self._is_closed:
             self._finish()
         elif was_paused and not self.is_paused:

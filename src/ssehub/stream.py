@@ -45,8 +45,11 @@ class Connection(Protocol):
     def open_stream(self) -> TransportSink | None:
         """A sink that is to write to this connection's transport, in place of the server; None if it is gone."""
 
-    def hand_over(self) -> None:
-        """Leave the rest of the response, and the connection, to that sink: the app may return."""
+    def hand_over(self) -> bytes:
+        """Leave the rest of the response, and the connection, to that sink: the app may return.
+
+        Returns what is still to be written of the response's head.
+        """
 
     def close_stream(self) -> None:
         """Let the server write after all."""
@@ -98,8 +101,7 @@ class EventStream(EventSourceResponse):
         except BaseException:
             self._hub.end(subscriber, CloseReason.DISCONNECTED)
             raise
-        connection.hand_over()
-        sink.uncork()
+        sink.uncork(connection.hand_over())
 
     async def _start(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
