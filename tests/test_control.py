@@ -598,3 +598,19 @@ async def test_store_and_ttl_in_forms(fields: str, status: int) -> None:
 def test_an_empty_control_key_is_no_key_and_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="control_key is empty"):
         create_control_app(Hub(), tokens=Tokens(SECRET), control_key=key)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        pytest.param(["Bearer right", "Bearer wrong"], 200, id="right first"),
+        pytest.param(["Bearer wrong", "Bearer right"], 401, id="wrong first"),
+    ],
+)
+async def test_of_a_header_given_twice_the_first_counts(authorization: list[str], status: int) -> None:
+    async with control(control_key="right") as app:
+        headers = [("content-type", FORM["content-type"])]
+        headers += [("authorization", value) for value in authorization]
+        response = await app.http.post("/emit/", content="userId=*&channel=chat&data=x", headers=headers)
+
+        assert response.status_code == status

@@ -25,7 +25,18 @@ MAX_DROPPED_BYTES = 64 * 2**20
 MAX_DROPPING_SECONDS = 5.0
 
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+RequestHeaders = Mapping[str, str]
+
+
+def request_headers(scope: Scope) -> RequestHeaders:
+    """Each header by its name in lower case; of one that is given twice the first, as Starlette has it.
+
+    Its own `Headers` searches a list at each look-up, of which a request takes seven.
+    """
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
+
+
+async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as it is known to be over `max_bytes`, and ClientDisconnect."""
     if headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedContent("a compressed body is not read: send it without Content-Encoding")
@@ -62,7 +73,7 @@ async def drop_body(receive: Receive) -> None:
                     return
 
 
-def content_type(headers: Headers, body: bytes) -> str:
+def content_type(headers: RequestHeaders, body: bytes) -> str:
     """The media type of `body`; FORM where there is no body. Raises UnsupportedContent for what we don't read."""
     kind, _, parameters = headers.get("content-type", "").partition(";")
     kind = kind.strip().lower()
@@ -78,7 +89,9 @@ def content_type(headers: Headers, body: bytes) -> str:
     return kind
 
 
-async def form_fields(scope: Scope, headers: Headers, kind: str, body: bytes, known: Collection[str]) -> dict[str, str]:
+async def form_fields(
+    scope: Scope, headers: RequestHeaders, kind: str, body: bytes, known: Collection[str]
+) -> dict[str, str]:
     """The fields of a form and of the query string; one of the body wins over one of the query."""
     query = _urlencoded("the query", scope["query_string"])
     if kind == MULTIPART:
@@ -99,13 +112,15 @@ def _urlencoded(where: str, text: bytes) -> list[tuple[str, str]]:
         raise InvalidRequest(f"{where} has more than {MAX_FIELDS} fields") from exc
 
 
-async def _multipart(headers: Headers, body: bytes) -> list[tuple[str, str]]:
+async def _multipart(headers: RequestHeaders, body: bytes) -> list[tuple[str, str]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
         body.decode()  # the parser takes what is no UTF-8 for Latin-1
-        parser = _MultiPartParser(headers, stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body))
+        parser = _MultiPartParser(
+            Headers(headers), stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body)
+        )
         form = await parser.parse()
     except UnicodeDecodeError as exc:
         raise InvalidRequest("the body is no UTF-8") from exc

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..errors import IdempotencyConflict
-from ..event import Position, Publication
+from ..event import IdempotencyKey, Position, Publication
 from .base import Entry
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -30,8 +30,7 @@ class Kept(NamedTuple):
 
     @property
     def positions(self) -> list[Position]:
-        milliseconds, sequence, log = self.first
-        return [Position(milliseconds, place, log) for place in range(sequence, sequence + self.events)]
+        return [place_after(self.first, ahead) for ahead in range(self.events)]
 
 
 class Appended(NamedTuple):
@@ -43,7 +42,8 @@ class Appended(NamedTuple):
 
 
 def place_after(position: Position, ahead: int) -> Position:
-    return position._replace(sequence=position.sequence + ahead)
+    milliseconds, sequence, log = position
+    return Position(milliseconds, sequence + ahead, log)
 
 
 def first_place(last: Position, milliseconds: int) -> Position:
@@ -59,25 +59,21 @@ def append(publications: Sequence[Publication], first: Position, find: Callable[
     Raises IdempotencyConflict, before anything else.
     """
     found = Appended([], {}, [])
-    for publication in publications:
-        kept = _known(publication, found.keys, find)
+    for events, key in publications:
+        kept = None if key is None else _known(key, found.keys, find)
         if kept is not None:
             positions = kept.positions
         else:
-            at = place_after(first, len(found.entries))
-            kept = Kept("" if publication.key is None else publication.key.body, at, len(publication.events))
-            positions = kept.positions
-            found.entries.extend(map(Entry, positions, publication.events))
-            if publication.key is not None:
-                found.keys[publication.key.name] = kept
+            ahead = len(found.entries)
+            positions = [place_after(first, place) for place in range(ahead, ahead + len(events))]
+            found.entries.extend(map(Entry, positions, events))
+            if key is not None:
+                found.keys[key.name] = Kept(key.body, place_after(first, ahead), len(events))
         found.positions.extend(map(str, positions))
     return found
 
 
-def _known(publication: Publication, fresh: dict[str, Kept], find: Callable[[str], Kept | None]) -> Kept | None:
-    key = publication.key
-    if key is None:
-        return None
+def _known(key: IdempotencyKey, fresh: dict[str, Kept], find: Callable[[str], Kept | None]) -> Kept | None:
     kept = fresh.get(key.name) or find(key.name)
     if kept is not None and kept.body != key.body:
         raise IdempotencyConflict("this idempotency key was used for something else: take a new one for a new event")
