@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, cookie_parser
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import ConfigError, Forbidden, InvalidRequest, TokenError, Unavailable
 from .event import Claims, encode_fields
@@ -125,7 +125,7 @@ class EventsEndpoint:
             logger.debug("stream refused: %s", exc)
             await self._come_back()(scope, receive, send)
 
-    async def _answer(self, scope: Scope) -> Response:
+    async def _answer(self, scope: Scope) -> ASGIApp:
         method = scope["method"]
         if method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": ALLOW})

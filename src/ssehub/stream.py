@@ -14,6 +14,7 @@ from typing import Protocol
 
 import anyio
 from sse_starlette import EventSourceResponse
+from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
 
 from .event import SEPARATOR, Claims
@@ -60,22 +61,28 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield
 
 
-class EventStream(EventSourceResponse):
-    """Streams to one client what `claims` grant, until the hub ends it or the client goes.
+def _response() -> EventSourceResponse:
+    return EventSourceResponse(_nothing(), sep=SEPARATOR, ping=0)
+
+
+class EventStream:
+    """Streams to one client what `claims` grant, until the hub ends it or the client goes; an ASGI app.
 
     `start` says where it begins. Where the server hands over its transport this returns as
     soon as the response has begun, because each frame that waits costs memory for as long as a stream lasts.
     """
 
+    _head = _response()
+    """Whose status and headers every stream has."""
+
     def __init__(self, hub: Hub, claims: Claims, start: Start | None = None) -> None:
-        super().__init__(_nothing(), sep=SEPARATOR, ping=0)
         self._hub = hub
         self._claims = claims
         self._begin = start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
-            await super().__call__(scope, receive, send)
+            await _response()(scope, receive, send)
             return
         extensions = scope.get("extensions", {})
         connection: Connection | None = extensions.get(EXTENSION, {}).get("connection")
@@ -91,9 +98,7 @@ class EventStream(EventSourceResponse):
             return
         subscriber = self._hub.attach(self._claims, sink, self._begin)
         try:
-            if not sink.is_chunked:
-                self.headers["Connection"] = "close"
-            await self._start(send)
+            await self._start(send, closes=not sink.is_chunked)
             if not connection.has_started:
                 connection.close_stream()
                 await self._move_to_task(subscriber, sink, receive, send)
@@ -103,8 +108,11 @@ class EventStream(EventSourceResponse):
             raise
         sink.uncork(connection.hand_over())
 
-    async def _start(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def _start(self, send: Send, *, closes: bool = False) -> None:
+        headers = list(self._head.raw_headers)  # theirs who send it on, to add to
+        if closes:
+            MutableHeaders(raw=headers)["Connection"] = "close"
+        await send({"type": "http.response.start", "status": self._head.status_code, "headers": headers})
 
     async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
         """Some middleware keeps the headers until it has a body: then the body has to go through it, too."""
