@@ -67,7 +67,7 @@ def create_client_app(
             yield
 
     app = Starlette(
-        routes=[Route("/events", endpoint), Route("/events/{rest:path}", endpoint)],
+        routes=[Route("/events/{rest:path}", endpoint), Route("/events", endpoint)],
         middleware=[cors] if cors_origins else [],
         lifespan=lifespan,
     )

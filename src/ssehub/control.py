@@ -275,7 +275,7 @@ class Emit:
     async def _publish(self, headers: RequestHeaders, keyed: list[tuple[Event, str | None]]) -> list[str]:
         """Publish events, each with the key of its own field, or all with the one of the request's header."""
         events = [event for event, _ in keyed]
-        has_keys = any(key is not None for _, key in keyed)
+        has_keys = any([key is not None for _, key in keyed])
         header = headers.get("idempotency-key")
         if header is None and not has_keys:
             return await self._hub.publish_events(events)

@@ -30,7 +30,7 @@ class Kept(NamedTuple):
 
     @property
     def positions(self) -> list[Position]:
-        return [place_after(self.first, ahead) for ahead in range(self.events)]
+        return places(self.first, 0, self.events)
 
 
 class Appended(NamedTuple):
@@ -41,16 +41,18 @@ class Appended(NamedTuple):
     positions: list[str]
 
 
-def place_after(position: Position, ahead: int) -> Position:
-    milliseconds, sequence, log = position
-    return Position(milliseconds, sequence + ahead, log)
+def places(first: Position, ahead: int, count: int) -> list[Position]:
+    """`count` positions in a row, from the one `ahead` of `first` on."""
+    milliseconds, sequence, log = first
+    begin = sequence + ahead
+    return [Position(milliseconds, place, log) for place in range(begin, begin + count)]
 
 
 def first_place(last: Position, milliseconds: int) -> Position:
     """The place after `last`, also when the clock has been set back."""
     if milliseconds > last.milliseconds:
         return Position(milliseconds, 0, last.log)
-    return place_after(last, 1)
+    return places(last, 1, 1)[0]
 
 
 def append(publications: Sequence[Publication], first: Position, find: Callable[[str], Kept | None]) -> Appended:
@@ -64,11 +66,10 @@ def append(publications: Sequence[Publication], first: Position, find: Callable[
         if kept is not None:
             positions = kept.positions
         else:
-            ahead = len(found.entries)
-            positions = [place_after(first, place) for place in range(ahead, ahead + len(events))]
+            positions = places(first, len(found.entries), len(events))
             found.entries.extend(map(Entry, positions, events))
-            if key is not None:
-                found.keys[key.name] = Kept(key.body, place_after(first, ahead), len(events))
+            if key is not None and positions:
+                found.keys[key.name] = Kept(key.body, positions[0], len(events))
         found.positions.extend(map(str, positions))
     return found
 
