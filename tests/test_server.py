@@ -13,12 +13,15 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from conftest import SECRET, RunningHub, connects, free_port, until, wait_until
@@ -486,26 +489,74 @@ def test_lost_connection_while_the_headers_are_sent_leaves_nothing(hub: RunningH
 @pytest.mark.anyio
 async def test_pipelined_requests_leave_no_task_behind() -> None:
     tokens = Tokens(SECRET)
-    async with Hub() as hub:
-        config = uvicorn.Config(
-            create_client_app(hub, tokens=tokens, drains_on_exit=False), http=HttpProtocol, lifespan="off"
-        )
-        config.load()
-        state = ServerState()
-        server = await asyncio.get_running_loop().create_server(
-            lambda: HttpProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
-        )
+    async with Hub() as hub, served(create_client_app(hub, tokens=tokens, drains_on_exit=False)) as (address, state):
         tasks = len(asyncio.all_tasks())
         request = get(f"/events/?token={tokens.issue('alex', ['chat'], expires_at=time.time() + 60)}").encode()
         for number in range(30):
-            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            _, writer = await asyncio.open_connection(*address)
             writer.write(request * (1 + number % 3))
             await asyncio.sleep(0.001 * (number % 5))
             writer.transport.abort()
         await until(lambda: not state.connections and len(asyncio.all_tasks()) == tasks)
-        server.close()
 
     assert not state.tasks
+
+
+@asynccontextmanager
+async def served(app: ASGIApp, **options: Any) -> AsyncIterator[tuple[tuple[str, int], ServerState]]:
+    """`app` behind our protocol, in this loop."""
+    config = uvicorn.Config(app, http=HttpProtocol, lifespan="off", **options)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HttpProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    try:
+        yield server.sockets[0].getsockname(), state
+    finally:
+        server.close()
+
+
+@pytest.mark.anyio
+async def test_head_of_an_answer_does_not_wait_for_an_app_that_has_no_body_yet() -> None:
+    goes_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await goes_on.wait()
+        await send({"type": "http.response.body", "body": b"late"})
+
+    async with served(app) as (address, _), asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/").encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        goes_on.set()
+        body = await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n") and body == b"4\r\nlate\r\n0\r\n\r\n"
+
+
+@pytest.mark.anyio
+async def test_connection_that_becomes_a_websocket_is_somebody_elses() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    upgrade = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {'A' * 22}==",
+    )
+    async with served(app, ws="wsproto") as (address, _), asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/", *upgrade).encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 101 ")
 
 
 def test_app_modules_export_the_apps() -> None:

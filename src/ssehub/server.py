@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -67,8 +67,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        output: Any = _Output(self.transport, self.cycle)
-        self.cycle.transport = output
+        cycle: Any = self.cycle
+        if cycle is not None and cycle.transport is self.transport:
+            cycle.transport = _Output(self.transport, cycle, self.loop)
         if not self.pipeline:
             self.running = self.cycle
 
@@ -96,9 +97,15 @@ class HttpProtocol(HttpToolsProtocol):
         # To uvicorn an app that returns before its response is complete is a mistake, unless the client has gone.
         self.running.disconnected = True
         self.loop.call_soon(self._forget)
-        output: Any = self.running.transport
+        head = self._output.take_head()
         self.running.transport = self.transport
-        return _Output.take_head(output)
+        return head
+
+    @property
+    def _output(self) -> _Output:
+        """What the request that is being answered writes to."""
+        assert self.running is not None
+        return cast(_Output, self.running.transport)
 
     def _forget(self) -> None:
         """Keep nothing of the request while its stream lasts."""
@@ -124,8 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.stream = None
         if self.running is not None:
-            output: Any = self.running.transport
-            output.flush()
+            self._output.flush()
         self.running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
 
@@ -152,18 +158,25 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _Output:
-    """What one response is written to: its head waits for what follows, as each write is a system call and a packet."""
+    """What one response is written to: its head waits for what follows, as each write is a system call and a packet.
 
-    __slots__ = ("_cycle", "_head", "_transport")
+    It does not wait for what an app does not write at once.
+    """
 
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+    __slots__ = ("_cycle", "_head", "_loop", "_transport")
+
+    def __init__(
+        self, transport: asyncio.Transport, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._transport = transport
         self._cycle = cycle
+        self._loop = loop
         self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
         if self._head is None and self._cycle.response_started:
             self._head = data
+            self._loop.call_soon(self.flush)
         else:
             self._transport.write(self.take_head() + data)
 
