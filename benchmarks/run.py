@@ -48,6 +48,8 @@ from ssehub import Tokens
 
 RESULTS = HERE / "results.json"
 PAIRS = 5
+FEW_PAIRS = 2
+"""For SQLite, Redis and the reader, so that all of it takes under 20 minutes."""
 CPU = "deliveries_per_cpu_second"
 LONGER_W1 = "--subscribers 1000 --events 1500"
 """Where some per cent matter: CPU time is counted in steps of 10 ms, which are 2 % of W1's."""
@@ -174,7 +176,7 @@ def run_sqlite(bench: Bench, pairs: int | None) -> Figures:
     """Events published per second, one POST each, by 1 and by 50 publishers: in memory, and on a disk."""
     found: Figures = {}
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        for pair in range(min(pairs or 2, 2)):
+        for pair in range(min(pairs or FEW_PAIRS, FEW_PAIRS)):
             for publishers, events in ((1, 2_000), (50, 10_000)):
                 for name, broker in (("memory", "memory://"), ("sqlite", f"sqlite:///{folder}/{pair}-{publishers}.db")):
                     with ssehub("--broker", broker)() as server:
@@ -187,7 +189,7 @@ def run_redis(bench: Bench, pairs: int | None) -> Figures:
     """Over Redis and in memory: latency; 100,000 events in batches of 100, and what node and Redis spend on them."""
     found: Figures = {}
     with redis_log() as (pid, url):
-        for pair in range(min(pairs or 2, 2)):
+        for pair in range(min(pairs or FEW_PAIRS, FEW_PAIRS)):
             for name, log in (("memory", ()), ("redis", ("--broker", url, "--redis-prefix", f"bench-{pair}"))):
                 with ssehub(*log)() as server:
                     latency = figure(bench(server, "--subscribers 1 --events 500 --rate 200"), "latency_ms")
@@ -343,7 +345,7 @@ def run_reader(bench: Bench, pairs: int | None) -> Figures:
     At these rates a connection has 20 ms or more between two writes, so that what is written alone is read alone.
     """
     found: Figures = {}
-    for _ in range(min(pairs or 2, 2)):
+    for _ in range(min(pairs or FEW_PAIRS, FEW_PAIRS)):
         for name, (together, writes, rate) in READS.items():
             events, by_read = read_events(together, writes, rate)
             found.setdefault(name, []).append(events)

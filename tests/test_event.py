@@ -176,7 +176,7 @@ def test_event_stays_as_it_was_checked() -> None:
     made = Event(("a",), ("x",), data="x")
 
     with pytest.raises(FrozenInstanceError):
-        made.data = "\0"  # type: ignore[misc]
+        made.data = "\0"  # type: ignore[misc]  # that it can't be set is what is tested
     with pytest.raises(InvalidEvent):
         replace(made, channels=())
 

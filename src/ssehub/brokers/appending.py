@@ -30,7 +30,7 @@ class Kept(NamedTuple):
 
     @property
     def positions(self) -> list[Position]:
-        return places(self.first, 0, self.events)
+        return places(self.first, self.events)
 
 
 class Appended(NamedTuple):
@@ -41,18 +41,22 @@ class Appended(NamedTuple):
     positions: list[str]
 
 
-def places(first: Position, ahead: int, count: int) -> list[Position]:
-    """`count` positions in a row, from the one `ahead` of `first` on."""
+def place_after(position: Position, ahead: int) -> Position:
+    milliseconds, sequence, log = position
+    return Position(milliseconds, sequence + ahead, log)
+
+
+def places(first: Position, count: int) -> list[Position]:
+    """`count` positions in a row, from `first` on."""
     milliseconds, sequence, log = first
-    begin = sequence + ahead
-    return [Position(milliseconds, place, log) for place in range(begin, begin + count)]
+    return [Position(milliseconds, place, log) for place in range(sequence, sequence + count)]
 
 
 def first_place(last: Position, milliseconds: int) -> Position:
     """The place after `last`, also when the clock has been set back."""
     if milliseconds > last.milliseconds:
         return Position(milliseconds, 0, last.log)
-    return places(last, 1, 1)[0]
+    return place_after(last, 1)
 
 
 def append(publications: Sequence[Publication], first: Position, find: Callable[[str], Kept | None]) -> Appended:
@@ -66,10 +70,11 @@ def append(publications: Sequence[Publication], first: Position, find: Callable[
         if kept is not None:
             positions = kept.positions
         else:
-            positions = places(first, len(found.entries), len(events))
+            at = place_after(first, len(found.entries))
+            positions = places(at, len(events))
             found.entries.extend(map(Entry, positions, events))
-            if key is not None and positions:
-                found.keys[key.name] = Kept(key.body, positions[0], len(events))
+            if key is not None:
+                found.keys[key.name] = Kept(key.body, at, len(events))
         found.positions.extend(map(str, positions))
     return found
 
