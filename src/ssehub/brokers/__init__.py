@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .base import Broker, Entry, Follower, Limits, without_password
+from .base import (
+    Broker,
+    Entry,
+    Follower,
+    Limits,
+    without_password,
+)
 
 __all__ = ["Broker", "Entry", "Follower", "Limits", "create_broker", "open_log", "without_password"]
 

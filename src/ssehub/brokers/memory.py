@@ -7,9 +7,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from ..errors import BrokerUnavailable
-from ..event import Position, Publication
-from .appending import Window, append, first_place, new_log_name
+from ..position import Position
+from ..publication import Publication
 from .base import Follower, Limits
+from .numbering import (
+    Window,
+    append,
+    first_place,
+    new_log_name,
+)
 
 
 class MemoryBroker:

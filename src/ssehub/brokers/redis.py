@@ -38,10 +38,22 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from ..errors import BrokerUnavailable, ConfigError, IdempotencyConflict, InvalidEvent, Overloaded
-from ..event import Position, Publication, load_entry
-from .appending import new_log_name
-from .base import Entry, Follower, Limits, without_password
+from ..errors import (
+    BrokerUnavailable,
+    ConfigError,
+    IdempotencyConflict,
+    InvalidEvent,
+    Overloaded,
+)
+from ..position import Position
+from ..publication import Publication, load_entry
+from .base import (
+    Entry,
+    Follower,
+    Limits,
+    without_password,
+)
+from .numbering import new_log_name
 
 logger = logging.getLogger("ssehub.brokers.redis")
 

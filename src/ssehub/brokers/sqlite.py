@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BrokerUnavailable, IdempotencyConflict, InvalidEvent
-from ..event import Event, Position, Publication
-from .appending import Appended, Kept, append, first_place, new_log_name
+from ..event import Event
+from ..position import Position
+from ..publication import Publication
 from .base import Entry, Follower, Limits
+from .numbering import (
+    Appended,
+    Kept,
+    append,
+    first_place,
+    new_log_name,
+)
 
 try:
     import fcntl

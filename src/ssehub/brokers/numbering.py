@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..errors import IdempotencyConflict
-from ..event import IdempotencyKey, Position, Publication
+from ..position import Position
+from ..publication import IdempotencyKey, Publication
 from .base import Entry
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 
-from .brokers.base import Broker, Follower
+from .base import Broker, Follower
 
 
 class Running:
