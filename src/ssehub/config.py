@@ -71,7 +71,7 @@ class Address:
         if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
             raise ValueError("must end with a port from 0 to 65535, such as 127.0.0.1:8000")
         if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
+            host = _ipv6_address(host[1:-1])
         elif ":" in host:
             raise ValueError("must have its IPv6 address in brackets, such as [::1]:8000")
         elif any(character.isspace() for character in host):
@@ -93,6 +93,13 @@ class Address:
             return f"unix:{self.path}"
         host = self.host or ""
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def _ipv6_address(text: str) -> str:
+    try:
+        return str(ipaddress.IPv6Address(text))
+    except ValueError:
+        raise ValueError("must have an IPv6 address in its brackets, such as [::1]:8000") from None
 
 
 def _address(value: object) -> object:
@@ -143,19 +150,18 @@ class Config(BaseSettings):
     )
     control_bind: OptionalAddress = Field(
         Address("127.0.0.1", 8001),
-        description="where backends publish and request tokens, or off; other machines can reach it only if a control "
-        "key is set",
+        description="where backends publish and request tokens, or off; needs a control key unless only this machine "
+        "can reach it",
     )
     secret: SecretStr | None = Field(
         None,
-        description="signs and verifies tokens; if not set, a random one is generated at each start (ps shows this "
-        "option: prefer a file)",
+        description="signs and verifies tokens; if not set, a random one is generated at each start (visible in "
+        "ps: prefer a file)",
     )
     secret_file: Path | None = Field(None, description="file that contains the secret")
     control_key: SecretStr | None = Field(
         None,
-        description="key that the control app requires as 'Authorization: Bearer KEY' (ps shows this option: prefer a "
-        "file)",
+        description="key that the control app requires as 'Authorization: Bearer KEY' (visible in ps: prefer a file)",
     )
     control_key_file: Path | None = Field(None, description="file that contains the control key")
     broker: str = Field(
@@ -173,9 +179,7 @@ class Config(BaseSettings):
     )
     cors_origins: Names = Field([], description="other origins whose pages may open streams, or * for all")
     control_hosts: Names = Field([], description="further host names by which clients may address the control app")
-    drain_seconds: Seconds = Field(
-        10, description="how long ending all streams and closing all connections may take after SIGTERM"
-    )
+    drain_seconds: Seconds = Field(10, description="time to end all streams and close all connections after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe messages logged to stderr: debug, info, warning or error"
     )
