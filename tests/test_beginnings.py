@@ -263,7 +263,7 @@ async def test_disconnect_is_nothing_to_those_who_come_back() -> None:
         ({"userId": ""}, 400, "userId is empty"),
         ({"userId": 5}, 400, "userId must be a string"),
         ({"userId": None}, 400, "userId is null"),
-        ({"userId": "a", "retry": -1}, 400, "retry -1 is no number"),
+        ({"userId": "a", "retry": -1}, 400, "retry -1 is not a whole number"),
         ({"userId": "a", "data": "x"}, 400, "data"),
         ({"userId": ["a", "b"]}, 200, ""),
     ],
