@@ -107,7 +107,9 @@ class Streams(Settings):
     """How many streams a hub accepts, and what it sends on them besides events."""
 
     max_connections: int | None = setting(
-        None, "open streams at once; if not set, the descriptor limit minus 500, but at least half of it", POSITIVE
+        None,
+        "most open streams of a process; if not set, its descriptor limit minus 500, but at least half of it",
+        POSITIVE,
     )
     heartbeat_seconds: float = setting(
         15, "interval between heartbeats on each stream; 0 turns them off", Range(least=0, most=86_400)
@@ -184,7 +186,7 @@ class RedisOptions(Settings):
 
     redis_prefix: str = setting(
         "ssehub",
-        "prefix of this deployment's keys in Redis, which stands in braces there",
+        "prefix of this deployment's keys in Redis, as in {ssehub}:log",
         Pattern(r"[^{}\s]{1,100}", "1 to 100 characters without spaces or braces"),
     )
     wait_for_broker: bool = setting(
