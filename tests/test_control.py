@@ -409,7 +409,7 @@ async def test_health_needs_neither_key_nor_host_and_metrics_need_the_key() -> N
         health = await app.http.get("/healthz/", headers=host)
         closed = await app.http.get("/metrics", headers=host)
         opened = await app.http.get("/metrics", headers={**host, "authorization": "Bearer key"})
-        app.hub.is_draining = True
+        await app.hub.drain(0.01)
         draining = await app.http.get("/readyz", headers=host)
 
         assert (ready.status_code, ready.text, health.text) == (200, "ready\n", "ok\n")
