@@ -414,7 +414,7 @@ async def test_health_needs_neither_key_nor_host_and_metrics_need_the_key() -> N
 
         assert (ready.status_code, ready.text, health.text) == (200, "ready\n", "ok\n")
         assert (closed.status_code, opened.status_code) == (401, 200)
-        assert (draining.status_code, draining.text) == (503, "the hub is draining: it is about to end\n")
+        assert (draining.status_code, draining.text) == (503, "the hub is draining and about to stop\n")
 
 
 async def test_metrics_tell_what_the_hub_has_done() -> None:
