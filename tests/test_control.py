@@ -338,7 +338,7 @@ async def test_token_for_several_channels_is_asked_and_answered_in_json() -> Non
 
 @pytest.mark.parametrize("path", ["/emit/", "/emit", "/token/", "/token"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
-async def test_other_methods_are_405(method: str, path: str) -> None:
+async def test_control_answers_other_methods_with_405(method: str, path: str) -> None:
     async with control() as app:
         response = await app.http.request(method, path)
 
