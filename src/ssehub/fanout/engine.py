@@ -35,7 +35,8 @@ from .gate import Gate
 from .history import History, ResetReason
 from .index import Delivery, Index
 from .registry import Registry
-from .resume import Start, beginning, next_part
+from .replays import Replays
+from .resume import Start, beginning
 from .rounds import SLICE, Rounds, RoundState
 from .sinks import Chunk, Sink
 from .statistics import Statistics
@@ -64,11 +65,8 @@ class Engine:
         wall: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        self.head = base
-        """The position up to which the log has been read."""
         self._loop = asyncio.get_running_loop()
         self._retention = retention
-        self._round_bytes = backpressure.round_bytes
         self._streams = streams
         self._statistics = statistics
         self._wall = wall
@@ -78,8 +76,8 @@ class Engine:
         self.backlogs = Backlogs(backpressure, retention.history_bytes)
         self._rounds = Rounds(base, backpressure.max_waiting_bytes)
         self.clock = Clock(streams)
-        self._replaying: set[Subscriber] = set()
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
+        self._replays = Replays(self._history, self.registry, statistics, backpressure.round_bytes, monotonic)
         self.gate = Gate(self._rounds.has_capacity, backpressure.max_waiting_publishers)
         """Publishers pass it before they publish."""
         self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
@@ -88,6 +86,11 @@ class Engine:
     def __len__(self) -> int:
         """Return the number of open streams."""
         return len(self.index)
+
+    @property
+    def head(self) -> Position:
+        """The position up to which the log has been read."""
+        return self.registry.head
 
     @property
     def is_writing(self) -> bool:
@@ -114,12 +117,12 @@ class Engine:
         await self.flush()
         reason = ResetReason.TOO_OLD if self.head.log == base.log else ResetReason.LOG_LOST
         self._history = History(base, self._retention)
-        self.head = self.registry.settled = base
-        self._replaying.clear()
+        self._replays.start_over(self._history)
+        self.registry.head = self.registry.settled = base
         for subscriber in list(self.index.all):
             self.backlogs.drop_held(subscriber)
             subscriber.start_over(base)
-            self._send_reset(subscriber, reason)
+            self.registry.send_reset(subscriber, reason)
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         """Dispatch the next `entries` of the log, which then ends at `position`; return when there is room for more."""
@@ -143,7 +146,7 @@ class Engine:
                 history.add(frame)
             if has_listeners:
                 rounds.add(frame)
-        self.head = position
+        self.registry.head = position
         if not has_listeners and rounds.is_idle:
             self.registry.settled = position
         self._schedule_round()
@@ -258,7 +261,7 @@ class Engine:
             self._write_held(subscriber)
         self.backlogs.settle(subscriber)
         if subscriber.state is REPLAYING:
-            self._replay(subscriber)
+            self._replays.advance(subscriber)
         self._retry_round()
 
     def sink_lost(self, subscriber: Subscriber) -> None:
@@ -296,10 +299,9 @@ class Engine:
         position = sent if reset is None else None
         self.registry.send_frame(subscriber, hello(position, self._streams.retry_milliseconds), position)
         if reset is not None:
-            self._send_reset(subscriber, reset)
+            self.registry.send_reset(subscriber, reset)
         if subscriber.state is REPLAYING:
-            self._replaying.add(subscriber)
-            self._replay(subscriber)
+            self._replays.add(subscriber)
         return subscriber
 
     def move(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
@@ -312,38 +314,6 @@ class Engine:
         if was_paused and not sink.is_paused:
             self.sink_resumed(subscriber)
 
-    def _send_reset(self, subscriber: Subscriber, reason: ResetReason) -> None:
-        self._statistics.resets[reason.value] += 1
-        self.registry.send(subscriber, "stream-reset", {"reason": reason.value})
-
-    def _replay(self, subscriber: Subscriber) -> None:
-        """Write the next part of what `subscriber` has missed, as its client reads it; after the last, it is live."""
-        if subscriber.state is not REPLAYING:
-            self._replaying.discard(subscriber)
-            return
-        if subscriber.sink.is_paused or subscriber.sink.backlog > self._round_bytes:
-            return
-        part = next_part(self._history, subscriber, self._round_bytes, self._monotonic())
-        if part is None:
-            self._join(subscriber)
-            self._send_reset(subscriber, ResetReason.TOO_OLD)
-            return
-        if part.batch is not None:
-            written = subscriber.write(part.batch)
-            if written == FAILED:
-                self.registry.end_failed(subscriber, FAILED)
-                return
-            self._statistics.replayed += written
-        if part.is_last:
-            self._join(subscriber)
-        else:
-            self._loop.call_soon(self._replay, subscriber)
-
-    def _join(self, subscriber: Subscriber) -> None:
-        self._replaying.discard(subscriber)
-        subscriber.sent = self.head
-        subscriber.enter(LIVE)
-
     # Time
 
     def advance(self, slice_size: int = SLICE) -> None:
@@ -355,8 +325,7 @@ class Engine:
         for subscriber in self.backlogs.overdue(now):
             self.registry.end(subscriber, CloseReason.SLOW)
         self._retry_round()
-        for subscriber in list(self._replaying):
-            self._replay(subscriber)
+        self._replays.advance_all()
         self._history.expire(now)
         for subscriber, reason in self.clock.due(now, wall):
             if reason is not None:

@@ -10,6 +10,7 @@ from ..position import Position
 from .backlogs import OVERRUN, Backlogs
 from .clock import Clock
 from .frames import control_event, heartbeat
+from .history import ResetReason
 from .index import Index
 from .sinks import Chunk, Sink
 from .statistics import Statistics
@@ -29,7 +30,10 @@ DRAIN_LINGER_SECONDS = 1.0
 
 
 class Registry:
-    """The open streams, and where each of them is entered: index, backlogs and clock."""
+    """The open streams, and how far they and the log have come.
+
+    Each stream is entered in the index, the backlogs and the clock, and removed from all of them when it ends.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,8 @@ class Registry:
         base: Position,
         monotonic: Callable[[], float],
     ) -> None:
+        self.head = base
+        """The position up to which the log has been read."""
         self.settled = base
         """Every live subscriber has been written everything up to here that is for it."""
         self.drain_until: float | None = None
@@ -64,6 +70,11 @@ class Registry:
         """Send a control event."""
         position = self.position_of(subscriber)
         self.send_frame(subscriber, control_event(type, data, position, retry_milliseconds), position)
+
+    def send_reset(self, subscriber: Subscriber, reason: ResetReason) -> None:
+        """Tell a client that it may have missed events."""
+        self._statistics.resets[reason.value] += 1
+        self.send(subscriber, "stream-reset", {"reason": reason.value})
 
     def send_frame(self, subscriber: Subscriber, chunk: Chunk, position: Position | None) -> None:
         if subscriber.state is not State.ENDED and not subscriber.send(chunk, position):
