@@ -233,6 +233,24 @@ def test_every_room_says_what_it_is(path: Path) -> None:
     assert (docstring and docstring[0].isupper()) or (docstring and docstring[0] == "`")
 
 
+def test_imports_form_no_circle() -> None:
+    above: list[str] = []
+    done: set[str] = set()
+
+    def visit(room: str) -> None:
+        assert room not in above, " imports ".join([*above[above.index(room) :], room])
+        if room in done:
+            return
+        above.append(room)
+        for below in ROOMS[room]:
+            visit(below)
+        above.pop()
+        done.add(room)
+
+    for room in ROOMS:
+        visit(room)
+
+
 def test_all_is_true() -> None:
     for name in ("ssehub", "ssehub.brokers"):
         module = importlib.import_module(name)

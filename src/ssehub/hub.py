@@ -269,7 +269,8 @@ class Hub:
         run = self._run
         if run is None or not run.is_started or run.loop is not asyncio.get_running_loop():
             await self.start()
-        engine = self._engine
+            run = self._running()
+        engine = run.engine
         if engine is None:
             positions = await self.broker.publish(publications)
         else:
