@@ -19,7 +19,10 @@ _KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Finite numbers that are greater than `above`, at least `least`, at most `most` and less than `below`."""
+    """Finite numbers that are greater than `above`, at least `least`, at most `most` and less than `below`.
+
+    `check` raises ValueError, which says what is expected, for any other number.
+    """
 
     above: float = -math.inf
     least: float = -math.inf
@@ -41,7 +44,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Strings that `regex` matches completely; `wording` describes them in the error."""
+    """Strings that `regex` matches completely. `check` raises ValueError for others, with `wording` to describe them."""
 
     regex: str
     wording: str
@@ -88,12 +91,12 @@ class Settings:
     """The base of all settings classes. Constructing one raises ConfigError if a field does not accept its value."""
 
     def __post_init__(self) -> None:
-        for setting in settings_of(type(self)):
-            value = getattr(self, setting.name)
+        for declared in settings_of(type(self)):
+            value = getattr(self, declared.name)
             try:
-                setting.check(value)
+                declared.check(value)
             except ValueError as exc:
-                raise ConfigError(f"{setting.name} {value!r}: {exc}") from None
+                raise ConfigError(f"{declared.name} {value!r}: {exc}") from None
 
 
 def settings_of(group: type[Settings]) -> tuple[Setting, ...]:
