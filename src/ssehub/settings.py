@@ -44,7 +44,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Strings that `regex` matches completely. `check` raises ValueError for others, with `wording` to describe them."""
+    """Strings that `regex` matches completely, which `wording` describes. `check` raises ValueError for others."""
 
     regex: str
     wording: str
