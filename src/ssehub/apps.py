@@ -12,12 +12,13 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from .brokers import Limits, create_broker
+from .brokers import create_broker
 from .client import create_client_app
 from .config import Config
 from .control import create_control_app
 from .errors import ConfigError
 from .hub import Hub, Statistics
+from .settings import Idempotency, LogRetention, RedisOptions, Retention
 from .tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 
 logger = logging.getLogger("ssehub.apps")
@@ -67,10 +68,20 @@ def _hub(config: Config) -> Hub:
     return Hub(
         create_broker(
             config.broker,
-            _limits(config),
-            redis_prefix=config.redis_prefix,
-            wait_for_broker=config.wait_for_broker,
-            probe_seconds=config.broker_probe_seconds,
+            idempotency=Idempotency(
+                idempotency_seconds=config.idempotency_seconds, idempotency_keys=config.idempotency_keys
+            ),
+            log=LogRetention(log_seconds=config.log_seconds, log_bytes=config.log_bytes, log_events=config.log_events),
+            retention=Retention(
+                history_events=config.history_events,
+                history_bytes=config.history_bytes,
+                history_seconds=config.history_seconds,
+            ),
+            redis=RedisOptions(
+                redis_prefix=config.redis_prefix,
+                wait_for_broker=config.wait_for_broker,
+                broker_probe_seconds=config.broker_probe_seconds,
+            ),
         ),
         heartbeat_seconds=config.heartbeat_seconds,
         retry_milliseconds=config.retry_milliseconds,
@@ -86,18 +97,6 @@ def _hub(config: Config) -> Hub:
         history_seconds=config.history_seconds,
         expiring_seconds=config.expiring_seconds,
         stream_lifetime_seconds=config.stream_lifetime_seconds,
-    )
-
-
-def _limits(config: Config) -> Limits:
-    return Limits(
-        idempotency_seconds=config.idempotency_seconds,
-        idempotency_keys=config.idempotency_keys,
-        log_seconds=config.log_seconds,
-        log_bytes=config.log_bytes,
-        log_events=config.log_events,
-        tail_events=config.history_events,
-        tail_bytes=config.history_bytes,
     )
 
 

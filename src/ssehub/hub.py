@@ -24,6 +24,7 @@ from typing import Self
 
 from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
+from .brokers.session import Session
 from .clock import Clock
 from .errors import BrokerUnavailable, HubClosed, InvalidEvent, Overloaded, WrongEventLoop
 from .event import (
@@ -39,7 +40,6 @@ from .event import (
 )
 from .history import History, ResetReason
 from .rounds import Batch, Ending, Frame
-from .running import Running
 from .sinks import Chunk, Sink
 from .subscribers import CloseReason, Delivery, Index, Subscriber
 from .subscription import Start, Subscription
@@ -198,7 +198,7 @@ class Hub:
         self._now = now
         self._monotonic = monotonic
         self._statistics = Statistics()
-        self._running: Running | None = None
+        self._running: Session | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._entered = 0
         self._is_closed = False
@@ -255,7 +255,7 @@ class Hub:
             if self._is_closed:
                 raise HubClosed("the hub has been closed: open it again by `async with hub`")
             self._reset()
-            running = self._running = Running(self.broker, self)
+            running = self._running = Session(self.broker, self)
         if running.loop is not asyncio.get_running_loop():
             raise WrongEventLoop("the hub runs in another event loop: call publish_sync, or use a hub of your own")
         try:
@@ -300,7 +300,7 @@ class Hub:
         """Do `work` beside the hub, and end it with it."""
         self._here().spawn(work)
 
-    def _here(self) -> Running:
+    def _here(self) -> Session:
         if self._running is None or self._loop is None:
             raise HubClosed("the hub is not running: use it inside `async with hub`, or await hub.start()")
         return self._running
