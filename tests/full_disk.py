@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 
 from ssehub.brokers import create_broker
-from ssehub.control import create_control_app
 from ssehub.hub import Hub
 from ssehub.tokens import Tokens
+from ssehub.web.control import create_control_app
 
 
 async def main(folder: Path) -> None:

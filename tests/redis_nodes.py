@@ -9,9 +9,10 @@ from typing import Any, Self
 from conftest import until
 from ssehub.brokers import Limits
 from ssehub.brokers.redis import RedisBroker
+from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable
-from ssehub.event import Claims
 from ssehub.hub import Hub
+from ssehub.settings import Streams
 from ssehub.subscription import Message, Start
 from ssehub.testing import Recording
 
@@ -23,7 +24,7 @@ class Node:
 
     def __init__(self, url: str, limits: Limits | None = None, **options: Any) -> None:
         self.broker = RedisBroker(url, limits, **{"probe_seconds": PROBE_SECONDS, **options})
-        self.hub = Hub(self.broker, heartbeat_seconds=0.2)
+        self.hub = Hub(self.broker, streams=Streams(heartbeat_seconds=0.2))
         self.stream = Recording()
 
     async def __aenter__(self) -> Self:

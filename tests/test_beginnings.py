@@ -9,15 +9,19 @@ import pytest
 
 from conftest import SECRET
 from fakes import FakeSink
+from hub_settings import hub_settings
 from ssehub.brokers import Entry
-from ssehub.control import create_control_app
+from ssehub.claims import Claims
 from ssehub.errors import InvalidEvent
-from ssehub.event import Claims, Disconnect, Event, Position, load_entry
+from ssehub.event import Event
+from ssehub.fanout.subscriber import CloseReason
 from ssehub.hub import Hub
-from ssehub.subscribers import CloseReason
+from ssehub.position import Position
+from ssehub.publication import Disconnect, load_entry
 from ssehub.subscription import Start
 from ssehub.testing import ManualHub
 from ssehub.tokens import Tokens
+from ssehub.web.control import create_control_app
 
 pytestmark = pytest.mark.anyio
 
@@ -78,7 +82,7 @@ async def test_what_waits_is_given_out_before_a_stream_is_told() -> None:
 
 
 async def test_who_is_behind_loses_what_is_held_and_is_told_so() -> None:
-    async with ManualHub(max_backlog_bytes=70_000, round_bytes=40_000) as hub:
+    async with ManualHub(**hub_settings(max_backlog_bytes=70_000, round_bytes=40_000)) as hub:
         await hub.begin(Position(9_000, 0, OLD))
         _, _, sink = join(hub), join(hub), join(hub, sink=FakeSink(reads=False))
         big = Event(("chat",), ("*",), data="x" * 40_000)
@@ -100,7 +104,7 @@ async def test_who_is_behind_loses_what_is_held_and_is_told_so() -> None:
 
 
 async def test_a_replay_that_is_under_way_ends_with_the_reset() -> None:
-    async with ManualHub(round_bytes=1_000) as hub:
+    async with ManualHub(**hub_settings(round_bytes=1_000)) as hub:
         await hub.begin(Position(9_000, 0, OLD))
         await follow(hub, OLD, *range(9_001, 9_101))
         sink = join(hub, cursor=f"9000-0.{OLD}")
@@ -208,7 +212,7 @@ async def test_who_comes_after_the_command_is_served_and_the_rest_of_a_long_list
 
 
 async def test_who_was_there_before_the_command_ends_though_it_was_still_catching_up() -> None:
-    async with ManualHub(round_bytes=500) as hub:
+    async with ManualHub(**hub_settings(round_bytes=500)) as hub:
         first = await hub.publish(channel="chat", user_id="*", data="0")
         for n in range(1, 50):
             await hub.publish(channel="chat", user_id="*", data=f"{n}")

@@ -25,7 +25,9 @@ from ssehub.brokers.memory import MemoryBroker
 from ssehub.brokers.redis import RedisBroker
 from ssehub.brokers.sqlite import LogFile, SqliteBroker
 from ssehub.errors import BrokerUnavailable, ConfigError, IdempotencyConflict
-from ssehub.event import Event, IdempotencyKey, Position, Publication
+from ssehub.event import Event
+from ssehub.position import Position
+from ssehub.publication import IdempotencyKey, Publication
 from ssehub.testing import ManualClock
 
 pytestmark = pytest.mark.anyio

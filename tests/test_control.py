@@ -17,11 +17,11 @@ import pytest
 
 from conftest import SECRET
 from fakes import FakeSink
-from ssehub.control import create_control_app
+from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable, ConfigError, Overloaded
-from ssehub.event import Claims
 from ssehub.hub import Hub
 from ssehub.tokens import Tokens
+from ssehub.web.control import create_control_app
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ import pytest
 from starlette.routing import Route
 
 from ssehub.cli import ssehub
-from ssehub.client import create_client_app
 from ssehub.config import Config
-from ssehub.control import create_control_app
 from ssehub.hub import Hub
 from ssehub.tokens import Tokens
+from ssehub.web.client import create_client_app
+from ssehub.web.control import create_control_app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

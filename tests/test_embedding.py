@@ -30,13 +30,14 @@ from uvicorn.server import ServerState
 
 import test_tokens
 from conftest import SECRET, until
+from hub_settings import hub_settings
 from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
 from ssehub.brokers import create_broker
 from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, InvalidRequest, WrongEventLoop
 from ssehub.event import Event
+from ssehub.fanout.sinks import Chunk, TaskSink, TransportSink
 from ssehub.server import HttpProtocol
-from ssehub.sinks import Chunk, TaskSink, TransportSink
-from ssehub.stream import EXTENSION
+from ssehub.web.stream import EXTENSION
 
 pytestmark = pytest.mark.anyio
 TOKENS = Tokens(SECRET)
@@ -419,7 +420,7 @@ async def test_subscription_ends_with_the_hub_and_says_why() -> None:
 
 
 async def test_subscription_that_nobody_reads_ends_as_slow() -> None:
-    async with Hub(max_backlog_bytes=10_000, grace_seconds=0.1) as hub:
+    async with Hub(**hub_settings(max_backlog_bytes=10_000, grace_seconds=0.1)) as hub:
         messages = hub.subscribe(channel="chat", user_id="alex")
         async with messages:
             for _ in range(20):
@@ -604,7 +605,7 @@ class FakeTransport(asyncio.WriteTransport):
 async def test_what_waits_for_the_headers_is_bounded_as_any_backlog() -> None:
     transport = FakeTransport()
     sink = TransportSink(transport, is_chunked=True)
-    async with Hub(max_backlog_bytes=100_000, grace_seconds=0.2) as hub:
+    async with Hub(**hub_settings(max_backlog_bytes=100_000, grace_seconds=0.2)) as hub:
         subscriber = hub.attach(Claims("alex", ("chat",)), sink)
         for _ in range(20):
             await hub.publish(channel="chat", user_id="*", data="x" * 50_000)
@@ -619,7 +620,7 @@ async def test_what_waits_for_the_headers_is_bounded_as_any_backlog() -> None:
 async def test_what_waited_for_the_headers_comes_in_order_with_what_was_held() -> None:
     transport = FakeTransport()
     sink = TransportSink(transport, is_chunked=False)
-    async with Hub(max_backlog_bytes=100_000) as hub:
+    async with Hub(**hub_settings(max_backlog_bytes=100_000)) as hub:
         subscriber = hub.attach(Claims("alex", ("chat",)), sink)
         for number in range(10):
             await hub.publish(channel="chat", user_id="*", data=f"{number}" * 50_000)

@@ -12,8 +12,11 @@ from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ssehub.claims import Claims
 from ssehub.errors import InvalidEvent
-from ssehub.event import Claims, Event, Position, check_name, encode, ends_with_position, json_text
+from ssehub.event import Event, encode, ends_with_position
+from ssehub.fields import check_name, json_text
+from ssehub.position import Position
 
 POSITION = Position(1_700_000_000_000, 3, "abcd1234")
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ssehub.event import Event, Position
-from ssehub.history import History, ResetReason
-from ssehub.rounds import Frame
+from ssehub.event import Event
+from ssehub.fanout.frames import Frame
+from ssehub.fanout.history import History, ResetReason
+from ssehub.position import Position
 from ssehub.testing import ManualClock
 
 LOG = "testlog1"

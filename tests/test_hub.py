@@ -13,12 +13,15 @@ import pytest
 
 from conftest import until
 from fakes import FakeSink
+from hub_settings import hub_settings
+from ssehub.claims import Claims
 from ssehub.errors import HubClosed, Overloaded
-from ssehub.event import Claims, Event, Position
+from ssehub.event import Event
+from ssehub.fanout.frames import Batch
+from ssehub.fanout.sinks import Chunk
+from ssehub.fanout.subscriber import CloseReason, Subscriber
 from ssehub.hub import Hub
-from ssehub.rounds import Batch
-from ssehub.sinks import Chunk
-from ssehub.subscribers import CloseReason, Subscriber
+from ssehub.position import Position
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +42,7 @@ class Clocks:
 async def running_hub(clocks: Clocks | None = None, **settings: Any) -> AsyncIterator[Hub]:
     if clocks is not None:
         settings.update(now=lambda: clocks.wall, monotonic=lambda: clocks.mono)
-    async with Hub(**settings) as hub:
+    async with Hub(**hub_settings(**settings)) as hub:
         yield hub
 
 

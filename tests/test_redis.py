@@ -36,8 +36,8 @@ from ssehub.brokers import Limits, create_broker
 from ssehub.brokers import redis as brokers_redis
 from ssehub.brokers.redis import RedisBroker
 from ssehub.errors import BrokerUnavailable, ConfigError, Overloaded
-from ssehub.event import Position
 from ssehub.hub import Hub
+from ssehub.position import Position
 from streams import RawStream, get, listen
 from test_brokers import Reader
 from test_cli import run

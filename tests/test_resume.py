@@ -12,10 +12,12 @@ import pytest
 
 from conftest import until
 from fakes import FakeSink
+from hub_settings import hub_settings
+from ssehub.claims import Claims
 from ssehub.errors import InvalidRequest
-from ssehub.event import Claims, Position
+from ssehub.fanout.subscriber import Subscriber
 from ssehub.hub import Hub
-from ssehub.subscribers import Subscriber
+from ssehub.position import Position
 from ssehub.subscription import Start
 from ssehub.testing import ManualHub
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def hub_of(**settings: Any) -> AsyncIterator[ManualHub]:
-    async with ManualHub(**settings) as hub:
+    async with ManualHub(**hub_settings(**settings)) as hub:
         yield hub
 
 

@@ -22,7 +22,7 @@ from ssehub.brokers import Limits, create_broker
 from ssehub.config import load_config
 from ssehub.errors import AddressError, ConfigError
 from ssehub.hub import Hub
-from ssehub.workers import Board, serve_by_workers
+from ssehub.server.workers import Board, serve_by_workers
 from streams import RawStream, listen
 
 Start = Callable[..., RunningHub]

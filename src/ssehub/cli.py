@@ -21,7 +21,13 @@ from urllib.parse import urlsplit
 import click
 
 from .config import PREFIX, Config, load_config
-from .errors import AddressError, BrokerUnavailable, ConfigError, SSEHubError
+from .errors import (
+    AddressError,
+    BrokerUnavailable,
+    ConfigError,
+    SSEHubError,
+)
+from .settings import RedisOptions
 
 if TYPE_CHECKING:
     from .bench import Progress, Report
@@ -94,9 +100,9 @@ def serve(config_file: Path | None, **settings: object) -> None:
     config = _load(config_file, settings)
     # The other commands start quicker without these.
     if config.workers > 1:
-        from .workers import serve_by_workers as run
+        from .server.workers import serve_by_workers as run
     else:
-        from .server import serve as run
+        from .server.process import serve as run
     sys.exit(run(config))
 
 
@@ -199,7 +205,7 @@ def log(config_file: Path | None, count: int, channel: str | None, **settings: o
     from .brokers import open_log
 
     config = _load(config_file, settings)
-    with open_log(config.broker, config.redis_prefix) as entries:
+    with open_log(config.broker, config.group(RedisOptions).redis_prefix) as entries:
         wanted = (entry for entry in entries if channel is None or channel in entry.event.channels)
         newest = list(islice(wanted, count))
     for entry in reversed(newest):
@@ -250,7 +256,13 @@ def bench(
     **options: Any,
 ) -> None:
     """Load-test a hub, this one or any other, and count every event that is lost, doubled or out of order."""
-    from .bench import BenchError, Plan, measure, table, tokens_from_hub
+    from .bench import (
+        BenchError,
+        Plan,
+        measure,
+        table,
+        tokens_from_hub,
+    )
 
     config = _load(config_file, {"secret": secret, "secret_file": secret_file, "control_key": control_key})
     key = config.control_key.get_secret_value() if config.control_key is not None else None

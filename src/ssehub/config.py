@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PlainSerializer, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, ValidationError, create_model, field_validator
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
+from .settings import (
+    Backpressure,
+    Idempotency,
+    Limits,
+    LogRetention,
+    RedisOptions,
+    Retention,
+    Setting,
+    Settings,
+    Streams,
+    TcpOptions,
+    settings_of,
+)
+
+G = TypeVar("G", bound=Settings)
 
 PREFIX = "SSEHUB_"
 CONFIG_VARIABLE = "SSEHUB_CONFIG"
 OFF = "off"
+GROUPS: tuple[type[Settings], ...] = (
+    Backpressure,
+    Idempotency,
+    Limits,
+    LogRetention,
+    RedisOptions,
+    Retention,
+    Streams,
+    TcpOptions,
+)
 _PASSWORD = re.compile(r"//.*@")
 
 
@@ -88,7 +115,27 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, lt=2**31, allow_inf_nan=False)]
 
 
-class Config(BaseSettings):
+def _declared() -> Any:
+    """Return a model with every setting of all groups."""
+    declared: dict[str, Any] = {}
+    for setting in itertools.chain.from_iterable(map(settings_of, GROUPS)):
+        checked = Annotated[setting.kind, AfterValidator(partial(_checked, setting))]  # type: ignore[name-defined]  # made at run time
+        declared[setting.name] = (checked, Field(setting.default, description=setting.description))
+    return create_model("_Declared", __base__=BaseSettings, **declared)
+
+
+def _checked(setting: Setting, value: object) -> object:
+    setting.check(value)
+    return value
+
+
+if TYPE_CHECKING:
+    _Declared = BaseSettings
+else:
+    _Declared = _declared()
+
+
+class Config(_Declared):
     """The settings of a hub. Field names are the TOML keys; `SSEHUB_` and the name in capitals, the variables."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -115,15 +162,6 @@ class Config(BaseSettings):
         description="the log that carries the events: memory://; sqlite:///PATH, which survives restarts; or for many "
         "processes redis://HOST:PORT, rediss://, redis+unix:///PATH, redis+sentinel://HOST:PORT,HOST:PORT/NAME",
     )
-    redis_prefix: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^{}\s]+$")] = Field(
-        "ssehub", description="what this deployment's keys in Redis begin with, in braces"
-    )
-    wait_for_broker: bool = Field(
-        False, description="start without Redis, too: not ready until it is there, instead of ending with an error"
-    )
-    broker_probe_seconds: Seconds = Field(
-        5, description="how long a connection to Redis may be silent before it is given up"
-    )
     workers: PositiveInt = Field(1, description="processes that serve the same addresses; more than one need Redis")
     require_exp: bool = Field(True, description="refuse tokens without 'exp'; without it they are valid for ever")
     token_lifetime_seconds: Seconds = Field(
@@ -134,50 +172,12 @@ class Config(BaseSettings):
     )
     cors_origins: Names = Field([], description="origins whose pages may listen from elsewhere, or * for every one")
     control_hosts: Names = Field([], description="more names by which the control app may be called (Host)")
-    heartbeat_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = Field(
-        15, description="time between heartbeats on each stream; 0 sends none"
-    )
-    retry_milliseconds: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
-        None, description="how long a browser waits before it reconnects; its own choice if not set"
-    )
-    max_backlog_bytes: PositiveInt = Field(2**20, description="what a stream may leave untaken before it is waited for")
-    grace_seconds: Seconds = Field(
-        5, description="how long a stream over its backlog is waited for before it ends as slow"
-    )
-    max_total_backlog_bytes: PositiveInt = Field(256 * 2**20, description="the bound on all backlogs together")
-    round_bytes: PositiveInt = Field(256 * 2**10, description="the most that one round writes to one stream")
-    send_buffer_bytes: Annotated[int, Field(gt=0, lt=2**31)] = Field(
-        64 * 2**10, description="the kernel's send buffer of each connection (SO_SNDBUF)"
-    )
-    tcp_user_timeout_seconds: Annotated[float, Field(gt=0, lt=2**31 // 1000, allow_inf_nan=False)] = Field(
-        30, description="how long a peer may leave bytes unacknowledged before its connection ends (TCP_USER_TIMEOUT)"
-    )
-    max_waiting_bytes: PositiveInt = Field(
-        16 * 2**20, description="what may wait for a round before publishers wait, too"
-    )
-    max_waiting_publishers: PositiveInt = Field(
-        1_000, description="publishers that may wait before others are answered 503"
-    )
-    max_event_bytes: PositiveInt = Field(2**20, description="the largest data or payload of one event")
-    max_body_bytes: PositiveInt = Field(8 * 2**20, description="the largest request body of the control app")
-    max_batch_events: PositiveInt = Field(10_000, description="the most events in one batch")
-    max_connections: PositiveInt | None = Field(
-        None, description="streams at once; the descriptor limit less 500, at least half of it, if not set"
-    )
-    history_events: PositiveInt = Field(10_000, description="events kept in memory for clients that come back")
-    history_bytes: PositiveInt = Field(64 * 2**20, description="what they may take")
-    history_seconds: Seconds = Field(3_600, description="how long they are kept")
-    idempotency_seconds: Seconds = Field(600, description="how long an idempotency key is known")
-    idempotency_keys: PositiveInt = Field(100_000, description="how many idempotency keys are known at most")
-    log_seconds: Seconds = Field(604_800, description="how long events stay in the log of SQLite or Redis")
-    log_bytes: PositiveInt = Field(2**30, description="how large SQLite's file may be before its oldest events go")
-    log_events: PositiveInt = Field(100_000, description="how many events, about, the log in Redis may have")
     drain_seconds: Seconds = Field(10, description="time in which streams are ended and connections closed at SIGTERM")
-    expiring_seconds: Seconds = Field(60, description="how long before its token ends a stream is told")
-    stream_lifetime_seconds: Seconds | None = Field(
-        None, description="how long a stream may last, of which each gets 80 to 100 %; for ever if not set"
-    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="which log lines go to stderr")
+
+    def group(self, kind: type[G]) -> G:
+        """Return the settings of one group, such as `Retention`, as the hub, its broker and its apps take them."""
+        return kind(**{setting.name: getattr(self, setting.name) for setting in settings_of(kind)})
 
     @property
     def has_log_of_one_process(self) -> bool:

@@ -25,23 +25,25 @@ from typing import Self
 from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .brokers.session import Session
-from .clock import Clock
-from .errors import BrokerUnavailable, HubClosed, InvalidEvent, Overloaded, WrongEventLoop
-from .event import (
-    Claims,
-    Disconnect,
-    Event,
-    IdempotencyKey,
-    Position,
-    Publication,
-    encode_fields,
-    json_text,
-    one_or_many,
+from .claims import Claims
+from .errors import (
+    BrokerUnavailable,
+    HubClosed,
+    InvalidEvent,
+    Overloaded,
+    WrongEventLoop,
 )
-from .history import History, ResetReason
-from .rounds import Batch, Ending, Frame
-from .sinks import Chunk, Sink
-from .subscribers import CloseReason, Delivery, Index, Subscriber
+from .event import Event, encode_fields
+from .fanout.clock import Clock
+from .fanout.frames import Batch, Ending, Frame
+from .fanout.history import History, ResetReason
+from .fanout.index import Delivery, Index
+from .fanout.sinks import Chunk, Sink
+from .fanout.subscriber import CloseReason, Subscriber
+from .fields import json_text, one_or_many
+from .position import Position
+from .publication import Disconnect, IdempotencyKey, Publication
+from .settings import Backpressure, Retention, Streams
 from .subscription import Start, Subscription
 
 logger = logging.getLogger("ssehub.hub")
@@ -163,38 +165,27 @@ class Hub:
         self,
         broker: Broker | None = None,
         *,
-        heartbeat_seconds: float = 15.0,
-        retry_milliseconds: int | None = None,
-        max_backlog_bytes: int = 2**20,
-        grace_seconds: float = 5.0,
-        max_total_backlog_bytes: int = 256 * 2**20,
-        round_bytes: int = 256 * 2**10,
-        max_waiting_bytes: int = 16 * 2**20,
-        max_waiting_publishers: int = 1_000,
-        max_subscribers: int | None = None,
-        history_events: int = 10_000,
-        history_bytes: int = 64 * 2**20,
-        history_seconds: float = 3_600.0,
-        expiring_seconds: float = 60.0,
-        stream_lifetime_seconds: float | None = None,
+        retention: Retention = Retention(),
+        backpressure: Backpressure = Backpressure(),
+        streams: Streams = Streams(),
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.broker = broker or MemoryBroker(now=now)
-        self.max_backlog_bytes = max_backlog_bytes
-        self.max_held_bytes = history_bytes
-        self._heartbeat = heartbeat_seconds
-        self._retry = retry_milliseconds
-        self._grace = grace_seconds
-        self._max_total_backlog = max_total_backlog_bytes
-        self._least_read = max(1, max_backlog_bytes // READING_SHARE)
-        self._round_bytes = round_bytes
-        self._max_waiting_bytes = max_waiting_bytes
-        self._max_waiting_publishers = max_waiting_publishers
-        self._max_subscribers = max_subscribers
-        self._history_limits = history_events, history_bytes, history_seconds
-        self._expiring = expiring_seconds
-        self._lifetime = stream_lifetime_seconds
+        self.max_backlog_bytes = backpressure.max_backlog_bytes
+        self.max_held_bytes = retention.history_bytes
+        self._heartbeat = streams.heartbeat_seconds
+        self._retry = streams.retry_milliseconds
+        self._grace = backpressure.grace_seconds
+        self._max_total_backlog = backpressure.max_total_backlog_bytes
+        self._least_read = max(1, backpressure.max_backlog_bytes // READING_SHARE)
+        self._round_bytes = backpressure.round_bytes
+        self._max_waiting_bytes = backpressure.max_waiting_bytes
+        self._max_waiting_publishers = backpressure.max_waiting_publishers
+        self._max_subscribers = streams.max_connections
+        self._history_limits = retention.history_events, retention.history_bytes, retention.history_seconds
+        self._expiring = streams.expiring_seconds
+        self._lifetime = streams.stream_lifetime_seconds
         self._now = now
         self._monotonic = monotonic
         self._statistics = Statistics()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import Field, dataclass, field, fields
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from .errors import ConfigError
@@ -26,9 +26,33 @@ def setting(
     below: float | None = None,
     pattern: str | None = None,
 ) -> Any:
-    """Declare a field of a settings class. A number must be greater than `above`, at least `least`, less than `below`."""
+    """Declare a field of a settings class: a number greater than `above`, at least `least` and less than `below`."""
     bounds = {"above": above, "least": least, "below": below, "pattern": pattern}
     return field(default=default, metadata={"description": description, **bounds})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field of a settings class: its declared type, such as `int` or `float | None`, and what it accepts."""
+
+    name: str
+    kind: Any
+    default: Any
+    description: str
+    bounds: Mapping[str, Any]
+
+    def check(self, value: object) -> None:
+        """Raise ValueError, which says what would do, unless `value` fits."""
+        kinds = get_args(self.kind) or (self.kind,)
+        if type(value) not in (*kinds, *((int,) if float in kinds else ())):
+            raise ValueError(f"must be {_KINDS[kinds[0]]}, not {type(value).__name__}")
+        if isinstance(value, int | float):
+            _check_bounds(value, self.bounds["above"], self.bounds["least"], self.bounds["below"])
+        elif isinstance(value, str) and self.bounds["pattern"] and not re.fullmatch(self.bounds["pattern"], value):
+            raise ValueError(f"must match {self.bounds['pattern']}")
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
 class Settings:
@@ -37,33 +61,21 @@ class Settings:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for declared in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, declared.name)
+        for setting in settings_of(type(self)):
+            value = getattr(self, setting.name)
             try:
-                check(declared, kind_of(type(self), declared.name), value)
+                setting.check(value)
             except ValueError as exc:
-                raise ConfigError(f"{declared.name} {value!r}: {exc}") from None
+                raise ConfigError(f"{setting.name} {value!r}: {exc}") from None
 
 
-@cache
-def kind_of(settings: type[Settings], name: str) -> Any:
-    """Return the declared type of the field `name`, such as `int` or `float | None`."""
-    return get_type_hints(settings)[name]
-
-
-def check(declared: Field[Any], kind: Any, value: object) -> None:
-    """Raise ValueError, which says what would do, unless `value` fits the field and its declared type `kind`."""
-    kinds = get_args(kind) or (kind,)
-    if type(value) not in (*kinds, *((int,) if float in kinds else ())):
-        raise ValueError(f"must be {_NAMES[kinds[0]]}, not {type(value).__name__}")
-    bounds = declared.metadata
-    if isinstance(value, int | float):
-        _check_bounds(value, bounds["above"], bounds["least"], bounds["below"])
-    elif isinstance(value, str) and bounds["pattern"] and not re.fullmatch(bounds["pattern"], value):
-        raise ValueError(f"must match {bounds['pattern']}")
-
-
-_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+def settings_of(group: Any) -> tuple[Setting, ...]:
+    """Return what the settings class `group` declares."""
+    kinds = get_type_hints(group)
+    return tuple(
+        Setting(one.name, kinds[one.name], one.default, one.metadata["description"], one.metadata)
+        for one in fields(group)
+    )
 
 
 def _check_bounds(value: float, above: float | None, least: float | None, below: float | None) -> None:
@@ -83,7 +95,7 @@ class Retention(Settings):
 
     history_events: int = setting(10_000, "events kept in memory for clients that reconnect", above=0)
     history_bytes: int = setting(64 * 2**20, "bytes that the retained events may take", above=0)
-    history_seconds: float = setting(3_600.0, "how long events are retained", above=0, below=MAX_SECONDS)
+    history_seconds: float = setting(3_600, "how long events are retained", above=0, below=MAX_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +106,7 @@ class Backpressure(Settings):
         2**20, "bytes that a client may leave unread before events are held for it", above=0
     )
     grace_seconds: float = setting(
-        5.0,
+        5,
         "how long a stream may stay over its backlog bound before it ends as slow",
         above=0,
         below=MAX_SECONDS,
@@ -117,13 +129,13 @@ class Streams(Settings):
         None, "open streams at once; if not set, the descriptor limit less 500, at least half of it", above=0
     )
     heartbeat_seconds: float = setting(
-        15.0, "time between heartbeats on each stream; 0 turns them off", least=0, below=86_401
+        15, "time between heartbeats on each stream; 0 turns them off", least=0, below=86_401
     )
     retry_milliseconds: int | None = setting(
         None, "how long a browser waits before it reconnects; if not set, the browser decides", least=0, below=2**31
     )
     expiring_seconds: float = setting(
-        60.0, "how long before its token expires a stream is sent stream-expiring", above=0, below=MAX_SECONDS
+        60, "how long before its token expires a stream is sent stream-expiring", above=0, below=MAX_SECONDS
     )
     stream_lifetime_seconds: float | None = setting(
         None,
@@ -137,7 +149,7 @@ class Streams(Settings):
 class Idempotency(Settings):
     """How long a broker remembers idempotency keys."""
 
-    idempotency_seconds: float = setting(600.0, "how long an idempotency key is remembered", above=0, below=MAX_SECONDS)
+    idempotency_seconds: float = setting(600, "how long an idempotency key is remembered", above=0, below=MAX_SECONDS)
     idempotency_keys: int = setting(100_000, "most idempotency keys remembered at once", above=0)
 
 
@@ -146,7 +158,7 @@ class LogRetention(Settings):
     """How much a durable broker (SQLite, Redis) keeps of its log."""
 
     log_seconds: float = setting(
-        604_800.0, "how long events stay in the log of SQLite or Redis", above=0, below=MAX_SECONDS
+        604_800, "how long events stay in the log of SQLite or Redis", above=0, below=MAX_SECONDS
     )
     log_bytes: int = setting(2**30, "size of SQLite's file beyond which its oldest events are deleted", above=0)
     log_events: int = setting(100_000, "approximate number of events that the log in Redis may have", above=0)
@@ -163,7 +175,7 @@ class RedisOptions(Settings):
         False, "start even if Redis is unreachable, and stay not ready until it answers, instead of exiting"
     )
     broker_probe_seconds: float = setting(
-        5.0, "how long a connection to Redis may be silent before it is replaced", above=0, below=MAX_SECONDS
+        5, "how long a connection to Redis may be silent before it is replaced", above=0, below=MAX_SECONDS
     )
 
 
@@ -184,7 +196,7 @@ class TcpOptions(Settings):
         64 * 2**10, "the kernel's send buffer of each connection (SO_SNDBUF)", above=0, below=2**31
     )
     tcp_user_timeout_seconds: float = setting(
-        30.0,
+        30,
         "how long a peer may leave data unacknowledged before its connection is closed (TCP_USER_TIMEOUT)",
         above=0,
         below=MAX_SECONDS // 1000,

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from .claims import Claims
 from .errors import InvalidRequest
-from .event import Claims, Position
-from .sinks import Sink, TaskSink
-from .subscribers import CloseReason, Subscriber
+from .fanout.sinks import Sink, TaskSink
+from .fanout.subscriber import CloseReason, Subscriber
+from .position import Position
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 

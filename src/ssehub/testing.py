@@ -15,10 +15,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from .event import Claims, one_or_many
+from .claims import Claims
+from .fanout.sinks import Chunk, Owner
+from .fanout.subscriber import CloseReason, Subscriber
+from .fields import one_or_many
 from .hub import Hub
-from .sinks import Chunk, Owner
-from .subscribers import CloseReason, Subscriber
 from .subscription import Message, MessageReader, Start
 
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from ..event import Disconnect, Event, Position, Publication
+from ..event import Event
+from ..position import Position
+from ..publication import Disconnect, Publication
 
 
 def without_password(url: str) -> str:

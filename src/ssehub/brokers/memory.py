@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from ..errors import BrokerUnavailable
-from ..event import Position, Publication
+from ..position import Position
+from ..publication import Publication
 from ..settings import Idempotency
 from .base import Follower
 from .numbering import KeyWindow, assign_positions, new_log_name, next_position

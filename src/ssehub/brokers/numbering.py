@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..errors import IdempotencyConflict
-from ..event import IdempotencyKey, Position, Publication
+from ..position import Position
+from ..publication import IdempotencyKey, Publication
 from ..settings import Idempotency
 from .base import Entry
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from ...errors import BrokerUnavailable
-from ...event import Publication
+from ...publication import Publication
 from ...settings import Idempotency, LogRetention, RedisOptions, Retention
 from ..base import Follower
 from .connection import Connection, Server, explain

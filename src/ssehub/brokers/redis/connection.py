@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 
 from ...errors import BrokerUnavailable, ConfigError
-from ...event import Position
+from ...position import Position
 from ...settings import Idempotency, LogRetention
 from ..base import without_password
 from ..numbering import new_log_name

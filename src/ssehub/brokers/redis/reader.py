@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
 from ...errors import BrokerUnavailable, InvalidEvent
-from ...event import Position
+from ...position import Position
 from ...settings import Retention
 from ..base import Entry, Follower
 from .connection import CONNECTION_ERRORS, Connection, Server, explain, keep_connected

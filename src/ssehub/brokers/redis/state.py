@@ -6,7 +6,7 @@ import logging
 import random
 import time
 
-from ...event import Position
+from ...position import Position
 
 logger = logging.getLogger("ssehub.brokers.redis")
 

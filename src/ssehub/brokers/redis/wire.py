@@ -8,7 +8,8 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from ...errors import BrokerUnavailable, InvalidEvent
-from ...event import Position, load_entry
+from ...position import Position
+from ...publication import load_entry
 from ..base import Entry
 
 SCRIPT = files(__package__).joinpath("log.lua").read_bytes()

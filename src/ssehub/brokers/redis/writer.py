@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import BrokerUnavailable, IdempotencyConflict, Overloaded
-from ...event import Position, Publication
+from ...position import Position
+from ...publication import Publication
 from ...settings import Idempotency, LogRetention
 from ..numbering import KEY_CONFLICT
 from .connection import REFUSALS, Connection, Server, explain, keep_connected

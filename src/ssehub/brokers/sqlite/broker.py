@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import BrokerUnavailable, IdempotencyConflict
-from ...event import Publication
+from ...publication import Publication
 from ...settings import Idempotency, LogRetention, Retention
 from ..base import Follower
 from ..numbering import Numbered

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BrokerUnavailable, IdempotencyConflict, InvalidEvent
-from ...event import Event, Position, Publication
+from ...event import Event
+from ...position import Position
+from ...publication import Publication
 from ...settings import Idempotency, LogRetention, Retention
 from ..base import Entry
 from ..numbering import Numbered, Receipt, assign_positions, new_log_name, next_position

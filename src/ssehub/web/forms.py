@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from .errors import BodyTooLarge, InvalidRequest, UnsupportedContent
+from ..errors import BodyTooLarge, InvalidRequest, UnsupportedContent
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"

@@ -13,9 +13,9 @@ from heapq import heappop, heappush
 from itertools import count, islice
 from typing import Protocol
 
-from .event import Position
+from ..position import Position
 from .sinks import Chunk
-from .subscribers import CloseReason, Subscriber
+from .subscriber import CloseReason, Subscriber
 
 MIN_BUCKETS = 15
 MAX_TICK_SECONDS = 0.25

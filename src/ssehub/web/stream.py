@@ -17,11 +17,12 @@ from sse_starlette import EventSourceResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
 
-from .event import SEPARATOR, Claims
-from .hub import Hub
-from .sinks import TaskSink, TransportSink
-from .subscribers import CloseReason, Subscriber
-from .subscription import Start
+from ..claims import Claims
+from ..event import SEPARATOR
+from ..fanout.sinks import TaskSink, TransportSink
+from ..fanout.subscriber import CloseReason, Subscriber
+from ..hub import Hub
+from ..subscription import Start
 
 logger = logging.getLogger("ssehub.stream")
 

@@ -15,8 +15,9 @@ from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
-from .event import EVERYONE, Position
-from .rounds import Frame
+from ..fields import EVERYONE
+from ..position import Position
+from .frames import Frame
 
 FRAME_BYTES = 600
 """What a kept event costs beside its bytes, about."""

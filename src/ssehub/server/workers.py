@@ -25,13 +25,20 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
+from ..brokers import without_password
+from ..config import Address, Config
+from ..errors import ConfigError, SSEHubError
+from ..hub import Hub, Statistics
 from .apps import create_apps, make_secret
-from .brokers import without_password
-from .config import Address, Config
-from .errors import ConfigError, SSEHubError
-from .hub import Hub, Statistics
 from .logs import logging_to_stderr
-from .server import CLIENT_MODE, CONTROL_MODE, announce, control_address, listening, run
+from .process import (
+    CLIENT_MODE,
+    CONTROL_MODE,
+    announce,
+    control_address,
+    listening,
+    run,
+)
 
 logger = logging.getLogger("ssehub.workers")
 

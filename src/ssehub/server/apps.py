@@ -6,20 +6,28 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from .brokers import create_broker
-from .client import create_client_app
-from .config import Config
-from .control import create_control_app
-from .errors import ConfigError
-from .hub import Hub, Statistics
-from .settings import Idempotency, LogRetention, RedisOptions, Retention
-from .tokens import SHORT_SECRET_BYTES, Tokens, check_secret
+from ..brokers import create_broker
+from ..config import Config
+from ..errors import ConfigError
+from ..hub import Hub, Statistics
+from ..settings import (
+    Backpressure,
+    Idempotency,
+    Limits,
+    LogRetention,
+    RedisOptions,
+    Retention,
+    Streams,
+)
+from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
+from ..web.client import create_client_app
+from ..web.control import create_control_app
 
 logger = logging.getLogger("ssehub.apps")
 
@@ -68,35 +76,14 @@ def _hub(config: Config) -> Hub:
     return Hub(
         create_broker(
             config.broker,
-            idempotency=Idempotency(
-                idempotency_seconds=config.idempotency_seconds, idempotency_keys=config.idempotency_keys
-            ),
-            log=LogRetention(log_seconds=config.log_seconds, log_bytes=config.log_bytes, log_events=config.log_events),
-            retention=Retention(
-                history_events=config.history_events,
-                history_bytes=config.history_bytes,
-                history_seconds=config.history_seconds,
-            ),
-            redis=RedisOptions(
-                redis_prefix=config.redis_prefix,
-                wait_for_broker=config.wait_for_broker,
-                broker_probe_seconds=config.broker_probe_seconds,
-            ),
+            idempotency=config.group(Idempotency),
+            log=config.group(LogRetention),
+            retention=config.group(Retention),
+            redis=config.group(RedisOptions),
         ),
-        heartbeat_seconds=config.heartbeat_seconds,
-        retry_milliseconds=config.retry_milliseconds,
-        max_backlog_bytes=config.max_backlog_bytes,
-        grace_seconds=config.grace_seconds,
-        max_total_backlog_bytes=config.max_total_backlog_bytes,
-        round_bytes=config.round_bytes,
-        max_waiting_bytes=config.max_waiting_bytes,
-        max_waiting_publishers=config.max_waiting_publishers,
-        max_subscribers=max_connections(config),
-        history_events=config.history_events,
-        history_bytes=config.history_bytes,
-        history_seconds=config.history_seconds,
-        expiring_seconds=config.expiring_seconds,
-        stream_lifetime_seconds=config.stream_lifetime_seconds,
+        retention=config.group(Retention),
+        backpressure=config.group(Backpressure),
+        streams=replace(config.group(Streams), max_connections=max_connections(config)),
     )
 
 
@@ -113,9 +100,7 @@ def _control_app(
         control_key=key,
         allowed_hosts=_allowed_hosts(config),
         token_lifetime_seconds=config.token_lifetime_seconds,
-        max_event_bytes=config.max_event_bytes,
-        max_body_bytes=config.max_body_bytes,
-        max_batch_events=config.max_batch_events,
+        limits=config.group(Limits),
         statistics=statistics,
     )
 
@@ -156,8 +141,8 @@ def _allowed_hosts(config: Config) -> list[str]:
 
 def max_connections(config: Config) -> int:
     """How many streams this process takes: what is set, else as many as its descriptors allow for."""
-    if config.max_connections is not None:
-        return config.max_connections
+    if (wanted := config.group(Streams).max_connections) is not None:
+        return wanted
     limit = _descriptor_limit()
     return max(limit - SPARE_DESCRIPTORS, limit // 2)
 

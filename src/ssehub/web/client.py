@@ -16,13 +16,20 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import ConfigError, Forbidden, InvalidRequest, TokenError, Unavailable
-from .event import Claims, encode_fields
-from .hub import Hub
+from ..claims import Claims
+from ..errors import (
+    ConfigError,
+    Forbidden,
+    InvalidRequest,
+    TokenError,
+    Unavailable,
+)
+from ..event import encode_fields
+from ..hub import Hub
+from ..subscription import Start
+from ..tokens import Tokens
 from .origins import is_own_page
 from .stream import EventStream, ExitListener
-from .subscription import Start
-from .tokens import Tokens
 
 logger = logging.getLogger("ssehub.client")
 

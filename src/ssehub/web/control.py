@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import (
+from ..errors import (
     BodyTooLarge,
     ConfigError,
     ControlKeyError,
@@ -37,7 +37,12 @@ from .errors import (
     SSEHubError,
     Unavailable,
 )
-from .event import Event, IdempotencyKey, Publication, check_name, json_text
+from ..event import Event
+from ..fields import check_name, json_text
+from ..hub import Hub, Statistics
+from ..publication import IdempotencyKey, Publication
+from ..settings import Limits
+from ..tokens import Tokens
 from .forms import (
     JSON,
     NDJSON,
@@ -50,9 +55,7 @@ from .forms import (
     read_body,
     request_headers,
 )
-from .hub import Hub, Statistics
 from .origins import is_own_page
-from .tokens import Tokens
 
 logger = logging.getLogger("ssehub.control")
 
@@ -75,9 +78,7 @@ def create_control_app(
     control_key: str | None = None,
     allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
     token_lifetime_seconds: float = 86_400,
-    max_event_bytes: int = 2**20,
-    max_body_bytes: int = 8 * 2**20,
-    max_batch_events: int = 10_000,
+    limits: Limits = Limits(),
     statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None = None,
     now: Callable[[], float] = time.time,
 ) -> Starlette:
@@ -91,12 +92,12 @@ def create_control_app(
     if control_key is not None and not control_key.strip():
         raise ConfigError("control_key is empty, which everybody knows: give a random string, or None for no key")
     issue = IssueToken(tokens, token_lifetime_seconds, now)
-    emit = Emit(hub, max_event_bytes, max_batch_events, control_key or "")
+    emit = Emit(hub, limits, control_key or "")
     endpoints: dict[str, ASGIApp] = {
         # The one that is called most is matched first.
-        "/emit": _Endpoint("POST", emit, max_body_bytes),
-        "/token": _Endpoint("POST", issue, max_body_bytes),
-        "/disconnect": _Endpoint("POST", _disconnect(hub), max_body_bytes),
+        "/emit": _Endpoint("POST", emit, limits.max_body_bytes),
+        "/token": _Endpoint("POST", issue, limits.max_body_bytes),
+        "/disconnect": _Endpoint("POST", _disconnect(hub), limits.max_body_bytes),
         "/healthz": _Endpoint("GET", _healthz, 0),
         "/readyz": _Endpoint("GET", _readyz(hub), 0),
         "/metrics": _Endpoint("GET", _metrics(hub, statistics), 0),
@@ -236,10 +237,10 @@ class IssueToken:
 class Emit:
     """`POST /emit/`: one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
 
-    def __init__(self, hub: Hub, max_event_bytes: int, max_batch_events: int, control_key: str) -> None:
+    def __init__(self, hub: Hub, limits: Limits, control_key: str) -> None:
         self._hub = hub
-        self._max_event_bytes = max_event_bytes
-        self._max_batch_events = max_batch_events
+        self._max_event_bytes = limits.max_event_bytes
+        self._max_batch_events = limits.max_batch_events
         self._control_key = control_key
 
     async def __call__(self, scope: Scope, headers: RequestHeaders, body: bytes) -> Response:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from .errors import AddressError
+from ..errors import AddressError
+from ..settings import TcpOptions
 
 BACKLOG = 4096
 
@@ -30,9 +31,7 @@ class Address(Protocol):
     def path(self) -> str | None: ...
 
 
-def listen(
-    address: Address, *, send_buffer_bytes: int, user_timeout_seconds: float, mode: int, is_shared: bool = False
-) -> socket.socket:
+def listen(address: Address, *, options: TcpOptions, mode: int, is_shared: bool = False) -> socket.socket:
     """A bound, listening socket; accepted connections inherit its options. `mode` is a Unix socket's permissions.
 
     One that `is_shared` leaves the port to others of the same user, too: the kernel gives each a part of the
@@ -45,7 +44,7 @@ def listen(
         family = socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        _set_options(sock, send_buffer_bytes, user_timeout_seconds)
+        _set_options(sock, options)
         if is_shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
@@ -80,13 +79,13 @@ def hold(address: Address) -> Iterator[None]:
                 os.unlink(address.path)
 
 
-def _set_options(sock: socket.socket, send_buffer_bytes: int, user_timeout_seconds: float) -> None:
+def _set_options(sock: socket.socket, options: TcpOptions) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # Without a bound, one client that never reads takes 4 MB before anybody feels it.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer_bytes)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.tcp_user_timeout_seconds * 1000))
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:

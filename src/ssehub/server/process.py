@@ -27,15 +27,21 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .apps import Apps, create_apps, max_connections, most_connections
-from .brokers import without_password
-from .config import Address, Config
-from .errors import AddressError, ConfigError
-from .hub import Hub
+from ..brokers import without_password
+from ..config import Address, Config
+from ..errors import AddressError, ConfigError
+from ..fanout.sinks import TransportSink
+from ..hub import Hub
+from ..settings import TcpOptions
+from ..web.stream import DROP, EXTENSION
+from .apps import (
+    Apps,
+    create_apps,
+    max_connections,
+    most_connections,
+)
 from .logs import logging_to_stderr
-from .sinks import TransportSink
 from .sockets import hold, listen
-from .stream import DROP, EXTENSION
 
 logger = logging.getLogger("ssehub.server")
 
@@ -273,8 +279,7 @@ def listening(config: Config, address: Address, mode: int, *, is_shared: bool = 
     """
     sock = listen(
         address,
-        send_buffer_bytes=config.send_buffer_bytes,
-        user_timeout_seconds=config.tcp_user_timeout_seconds,
+        options=config.group(TcpOptions),
         mode=mode,
         is_shared=is_shared,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from .event import Disconnect, Event, Position, encode, ends_with_position
+from ..event import Event, encode, ends_with_position
+from ..position import Position
+from ..publication import Disconnect
 from .sinks import Chunk
 
 
