@@ -19,7 +19,7 @@ from ...position import Position
 from ...publication import Publication
 from ...settings import Idempotency, LogRetention, Retention
 from ..base import Entry
-from ..numbering import Numbered, Receipt, assign_positions, new_log_name, next_position
+from ..numbering import Numbered, Receipt, assign_positions, new_log_name, next_position, position_after
 
 try:
     import fcntl
@@ -186,17 +186,17 @@ class LogFile:
 
         Raises BrokerUnavailable if nothing was stored.
         """
-        last, recorded = self.last, self._recorded
+        last = self.last
         try:
             with _translated(self._path), self._transaction():
                 return [self._append(publications) for publications in requests]
         except BaseException:
-            self.last, self._recorded = last, recorded
+            self.last = last
             with contextlib.suppress(sqlite3.Error):
                 # A commit that reports an error may have taken effect all the same.
                 ms, seq = self._one("SELECT last_ms, last_seq FROM log")
                 stored = Position(ms, seq, last.log)
-                if stored != recorded:
+                if stored != self._recorded:
                     self.last = self._recorded = max(last, stored)
             raise
 
@@ -258,7 +258,8 @@ class LogFile:
             if old:
                 self._database.execute("DELETE FROM events WHERE n <= ?", (old[-1][0],))
                 self._database.execute("UPDATE log SET floor_ms = ?, floor_seq = ?", old[-1][1:])
-            self._record(self.last)  # always write something: that shows if the disk has space again
+            # Always write something, which shows if the disk has space again. SQLite skips an update without a change.
+            self._record(self.last if self._recorded != self.last else position_after(self.last, 1))
             return len(old) == TIDY_ROWS
 
     def _used_bytes(self) -> int:
@@ -270,11 +271,13 @@ class LogFile:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        recorded = self._recorded
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._database.execute("COMMIT")
         except BaseException:
+            self._recorded = recorded
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
