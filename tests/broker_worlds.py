@@ -104,7 +104,7 @@ class World(ABC):
         """Let the clock advance, or set it back if `seconds` is negative."""
         self.clock.pass_seconds(seconds)
 
-    async def tidied(self) -> None:
+    async def tidied(self) -> None:  # noqa: B027  # optional
         """Return when a running broker has forgotten idempotency keys over its limit; most do so in `publish`."""
 
     @asynccontextmanager
@@ -143,7 +143,7 @@ class SqliteWorld(World):
             self.path, idempotency=idempotency, log=log, retention=retention, now=lambda: self.clock.wall
         )
 
-    async def tidied(self) -> None:
+    async def tidied(self) -> None:  # optional
         """Wait for two commits: the transaction of the second began after this call.
 
         A test that calls this sets `TIDY_SECONDS` low and publishes nothing meanwhile.

@@ -9,7 +9,7 @@ To check a new broker, describe it by a subclass of `World` in `broker_worlds.py
 - `delivers_before_it_answers` says whether `publish` returns only after the follower has received the events.
 - `tidied` is needed only by a broker that forgets idempotency keys in the background.
 
-Then run `python -m pytest tests/test_broker_contract.py -k NAME`. What is particular to one broker has tests of its own.
+Then run `python -m pytest tests/test_broker_contract.py -k NAME`. What only one broker does is tested elsewhere.
 """
 
 from __future__ import annotations
