@@ -76,6 +76,7 @@ class RedisBroker:
             if self._options.wait_for_broker:
                 reader.health.problem = f"the log at {self._server.shown} has not been read yet"
             else:
+                # In a task of its own, so that `_cancel` ends it however often its cancellation is lost.
                 tasks.append(asyncio.create_task(self._start(reader)))
                 await asyncio.shield(tasks[0])
             tasks += [asyncio.create_task(reader.run()), asyncio.create_task(writer.run())]
