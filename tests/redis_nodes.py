@@ -14,9 +14,10 @@ from redis_servers import RedisServer
 from ssehub.brokers.redis import RedisBroker
 from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable
+from ssehub.fanout.resume import Start
 from ssehub.hub import Hub
 from ssehub.settings import RedisOptions, Streams
-from ssehub.subscription import Message, Start
+from ssehub.subscription import Message
 from ssehub.testing import Recording
 
 PROBE_SECONDS = 1.0

@@ -15,7 +15,8 @@ from starlette.routing import Mount
 from ..brokers import create_broker
 from ..config import Config
 from ..errors import ConfigError
-from ..hub import Hub, Statistics
+from ..fanout.statistics import Statistics
+from ..hub import Hub
 from ..settings import (
     Backpressure,
     Idempotency,
