@@ -26,7 +26,7 @@ class Mode(Enum):
 
 
 class Proxy:
-    """Forwards connections to `port` on loopback, from now until it is left, as `mode` says."""
+    """Forwards connections to `port` on loopback, until its context is left, as `mode` specifies."""
 
     def __init__(self, port: int) -> None:
         self._server_port = port

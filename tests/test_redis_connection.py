@@ -1,4 +1,4 @@
-"""Connecting to Redis: every kind of URL, and what is said about one that does not lead to a usable Redis."""
+"""Connecting to Redis: every kind of URL, and the errors for those that do not lead to a usable Redis."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,8 +14,10 @@ from conftest import until
 from proxy import Mode
 from redis_nodes import PROBE_SECONDS, Node, behind_proxy, events_of, two_nodes
 from redis_servers import ANSWER_SECONDS, STREAM, RedisServer
+from ssehub.brokers import Entry
 from ssehub.brokers.redis import RedisBroker
 from ssehub.errors import BrokerUnavailable
+from ssehub.fanout.engine import Engine
 from ssehub.position import Position
 from ssehub.settings import Retention
 
@@ -273,23 +275,23 @@ async def test_entry_that_is_missing_in_the_middle_is_noticed(valkey: RedisServe
 async def test_bug_while_reading_is_logged_and_streams_are_reset_and_nothing_is_repeated(
     valkey: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with two_nodes(valkey.url) as (a, b):
-        await b.publish("1")
-        await a.has("1")
-        dispatch, failures = a.hub.dispatch, [RuntimeError("a mistake")]
+    deliver, failures = Engine.deliver, [RuntimeError("a mistake")]
 
-        def failing(*arguments: Any) -> None:
-            if failures:
-                raise failures.pop()
-            dispatch(*arguments)
+    async def fail_once(engine: Engine, position: Position, entries: Sequence[Entry]) -> None:
+        if failures:
+            raise failures.pop()
+        await deliver(engine, position, entries)
 
-        monkeypatch.setattr(a.hub, "dispatch", failing)
-        await b.publish("2")
-        await a.has("1", "2")
-        await b.publish("3")
-        await a.has("1", "2", "3")
+    async with Node(valkey.url) as node:
+        await node.publish("1")
+        await node.has("1")
+        monkeypatch.setattr(Engine, "deliver", fail_once)
+        await node.publish("2")
+        await node.has("1", "2")
+        await node.publish("3")
+        await node.has("1", "2", "3")
 
-        assert a.data == ["1", "2", "3"] and a.resets == ["too-old"]
+        assert node.data == ["1", "2", "3"] and node.resets == ["too-old"]
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
             f"unexpected error while using the log at {valkey.url}: connecting again"
         ]

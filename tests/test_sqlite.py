@@ -154,7 +154,7 @@ def not_a_database(path: Path) -> None:
 
 def database_of_another_application(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE theirs (x)")
+        database.execute("CREATE TABLE other (x)")
         database.commit()
 
 

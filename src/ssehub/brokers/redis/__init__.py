@@ -5,7 +5,7 @@ stream does not show that a part of it is missing. A node that finds a gap in th
 ends before a position it knows, reports that to its hub.
 
 Two tasks, `Writer` and `Reader`, have a connection each, which no other task uses. At the first error a connection is
-closed, so that a reply is never taken for the reply to another command, and no command is sent twice.
+closed, so that a late reply is never mistaken for the reply to another command, and no command is sent twice.
 """
 
 from .broker import RedisBroker

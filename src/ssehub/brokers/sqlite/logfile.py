@@ -193,7 +193,7 @@ class LogFile:
         except BaseException:
             self.last = last
             with contextlib.suppress(sqlite3.Error):
-                # A commit that reports an error may have taken effect all the same.
+                # A commit that reports an error may still have taken effect.
                 ms, seq = self._one("SELECT last_ms, last_seq FROM log")
                 stored = Position(ms, seq, last.log)
                 if stored != self._recorded:
