@@ -550,7 +550,7 @@ async def test_a_key_used_for_something_else_is_422() -> None:
         other = await app.post("/emit/", ONE.replace('"x"', '"y"'), headers)
 
         assert other.status_code == 422
-        assert "this idempotency key was used for something else" in other.json()["error"]
+        assert "this idempotency key was already used with a different body" in other.json()["error"]
         assert await app.heard() == ["x"]
 
 

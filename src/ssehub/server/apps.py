@@ -12,7 +12,6 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from ..brokers import Limits as BrokerLimits
 from ..brokers import create_broker
 from ..config import Config
 from ..errors import ConfigError
@@ -78,27 +77,14 @@ def _hub(config: Config) -> Hub:
     return Hub(
         create_broker(
             config.broker,
-            _limits(config),
-            redis_prefix=config.group(RedisOptions).redis_prefix,
-            wait_for_broker=config.group(RedisOptions).wait_for_broker,
-            probe_seconds=config.group(RedisOptions).broker_probe_seconds,
+            idempotency=config.group(Idempotency),
+            log=config.group(LogRetention),
+            retention=config.group(Retention),
+            redis=config.group(RedisOptions),
         ),
         retention=config.group(Retention),
         backpressure=config.group(Backpressure),
         streams=replace(config.group(Streams), max_connections=max_connections(config)),
-    )
-
-
-def _limits(config: Config) -> BrokerLimits:
-    idempotency, log, retention = config.group(Idempotency), config.group(LogRetention), config.group(Retention)
-    return BrokerLimits(
-        idempotency_seconds=idempotency.idempotency_seconds,
-        idempotency_keys=idempotency.idempotency_keys,
-        log_seconds=log.log_seconds,
-        log_bytes=log.log_bytes,
-        log_events=log.log_events,
-        tail_events=retention.history_events,
-        tail_bytes=retention.history_bytes,
     )
 
 
