@@ -60,7 +60,39 @@ ROOMS: dict[str, set[str]] = {
     "testing": {"event", "hub", "sinks", "subscribers", "subscription"},
     "pytest_plugin": {"testing"},
     "asgi": {"apps", "config", "errors", "server"},
-    "bench": {"errors"},
+    "platform": set(),
+    "bench.addresses": {"errors"},
+    "bench.stamps": set(),
+    "bench.body": {"bench.stamps"},
+    "bench.latencies": set(),
+    "bench.sequences": {"bench.stamps"},
+    "bench.messages": set(),
+    "bench.listener": {
+        "bench.body",
+        "bench.latencies",
+        "bench.messages",
+        "bench.sequences",
+        "bench.stamps",
+    },
+    "bench.worker": {"bench.addresses", "bench.listener", "bench.messages", "platform"},
+    "bench.__main__": {"bench.worker"},
+    "bench.plan": {"errors"},
+    "bench.poster": {"bench.addresses", "bench.plan"},
+    "bench.publishing": {"bench.plan", "bench.poster", "bench.stamps"},
+    "bench.processes": {"bench.messages", "bench.plan"},
+    "bench.resources": {"errors"},
+    "bench.report": set(),
+    "bench.run": {
+        "bench.addresses",
+        "bench.latencies",
+        "bench.messages",
+        "bench.plan",
+        "bench.processes",
+        "bench.publishing",
+        "bench.report",
+        "bench.resources",
+    },
+    "bench": {"bench.plan", "bench.poster", "bench.report", "bench.run"},
     "cli": {"bench", "brokers", "config", "errors", "server", "tokens", "workers"},
     "__main__": {"cli"},
     "__init__": {"client", "control", "errors", "event", "hub", "publisher", "subscription", "tokens"},
@@ -69,7 +101,7 @@ ROOMS: dict[str, set[str]] = {
 FOREIGN: dict[str, set[str]] = {
     "jose": {"tokens"},
     "uvicorn": {"server"},
-    "uvloop": {"bench", "server"},
+    "uvloop": {"platform", "server"},
     "rich": {"cli"},
     "click": {"cli"},
     "pydantic": {"config"},
@@ -96,7 +128,7 @@ def imports_of(path: Path) -> tuple[set[str], set[str]]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             foreign.add((node.module or "").partition(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            package = ["brokers"] if path.parent != SOURCE else []
+            package = list(path.relative_to(SOURCE).parent.parts)
             base = package[: len(package) - node.level + 1]
             ours.add(".".join([*base, *((node.module or "").split("."))]))
     return ours, foreign
