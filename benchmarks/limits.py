@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -105,20 +106,20 @@ def run_pressure(bench: Bench, pairs: int | None) -> Figures:
 
 @contextmanager
 def repeated(action: Callable[[], None], every_seconds: float) -> Iterator[None]:
-    """Call `action` from a thread, with a pause after each call."""
+    """Call `action` from a thread, with a pause before each call; an exception ends the thread, and is raised here."""
     stop = threading.Event()
 
     def repeat() -> None:
         while not stop.wait(every_seconds):
             action()
 
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as executor:
+        repeating = executor.submit(repeat)
+        try:
+            yield
+        finally:
+            stop.set()
+        repeating.result()
 
 
 def run_reader(bench: Bench, pairs: int | None) -> Figures:
