@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import itertools
 import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -18,6 +16,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, Validati
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .address import Address
 from .errors import ConfigError
 from .settings import (
     Backpressure,
@@ -49,47 +48,6 @@ GROUPS: tuple[type[Settings], ...] = (
     TcpOptions,
 )
 _PASSWORD = re.compile(r"//.*@")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: `host` (None: every interface) and `port`, or the `path` of a Unix socket."""
-
-    host: str | None
-    port: int
-    path: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises ValueError for what is none of `127.0.0.1:8000`, `:8000`, `[::1]:8000`, `unix:/run/ssehub.sock`."""
-        if text.startswith("unix:"):
-            if (path := text.removeprefix("unix:")) and "\0" not in path:
-                return cls(None, 0, path)
-            raise ValueError("it has no path for the Unix socket, such as unix:/run/ssehub.sock")
-        host, colon, port = text.rpartition(":")
-        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-            raise ValueError("it has no port from 0 to 65535 behind its last colon")
-        if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-        elif ":" in host or any(character.isspace() for character in host):
-            raise ValueError("an IPv6 address stands in brackets, such as [::1]:8000")
-        return cls(host or None, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        if self.path is not None or self.host == "localhost":
-            return True
-        try:
-            return self.host is not None and ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        if self.path is not None:
-            return f"unix:{self.path}"
-        host = self.host or ""
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 def _address(value: object) -> object:
