@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol on httptools, extended so that an app can write a stream directly to the transport."""
+"""The HTTP protocol: uvicorn's on httptools, extended so that an app can write a stream directly to the transport."""
 
 from __future__ import annotations
 
