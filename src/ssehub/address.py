@@ -9,7 +9,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A `host` (None: every interface) and a `port`, or the `path` of a Unix socket."""
+    """An address to listen on: a `host` (None for every interface) and a `port`, or the `path` of a Unix socket."""
 
     host: str | None
     port: int
@@ -21,19 +21,21 @@ class Address:
         if text.startswith("unix:"):
             if (path := text.removeprefix("unix:")) and "\0" not in path:
                 return cls(None, 0, path)
-            raise ValueError("it has no path for the Unix socket, such as unix:/run/ssehub.sock")
+            raise ValueError("must name the path of a Unix socket, such as unix:/run/ssehub.sock")
         host, colon, port = text.rpartition(":")
         if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-            raise ValueError("it has no port from 0 to 65535 behind its last colon")
+            raise ValueError("must end with a port from 0 to 65535, such as 127.0.0.1:8000")
         if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-        elif ":" in host or any(character.isspace() for character in host):
-            raise ValueError("an IPv6 address stands in brackets, such as [::1]:8000")
+            host = _ipv6_address(host[1:-1])
+        elif ":" in host:
+            raise ValueError("must have its IPv6 address in brackets, such as [::1]:8000")
+        elif any(character.isspace() for character in host):
+            raise ValueError("must have a host name without spaces, such as localhost:8000")
         return cls(host or None, int(port))
 
     @property
     def is_loopback(self) -> bool:
-        """True if only this machine can connect to it."""
+        """True if only this machine can reach it."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -46,3 +48,10 @@ class Address:
             return f"unix:{self.path}"
         host = self.host or ""
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def _ipv6_address(text: str) -> str:
+    try:
+        return str(ipaddress.IPv6Address(text))
+    except ValueError:
+        raise ValueError("must have an IPv6 address in its brackets, such as [::1]:8000") from None

@@ -15,7 +15,8 @@ from ..brokers import Broker, create_broker
 from ..brokers import Limits as BrokerLimits
 from ..config import Config
 from ..errors import ConfigError
-from ..hub import Hub, Statistics
+from ..fanout.statistics import Statistics
+from ..hub import Hub
 from ..platform import raise_descriptor_limit
 from ..settings import (
     Backpressure,

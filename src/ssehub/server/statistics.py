@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ..hub import Hub, Statistics
+from ..fanout.statistics import Statistics
+from ..hub import Hub
 
 _TIMEOUT_SECONDS = 1.0
 

@@ -25,8 +25,8 @@ from ..errors import (
     Unavailable,
 )
 from ..event import encode_fields
+from ..fanout.resume import Start
 from ..hub import Hub
-from ..subscription import Start
 from ..tokens import Tokens
 from .origins import is_own_page
 from .stream import EventStream, ExitListener

@@ -38,8 +38,9 @@ from ..errors import (
     Unavailable,
 )
 from ..event import Event
+from ..fanout.statistics import Statistics
 from ..fields import check_name, json_text
-from ..hub import Hub, Statistics
+from ..hub import Hub
 from ..publication import IdempotencyKey, Publication
 from ..settings import Limits
 from ..tokens import Tokens

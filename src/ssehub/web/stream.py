@@ -19,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from ..claims import Claims
 from ..event import SEPARATOR
+from ..fanout.resume import NOW, Start
 from ..fanout.sinks import TaskSink, TransportSink
-from ..fanout.subscriber import CloseReason, Subscriber
+from ..fanout.subscriber import Subscriber
 from ..hub import Hub
-from ..subscription import Start
 
 logger = logging.getLogger("ssehub.stream")
 
@@ -76,7 +76,7 @@ class EventStream:
     _head = _response()
     """Whose status and headers every stream has."""
 
-    def __init__(self, hub: Hub, claims: Claims, start: Start | None = None) -> None:
+    def __init__(self, hub: Hub, claims: Claims, start: Start = NOW) -> None:
         self._hub = hub
         self._claims = claims
         self._begin = start
@@ -105,7 +105,7 @@ class EventStream:
                 await self._move_to_task(subscriber, sink, receive, send)
                 return
         except BaseException:
-            self._hub.end(subscriber, CloseReason.DISCONNECTED)
+            self._hub.detach(subscriber)
             raise
         sink.uncork(connection.hand_over())
 
@@ -118,9 +118,9 @@ class EventStream:
     async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
         """Some middleware keeps the headers until it has a body: then the body has to go through it, too."""
         sink = TaskSink(corked.abort)
-        subscriber.move_to(sink, corked.take_corked())
+        self._hub.reattach(subscriber, sink, corked.pop_corked())
         await _copy(sink, receive, send)
-        self._hub.end(subscriber, CloseReason.DISCONNECTED)
+        self._hub.detach(subscriber)
 
     async def _send_by_task(self, sink: TaskSink, receive: Receive, send: Send) -> None:
         subscriber = self._hub.attach(self._claims, sink, self._begin)
@@ -128,7 +128,7 @@ class EventStream:
             await self._start(send)
             await _copy(sink, receive, send)
         finally:
-            self._hub.end(subscriber, CloseReason.DISCONNECTED)
+            self._hub.detach(subscriber)
 
 
 async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
@@ -137,7 +137,7 @@ async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(_wait_for_disconnect, receive, group.cancel_scope)
             with contextlib.suppress(OSError):  # what `send` raises by ASGI 2.4 when the client has gone
-                while data := await sink.take():
+                while data := await sink.read():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send(END)
             group.cancel_scope.cancel()
