@@ -18,7 +18,7 @@ SocketName = str | tuple[Any, ...]
 
 def announce(config: Config, client: SocketName, control: SocketName) -> None:
     """Log where browsers and publishers connect, the limits, and a curl command to begin with."""
-    logger.info("listening for browsers on %s/events/", url_of(client))
+    logger.info("listening for browsers on %s/events/", _url(client))
     announce_control(control)
     streams = config.workers * max_streams(config)
     logger.info("broker %s, at most %d streams", without_password(config.broker), streams)
@@ -26,7 +26,7 @@ def announce(config: Config, client: SocketName, control: SocketName) -> None:
 
 
 def announce_control(name: SocketName) -> None:
-    logger.info("listening for publishers on %s/", url_of(name))
+    logger.info("listening for publishers on %s/", _url(name))
 
 
 def _curl(config: Config, name: SocketName) -> tuple[str, str]:
@@ -34,10 +34,10 @@ def _curl(config: Config, name: SocketName) -> tuple[str, str]:
     key = '-H "Authorization: Bearer $KEY" ' if config.control_key is not None else ""
     if isinstance(name, str):
         return f"{key}--unix-socket {shlex.quote(name)} ", "http://localhost"
-    return key, url_of(name)
+    return key, _url(name)
 
 
-def url_of(name: SocketName) -> str:
+def _url(name: SocketName) -> str:
     """Return the URL of a socket. For one that listens on every interface, that is its URL on loopback."""
     if isinstance(name, str):
         return f"unix:{name}"

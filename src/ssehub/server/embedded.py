@@ -1,4 +1,4 @@
-"""A hub under a server that is not ours: its lifespan, and the control app on an address of its own beside it."""
+"""A hub under another server: the lifespan of its app, and the control app on an address of its own beside it."""
 
 from __future__ import annotations
 
