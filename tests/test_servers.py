@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from conftest import SECRET, RunningHub, connects, free_port, wait_until
@@ -321,6 +322,10 @@ def test_server_that_shows_why_it_can_not_start_shows_no_traceback_of_ours() -> 
     second.stop()
 
 
+def children(hub: ServedHub) -> set[int]:
+    return {process.pid for process in psutil.Process(hub.process.pid).children()}
+
+
 @pytest.mark.parametrize("protocol", ["auto", "ssehub.server:HttpProtocol"])
 def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path) -> None:
     module = tmp_path / "mine.py"
@@ -329,12 +334,14 @@ def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path) -> N
     hub = ServedHub(kind, "mine:client_app")
     hub.wait_until_ready()
     streams = [listen(hub.port, hub.token()) for _ in range(20)]
+    old = children(hub)
     began = time.monotonic()
 
     module.write_text("from ssehub.asgi import client_app  # changed\n")
     for stream in streams:
         stream.read_to_end(10)
-    wait_until(lambda: connects(hub.port) and connects(hub.control_port), 10)
+    # The old process answers on the control port until it has ended; only then is the new one started.
+    wait_until(lambda: children(hub) - old and connects(hub.control_port), 10)
 
     assert time.monotonic() - began < 10
     again = listen(hub.port, hub.token())
