@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssehub.sinks import Chunk, Owner
+from ssehub.fanout.sinks import Chunk, Owner
 
 
 class FakeSink:

@@ -25,10 +25,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from conftest import SECRET, RunningHub, connects, free_port, until, wait_until
-from ssehub.client import create_client_app
 from ssehub.hub import Hub
 from ssehub.server import HttpProtocol
 from ssehub.tokens import Tokens
+from ssehub.web.client import create_client_app
 from streams import RawStream, get, listen
 
 TROUBLE = re.compile(r"ERROR|Traceback|Exception")

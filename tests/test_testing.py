@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ssehub.settings import Streams
 from ssehub.testing import ManualHub
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ async def test_time_passes_only_when_told(sse_hub: ManualHub) -> None:
 
 
 async def test_time_passes_only_when_it_is_told_to_and_for_every_stream() -> None:
-    hub = ManualHub(heartbeat_seconds=0.1)
+    hub = ManualHub(streams=Streams(heartbeat_seconds=0.1))
     streams = [await hub.record(channel="chat", user_id="alex") for _ in range(150)]
 
     await asyncio.sleep(0.3)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import ssehub
+from ssehub.claims import Claims
 from ssehub.errors import ConfigError, InvalidEvent, TokenError
-from ssehub.event import Claims
 from ssehub.tokens import MAX_TOKEN_LENGTH, Tokens, check_secret
 
 SECRET = "MySuperPassword42 and enough more of it"

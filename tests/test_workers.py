@@ -18,11 +18,11 @@ from httpx_sse import ServerSentEvent
 
 from conftest import SECRET, RunningHub, wait_until
 from redis_servers import RedisServer
-from ssehub.brokers import Limits, create_broker
+from ssehub.brokers import create_broker
 from ssehub.config import load_config
 from ssehub.errors import AddressError, ConfigError
 from ssehub.hub import Hub
-from ssehub.workers import Board, serve_by_workers
+from ssehub.server.workers import Board, serve_by_workers
 from streams import RawStream, listen
 
 Start = Callable[..., RunningHub]
@@ -204,7 +204,7 @@ def test_what_keeps_the_first_worker_from_its_start_is_said_once(server: RedisSe
     )
 
     assert result.returncode == 3
-    assert re.fullmatch(r"ssehub: the log at redis://127.0.0.1:1 can't be used: .*refused\.\n", result.stderr)
+    assert re.fullmatch(r"ssehub: cannot use the log at redis://127.0.0.1:1: .*refused\.\n", result.stderr)
 
 
 def test_another_group_on_the_same_port_is_refused(start_workers: Start, server: RedisServer) -> None:
@@ -225,5 +225,5 @@ def test_f16_a_log_of_one_process_is_refused(broker: str) -> None:
 @pytest.mark.anyio
 async def test_worker_that_does_not_answer_is_left_out_of_the_numbers(tmp_path: Path) -> None:
     board = Board(tmp_path, 1, 3)
-    async with Hub(create_broker("memory://", Limits())) as hub, board.shown(hub), Board(tmp_path, 2, 3).shown(hub):
+    async with Hub(create_broker("memory://")) as hub, board.shown(hub), Board(tmp_path, 2, 3).shown(hub):
         assert list(await board.gather(hub)) == ["1", "2"]

@@ -6,19 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import create_client_app
-    from .control import create_control_app
+    from .claims import Claims
     from .errors import SSEHubError
-    from .event import Claims, Event
+    from .event import Event
     from .hub import Hub
     from .publisher import AsyncPublisher, Publisher
     from .subscription import Message, Subscription
     from .tokens import Tokens
+    from .web.client import create_client_app
+    from .web.control import create_control_app
 
-# Each name and its room, imported when it is first asked for: a backend that only publishes needs no server.
-_ROOMS = {
+# The module of each public name, imported at first use: a backend that only publishes does not need the server.
+_MODULES = {
     "AsyncPublisher": "publisher",
-    "Claims": "event",
+    "Claims": "claims",
     "Event": "event",
     "Hub": "hub",
     "Message": "subscription",
@@ -26,8 +27,8 @@ _ROOMS = {
     "SSEHubError": "errors",
     "Subscription": "subscription",
     "Tokens": "tokens",
-    "create_client_app": "client",
-    "create_control_app": "control",
+    "create_client_app": "web.client",
+    "create_control_app": "web.control",
 }
 
 __all__ = [
@@ -46,6 +47,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'ssehub' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -13,10 +13,10 @@ from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .apps import create_apps
 from .config import load_config
 from .errors import ConfigError, SSEHubError
-from .server import at_work, offer_drop
+from .server.apps import create_apps
+from .server.process import at_work, offer_drop
 
 __all__ = ["app", "client_app", "control_app"]
 

@@ -17,8 +17,9 @@ from jose import jwk, jws, jwt
 from jose.constants import ALGORITHMS
 from jose.exceptions import JOSEError
 
+from .claims import Claims
 from .errors import ConfigError, InvalidEvent, TokenError
-from .event import Claims, check_name
+from .fields import check_name
 
 MAX_TOKEN_LENGTH = 8_192
 MAX_CHANNELS = 100

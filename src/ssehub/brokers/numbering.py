@@ -1,0 +1,122 @@
+"""Positions for new events, and idempotency keys: for brokers that number their log in Python.
+
+Redis does the same in `redis/log.lua`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..errors import IdempotencyConflict
+from ..position import Position
+from ..publication import IdempotencyKey, Publication
+from ..settings import Idempotency
+from .base import Entry
+
+KEY_CONFLICT = "this idempotency key was already used with a different body: use a new key for a new event"
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def new_log_name() -> str:
+    """Return a random name for a new log: 8 characters, 41 bits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+class Receipt(NamedTuple):
+    """What was stored with an idempotency key: the hash of its body, the first position, the number of events."""
+
+    body: str
+    first: Position
+    events: int
+
+    @property
+    def positions(self) -> list[Position]:
+        return consecutive(self.first, self.events)
+
+
+class Numbered(NamedTuple):
+    """Numbered publications: the entries and keys to store, and the position of every event published.
+
+    `positions` includes those of publications that had been stored before.
+    """
+
+    entries: list[Entry]
+    keys: dict[str, Receipt]
+    positions: list[str]
+
+
+def position_after(position: Position, count: int) -> Position:
+    milliseconds, sequence, log = position
+    return Position(milliseconds, sequence + count, log)
+
+
+def consecutive(first: Position, count: int) -> list[Position]:
+    """Return `count` consecutive positions, of which `first` is the first."""
+    milliseconds, sequence, log = first
+    return [Position(milliseconds, number, log) for number in range(sequence, sequence + count)]
+
+
+def next_position(last: Position, milliseconds: int) -> Position:
+    """Return the position after `last` at the time `milliseconds`, which may be earlier: clocks are set back."""
+    if milliseconds > last.milliseconds:
+        return Position(milliseconds, 0, last.log)
+    return position_after(last, 1)
+
+
+def assign_positions(
+    publications: Sequence[Publication], first: Position, find: Callable[[str], Receipt | None]
+) -> Numbered:
+    """Assign consecutive positions, from `first` on, to all `publications` except those whose key `find` knows.
+
+    Raises IdempotencyConflict if a key was used with another body.
+    """
+    numbered = Numbered([], {}, [])
+    for events, key in publications:
+        receipt = None if key is None else _receipt(key, numbered.keys, find)
+        if receipt is not None:
+            positions = receipt.positions
+        else:
+            start = position_after(first, len(numbered.entries))
+            positions = consecutive(start, len(events))
+            numbered.entries.extend(map(Entry, positions, events))
+            if key is not None:
+                numbered.keys[key.name] = Receipt(key.body, start, len(events))
+        numbered.positions.extend(map(str, positions))
+    return numbered
+
+
+def _receipt(key: IdempotencyKey, new: dict[str, Receipt], find: Callable[[str], Receipt | None]) -> Receipt | None:
+    receipt = new.get(key.name) or find(key.name)
+    if receipt is not None and receipt.body != key.body:
+        raise IdempotencyConflict(KEY_CONFLICT)
+    return receipt
+
+
+class KeyWindow:
+    """The most recent idempotency keys with their receipts, in memory. `now` returns Unix time in seconds."""
+
+    def __init__(self, idempotency: Idempotency, now: Callable[[], float]) -> None:
+        self._seconds = idempotency.idempotency_seconds
+        self._max_keys = idempotency.idempotency_keys
+        self._now = now
+        self._receipts: OrderedDict[str, tuple[float, Receipt]] = OrderedDict()
+
+    def find(self, name: str) -> Receipt | None:
+        self._expire()
+        found = self._receipts.get(name)
+        return found[1] if found is not None else None
+
+    def add(self, receipts: dict[str, Receipt]) -> None:
+        now = self._now()
+        for name, receipt in receipts.items():
+            self._receipts[name] = now, receipt
+        self._expire()
+
+    def _expire(self) -> None:
+        end = self._now() - self._seconds
+        receipts = self._receipts
+        while receipts and (len(receipts) > self._max_keys or next(iter(receipts.values()))[0] < end):
+            receipts.popitem(last=False)

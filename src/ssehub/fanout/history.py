@@ -1,0 +1,245 @@
+"""History: the tail of the log that a hub keeps in memory, encoded, for clients that reconnect.
+
+An evicted event leaves a *floor* for its channels: the position up to which it is no longer known what was in them.
+Events are evicted in log order, so everything retained is above every floor. The floors of channels that have been
+quiet for long are merged into one, `base`, which applies to every channel that has no floor of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from itertools import islice
+from typing import NamedTuple
+
+from ..fields import EVERYONE
+from ..position import Position
+from ..settings import Retention
+from .frames import Frame
+
+FRAME_BYTES = 600
+"""Approximate memory of a retained event besides its bytes."""
+QUEUE_BYTES = 900
+"""Approximate memory of the queue that each further user, on each channel, of an event may need."""
+MAX_FLOORS = 10_000
+
+
+class ResetReason(StrEnum):
+    """Why a client that reconnects may have missed something."""
+
+    TOO_OLD = "too-old"
+    LOG_LOST = "log-lost"
+    UNKNOWN_ID = "unknown-id"
+
+
+class Floor(NamedTuple):
+    """The newest evicted event of a channel, and the publisher's id that a client has after it, if any."""
+
+    position: Position
+    id: str | None
+
+
+class _Channel:
+    """The retained events of one channel by user (`*`: for everyone), and the publishers' ids among them."""
+
+    __slots__ = ("ids", "streams")
+
+    def __init__(self) -> None:
+        self.streams: dict[str, deque[Frame]] = {}
+        self.ids: dict[str, _Use] = {}
+
+    def note_ids(self, frame: Frame) -> None:
+        for id, cursor in _cursors(frame):
+            use = self.ids.get(id)
+            if use is None:
+                self.ids[id] = _Use(cursor)
+            else:
+                use.times += 1
+
+    def forget_ids(self, frame: Frame) -> None:
+        for id, _ in _cursors(frame):
+            use = self.ids[id]
+            use.cursor = None
+            use.times -= 1
+            if not use.times:
+                del self.ids[id]
+
+
+class _Use:
+    """The position that a publisher's id stands for in a channel: its first use, or None if that was evicted."""
+
+    __slots__ = ("cursor", "times")
+
+    def __init__(self, cursor: Position | None) -> None:
+        self.cursor = cursor
+        self.times = 1
+
+
+class History:
+    """Retains the log from `base` on within the bounds of `retention`. Times are seconds of the monotonic clock."""
+
+    def __init__(self, base: Position, retention: Retention, *, max_floors: int = MAX_FLOORS) -> None:
+        self.base = base
+        """The floor of every channel that has none of its own."""
+        self.bytes = 0
+        self.visited = 0
+        """The number of events that replays have looked at so far."""
+        self._retention = retention
+        self._max_floors = max_floors
+        self._frames: deque[Frame] = deque()
+        self._channels: dict[str, _Channel] = {}
+        self._floors: OrderedDict[str, Floor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, frame: Frame) -> None:
+        """Retain `frame`, which is newer than everything retained."""
+        self._frames.append(frame)
+        self.bytes += _size(frame)
+        for name in frame.channels:
+            channel = self._channels.get(name)
+            if channel is None:
+                channel = self._channels[name] = _Channel()
+            for user in frame.users:
+                stream = channel.streams.get(user)
+                if stream is None:
+                    stream = channel.streams[user] = deque()
+                stream.append(frame)
+            if frame.ids or frame.inner_ids:
+                channel.note_ids(frame)
+        bounds = self._retention
+        while len(self._frames) > bounds.history_events or self.bytes > bounds.history_bytes:
+            self._evict(frame.arrived_at)
+
+    def expire(self, now: float) -> None:
+        """Evict what is too old."""
+        while self._frames and self._frames[0].arrived_at < now - self._retention.history_seconds:
+            self._evict(now)
+
+    def _evict(self, now: float) -> None:
+        frame = self._frames.popleft()
+        self.bytes -= _size(frame)
+        has_expired = frame.expires_at is not None and frame.expires_at <= now
+        for name in frame.channels:
+            id = None if frame.ends_with_position else self._last_own_id(name, frame)
+            self._evict_from(name, frame)
+            if not has_expired:
+                self._raise_floor(name, Floor(frame.position, id))
+
+    def _last_own_id(self, name: str, frame: Frame) -> str | None:
+        """Return the publisher's id that, as a cursor, stands for everything up to `frame`, or None."""
+        if not frame.ids or frame.ids[-1] in frame.inner_ids:
+            return None
+        use = self._channels[name].ids[frame.ids[-1]]
+        # No cursor: an older use of the id, which it stands for, was evicted before.
+        return frame.ids[-1] if use.cursor is not None else None
+
+    def _evict_from(self, name: str, frame: Frame) -> None:
+        channel = self._channels[name]
+        for user in frame.users:
+            stream = channel.streams[user]
+            stream.popleft()
+            if not stream:
+                del channel.streams[user]
+        if frame.ids or frame.inner_ids:
+            channel.forget_ids(frame)
+        if not channel.streams:
+            del self._channels[name]
+
+    def _raise_floor(self, name: str, floor: Floor) -> None:
+        self._floors[name] = floor
+        self._floors.move_to_end(name)
+        if len(self._floors) > self._max_floors:
+            _, forgotten = self._floors.popitem(last=False)
+            self.base = max(self.base, forgotten.position)
+
+    def floor(self, channels: Iterable[str]) -> Position:
+        """Return the position up to which it is no longer known what was in `channels`."""
+        floors = self._floors
+        return max(floors[name].position if name in floors else self.base for name in channels)
+
+    def locate(self, cursor: str, channels: Sequence[str], head: Position) -> Position | ResetReason:
+        """Return the position up to which a client with this `cursor` has everything in `channels`.
+
+        If that is not known, return why. `head` is the position up to which the hub has read the log.
+        """
+        position = Position.parse(cursor)
+        if position is None:
+            position = self._position_of_id(cursor, channels)
+            if position is None:
+                return ResetReason.UNKNOWN_ID
+        elif position.log != head.log or position > head:
+            return ResetReason.LOG_LOST
+        return position if position >= self.floor(channels) else ResetReason.TOO_OLD
+
+    def _position_of_id(self, id: str, channels: Iterable[str]) -> Position | None:
+        """Return the position of a publisher's id: of its oldest use, or None if that was evicted."""
+        found: list[Position] = []
+        for name in channels:
+            floor = self._floors.get(name)
+            use = self._channels[name].ids.get(id) if name in self._channels else None
+            if floor is not None and floor.id == id:
+                found.append(floor.position)
+            elif use is not None:
+                if use.cursor is None:
+                    return None
+                found.append(use.cursor)
+        return min(found) if found else None
+
+    def replay(
+        self, after: Position, channels: Sequence[str], user: str, *, now: float, max_bytes: int | None = None
+    ) -> tuple[list[Frame], bool]:
+        """Return the retained events for `user` on `channels` above `after`, in log order, each once.
+
+        They have at most `max_bytes`, or are a single event. The second value is True if there are no more. Events for
+        others are not visited.
+        """
+        found: list[Frame] = []
+        size = 0
+        for frame in heapq.merge(*self._streams(after, channels, user), key=_position):
+            self.visited += 1
+            if (found and found[-1] is frame) or (frame.expires_at is not None and frame.expires_at <= now):
+                continue
+            size += len(frame.data)
+            if found and max_bytes is not None and size > max_bytes:
+                return found, False
+            found.append(frame)
+        return found, True
+
+    def _streams(self, after: Position, channels: Sequence[str], user: str) -> Iterator[Iterator[Frame]]:
+        for channel in filter(None, map(self._channels.get, channels)):
+            for stream in filter(None, map(channel.streams.get, {EVERYONE, user})):
+                yield islice(stream, bisect_right(stream, after, key=_position), None)
+
+    def start_of_last(self, count: int, channels: Sequence[str], user: str, *, now: float) -> Position:
+        """Return the position after which come the last `count` events for `user` on `channels`."""
+        floor = self.floor(channels)
+        frames = self.replay(floor, channels, user, now=now)[0][-count:]
+        return frames[0].position.before if frames else floor
+
+
+def _size(frame: Frame) -> int:
+    size = len(frame.data) + FRAME_BYTES
+    queues = len(frame.channels) * len(frame.users)
+    if queues > 1:
+        size += queues * QUEUE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
+    return size
+
+
+def _cursors(frame: Frame) -> Iterator[tuple[str, Position]]:
+    """Yield each publisher's id in `frame` with the position it stands for as a cursor.
+
+    A client with an inner id has received only a part of the event, so that id stands for the position before it.
+    """
+    for id in frame.inner_ids:
+        yield id, frame.position.before
+    for id in frame.ids:
+        yield id, frame.position
+
+
+def _position(frame: Frame) -> Position:
+    return frame.position

@@ -1,0 +1,146 @@
+"""Subscribers: one open stream each, and the states it goes through.
+
+    state       meaning                                                         next
+    REPLAYING   it is being sent what it missed, from history; rounds skip it   LIVE, ENDED
+    LIVE        rounds write to it                                              LAGGING, ENDED
+    LAGGING     its backlog is over the bound; batches are held for it          LIVE, ENDED
+    ENDED       its sink is closed, and nothing is written any more
+
+A stream begins REPLAYING if there is something to replay, else LIVE. Only the engine changes the state, by `enter`.
+
+Two things are independent of it, and belong to the sink: *corked* (the response's head has not been sent, so writing
+only adds to the backlog) and *paused* (the connection does not read as fast as it is written to). A paused subscriber
+may be LIVE, as long as its backlog stays within the bound.
+
+Invariant: everything up to `sent` that is for this subscriber has been written to its sink, once and in order. `sent`
+moves only with a write that succeeded, and every position that the client is shown as an id is at most `sent`, or the
+end of a finished round. That is why a client that comes back with such an id has missed nothing below it.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum, StrEnum
+
+from ..claims import Claims
+from ..position import Position
+from .frames import Batch
+from .sinks import Chunk, Sink
+
+logger = logging.getLogger("ssehub.subscriber")
+
+FAILED = -1
+"""Returned by `write` instead of a number of events: writing to the connection raised, so the stream must end."""
+
+
+class CloseReason(StrEnum):
+    """Why a stream ended."""
+
+    DISCONNECTED = "disconnected"
+    EXPIRED = "expired"
+    SLOW = "slow"
+    DRAINED = "drained"
+    LIFETIME = "lifetime"
+    REVOKED = "revoked"
+
+
+class State(Enum):
+    """The state of one stream; the table is at the head of this file."""
+
+    REPLAYING = "replaying"
+    LIVE = "live"
+    LAGGING = "lagging"
+    ENDED = "ended"
+
+
+_NEXT: dict[State, tuple[State, ...]] = {
+    State.REPLAYING: (State.LIVE, State.ENDED),
+    State.LIVE: (State.LAGGING, State.ENDED),
+    State.LAGGING: (State.LIVE, State.ENDED),
+    State.ENDED: (),
+}
+
+
+class Subscriber:
+    """One open stream: a user on some channels, and the sink that its bytes are written to."""
+
+    __slots__ = (
+        "attached_at",
+        "bucket",
+        "channels",
+        "connected_at",
+        "ends_at",
+        "expires_at",
+        "expiring_at",
+        "is_due",
+        "known_position",
+        "lifetime_ends_at",
+        "read_at",
+        "reason",
+        "sent",
+        "sink",
+        "state",
+        "unread_bytes",
+        "user_id",
+    )
+
+    def __init__(self, claims: Claims, sink: Sink, head: Position, sent: Position) -> None:
+        self.user_id = claims.user_id
+        self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
+        self.expires_at = claims.expires_at
+        self.sink = sink
+        self.state = State.LIVE if sent == head else State.REPLAYING
+        self.reason: CloseReason | None = None
+        self.attached_at = head
+        """The end of the log when the stream was opened."""
+        self.sent = sent
+        self.known_position: Position | None = None
+        """The position that the client has as its last event id; None if that is a publisher's id."""
+        # Kept by Backlogs, by the monotonic clock:
+        self.unread_bytes: int | None = None
+        """The backlog as it would be if the client had read nothing since it was last seen reading."""
+        self.read_at = float("-inf")
+        """When the client was last seen to read some of its backlog."""
+        # Kept by Clock, by the monotonic clock:
+        self.connected_at = 0.0
+        self.expiring_at: float | None = None
+        self.ends_at: float | None = None
+        self.lifetime_ends_at: float | None = None
+        self.bucket = 0
+        self.is_due = False
+
+    def enter(self, state: State) -> None:
+        """Change the state. The table above says which state may follow which."""
+        assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
+        self.state = state
+
+    def write(self, batch: Batch) -> int:
+        """Write the part of `batch` that is above `sent`; return its number of events, or FAILED."""
+        rest = batch if batch.first > self.sent else batch.after(self.sent)
+        if rest is None:
+            return 0
+        if not self.send(rest, rest.final_position):
+            return FAILED
+        self.sent = rest.last
+        return rest.count
+
+    def send(self, chunk: Chunk, position: Position | None) -> bool:
+        """Write `chunk`, which leaves the client with `position` as its last event id; return False if that failed."""
+        try:
+            self.sink.write(chunk)
+        except Exception:
+            logger.warning("writing to a stream failed, so it ends", exc_info=True)
+            return False
+        self.known_position = position
+        return True
+
+    def start_over(self, base: Position) -> None:
+        """Count everything up to `base`, which may be of another log, as sent.
+
+        `sent` stays where it is if it is further on in the same log: what was written is not written again.
+        """
+        if self.state is State.REPLAYING:
+            self.enter(State.LIVE)
+        self.attached_at = base
+        if self.sent.log != base.log or self.sent < base:
+            self.sent = base

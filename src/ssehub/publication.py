@@ -1,0 +1,95 @@
+"""What a broker stores: events and commands in publications, each with an idempotency key if retries must be safe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
+
+from .errors import InvalidEvent
+from .event import Event
+from .fields import (
+    EVERYONE,
+    check_name,
+    check_names,
+    check_retry,
+)
+
+REVOKED_RETRY_MILLISECONDS = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """A command to every hub: end the open streams of `users` on `channels`. It is in the log, in order with events.
+
+    No users means all users, no channels all channels; at least one of them must be given. Browsers reconnect after
+    `retry` milliseconds, to which each adds up to a fifth at random.
+
+    Raises InvalidEvent, which calls the field by its name on the wire.
+    """
+
+    users: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    retry: int = REVOKED_RETRY_MILLISECONDS
+    store: ClassVar[bool] = False
+    """A command applies to the streams that are open, so it is never replayed."""
+    size: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        users = check_names("userId", self.users) if self.users else ()
+        object.__setattr__(self, "users", () if EVERYONE in users else users)
+        object.__setattr__(self, "channels", check_names("channel", self.channels) if self.channels else ())
+        if not self.users and not self.channels:
+            raise InvalidEvent("channel is missing: name a user, a channel, or both")
+        check_retry(self.retry)
+
+    def dump(self) -> str:
+        """Return the command as JSON, for `load_entry`."""
+        command = {"command": "disconnect", "users": self.users, "channels": self.channels, "retry": self.retry}
+        return json.dumps(command, ensure_ascii=False, separators=(",", ":"))
+
+
+_COMMAND = '{"command":'
+
+
+def load_entry(text: str) -> Event | Disconnect:
+    """Return the event or command that `dump` returned as `text`. Raises InvalidEvent."""
+    if not text.startswith(_COMMAND):
+        return Event.load(text)
+    try:
+        fields = json.loads(text)
+        if (command := fields.pop("command")) != "disconnect":
+            raise InvalidEvent(f"unknown command {command!r}: a newer version of ssehub may have stored it")
+        return Disconnect(tuple(fields["users"]), tuple(fields["channels"]), fields["retry"])
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise InvalidEvent(f"not a stored command: {exc!r}") from exc
+
+
+class IdempotencyKey(NamedTuple):
+    """Makes it safe to publish again: `name` is a hash of the key and its scope, `body` one of the events.
+
+    A second publication with the same `name` is not stored; with another `body` it is a conflict.
+    """
+
+    name: str
+    body: str
+
+    @classmethod
+    def make(cls, key: object, scope: Sequence[str], events: Sequence[Event]) -> Self:
+        """Raises InvalidEvent unless `key` is a string of 1 to 255 characters."""
+        check_name("idempotencyKey", key)
+        body = [event.dump() for event in events]
+        return cls(_digest([key, *scope]), _digest(body))
+
+
+class Publication(NamedTuple):
+    """Events and commands that are stored together or not at all, and with a `key` only once."""
+
+    events: Sequence[Event | Disconnect]
+    key: IdempotencyKey | None = None
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
