@@ -45,4 +45,7 @@ async def main(folder: Path) -> None:
 
 
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", sys.argv[1]], check=True)
-asyncio.run(main(Path(sys.argv[1])))
+try:
+    asyncio.run(main(Path(sys.argv[1])))
+finally:
+    subprocess.run(["umount", sys.argv[1]], check=True)
