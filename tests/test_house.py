@@ -382,7 +382,7 @@ def test_all_is_true() -> None:
         assert sorted(module.__all__) == module.__all__
         assert all(hasattr(module, attribute) for attribute in module.__all__)
     with pytest.raises(AttributeError, match="no attribute 'hubs'"):
-        _ = ssehub.hubs  # type: ignore[attr-defined]
+        _ = ssehub.hubs
 
 
 def test_package_is_imported_without_what_only_some_need() -> None:

@@ -19,13 +19,7 @@ from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .brokers.session import Session
 from .claims import Claims
-from .errors import (
-    BrokerUnavailable,
-    ConfigError,
-    HubClosed,
-    InvalidEvent,
-    WrongEventLoop,
-)
+from .errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
 from .event import Event
 from .fanout.engine import Engine
 from .fanout.registry import comeback_milliseconds

@@ -25,12 +25,7 @@ from ..publication import Disconnect
 from ..settings import Backpressure, Retention, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
-from .frames import (
-    Batch,
-    Ending,
-    Frame,
-    hello,
-)
+from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Delivery, Index
@@ -40,12 +35,7 @@ from .resume import Start, beginning
 from .rounds import SLICE, Rounds, RoundState
 from .sinks import Chunk, Sink
 from .statistics import Statistics
-from .subscriber import (
-    FAILED,
-    CloseReason,
-    State,
-    Subscriber,
-)
+from .subscriber import FAILED, CloseReason, State, Subscriber
 
 DRAIN_STEP_SECONDS = 0.02
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING

@@ -14,12 +14,7 @@ from .history import ResetReason
 from .index import Index
 from .sinks import Chunk, Sink
 from .statistics import Statistics
-from .subscriber import (
-    FAILED,
-    CloseReason,
-    State,
-    Subscriber,
-)
+from .subscriber import FAILED, CloseReason, State, Subscriber
 
 logger = logging.getLogger("ssehub.hub")
 

@@ -17,15 +17,7 @@ from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..platform import raise_descriptor_limit
-from ..settings import (
-    Backpressure,
-    Idempotency,
-    Limits,
-    LogRetention,
-    RedisOptions,
-    Retention,
-    Streams,
-)
+from ..settings import Backpressure, Idempotency, Limits, LogRetention, RedisOptions, Retention, Streams
 from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 from ..web.client import create_client_app
 from ..web.control import LOOPBACK_HOSTS, create_control_app
