@@ -322,12 +322,11 @@ class Hub:
         last message that was seen; `since` is `earliest`, `last:10` or a position. Raises InvalidRequest.
         """
         claims, start = Claims(user_id, one_or_many(channel), expires_at), Start.parse(cursor, since)
-        return Subscription(partial(self._open, claims, start), self.detach)
+        return Subscription(partial(self._prepare, start), partial(self.attach, claims, start=start), self.detach)
 
-    async def _open(self, claims: Claims, start: Start, sink: Sink) -> Subscriber:
+    async def _prepare(self, start: Start) -> None:
         await self.start()
         await self.reach(start.cursor)
-        return self.attach(claims, sink, start)
 
     @property
     def is_following(self) -> bool:
