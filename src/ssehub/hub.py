@@ -377,7 +377,11 @@ class Hub:
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""
-        if self._engine is not None:
+        if subscriber.reason is not None:
+            for chunk in unsent:
+                sink.write(chunk)
+            sink.close()
+        elif self._engine is not None:
             self._engine.move(subscriber, sink, unsent)
 
     def detach(self, subscriber: Subscriber) -> None:
