@@ -32,7 +32,7 @@ from .fanout.registry import comeback_milliseconds
 from .fanout.resume import NOW, Start
 from .fanout.sinks import Chunk, Sink
 from .fanout.statistics import Statistics
-from .fanout.subscriber import CloseReason, Subscriber
+from .fanout.subscriber import Subscriber
 from .fields import json_text, one_or_many
 from .position import Position
 from .publication import Disconnect, IdempotencyKey, Publication
@@ -387,7 +387,7 @@ class Hub:
     def detach(self, subscriber: Subscriber) -> None:
         """End a stream whose client has disconnected. A stream that has ended already is left alone."""
         if self._engine is not None:
-            self._engine.registry.end(subscriber, CloseReason.DISCONNECTED)
+            self._engine.detach(subscriber)
 
 
 def _has_reached(engine: Engine, position: Position) -> bool:

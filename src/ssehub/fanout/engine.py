@@ -261,7 +261,8 @@ class Engine:
             self._replay(subscriber)
         self._retry_round()
 
-    def sink_lost(self, subscriber: Subscriber) -> None:
+    def detach(self, subscriber: Subscriber) -> None:
+        """End a stream whose client has disconnected."""
         self.registry.end(subscriber, CloseReason.DISCONNECTED)
         self._retry_round()
 
@@ -415,7 +416,7 @@ class _SinkOwner:
         self._engine.sink_resumed(self._subscriber)
 
     def sink_lost(self) -> None:
-        self._engine.sink_lost(self._subscriber)
+        self._engine.detach(self._subscriber)
 
 
 def _pairs(deliveries: list[Delivery]) -> Iterator[tuple[Batch, Subscriber]]:
