@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,8 @@ from .subscriber import (
     State,
     Subscriber,
 )
+
+logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
@@ -195,6 +198,7 @@ class Engine:
     def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
+        is_last = False
         try:
             for batch, subscriber in islice(work, SLICE):
                 writes += 1
@@ -211,14 +215,18 @@ class Engine:
                         self._check_backlog(subscriber, len(batch.data))
                 elif written:
                     self.registry.end_failed(subscriber, written)
+            is_last = writes < SLICE
+        except Exception:
+            logger.exception("writing a round failed at one stream, so it ends")
+            self.registry.end_failed(subscriber, FAILED)
         finally:
             self._statistics.delivered += events
             self._statistics.delivered_bytes += size
             self._rounds.writes += writes
-            if writes == SLICE:
-                self._loop.call_soon(self._write_slice, work)
-            else:
+            if is_last:
                 self._finish_round()
+            else:
+                self._loop.call_soon(self._write_slice, work)
 
     def _finish_round(self) -> None:
         self._statistics.count_round(self._rounds.finish(self._monotonic()))
