@@ -9,6 +9,7 @@ import pytest
 from conftest import until
 from fakes import FakeSink
 from hubs import engine_of, join, publish, running_hub
+from ssehub.fanout.sinks import Chunk
 from ssehub.fanout.subscriber import CloseReason, State
 from ssehub.hub import Hub
 from ssehub.testing import ManualClock
@@ -230,3 +231,89 @@ async def test_when_memory_runs_short_the_round_waits_and_then_the_largest_backl
         assert len(written_so_far) == 1
         assert large.reason is CloseReason.SLOW
         assert small.reason is None and small_sink.data()[-1] == "after"
+
+
+async def test_when_memory_runs_short_and_nobody_has_stopped_the_largest_of_the_readers_end_after_the_grace_time() -> (
+    None
+):
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=200_000, max_total_backlog_bytes=280_000, grace_seconds=5) as hub:
+        small, small_sink = join(hub, "kim", "small", sink=FakeSink(reads=False))
+        large, large_sink = join(hub, "kim", "large", sink=FakeSink(reads=False))
+        await publish(hub, "x" * 80_000, channel="small")
+        await publish(hub, "x" * 150_000, channel="large")
+        await hub.flush()
+        small_sink.read(5_000)
+        large_sink.read(5_000)
+
+        await publish(hub, "after", channel="small")
+        await asyncio.sleep(0.01)
+        written_so_far = small_sink.data()
+        clock.pass_seconds(5.1)
+        engine_of(hub).advance()
+        await hub.flush()
+
+        assert len(written_so_far) == 1
+        assert large.reason is CloseReason.SLOW
+        assert small.reason is None and small_sink.data()[-1] == "after"
+
+
+class FragileSink(FakeSink):
+    """A connection that the client reads only when the test says so, and that raises once it `is_broken`."""
+
+    def __init__(self) -> None:
+        super().__init__(reads=False)
+        self.is_broken = False
+
+    def write(self, chunk: Chunk) -> None:
+        if self.is_broken:
+            raise RuntimeError("the transport is closed")
+        super().write(chunk)
+
+
+async def test_lagging_subscriber_whose_sink_raises_when_it_resumes_ends_and_nothing_is_held_for_it() -> None:
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        join(hub), join(hub)
+        sink = FragileSink()
+        slow, _ = join(hub, sink=sink)
+        for _ in range(4):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+        was_lagging = slow.state is State.LAGGING
+
+        sink.is_broken = True
+        sink.read_all()
+
+        assert was_lagging and slow.reason is CloseReason.DISCONNECTED
+        assert hub.statistics.backlog_bytes == hub.statistics.lagging == 0
+
+
+async def test_replaying_subscriber_whose_sink_raises_when_it_resumes_ends() -> None:
+    async with running_hub(round_bytes=100_000) as hub:
+        start, *_ = await publish(hub, "seen", *["x" * 60_000] * 5)
+        sink = FragileSink()
+        slow, _ = join(hub, cursor=start, sink=sink)
+        await until(lambda: sink.is_paused)
+        was_replaying = slow.state is State.REPLAYING
+
+        sink.is_broken = True
+        sink.read_all()
+
+        assert was_replaying and slow.reason is CloseReason.DISCONNECTED
+
+
+async def test_lagging_stream_that_moves_to_a_sink_that_reads_receives_what_was_held() -> None:
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        join(hub), join(hub)
+        slow, stuck = join(hub, sink=FakeSink(reads=False))
+        for number in range(4):
+            await publish(hub, f"{number}" * 60_000)
+            await hub.flush()
+        was_lagging = slow.state is State.LAGGING
+        sink = FakeSink()
+
+        hub.reattach(slow, sink, [Chunk(data) for data in stuck.chunks])
+
+        assert was_lagging and slow.state is State.LIVE
+        assert [data[0] for data in sink.data()] == ["0", "1", "2", "3"]
+        assert hub.statistics.backlog_bytes == 0

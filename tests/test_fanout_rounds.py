@@ -46,8 +46,8 @@ LEADS_TO = {
 }
 """Each step that is possible, by the state before it, and the state after it."""
 # The two ways to finish lead to the same state, so the table of states cannot tell them apart.
-UNTOLD = {(ENDING, "finish"), (WRITING, "finish_ending")}
-CASES = [case for case in product(RoundState, STEPS) if case not in UNTOLD]
+AMBIGUOUS = {(ENDING, "finish"), (WRITING, "finish_ending")}
+CASES = [case for case in product(RoundState, STEPS) if case not in AMBIGUOUS]
 
 
 def rounds_in(state: RoundState, *waiting: Ending | int) -> Rounds:
