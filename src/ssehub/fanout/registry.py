@@ -91,7 +91,6 @@ class Registry:
         if subscriber not in self._index.all:
             return
         self._index.remove(subscriber)
-        self._backlogs.remove(subscriber)
         self._clock.remove(subscriber)
         farewell = self._farewell(subscriber, reason)
         subscriber.reason = reason
@@ -99,6 +98,7 @@ class Registry:
         if farewell is not None and not subscriber.send(farewell, None):
             subscriber.sink.abort()
         self._close(subscriber.sink, reason)
+        self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
         logger.info(
             "stream ended: %s, user %r on %r, after %.1f s",
