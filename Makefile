@@ -3,55 +3,58 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help run demo test tools lint types unit e2e cov soak bench docs clean
+.PHONY: help run demo test tools lint format types unit e2e cov soak bench docs clean
 
-help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+help: ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /  make \1\t/' | expand -t 18
 
-run: .venv/run ## install and run the hub (ARGS="--bind :8000" for more)
+run: .venv/run ## install the hub into .venv and run it (ARGS="--bind :8000" passes options)
 	$(BIN)/ssehub serve $(ARGS)
 
-demo: .venv/run ## a chat with a hub, on http://127.0.0.1:8080
+demo: .venv/run ## run a hub with a chat, on http://127.0.0.1:8080
 	$(BIN)/python examples/chat
 
-test: tools lint types ## install what the tests need and run everything
+test: tools lint types ## install what the tests need, and run everything
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 
 tools: .venv/dev ## install what the tests need besides Python packages
 	tests/install-tools
 
-lint: .venv/dev ## ruff: rules and format
+lint: .venv/dev ## check the code with ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: .venv/dev ## mypy, strict
+format: .venv/dev ## format the code with ruff, and fix what it can fix
+	$(BIN)/ruff check --fix --exit-zero . && $(BIN)/ruff format .
+
+types: .venv/dev ## check the types with mypy
 	$(BIN)/mypy
 
-unit: .venv/dev ## the quick tests
+unit: .venv/dev ## run the tests that need no browser, web server or Node
 	$(BIN)/python -m pytest -m "not e2e"
 
-e2e: tools ## the tests with browser, web server and Node
+e2e: tools ## run the tests with a browser, a web server and Node
 	$(BIN)/python -m pytest -m e2e
 
-cov: tools ## branch coverage, line by line
+cov: tools ## run the tests, and report branch coverage line by line
 	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-report=html
 
-soak: tools ## the long faults at full scale
+soak: tools ## run the fault tests at full scale
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
 
-bench: .venv/run ## the benchmarks of docs/performance.md, with their table and plots (ARGS="W1 --pairs 2" for less)
+bench: .venv/run ## measure against other servers; writes the tables and plots in docs/ (ARGS="W1 --pairs 2" for less)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	tests/install-tools nginx-light libnginx-mod-nchan
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-docs: .venv/dev ## hold the docs against the code
-	$(BIN)/python -m pytest tests/test_docs.py
+docs: .venv/dev ## check the documentation against the code
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_reliability.py
 
-clean: ## remove what was made
+clean: ## remove everything that make has created
 	rm -rf .venv .coverage* htmlcov tests/e2e/node_modules dist
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or newer with venv is needed, on Debian: apt-get install git make python3 python3-venv'; exit 1; }
+		{ echo 'Python 3.11 or newer with venv is needed. On Debian: apt-get install git make python3 python3-venv'; exit 1; }
 	rm -rf .venv && $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""The apps for `uvicorn asgi:client_app`, run from a checkout."""
+"""ASGI apps for `uvicorn asgi:client_app`, run in the root folder of a checkout."""
 
 from ssehub.asgi import app, client_app, control_app
 

@@ -1,4 +1,6 @@
-"""Django with the hub beside it in one ASGI process: published from a view and from a thread.
+"""Django and a hub in one ASGI process; a view and a thread publish events.
+
+Start it in this folder (needs `pip install django`), then listen and publish in other terminals:
 
 uvicorn django_app:app --http ssehub.server:HttpProtocol
 
@@ -28,7 +30,7 @@ from starlette.routing import Mount
 
 from ssehub import Hub, Tokens, create_client_app
 
-SECRET = os.environ.get("SECRET") or secrets.token_urlsafe(32)  # without one tokens end with the process
+SECRET = os.environ.get("SECRET") or secrets.token_urlsafe(32)  # a random one makes tokens end with the process
 
 settings.configure(ROOT_URLCONF=__name__, SECRET_KEY=SECRET, ALLOWED_HOSTS=["localhost", "127.0.0.1"])
 django.setup()
@@ -38,19 +40,19 @@ tokens = Tokens(SECRET)
 
 
 def token(request: HttpRequest) -> HttpResponse:
-    """Here `request.user` would say who asks."""
+    """Issue a token. A real application would take the user from `request.user`."""
     return HttpResponse(tokens.issue("alex", ["chat"], expires_at=time.time() + 3600), content_type="text/plain")
 
 
 @csrf_exempt
 def say(request: HttpRequest) -> JsonResponse:
-    """A view runs in a thread, so it publishes by `publish_sync`; an `async def` view would await `publish`."""
+    """Publish from a view, which runs in a thread. An `async def` view would `await hub.publish(…)` instead."""
     return JsonResponse({"id": hub.publish_sync(channel="chat", user_id="*", data=request.POST["text"])})
 
 
 @csrf_exempt
 def remind(request: HttpRequest) -> HttpResponse:
-    """A thread of your own publishes in the same way."""
+    """Publish later from a thread, with the same call."""
 
     def later() -> None:
         time.sleep(float(request.POST["seconds"]))

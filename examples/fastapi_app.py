@@ -1,4 +1,6 @@
-"""FastAPI with the hub mounted, and the application's own login in place of tokens.
+"""FastAPI with a mounted hub that uses the application's own login instead of tokens.
+
+Start it in this folder (needs `pip install fastapi`), then log in, listen and publish in other terminals:
 
 uvicorn fastapi_app:app --http ssehub.server:HttpProtocol
 
@@ -24,8 +26,8 @@ hub = Hub()
 sessions: dict[str, str] = {}
 
 
-async def who_listens(connection: HTTPConnection) -> Claims | None:
-    """The same login as for every other request."""
+async def authenticate(connection: HTTPConnection) -> Claims | None:
+    """Identify the user of a stream by the session cookie that all other requests use."""
     name = sessions.get(connection.cookies.get("session", ""))
     return Claims(user_id=name, channels=("chat",)) if name else None
 
@@ -37,7 +39,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
-app.mount("/sse", create_client_app(hub, authenticate=who_listens))
+app.mount("/sse", create_client_app(hub, authenticate=authenticate))
 
 
 class Message(BaseModel):

@@ -1,4 +1,6 @@
-"""Plain Starlette: both apps of the hub in one process, tokens, and an event a second.
+"""Starlette with both apps of a hub in one process; it issues tokens and publishes an event every second.
+
+Start it in this folder, then listen and publish in other terminals:
 
 CONTROL_KEY=a-key-of-yours uvicorn starlette_app:app --http ssehub.server:HttpProtocol
 
@@ -24,13 +26,13 @@ from starlette.routing import Mount, Route
 from ssehub import Hub, Tokens, create_client_app, create_control_app
 
 hub = Hub()
-# Without these in the environment nobody else knows them, and the tokens end with the process.
+# Without these variables the values are random: tokens end with the process, and nobody can call the control app.
 tokens = Tokens(os.environ.get("SECRET") or secrets.token_urlsafe(32))
 control_key = os.environ.get("CONTROL_KEY") or secrets.token_urlsafe(32)
 
 
 async def token(request: Request) -> PlainTextResponse:
-    """Here your own login would say who asks."""
+    """Issue a token. A real application would take the user from its own login."""
     return PlainTextResponse(tokens.issue("alex", ["clock"], expires_at=time.time() + 3600))
 
 

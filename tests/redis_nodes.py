@@ -11,9 +11,10 @@ from ssehub.brokers import Limits
 from ssehub.brokers.redis import RedisBroker
 from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable
+from ssehub.fanout.resume import Start
 from ssehub.hub import Hub
 from ssehub.settings import Streams
-from ssehub.subscription import Message, Start
+from ssehub.subscription import Message
 from ssehub.testing import Recording
 
 PROBE_SECONDS = 1.0

@@ -8,17 +8,18 @@ import httpx
 import pytest
 
 from conftest import SECRET
+from engines import engine_of
 from fakes import FakeSink
 from hub_settings import hub_settings
 from ssehub.brokers import Entry
 from ssehub.claims import Claims
 from ssehub.errors import InvalidEvent
 from ssehub.event import Event
+from ssehub.fanout.resume import Start
 from ssehub.fanout.subscriber import CloseReason
 from ssehub.hub import Hub
 from ssehub.position import Position
 from ssehub.publication import Disconnect, load_entry
-from ssehub.subscription import Start
 from ssehub.testing import ManualHub
 from ssehub.tokens import Tokens
 from ssehub.web.control import create_control_app
@@ -39,7 +40,7 @@ def join(hub: Hub, user: str = "alex", *channels: str, sink: FakeSink | None = N
 
 
 async def follow(hub: Hub, log: str, *numbers: int) -> None:
-    await hub.deliver(Position(numbers[-1], 0, log), entries(log, *numbers))
+    await engine_of(hub).deliver(Position(numbers[-1], 0, log), entries(log, *numbers))
     await hub.flush()
 
 
@@ -50,13 +51,13 @@ def reasons(sink: FakeSink) -> list[str]:
 @pytest.mark.parametrize(("log", "reason"), [(NEW, "log-lost"), (OLD, "too-old")])
 async def test_when_the_log_begins_anew_every_stream_is_told_and_gets_what_comes(log: str, reason: str) -> None:
     async with ManualHub() as hub:
-        await hub.begin(Position(9_000, 0, OLD))
+        await engine_of(hub).start_over(Position(9_000, 0, OLD))
         listening, lagging = join(hub), join(hub, sink=FakeSink(reads=False))
         await follow(hub, OLD, 9_001)
 
         # A new log's positions may be below the old one's, after a clock was set back.
         first = 10_000 if log == OLD else 5_000
-        await hub.begin(Position(first, 0, log))
+        await engine_of(hub).start_over(Position(first, 0, log))
         await follow(hub, log, first + 1, first + 2)
 
         for sink in (listening, lagging):
@@ -72,25 +73,27 @@ async def test_when_the_log_begins_anew_every_stream_is_told_and_gets_what_comes
 
 async def test_what_waits_is_given_out_before_a_stream_is_told() -> None:
     async with ManualHub() as hub:
-        await hub.begin(Position(9_000, 0, OLD))
+        await engine_of(hub).start_over(Position(9_000, 0, OLD))
         sink = join(hub)
-        await hub.deliver(Position(9_002, 0, OLD), entries(OLD, 9_001, 9_002))
+        await engine_of(hub).deliver(Position(9_002, 0, OLD), entries(OLD, 9_001, 9_002))
 
-        await hub.begin(Position(9_500, 0, OLD))
+        await engine_of(hub).start_over(Position(9_500, 0, OLD))
 
         assert sink.data()[-3:] == [f"{OLD} 9001", f"{OLD} 9002", '{"reason":"too-old"}']
 
 
 async def test_who_is_behind_loses_what_is_held_and_is_told_so() -> None:
     async with ManualHub(**hub_settings(max_backlog_bytes=70_000, round_bytes=40_000)) as hub:
-        await hub.begin(Position(9_000, 0, OLD))
+        await engine_of(hub).start_over(Position(9_000, 0, OLD))
         _, _, sink = join(hub), join(hub), join(hub, sink=FakeSink(reads=False))
         big = Event(("chat",), ("*",), data="x" * 40_000)
-        await hub.deliver(Position(9_005, 0, OLD), [Entry(Position(9_000 + n, 0, OLD), big) for n in range(1, 6)])
+        await engine_of(hub).deliver(
+            Position(9_005, 0, OLD), [Entry(Position(9_000 + n, 0, OLD), big) for n in range(1, 6)]
+        )
         await hub.flush()
         assert hub.statistics.lagging == 1
 
-        await hub.begin(Position(9_500, 0, OLD))
+        await engine_of(hub).start_over(Position(9_500, 0, OLD))
         await follow(hub, OLD, 9_501)
         sink.take_all()
 
@@ -105,11 +108,11 @@ async def test_who_is_behind_loses_what_is_held_and_is_told_so() -> None:
 
 async def test_a_replay_that_is_under_way_ends_with_the_reset() -> None:
     async with ManualHub(**hub_settings(round_bytes=1_000)) as hub:
-        await hub.begin(Position(9_000, 0, OLD))
+        await engine_of(hub).start_over(Position(9_000, 0, OLD))
         await follow(hub, OLD, *range(9_001, 9_101))
         sink = join(hub, cursor=f"9000-0.{OLD}")
 
-        await hub.begin(Position(9_500, 0, OLD))
+        await engine_of(hub).start_over(Position(9_500, 0, OLD))
         await follow(hub, OLD, 9_501)
 
         assert sink.data()[-2:] == ['{"reason":"too-old"}', f"{OLD} 9501"]
@@ -128,9 +131,9 @@ async def test_who_comes_back_after_a_new_beginning_gets_what_it_missed_or_is_to
     cursor: str, expected: list[str]
 ) -> None:
     async with ManualHub() as hub:
-        await hub.begin(Position(9_000, 0, OLD))
+        await engine_of(hub).start_over(Position(9_000, 0, OLD))
         await follow(hub, OLD, 9_001)
-        await hub.begin(Position(5_000, 0, NEW))
+        await engine_of(hub).start_over(Position(5_000, 0, NEW))
         await follow(hub, NEW, 5_001)
 
         assert join(hub, cursor=cursor).data() == expected
@@ -146,7 +149,7 @@ async def test_a_sink_that_raises_at_a_new_beginning_ends_itself_only() -> None:
         broken = join(hub, sink=Broken())
         sink = join(hub)
 
-        await hub.begin(Position(5_000, 0, NEW))
+        await engine_of(hub).start_over(Position(5_000, 0, NEW))
 
         assert broken.is_aborted
         assert reasons(sink) == ['{"reason":"log-lost"}']

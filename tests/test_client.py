@@ -281,7 +281,13 @@ def test_unmodified_event_source_response_sends_the_same_headers_and_body(start_
     hub = start_hub("--heartbeat-seconds", "0.4")
     stream = listen(hub.port, hub.token())
     first = stream.body.decode().split("id: ")[1].strip()
-    ids = [hub.emit(data="one\ntwo", event="note"), hub.emit(data="ü", id="own", retry=5), hub.emit(data="")]
+    # In one batch, so that no heartbeat comes between them.
+    fields: list[dict[str, Any]] = [
+        {"data": "one\ntwo", "event": "note"},
+        {"data": "ü", "id": "own", "retry": 5},
+        {"data": ""},
+    ]
+    ids = hub.emit_batch([{"userId": "*", "channel": "chat", **one} for one in fields])
     stream.read_until(b": ping\n\n")
     stream.close()
 

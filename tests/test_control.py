@@ -338,7 +338,7 @@ async def test_token_for_several_channels_is_asked_and_answered_in_json() -> Non
 
 @pytest.mark.parametrize("path", ["/emit/", "/emit", "/token/", "/token"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
-async def test_other_methods_are_405(method: str, path: str) -> None:
+async def test_control_answers_other_methods_with_405(method: str, path: str) -> None:
     async with control() as app:
         response = await app.http.request(method, path)
 
@@ -409,12 +409,12 @@ async def test_health_needs_neither_key_nor_host_and_metrics_need_the_key() -> N
         health = await app.http.get("/healthz/", headers=host)
         closed = await app.http.get("/metrics", headers=host)
         opened = await app.http.get("/metrics", headers={**host, "authorization": "Bearer key"})
-        app.hub.is_draining = True
+        await app.hub.drain(0.01)
         draining = await app.http.get("/readyz", headers=host)
 
         assert (ready.status_code, ready.text, health.text) == (200, "ready\n", "ok\n")
         assert (closed.status_code, opened.status_code) == (401, 200)
-        assert (draining.status_code, draining.text) == (503, "the hub is draining: it is about to end\n")
+        assert (draining.status_code, draining.text) == (503, "the hub is draining and about to stop\n")
 
 
 async def test_metrics_tell_what_the_hub_has_done() -> None:

@@ -12,6 +12,7 @@ from ssehub.event import Event
 from ssehub.fanout.frames import Frame
 from ssehub.fanout.history import History, ResetReason
 from ssehub.position import Position
+from ssehub.settings import Retention
 from ssehub.testing import ManualClock
 
 LOG = "testlog1"
@@ -22,14 +23,19 @@ def at(number: int) -> Position:
     return Position(1_000 + number, 0, LOG)
 
 
-class Kept(History):
-    """A history with short ways to fill and to ask it."""
+class FilledHistory(History):
+    """A history with short ways to fill it and to query it."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, *, max_floors: int = 10_000, **bounds: Any) -> None:
         self.clock = ManualClock()
-        limits = {"max_events": 100, "max_bytes": 10**6, "max_seconds": 3_600.0, **limits}
-        super().__init__(BASE, monotonic=lambda: self.clock.monotonic, **limits)
+        super().__init__(
+            BASE, Retention(**{"history_events": 100, "history_bytes": 10**6, **bounds}), max_floors=max_floors
+        )
         self.head = BASE
+
+    @property
+    def channel_count(self) -> int:
+        return len(self._channels)
 
     def put(self, *channels: str, users: tuple[str, ...] = ("*",), data: str | None = "x", **fields: Any) -> Position:
         self.head = at(self.head.milliseconds - 999)
@@ -41,11 +47,13 @@ class Kept(History):
         return self.locate(str(cursor), channels or ("chat",), self.head)
 
     def after(self, position: Position, *channels: str, user: str = "alex") -> list[Position]:
-        return [frame.position for frame in self.replay(position, channels or ("chat",), user)[0]]
+        return [
+            frame.position for frame in self.replay(position, channels or ("chat",), user, now=self.clock.monotonic)[0]
+        ]
 
 
 def test_what_came_after_a_position_is_replayed_in_order_and_once() -> None:
-    history = Kept()
+    history = FilledHistory()
     first = history.put("chat")
     wanted = [
         history.put("chat"),
@@ -62,7 +70,7 @@ def test_what_came_after_a_position_is_replayed_in_order_and_once() -> None:
 
 
 def test_replay_looks_at_nothing_but_what_it_may_return() -> None:
-    history = Kept(max_events=10_000)
+    history = FilledHistory(history_events=10_000)
     start = history.put("chat")
     for number in range(3_000):
         history.put("busy")
@@ -74,26 +82,26 @@ def test_replay_looks_at_nothing_but_what_it_may_return() -> None:
 
 
 def test_replay_is_cut_at_its_bytes_but_gives_one_event_at_least() -> None:
-    history = Kept()
+    history = FilledHistory()
     positions = [history.put(data="x" * 1_000) for _ in range(5)]
 
-    frames, is_all = history.replay(BASE, ("chat",), "alex", max_bytes=2_500)
-    one, _ = history.replay(BASE, ("chat",), "alex", max_bytes=1)
-    rest = history.replay(frames[-1].position, ("chat",), "alex", max_bytes=10_000)
+    frames, is_all = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=2_500)
+    one, _ = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=1)
+    rest = history.replay(frames[-1].position, ("chat",), "alex", now=0.0, max_bytes=10_000)
 
     assert ([frame.position for frame in frames], is_all) == (positions[:2], False)
     assert [frame.position for frame in one] == positions[:1]
     assert ([frame.position for frame in rest[0]], rest[1]) == (positions[2:], True)
 
 
-@pytest.mark.parametrize("limit", [{"max_events": 3}, {"max_bytes": 3 * 1_700}, {"max_seconds": 25.0}])
+@pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 3 * 1_700}, {"history_seconds": 25.0}])
 def test_count_bytes_and_age_are_bounds(limit: dict[str, Any]) -> None:
-    history = Kept(**limit)
+    history = FilledHistory(**limit)
     positions = []
     for _ in range(5):
         history.clock.pass_seconds(10)
         positions.append(history.put(data="x" * 1_000))
-    history.expire()
+    history.expire(history.clock.monotonic)
 
     assert history.after(BASE) == positions[2:]
     assert history.floor(("chat",)) == positions[1]
@@ -117,7 +125,7 @@ def test_count_bytes_and_age_are_bounds(limit: dict[str, Any]) -> None:
     ],
 )
 def test_a_cursor_is_a_place_or_a_reason(cursor: str, found: Position | ResetReason) -> None:
-    history = Kept()
+    history = FilledHistory()
     history.put()
     history.put()
 
@@ -125,7 +133,7 @@ def test_a_cursor_is_a_place_or_a_reason(cursor: str, found: Position | ResetRea
 
 
 def test_a_quiet_channel_resumes_though_a_busy_one_evicted_it() -> None:
-    history = Kept(max_events=10)
+    history = FilledHistory(history_events=10)
     seen, own = history.put("quiet"), history.put("quiet", id="mine")
     before = history.where(seen, "quiet")
     for _ in range(50):
@@ -139,7 +147,7 @@ def test_a_quiet_channel_resumes_though_a_busy_one_evicted_it() -> None:
 
 
 def test_floors_of_forgotten_channels_merge_into_one() -> None:
-    history = Kept(max_events=1, max_floors=2)
+    history = FilledHistory(history_events=1, max_floors=2)
     seen = {name: history.put(name) for name in ("a", "b", "c", "d")}
     history.put("e")
 
@@ -150,7 +158,7 @@ def test_floors_of_forgotten_channels_merge_into_one() -> None:
 
 
 def test_publishers_ids_are_cursors_on_their_channels_only() -> None:
-    history = Kept()
+    history = FilledHistory()
     position = history.put("chat", id="42")
     history.put("news", id="7")
 
@@ -160,7 +168,7 @@ def test_publishers_ids_are_cursors_on_their_channels_only() -> None:
 
 
 def test_an_id_that_was_used_twice_means_the_older_use() -> None:
-    history = Kept(max_events=5)
+    history = FilledHistory(history_events=5)
     older = history.put(id="1")
     history.put(id="2")
     history.put(id="1")
@@ -178,7 +186,7 @@ def test_an_id_that_was_used_twice_means_the_older_use() -> None:
 
 
 def test_an_inner_id_of_a_payload_means_the_place_before_it() -> None:
-    history = Kept()
+    history = FilledHistory()
     before = history.put()
     whole = history.put(payload="id: a\ndata: 1\n\nid: b\ndata: 2\n\ndata: 3\n\n")
     other = history.put(payload="id: c\ndata: 1\n\nid: d\ndata: 2\n\nid: e\n\n")
@@ -194,7 +202,7 @@ def test_an_inner_id_of_a_payload_means_the_place_before_it() -> None:
 
 
 def test_an_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
-    history = Kept(max_events=2)
+    history = FilledHistory(history_events=2)
     start = history.put()
     history.put(ttl=5)
     history.clock.pass_seconds(6)
@@ -206,18 +214,18 @@ def test_an_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
 
 
 def test_the_last_events_of_an_audience() -> None:
-    history = Kept()
+    history = FilledHistory()
     positions = [history.put("chat") for _ in range(5)]
     history.put("chat", users=("kim",))
 
-    start = history.start_of_last(2, ("chat",), "alex")
+    start = history.start_of_last(2, ("chat",), "alex", now=0.0)
     assert history.after(start) == positions[-2:]
-    assert history.after(history.start_of_last(100, ("chat",), "alex")) == positions
-    assert history.start_of_last(3, ("empty",), "alex") == BASE
+    assert history.after(history.start_of_last(100, ("chat",), "alex", now=0.0)) == positions
+    assert history.start_of_last(3, ("empty",), "alex", now=0.0) == BASE
 
 
 def test_events_for_many_users_count_what_they_take() -> None:
-    history = Kept(max_bytes=100 * 2**20)
+    history = FilledHistory(history_bytes=100 * 2**20)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for number in range(10):
@@ -226,13 +234,12 @@ def test_events_for_many_users_count_what_they_take() -> None:
     tracemalloc.stop()
 
     assert 0.7 * taken < history.bytes < 2 * taken
-    while len(history):
-        history._evict(0)
+    history.expire(history.clock.monotonic + 3_601)
     assert history.bytes == 0
 
 
 def test_memory_is_flat_under_many_channels() -> None:
-    history = Kept(max_events=1_000, max_floors=1_000)
+    history = FilledHistory(history_events=1_000, max_floors=1_000)
     tracemalloc.start()
     sizes = []
     for round in range(3):
@@ -243,14 +250,14 @@ def test_memory_is_flat_under_many_channels() -> None:
 
     assert len(history) == 1_000
     assert max(sizes) < 1.1 * sizes[0]
-    assert len(history._channels) == 1_000
+    assert history.channel_count == 1_000
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_cursor_gets_exactly_the_rest_or_a_reason(seed: int) -> None:
     """Whatever a client has seen last: what it is given then is what came after, or it is told."""
     chance = random.Random(seed)
-    history = Kept(max_events=chance.randint(1, 40), max_floors=chance.randint(1, 5))
+    history = FilledHistory(history_events=chance.randint(1, 40), max_floors=chance.randint(1, 5))
     channels = [f"channel-{number}" for number in range(4)]
     mine = tuple(chance.sample(channels, chance.randint(1, 3)))
     given: list[tuple[Position, str]] = []
@@ -273,7 +280,7 @@ def test_every_cursor_gets_exactly_the_rest_or_a_reason(seed: int) -> None:
 
 
 def test_an_id_used_twice_means_nothing_once_both_are_evicted() -> None:
-    history = Kept(max_events=2)
+    history = FilledHistory(history_events=2)
     for id in ("x", None, "x", None, None):
         history.put(id=id)
 
@@ -281,7 +288,7 @@ def test_an_id_used_twice_means_nothing_once_both_are_evicted() -> None:
 
 
 def test_an_id_inside_a_payload_and_at_its_end_means_nothing_once_it_is_evicted() -> None:
-    history = Kept(max_events=1)
+    history = FilledHistory(history_events=1)
     history.put(payload="id: x\ndata: 1\n\nid: x\ndata: 2\n\n")
     history.put()
 

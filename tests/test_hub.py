@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import until
+from engines import engine_of
 from fakes import FakeSink
 from hub_settings import hub_settings
 from ssehub.claims import Claims
@@ -19,7 +20,7 @@ from ssehub.errors import HubClosed, Overloaded
 from ssehub.event import Event
 from ssehub.fanout.frames import Batch
 from ssehub.fanout.sinks import Chunk
-from ssehub.fanout.subscriber import CloseReason, Subscriber
+from ssehub.fanout.subscriber import CloseReason, State, Subscriber
 from ssehub.hub import Hub
 from ssehub.position import Position
 
@@ -54,7 +55,7 @@ def join(
 
 
 async def settle(hub: Hub) -> None:
-    await until(lambda: not hub._waiting and hub._work is None)
+    await hub.flush()
 
 
 async def test_event_goes_to_its_user_on_its_channel_only() -> None:
@@ -72,13 +73,13 @@ async def test_event_goes_to_its_user_on_its_channel_only() -> None:
 
 async def test_event_for_one_user_among_a_thousand_does_not_touch_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     touched: list[Subscriber] = []
-    take = Subscriber.take
+    write = Subscriber.write
 
     def noting(self: Subscriber, batch: Batch) -> int:
         touched.append(self)
-        return take(self, batch)
+        return write(self, batch)
 
-    monkeypatch.setattr(Subscriber, "take", noting)
+    monkeypatch.setattr(Subscriber, "write", noting)
     async with running_hub() as hub:
         joined = {f"user-{number}": join(hub, f"user-{number}") for number in range(1_000)}
         before = {user: list(sink.chunks) for user, (_, sink) in joined.items()}
@@ -200,7 +201,7 @@ async def test_subscriber_that_leaves_during_a_round_gets_nothing_more() -> None
         sinks = [join(hub)[1] for _ in range(250)]
 
         await hub.publish(channel="chat", user_id="*", data="1")
-        await until(lambda: hub._work is not None)
+        await until(lambda: engine_of(hub).is_writing)
         sinks[-1].lose()
         await settle(hub)
 
@@ -215,12 +216,12 @@ async def test_heartbeat_between_two_slices_never_carries_an_id_above_what_was_w
         quiet, quiet_sink = join(hub, "kim", "quiet")
 
         position = await hub.publish(channel="chat", user_id="*", data="1")
-        await until(lambda: hub._work is not None)
+        await until(lambda: engine_of(hub).is_writing)
         for subscriber, _ in [*members, (quiet, quiet_sink)]:
-            hub.beat(subscriber, {})
+            engine_of(hub).registry.beat(subscriber, {})
         texts = [sink.text for _, sink in members]
         await settle(hub)
-        hub.beat(quiet, {})
+        engine_of(hub).registry.beat(quiet, {})
 
         told_early = [position in text for text in texts]
         written = ["data: 1" in text for text in texts]
@@ -235,13 +236,13 @@ async def test_heartbeat_carries_the_position_only_when_it_has_moved() -> None:
     async with running_hub() as hub:
         subscriber, sink = join(hub)
 
-        hub.beat(subscriber, {})
+        engine_of(hub).registry.beat(subscriber, {})
         first = await hub.publish(channel="chat", user_id="*", data="1")
         await settle(hub)
-        hub.beat(subscriber, {})
+        engine_of(hub).registry.beat(subscriber, {})
         second = await hub.publish(channel="chat", user_id="*", data="2", id="mine")
         await settle(hub)
-        hub.beat(subscriber, {})
+        engine_of(hub).registry.beat(subscriber, {})
 
         assert sink.text.endswith(
             f": ping\n\nid: {first}\ndata: 1\n\n: ping\n\nid: mine\ndata: 2\n\n: ping\nid: {second}\n\n"
@@ -257,14 +258,14 @@ async def test_subscriber_over_its_bound_is_held_for_and_goes_on_where_it_was() 
             await hub.publish(channel="chat", user_id="*", data=f"{number}" * 60_000)
             await settle(hub)
         while_lagging = len(sink.data())
-        was_lagging = slow.is_lagging
-        hub.beat(slow, {})
+        was_lagging = slow.state is State.LAGGING
+        engine_of(hub).registry.beat(slow, {})
         for _ in range(5):
             sink.take_all()
 
         assert was_lagging and while_lagging == 2
         assert sink.data() == others[0].data()
-        assert not slow.is_lagging and slow.held_bytes == 0
+        assert slow.state is not State.LAGGING and engine_of(hub).backlogs.held_for(slow) == 0
         assert ": ping" not in sink.text
 
 
@@ -278,10 +279,10 @@ async def test_subscriber_that_never_reads_ends_as_slow_after_the_grace_time() -
             await hub.publish(channel="chat", user_id="*", data=f"{number}" * 60_000)
             await settle(hub)
         clocks.pass_seconds(4.9)
-        hub.tick(clocks.mono)
+        engine_of(hub).advance()
         before = slow.reason
         clocks.pass_seconds(0.2)
-        hub.tick(clocks.mono)
+        engine_of(hub).advance()
 
         assert before is None
         assert slow.reason is CloseReason.SLOW and sink.is_aborted
@@ -311,7 +312,7 @@ async def test_stopped_majority_on_another_channel_costs_the_others_nothing() ->
             await hub.publish(channel="good", user_id="*", data=str(number))
             await settle(hub)
 
-        assert all(subscriber.is_lagging for subscriber in stopped)
+        assert all(subscriber.state is State.LAGGING for subscriber in stopped)
         assert all(sink.data() == [str(number) for number in range(20)] for sink in honest)
 
 
@@ -325,10 +326,10 @@ async def test_only_subscriber_that_never_reads_delays_no_publisher() -> None:
             await settle(hub)
         while_waited_for = stopped.reason
         clocks.pass_seconds(5.1)
-        hub.tick(clocks.mono)
+        engine_of(hub).advance()
 
         assert while_waited_for is None and stopped.reason is CloseReason.SLOW
-        assert hub.held_bytes == hub.statistics.backlog_bytes == 0
+        assert engine_of(hub).backlogs.held_bytes == hub.statistics.backlog_bytes == 0
 
 
 async def test_subscriber_that_stops_reading_is_waited_for_a_second_at_the_most() -> None:
@@ -338,12 +339,12 @@ async def test_subscriber_that_stops_reading_is_waited_for_a_second_at_the_most(
         await fill(hub, sink)
         await hub.publish(channel="chat", user_id="*", data="next")
         await asyncio.sleep(0.01)
-        held_at_first = subscriber.held_bytes
+        held_at_first = engine_of(hub).backlogs.held_for(subscriber)
         clocks.pass_seconds(1.1)
-        hub.tick(clocks.mono)
+        engine_of(hub).advance()
         await settle(hub)
 
-        assert held_at_first == 0 < subscriber.held_bytes
+        assert held_at_first == 0 < engine_of(hub).backlogs.held_for(subscriber)
         assert subscriber.reason is None
 
 
@@ -359,12 +360,12 @@ async def test_what_many_wait_for_is_counted_once() -> None:
 
         assert all(len(sink.data()) == 12 for sink in honest)
         assert all(subscriber.reason is None for subscriber, _ in stopped)
-        assert hub.held_bytes == stopped[0][0].held_bytes > 9 * 60_000
-        assert hub.statistics.backlog_bytes == untaken + hub.held_bytes
+        assert engine_of(hub).backlogs.held_bytes == engine_of(hub).backlogs.held_for(stopped[0][0]) > 9 * 60_000
+        assert hub.statistics.backlog_bytes == untaken + engine_of(hub).backlogs.held_bytes
         for _, sink in stopped:
             while sink.untaken:
                 sink.take_all()
-        assert hub.held_bytes == 0 and all(sink.data() == honest[0].data() for _, sink in stopped)
+        assert engine_of(hub).backlogs.held_bytes == 0 and all(sink.data() == honest[0].data() for _, sink in stopped)
 
 
 async def fill(hub: Hub, sink: FakeSink) -> None:
@@ -456,7 +457,7 @@ async def test_when_backlogs_leave_no_room_the_next_round_waits_and_then_the_lar
         await asyncio.sleep(0.01)
         held_back = small_sink.data()
         clocks.pass_seconds(5.1)
-        hub.tick(clocks.mono)
+        engine_of(hub).advance()
         await settle(hub)
 
         assert len(held_back) == 1
@@ -563,7 +564,7 @@ async def test_draining_ends_every_stream_with_a_farewell_and_a_retry(caplog: py
 
         await hub.drain(0.2)
 
-        assert hub.not_ready() == ["the hub is draining: it is about to end"]
+        assert hub.not_ready() == ["the hub is draining and about to stop"]
         for subscriber, sink in members:
             assert subscriber.reason is CloseReason.DRAINED and sink.is_closed and not sink.is_aborted
             assert sink.data() == ["last", "{}"]
@@ -611,8 +612,9 @@ async def test_index_is_empty_when_everybody_has_left() -> None:
             _, sink = join(hub, f"user-{number}", f"channel-{number}", "shared")
             sink.lose()
 
-        assert hub._index.channels == {} and hub._index.all == {}
-        assert not any(hub._clock._buckets)
+        engine = engine_of(hub)
+        assert engine.index.channels == {} and engine.index.all == {}
+        assert len(engine.clock) == 0
         assert hub.statistics.endings["disconnected"] == 100
 
 

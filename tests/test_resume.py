@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from conftest import until
+from engines import engine_of
 from fakes import FakeSink
 from hub_settings import hub_settings
 from ssehub.claims import Claims
 from ssehub.errors import InvalidRequest
-from ssehub.fanout.subscriber import Subscriber
+from ssehub.fanout.resume import Start
+from ssehub.fanout.subscriber import State, Subscriber
 from ssehub.hub import Hub
 from ssehub.position import Position
-from ssehub.subscription import Start
 from ssehub.testing import ManualHub
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +58,7 @@ async def test_resume_in_the_middle_of_a_round_repeats_and_leaves_out_nothing() 
         for _ in range(300):
             join(hub)
         ids = await emit(hub, "1")
-        await until(lambda: hub._work is not None)
+        await until(lambda: engine_of(hub).is_writing)
         _, first = join(hub, ids[0])
         ids += await emit(hub, "2")
         _, second = join(hub, ids[0])
@@ -109,9 +110,9 @@ async def test_first_connection_with_a_past(since: str, data: list[str]) -> None
 
 @pytest.mark.parametrize("since", ["", "latest", "last:", "last:0", "last:-1", "last:x", "last:9999999999", "last:²"])
 def test_since_that_says_nothing_is_refused(since: str) -> None:
-    with pytest.raises(InvalidRequest, match="write earliest, last:10, or a position"):
+    with pytest.raises(InvalidRequest, match="use earliest, last:10, or a position"):
         Start.parse(None, since)
-    with pytest.raises(InvalidRequest, match="write replay"):
+    with pytest.raises(InvalidRequest, match="use replay"):
         Start.parse(None, None, "")
 
 
@@ -138,7 +139,7 @@ async def test_long_replay_is_given_as_it_is_taken() -> None:
         await emit(hub, "live")
         await hub.flush()
         largest = 0
-        while subscriber.is_replaying:
+        while subscriber.state is State.REPLAYING:
             largest = max(largest, sink.backlog)
             sink.take_all()
             await hub.pass_seconds(0.3)
@@ -165,7 +166,7 @@ async def test_replay_that_history_overtakes_is_told_there_and_then() -> None:
         await emit(hub, "live")
         await hub.flush()
 
-        assert not subscriber.is_replaying
+        assert subscriber.state is State.LIVE
         assert sink.data()[given:] == ['{"reason":"too-old"}', "live"]
         assert sink.ids()[-2] == last[-1]
 
@@ -194,9 +195,9 @@ async def test_heartbeats_of_who_catches_up_carry_what_it_was_given() -> None:
         ids = await emit(hub, *["x" * 30_000 for _ in range(20)])
         subscriber, sink = join(hub, start, sink=FakeSink(reads=False))
         await asyncio.sleep(0.01)
-        hub.tell(subscriber, "stream-expiring", {})
+        engine_of(hub).registry.send(subscriber, "stream-expiring", {})
 
-        assert subscriber.is_replaying
+        assert subscriber.state is State.REPLAYING
         assert Position.parse(sink.ids()[-1]) == subscriber.sent
         assert sink.ids()[-1] == ids[len(sink.data()) - 2]
 
@@ -204,8 +205,7 @@ async def test_heartbeats_of_who_catches_up_carry_what_it_was_given() -> None:
 async def test_a_cursor_ahead_of_this_hub_is_waited_for() -> None:
     async with hub_of() as hub:
         await emit(hub, "1")
-        assert hub._head is not None
-        ahead = hub._head._replace(sequence=hub._head.sequence + 1)
+        ahead = engine_of(hub).head._replace(sequence=engine_of(hub).head.sequence + 1)
 
         async def far_head() -> str:
             return str(ahead)

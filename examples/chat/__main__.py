@@ -1,6 +1,7 @@
-"""A chat: `python examples/chat`, then open http://127.0.0.1:8080 in two windows.
+"""A chat: run `python examples/chat`, then open http://127.0.0.1:8080 in two windows.
 
-Starts a hub (`ssehub serve`) and the chat's own backend, and ends both with Ctrl-C, or when the hub has ended.
+It starts a hub (`ssehub serve`) and the chat's own backend. Both end with Ctrl-C, or when the hub ends by itself. The
+variables CHAT_PORT, CHAT_HUB_PORT and CHAT_CONTROL_PORT choose other ports than 8080, 8000 and 8001.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ def main() -> None:
     hub = subprocess.Popen(
         [sys.executable, "-m", "ssehub", "serve", *arguments, "--cors-origins", origins],
         env={**os.environ, "SSEHUB_SECRET": secrets.token_urlsafe(32)},
-        start_new_session=True,  # Ctrl-C is ours, and the hub's turn comes after
+        start_new_session=True,  # so that Ctrl-C reaches this process only, which then ends the hub
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the hub is ended then, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends the hub, too
     try:
         sys.stderr.write(f"\nOpen http://127.0.0.1:{PORT} in two windows.\n\n")
         backend = uvicorn.Server(uvicorn.Config("backend:app", port=PORT, log_level="warning"))
-        threading.Thread(target=end_with, args=(hub, backend), daemon=True).start()
+        threading.Thread(target=stop_with, args=(hub, backend), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):
             backend.run()
     finally:
@@ -42,8 +43,12 @@ def main() -> None:
         hub.wait()
 
 
-def end_with(hub: subprocess.Popen[bytes], backend: uvicorn.Server) -> None:
-    """Where another hub has its addresses, the chat's own says so and ends, and that one would refuse the page."""
+def stop_with(hub: subprocess.Popen[bytes], backend: uvicorn.Server) -> None:
+    """Stop the backend when the hub ends.
+
+    If another hub already uses the ports, this one reports that and exits. The page would then reach the other hub,
+    which does not allow the page's origin.
+    """
     hub.wait()
     backend.should_exit = True
 

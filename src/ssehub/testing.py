@@ -1,4 +1,4 @@
-"""For the tests of projects that publish: a hub on a clock of its own, and subscribers that record what they get.
+"""For the tests of projects that publish: a hub with a clock that stands still, and subscribers that record.
 
     async def test_order_is_announced(sse_hub):
         recorded = await sse_hub.record(channel="orders", user_id="alex")
@@ -6,25 +6,27 @@
         await sse_hub.flush()
         assert recorded.messages[0].type == "order"
 
-`sse_hub` is a pytest fixture that comes with ssehub: a `ManualHub`.
+`sse_hub` is a pytest fixture that comes with ssehub. It is a `ManualHub`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from .claims import Claims
+from .fanout.engine import Engine
+from .fanout.resume import Start
 from .fanout.sinks import Chunk, Owner
 from .fanout.subscriber import CloseReason, Subscriber
 from .fields import one_or_many
 from .hub import Hub
-from .subscription import Message, MessageReader, Start
+from .position import Position
+from .subscription import Message, MessageReader
 
 
 class ManualClock:
-    """A wall clock (Unix time) and a monotonic one, in seconds, that stand still until told."""
+    """A wall clock (Unix time) and a monotonic clock, in seconds, that only move by `pass_seconds`."""
 
     def __init__(self, wall: float = 1_750_000_000.0) -> None:
         self.wall = wall
@@ -36,22 +38,22 @@ class ManualClock:
 
 
 class Recording:
-    """One subscriber, and all that it was given."""
+    """One subscriber, and everything it has received."""
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
         self.is_paused = False
         self.backlog = 0
         self.messages: list[Message] = []
-        """What a page would be shown, in-band events among it."""
+        """The events that a page would be shown, control events included."""
         self.text = ""
-        """The stream, heartbeats and all."""
+        """The text of the whole stream, heartbeats included."""
         self.subscriber: Subscriber | None = None
         self._reader = MessageReader()
 
     @property
     def reason(self) -> CloseReason | None:
-        """Why the stream has ended, None as long as it has not."""
+        """Why the stream has ended, or None if it has not."""
         return self.subscriber.reason if self.subscriber is not None else None
 
     def write(self, chunk: Chunk) -> None:
@@ -67,14 +69,14 @@ class Recording:
 
 
 class ManualHub(Hub):
-    """A hub whose time passes only by `pass_seconds`. It starts at its first use."""
+    """A hub whose time passes only by `pass_seconds`. It takes the settings of `Hub`, and starts at its first use."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = ManualClock()
         super().__init__(now=lambda: self.clock.wall, monotonic=lambda: self.clock.monotonic, **settings)
 
-    def _start_clock(self, loop: asyncio.AbstractEventLoop) -> None:
-        """No timer: `pass_seconds` is what moves this hub's clock."""
+    def _follow(self, base: Position) -> Engine:
+        return self._build(base)  # without starting its ticker
 
     async def record(
         self,
@@ -85,7 +87,7 @@ class ManualHub(Hub):
         cursor: str | None = None,
         since: str | None = None,
     ) -> Recording:
-        """A subscriber of these channels who records everything from now on, or from `cursor` or `since` on."""
+        """Return a subscriber of these channels that records everything from now on, or after `cursor` or `since`."""
         await self.start()
         recording = Recording()
         claims = Claims(user_id, one_or_many(channel), expires_at)
@@ -93,12 +95,13 @@ class ManualHub(Hub):
         return recording
 
     async def pass_seconds(self, seconds: float) -> None:
-        """Let time pass, with all that it brings: heartbeats, expiry, the end of streams that don't read."""
+        """Let time pass, with everything it brings: heartbeats, expiry, the end of streams that do not read."""
         await self.start()
         left = seconds
         while left > 0:
-            step = min(left, self._clock.tick_seconds)
+            step = min(left, self._engine.ticker.seconds) if self._engine is not None else left
             self.clock.pass_seconds(step)
-            self._clock.advance()
+            if self._engine is not None:
+                self._engine.advance(slice_size=len(self._engine) + 1)
             left -= step
         await self.flush()

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from .base import Broker, Follower
 
 
-class Running:
+class Session:
     """Runs `broker` from now on, in the running event loop, until `stop`; also the tasks that are to end with it."""
 
     def __init__(self, broker: Broker, follower: Follower) -> None:

@@ -1,8 +1,8 @@
-"""History: the tail of the log that a hub keeps, encoded, to answer those who come back.
+"""History: the tail of the log that a hub keeps in memory, encoded, for clients that reconnect.
 
-What is evicted leaves a *floor* for its channels: up to there nobody can say any more what was in them. Evictions go in
-the order of the log, so everything that is kept is above every floor. Floors of channels that are long quiet merge into
-one, which counts for every channel that has none of its own.
+An evicted event leaves a *floor* for its channels: the position up to which it is no longer known what was in them.
+Events are evicted in log order, so everything retained is above every floor. The floors of channels that have been
+quiet for long are merged into one, `base`, which applies to every channel that has no floor of its own.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
 from ..fields import EVERYONE
 from ..position import Position
+from ..settings import Retention
 from .frames import Frame
 
 FRAME_BYTES = 600
-"""What a kept event costs beside its bytes, about."""
-PLACE_BYTES = 900
-"""What it costs more for each further user, on each channel, that it is for: a queue of events of their own."""
+"""Approximate memory of a retained event besides its bytes."""
+QUEUE_BYTES = 900
+"""Approximate memory of the queue that each further user, on each channel, of an event may need."""
 MAX_FLOORS = 10_000
 
 
 class ResetReason(StrEnum):
-    """Why a client that comes back may have missed something."""
+    """Why a client that reconnects may have missed something."""
 
     TOO_OLD = "too-old"
     LOG_LOST = "log-lost"
@@ -35,14 +36,14 @@ class ResetReason(StrEnum):
 
 
 class Floor(NamedTuple):
-    """The newest event of a channel that was evicted, and the publisher's id that a client has after it, if any."""
+    """The newest evicted event of a channel, and the publisher's id that a client has after it, if any."""
 
     position: Position
     id: str | None
 
 
 class _Channel:
-    """What is kept of one channel: its events by user, or for everyone, and the publisher's ids."""
+    """The retained events of one channel by user (`*`: for everyone), and the publishers' ids among them."""
 
     __slots__ = ("ids", "streams")
 
@@ -68,7 +69,7 @@ class _Channel:
 
 
 class _Use:
-    """Where a publisher's id is in a channel: where it was used first, None if that has been evicted."""
+    """The position that a publisher's id stands for in a channel: its first use, or None if that was evicted."""
 
     __slots__ = ("cursor", "times")
 
@@ -78,28 +79,16 @@ class _Use:
 
 
 class History:
-    """Keeps at most `max_events`, `max_bytes` and `max_seconds` of the log from `base` on, by the clock `monotonic`."""
+    """Retains the log from `base` on within the bounds of `retention`. Times are seconds of the monotonic clock."""
 
-    def __init__(
-        self,
-        base: Position,
-        *,
-        max_events: int,
-        max_bytes: int,
-        max_seconds: float,
-        monotonic: Callable[[], float],
-        max_floors: int = MAX_FLOORS,
-    ) -> None:
+    def __init__(self, base: Position, retention: Retention, *, max_floors: int = MAX_FLOORS) -> None:
         self.base = base
         """The floor of every channel that has none of its own."""
         self.bytes = 0
         self.visited = 0
-        """Events that replays have looked at so far."""
-        self._max_events = max_events
-        self._max_bytes = max_bytes
-        self._max_seconds = max_seconds
+        """The number of events that replays have looked at so far."""
+        self._retention = retention
         self._max_floors = max_floors
-        self._monotonic = monotonic
         self._frames: deque[Frame] = deque()
         self._channels: dict[str, _Channel] = {}
         self._floors: OrderedDict[str, Floor] = OrderedDict()
@@ -108,7 +97,7 @@ class History:
         return len(self._frames)
 
     def add(self, frame: Frame) -> None:
-        """Keep `frame`, which is newer than all that is kept."""
+        """Retain `frame`, which is newer than everything retained."""
         self._frames.append(frame)
         self.bytes += _size(frame)
         for name in frame.channels:
@@ -122,13 +111,13 @@ class History:
                 stream.append(frame)
             if frame.ids or frame.inner_ids:
                 channel.note_ids(frame)
-        while len(self._frames) > self._max_events or self.bytes > self._max_bytes:
+        bounds = self._retention
+        while len(self._frames) > bounds.history_events or self.bytes > bounds.history_bytes:
             self._evict(frame.arrived_at)
 
-    def expire(self) -> None:
-        """Drop what is too old by now."""
-        now = self._monotonic()
-        while self._frames and self._frames[0].arrived_at < now - self._max_seconds:
+    def expire(self, now: float) -> None:
+        """Evict what is too old."""
+        while self._frames and self._frames[0].arrived_at < now - self._retention.history_seconds:
             self._evict(now)
 
     def _evict(self, now: float) -> None:
@@ -142,11 +131,11 @@ class History:
                 self._raise_floor(name, Floor(frame.position, id))
 
     def _last_own_id(self, name: str, frame: Frame) -> str | None:
-        """The publisher's id that says of a client that it has had all of `frame`, and everything before it."""
+        """Return the publisher's id that, as a cursor, stands for everything up to `frame`, or None."""
         if not frame.ids or frame.ids[-1] in frame.inner_ids:
             return None
         use = self._channels[name].ids[frame.ids[-1]]
-        # Without a cursor: an older use of it has been evicted, and that is what it means.
+        # No cursor: an older use of the id, which it stands for, was evicted before.
         return frame.ids[-1] if use.cursor is not None else None
 
     def _evict_from(self, name: str, frame: Frame) -> None:
@@ -169,14 +158,14 @@ class History:
             self.base = max(self.base, forgotten.position)
 
     def floor(self, channels: Iterable[str]) -> Position:
-        """Up to where it can't be said any more what was in `channels`."""
+        """Return the position up to which it is no longer known what was in `channels`."""
         floors = self._floors
         return max(floors[name].position if name in floors else self.base for name in channels)
 
     def locate(self, cursor: str, channels: Sequence[str], head: Position) -> Position | ResetReason:
-        """Up to where a client with this `cursor` has had everything in `channels`, or why that can't be said.
+        """Return the position up to which a client with this `cursor` has everything in `channels`.
 
-        `head` is where the hub stands in the log.
+        If that is not known, return why. `head` is the position up to which the hub has read the log.
         """
         position = Position.parse(cursor)
         if position is None:
@@ -188,7 +177,7 @@ class History:
         return position if position >= self.floor(channels) else ResetReason.TOO_OLD
 
     def _position_of_id(self, id: str, channels: Iterable[str]) -> Position | None:
-        """What a publisher's id means: where it was used twice, the older use, and nothing if that has been evicted."""
+        """Return the position of a publisher's id: of its oldest use, or None if that was evicted."""
         found: list[Position] = []
         for name in channels:
             floor = self._floors.get(name)
@@ -202,13 +191,13 @@ class History:
         return min(found) if found else None
 
     def replay(
-        self, after: Position, channels: Sequence[str], user: str, *, max_bytes: int | None = None
+        self, after: Position, channels: Sequence[str], user: str, *, now: float, max_bytes: int | None = None
     ) -> tuple[list[Frame], bool]:
-        """What is kept for `user` on `channels` above `after`, in log order, each once; and whether that is all.
+        """Return the retained events for `user` on `channels` above `after`, in log order, each once.
 
-        It is at most `max_bytes`, but one event at least, if there is any. Looks at nothing else.
+        They have at most `max_bytes`, or are a single event. The second value is True if there are no more. Events for
+        others are not visited.
         """
-        now = self._monotonic()
         found: list[Frame] = []
         size = 0
         for frame in heapq.merge(*self._streams(after, channels, user), key=_position):
@@ -226,23 +215,26 @@ class History:
             for stream in filter(None, map(channel.streams.get, {EVERYONE, user})):
                 yield islice(stream, bisect_right(stream, after, key=_position), None)
 
-    def start_of_last(self, count: int, channels: Sequence[str], user: str) -> Position:
-        """The position from which on there are the last `count` events for `user` on `channels`."""
+    def start_of_last(self, count: int, channels: Sequence[str], user: str, *, now: float) -> Position:
+        """Return the position after which come the last `count` events for `user` on `channels`."""
         floor = self.floor(channels)
-        frames = self.replay(floor, channels, user)[0][-count:]
+        frames = self.replay(floor, channels, user, now=now)[0][-count:]
         return frames[0].position.before if frames else floor
 
 
 def _size(frame: Frame) -> int:
     size = len(frame.data) + FRAME_BYTES
-    places = len(frame.channels) * len(frame.users)
-    if places > 1:
-        size += places * PLACE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
+    queues = len(frame.channels) * len(frame.users)
+    if queues > 1:
+        size += queues * QUEUE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
     return size
 
 
 def _cursors(frame: Frame) -> Iterator[tuple[str, Position]]:
-    """Each of its publisher's ids, and what it means as a cursor; an inner one means that none of it was had."""
+    """Yield each publisher's id in `frame` with the position it stands for as a cursor.
+
+    A client with an inner id has received only a part of the event, so that id stands for the position before it.
+    """
     for id in frame.inner_ids:
         yield id, frame.position.before
     for id in frame.ids:

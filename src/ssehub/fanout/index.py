@@ -1,4 +1,9 @@
-"""The index: every subscriber, found by channel, then by user."""
+"""The index: every subscriber, found by channel, then by user, without visiting any other subscriber.
+
+`select` answers the question of a round: which batch is for whom. Subscribers of a single channel, nearly all of them
+in most deployments, share one batch per channel and, where events name users, one per named user. Subscribers of
+several channels need the frames of all of them in log order, each once: those are merged once per audience.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from .subscriber import Subscriber
 
 
 class _Channel:
-    """The subscribers of one channel: those with this channel only, those with others too, and all by user."""
+    """The subscribers of one channel: those of this channel only, those of others too, and all of them by user."""
 
     __slots__ = ("by_user", "multiple", "single")
 
@@ -21,10 +26,11 @@ class _Channel:
 
 
 Delivery = tuple[Batch, list[Subscriber]]
+"""A batch, and the subscribers it is for."""
 
 
 class Index:
-    """Every subscriber, found by channel, then user."""
+    """Every subscriber of the hub, by channel and user."""
 
     def __init__(self) -> None:
         self.all: dict[Subscriber, None] = {}
@@ -57,7 +63,7 @@ class Index:
                 del self.channels[name]
 
     def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
-        """Those of `users` on `channels`; no users are all users, no channels all channels."""
+        """Return the subscribers of `users` on `channels`; empty means all users, or all channels."""
         wanted = set(users)
         if not channels:
             return [subscriber for subscriber in self.all if subscriber.user_id in wanted]
@@ -68,7 +74,7 @@ class Index:
         return list(found)
 
     def select(self, frames: Sequence[Frame], last: Position) -> list[Delivery]:
-        """Who gets what of `frames`, which are in log order and end at `last`; looks at nobody else."""
+        """Return which part of `frames` is for whom. `frames` are in log order, in a round that ends at `last`."""
         by_channel: dict[str, list[Frame]] = {}
         for frame in frames:
             for name in frame.channels:
@@ -110,7 +116,7 @@ class Index:
 
 
 def _frames_by_user(frames: list[Frame], users: set[str]) -> dict[str, list[Frame]]:
-    """What each of `users` gets of one channel's `frames`: its own and everyone's."""
+    """Return the part of one channel's `frames` that is for each of `users`: its own frames and those for everyone."""
     found: dict[str, list[Frame]] = {user: [] for user in users}
     for frame in frames if users else ():
         for user in users if frame.is_for_everyone else users.intersection(frame.users):
@@ -121,7 +127,7 @@ def _frames_by_user(frames: list[Frame], users: set[str]) -> dict[str, list[Fram
 def _merge(
     merging: Iterable[Subscriber], by_channel: dict[str, list[Frame]], last: Position, deliveries: list[Delivery]
 ) -> None:
-    """For subscribers of several channels: the frames of all of them in log order, each once, one copy an audience."""
+    """Add deliveries to subscribers of several channels: the frames of all of them in log order, each once."""
     audiences: dict[tuple[tuple[str, ...], str], list[Subscriber]] = {}
     for subscriber in merging:
         audiences.setdefault((subscriber.channels, subscriber.user_id), []).append(subscriber)

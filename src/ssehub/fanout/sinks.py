@@ -1,7 +1,8 @@
-"""Sinks: how bytes reach one connection, and how much of them it has not taken yet.
+"""Sinks: how bytes reach one connection, and how many of them are still in its backlog.
 
-The hub gives a sink `Chunk`s, which many subscribers share, and hears from it through an `Owner`, synchronously. It
-does not know which kind of sink it has.
+A sink is given `Chunk`s, which many subscribers share. It reports to its one owner, by the slot `owner`,
+synchronously: that it has paused, that it has resumed, or that its connection is lost. This is the only call from here
+upwards, and the fan-out does not know which kind of sink it writes to.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from collections.abc import Callable
 from typing import Protocol
 
 HIGH_WATER_BYTES = 64 * 2**10
-"""A task that is this far behind counts as paused, as asyncio's transports do."""
+"""A `TaskSink` pauses above this backlog, as asyncio's transports do."""
 LOW_WATER_BYTES = 16 * 2**10
 LAST_CHUNK = b"0\r\n\r\n"
 LINGER_SECONDS = 5.0
-"""How long a client may take for what was written before its stream ended."""
-MAX_TAKEN_BYTES = 64 * 2**10
-"""What a task takes at once, beyond a first chunk of any size: the server holds that, too, out of our sight."""
+"""How long a client has to read what was written before its stream ended."""
+MAX_READ_BYTES = 64 * 2**10
+"""Most bytes that a task reads at once, unless the first chunk alone is larger: the server buffers them out of our
+sight.
+"""
 
 
 class Chunk:
-    """Bytes on their way to many connections, with the chunk header of HTTP/1.1 (RFC 9112, 7.1) made once."""
+    """Bytes for many connections; the chunk header of HTTP/1.1 (RFC 9112, section 7.1) is made once for all of them."""
 
     __slots__ = ("_framed", "data")
 
@@ -40,44 +43,44 @@ class Chunk:
 
 
 class Owner(Protocol):
-    """Who a sink reports to."""
+    """The object that a sink reports to."""
 
     def sink_paused(self) -> None:
-        """The connection does not take its bytes: what is written now is backlog."""
+        """The client does not read as fast as the sink is written to: what is written now is backlog."""
 
     def sink_resumed(self) -> None:
-        """Nearly all of the backlog has gone out."""
+        """The client has read nearly all of the backlog."""
 
     def sink_lost(self) -> None:
-        """The connection is gone; nothing can be written any more."""
+        """The connection is lost, and writing does nothing any more."""
 
 
 class Sink(Protocol):
-    """One connection, as the hub sees it. After `close`, `abort` or a lost connection, writing does nothing."""
+    """One connection, as the fan-out sees it. After `close`, `abort` or a lost connection, writing does nothing."""
 
     owner: Owner | None
     is_paused: bool
 
     def write(self, chunk: Chunk) -> None:
-        """Send `chunk`, or put it to the backlog. Never blocks."""
+        """Send `chunk`, or add it to the backlog. Never blocks."""
 
     @property
     def backlog(self) -> int:
-        """Bytes given to this sink that the operating system has not taken."""
+        """Bytes written to this sink that have not been passed to the operating system."""
 
     def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
-        """Take nothing more; what is in the backlog still goes out, as far as the client takes it in this time."""
+        """Accept nothing more. The backlog is still sent, as far as the client reads it within `linger_seconds`."""
 
     def abort(self) -> None:
-        """Drop the backlog and the connection."""
+        """Discard the backlog and drop the connection."""
 
 
 class TransportSink:
     """Writes straight to a transport: no task, no queue, no await. It also ends the response and the connection.
 
-    It is corked until `uncork`, which the response calls when its headers have gone out: what is written earlier
-    waits, and is backlog like any other. The server's protocol calls `pause_writing`, `resume_writing` and
-    `connection_lost`, as asyncio calls them.
+    It is corked until the response calls `uncork`, after its headers have been sent: what is written before that is
+    kept, and counts as backlog. The server's protocol calls `pause_writing`, `resume_writing` and `connection_lost`
+    when asyncio calls its own methods of these names.
     """
 
     __slots__ = ("_corked", "_corked_bytes", "_is_closed", "_linger", "_transport", "is_chunked", "is_paused", "owner")
@@ -107,9 +110,9 @@ class TransportSink:
             self.pause_writing()
 
     def uncork(self, head: bytes = b"") -> None:
-        """Write `head`, the response's, and what has waited behind it."""
+        """Write `head`, the head of the response, and everything written since."""
         was_paused, self.is_paused = self.is_paused, False
-        if corked := self.take_corked():
+        if corked := self.pop_corked():
             chunk = Chunk(b"".join([chunk.data for chunk in corked]))
             head += chunk.framed if self.is_chunked else chunk.data
         if head and not self._transport.is_closing():
@@ -119,8 +122,8 @@ class TransportSink:
         elif was_paused and not self.is_paused:
             self.resume_writing()
 
-    def take_corked(self) -> list[Chunk]:
-        """What has waited, for who writes it now; the cork is off."""
+    def pop_corked(self) -> list[Chunk]:
+        """Remove the cork without writing; return what was written since, for the caller to write."""
         corked, self._corked, self._corked_bytes = self._corked, None, 0
         return corked or []
 
@@ -140,7 +143,7 @@ class TransportSink:
             self._finish()
 
     def _finish(self) -> None:
-        """End the response, and the connection as soon as the client has taken the rest, or after a while."""
+        """End the response, and close the connection when the client has read the rest, or after the linger time."""
         transport = self._transport
         if transport.is_closing():
             return
@@ -153,7 +156,7 @@ class TransportSink:
     def abort(self) -> None:
         self._is_closed = True
         self.owner = None
-        self.take_corked()
+        self.pop_corked()
         self._transport.abort()
 
     def pause_writing(self) -> None:
@@ -167,7 +170,7 @@ class TransportSink:
             self.owner.sink_resumed()
 
     def connection_lost(self) -> None:
-        # After this nothing may be written: uvloop raises then, and the descriptor may be somebody else's connection.
+        # Nothing may be written from now on: uvloop raises, and the descriptor may belong to another connection.
         owner, self.owner = self.owner, None
         self._is_closed = True
         if owner is not None:
@@ -175,10 +178,10 @@ class TransportSink:
 
 
 class TaskSink:
-    """Keeps what is written for one task, which takes all that has gathered whenever it can send more.
+    """Keeps what is written for one task, which reads everything that has gathered whenever it can send more.
 
-    For servers that give no transport: that task awaits the server's `send`, and while it does, bytes gather here.
-    `drop_connection` is how a client that does not read is got rid of; without it, it keeps that task waiting.
+    It is for servers that hand out no transport: the task awaits the server's `send`, and meanwhile bytes gather here.
+    `drop_connection` disconnects a client that does not read; without it, such a client keeps the task waiting.
     """
 
     __slots__ = (
@@ -235,13 +238,13 @@ class TaskSink:
             drop()
 
     def finish(self) -> None:
-        """The task has ended: the connection is the server's again."""
+        """The task has ended, and the connection belongs to the server again."""
         self._drop_connection = None
         if self._timer is not None:
             self._timer.cancel()
 
-    async def take(self) -> bytes:
-        """The next bytes, once there are any; empty at the end. Asking says that the last ones have been sent."""
+    async def read(self) -> bytes:
+        """Wait for bytes and return them, or `b""` at the end. Calling it means that the previous ones were sent."""
         self._in_flight = 0
         if self.is_paused and self.backlog <= LOW_WATER_BYTES:
             self.is_paused = False
@@ -252,19 +255,19 @@ class TaskSink:
                 return b""
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        data = self._gathered()
+        data = self._pop()
         self._in_flight = len(data)
         self._size -= len(data)
         return data
 
-    def _gathered(self) -> bytes:
+    def _pop(self) -> bytes:
         chunks = self._chunks
-        taken = [chunks.popleft()]
-        size = len(taken[0])
-        while chunks and size + len(chunks[0]) <= MAX_TAKEN_BYTES:
+        popped = [chunks.popleft()]
+        size = len(popped[0])
+        while chunks and size + len(chunks[0]) <= MAX_READ_BYTES:
             size += len(chunks[0])
-            taken.append(chunks.popleft())
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+            popped.append(chunks.popleft())
+        return popped[0] if len(popped) == 1 else b"".join(popped)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

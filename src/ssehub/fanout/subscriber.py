@@ -1,16 +1,36 @@
-"""Subscribers: one open stream each, what it has been given and what it still waits for, and the index of them all."""
+"""Subscribers: one open stream each, and the states it goes through.
+
+    state       meaning                                                         next
+    REPLAYING   it is being sent what it missed, from history; rounds skip it   LIVE, ENDED
+    LIVE        rounds write to it                                              LAGGING, ENDED
+    LAGGING     its backlog is over the bound; batches are held for it          LIVE, ENDED
+    ENDED       its sink is closed, and nothing is written any more
+
+A stream begins REPLAYING if there is something to replay, else LIVE. Only the engine changes the state, by `enter`.
+
+Two things are independent of it, and belong to the sink: *corked* (the response's head has not been sent, so writing
+only adds to the backlog) and *paused* (the connection does not read as fast as it is written to). A paused subscriber
+may be LIVE, as long as its backlog stays within the bound.
+
+Invariant: everything up to `sent` that is for this subscriber has been written to its sink, once and in order. `sent`
+moves only with a write that succeeded, and every position that the client is shown as an id is at most `sent`, or the
+end of a finished round. That is why a client that comes back with such an id has missed nothing below it.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from enum import StrEnum
-from typing import Protocol
+import logging
+from enum import Enum, StrEnum
 
 from ..claims import Claims
 from ..position import Position
 from .frames import Batch
 from .sinks import Chunk, Sink
+
+logger = logging.getLogger("ssehub.subscriber")
+
+FAILED = -1
+"""Returned by `write` instead of a number of events: writing to the connection raised, so the stream must end."""
 
 
 class CloseReason(StrEnum):
@@ -24,75 +44,64 @@ class CloseReason(StrEnum):
     REVOKED = "revoked"
 
 
-class Keeper(Protocol):
-    """Who is told of a subscriber's state: the hub."""
+class State(Enum):
+    """The state of one stream; the table is at the head of this file."""
 
-    max_backlog_bytes: int
-    max_held_bytes: int
-    held_bytes: int
-    """What is held for subscribers, each batch counted once."""
+    REPLAYING = "replaying"
+    LIVE = "live"
+    LAGGING = "lagging"
+    ENDED = "ended"
 
-    def subscriber_paused(self, subscriber: Subscriber) -> None: ...
 
-    def subscriber_resumed(self, subscriber: Subscriber) -> None: ...
-
-    def subscriber_lags(self, subscriber: Subscriber) -> None: ...
-
-    def end(self, subscriber: Subscriber, reason: CloseReason) -> None: ...
+_NEXT: dict[State, tuple[State, ...]] = {
+    State.REPLAYING: (State.LIVE, State.ENDED),
+    State.LIVE: (State.LAGGING, State.ENDED),
+    State.LAGGING: (State.LIVE, State.ENDED),
+    State.ENDED: (),
+}
 
 
 class Subscriber:
-    """One open stream: a user on some channels, and the sink its bytes go to.
-
-    While its backlog is over the bound it *lags*: batches are held for it by reference, not copied, until its
-    connection has taken what it has.
-    """
+    """One open stream: a user on some channels, and the sink that its bytes are written to."""
 
     __slots__ = (
+        "attached_at",
         "bucket",
-        "came_at",
         "channels",
         "connected_at",
         "ends_at",
         "expires_at",
         "expiring_at",
-        "held",
-        "held_bytes",
         "is_due",
-        "is_replaying",
-        "keeper",
+        "known_position",
         "lifetime_ends_at",
         "read_at",
         "reason",
         "sent",
         "sink",
-        "told",
-        "untaken",
+        "state",
+        "unread_bytes",
         "user_id",
     )
 
-    def __init__(self, keeper: Keeper, claims: Claims, sink: Sink, sent: Position) -> None:
-        self.keeper = keeper
+    def __init__(self, claims: Claims, sink: Sink, head: Position, sent: Position) -> None:
         self.user_id = claims.user_id
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
         self.expires_at = claims.expires_at
         self.sink = sink
-        self.came_at = sent
-        """Where the log stood when it came."""
-        self.sent = sent
-        """Everything up to here that is for this subscriber has been written to its sink."""
-        self.told: Position | None = None
-        """The position the client knows as its last event id; None if that is a publisher's id."""
-        self.is_replaying = False
-        """Whether it is still being given what it missed; it is not part of rounds then."""
-        self.held: deque[Batch] | None = None
-        self.held_bytes = 0
-        self.untaken: int | None = None
-        """What its backlog would be by now if it had taken nothing since the last look."""
-        self.read_at = float("-inf")
-        """When it was last seen to take what had waited for it, by the monotonic clock."""
+        self.state = State.LIVE if sent == head else State.REPLAYING
         self.reason: CloseReason | None = None
-        # The clock's, by the monotonic clock:
+        self.attached_at = head
+        """The end of the log when the stream was opened."""
+        self.sent = sent
+        self.known_position: Position | None = None
+        """The position that the client has as its last event id; None if that is a publisher's id."""
+        # Kept by Backlogs, by the monotonic clock:
+        self.unread_bytes: int | None = None
+        """The backlog as it would be if the client had read nothing since it was last seen reading."""
+        self.read_at = float("-inf")
+        """When the client was last seen to read some of its backlog."""
+        # Kept by Clock, by the monotonic clock:
         self.connected_at = 0.0
         self.expiring_at: float | None = None
         self.ends_at: float | None = None
@@ -100,121 +109,38 @@ class Subscriber:
         self.bucket = 0
         self.is_due = False
 
-    @property
-    def is_lagging(self) -> bool:
-        return self.held is not None
+    def enter(self, state: State) -> None:
+        """Change the state. The table above says which state may follow which."""
+        assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
+        self.state = state
 
-    def look(self, now: float, least: int) -> None:
-        """Note whether its connection has taken `least` bytes of its backlog, or more, since it was last seen to."""
-        backlog = self.sink.backlog
-        if self.untaken is not None and self.untaken - backlog >= least:
-            self.untaken = backlog
-            self.read_at = now
-
-    def take(self, batch: Batch) -> int:
-        """Write `batch`, or hold it, as far as it is above `sent`; returns how many events that were."""
-        if self.reason is not None or self.is_replaying:
-            return 0
-        if self.held is None and batch.first > self.sent:
-            self._write(batch)
-            return batch.count
-        rest = batch.after(self.held[-1].last if self.held else self.sent)
+    def write(self, batch: Batch) -> int:
+        """Write the part of `batch` that is above `sent`; return its number of events, or FAILED."""
+        rest = batch if batch.first > self.sent else batch.after(self.sent)
         if rest is None:
             return 0
-        if self.held is None:
-            self._write(rest)
-        else:
-            self._hold(rest)
+        if not self.send(rest, rest.final_position):
+            return FAILED
+        self.sent = rest.last
         return rest.count
 
-    def replay(self, batch: Batch) -> None:
-        """Write what it missed."""
-        self.sink.write(batch)
-        self.sent = batch.last
-        self.told = batch.told
-
-    def tell(self, chunk: Chunk, position: Position | None) -> None:
-        """Write a frame of the hub's own, which carries `position` as id, if any."""
-        self.sink.write(chunk)
-        self.told = position
-
-    def move_to(self, sink: Sink, waiting: Iterable[Chunk]) -> None:
-        """Write to `sink` from now on, first what the old one was still `waiting` to write."""
-        was_paused, self.sink.owner = self.sink.is_paused, None
-        self.sink = sink
-        sink.owner = self
-        for chunk in waiting:
-            sink.write(chunk)
-        if was_paused and not sink.is_paused:
-            self.sink_resumed()
-
-    def release(self) -> None:
-        """Drop what is held."""
-        while self.held:
-            self._take_held(self.held)
-        self.held = None
+    def send(self, chunk: Chunk, position: Position | None) -> bool:
+        """Write `chunk`, which leaves the client with `position` as its last event id; return False if that failed."""
+        try:
+            self.sink.write(chunk)
+        except Exception:
+            logger.warning("writing to a stream failed, so it ends", exc_info=True)
+            return False
+        self.known_position = position
+        return True
 
     def start_over(self, base: Position) -> None:
-        """Count as given everything up to `base`, which may be of another log; drop what is held from before.
+        """Count everything up to `base`, which may be of another log, as sent.
 
-        What it has had of the same log beyond that is not given again.
+        `sent` stays where it is if it is further on in the same log: what was written is not written again.
         """
-        while self.held:
-            self._take_held(self.held)
-        self.is_replaying = False
-        self.came_at = base
+        if self.state is State.REPLAYING:
+            self.enter(State.LIVE)
+        self.attached_at = base
         if self.sent.log != base.log or self.sent < base:
             self.sent = base
-
-    def _write(self, batch: Batch) -> None:
-        sink = self.sink
-        sink.write(batch)
-        self.sent = batch.last
-        self.told = batch.told
-        if sink.is_paused:
-            self._fall_behind(len(batch.data))
-
-    def _fall_behind(self, size: int) -> None:
-        backlog = self.sink.backlog
-        self.untaken = backlog if self.untaken is None else self.untaken + size
-        if backlog > self.keeper.max_backlog_bytes:
-            self.held = deque()
-            self.keeper.subscriber_lags(self)
-
-    def _hold(self, batch: Batch) -> None:
-        assert self.held is not None
-        self.held.append(batch)
-        self.held_bytes += len(batch.data)
-        if not batch.holders:
-            self.keeper.held_bytes += len(batch.data)
-        batch.holders += 1
-        if self.held_bytes > self.keeper.max_held_bytes:
-            self.keeper.end(self, CloseReason.SLOW)
-
-    def _take_held(self, held: deque[Batch]) -> Batch:
-        batch = held.popleft()
-        self.held_bytes -= len(batch.data)
-        batch.holders -= 1
-        if not batch.holders:
-            self.keeper.held_bytes -= len(batch.data)
-        return batch
-
-    def sink_paused(self) -> None:
-        self.untaken = None
-        self.keeper.subscriber_paused(self)
-
-    def sink_resumed(self) -> None:
-        held, self.held = self.held, None
-        try:
-            # Writing may pause the sink or put it over its bound again, in the middle of this.
-            while held and not self.sink.is_paused and self.held is None:
-                self._write(self._take_held(held))
-        finally:
-            if held:
-                self.held = held
-            if self.reason is not None:
-                self.release()
-        self.keeper.subscriber_resumed(self)
-
-    def sink_lost(self) -> None:
-        self.keeper.end(self, CloseReason.DISCONNECTED)

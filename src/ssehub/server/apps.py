@@ -16,7 +16,8 @@ from ..brokers import Limits as BrokerLimits
 from ..brokers import create_broker
 from ..config import Config
 from ..errors import ConfigError
-from ..hub import Hub, Statistics
+from ..fanout.statistics import Statistics
+from ..hub import Hub
 from ..settings import (
     Backpressure,
     Idempotency,

@@ -28,7 +28,8 @@ from typing import NamedTuple
 from ..brokers import without_password
 from ..config import Address, Config
 from ..errors import ConfigError, SSEHubError
-from ..hub import Hub, Statistics
+from ..fanout.statistics import Statistics
+from ..hub import Hub
 from .apps import create_apps, make_secret
 from .logs import logging_to_stderr
 from .process import (

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection, cookie_parser
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..claims import Claims
-from ..errors import ConfigError, Forbidden, InvalidRequest, TokenError, Unavailable
+from ..errors import Forbidden, InvalidRequest, TokenError, Unavailable
 from ..event import encode_fields
+from ..fanout.resume import Start
 from ..hub import Hub
-from ..subscription import Start
 from ..tokens import Tokens
-from .origins import is_cross_origin
+from .logins import MAX_QUERY_FIELDS, Authenticate, Login, StreamRequest, choose_login
 from .stream import EventStream, ExitListener
 
 logger = logging.getLogger("ssehub.client")
 
 ALLOW = "GET, HEAD, OPTIONS"
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
-MAX_QUERY_FIELDS = 100
-
-Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
-"""A login of the host application: returns what the request may listen to, None if it is not logged in."""
 
 
 def create_client_app(
@@ -51,7 +46,7 @@ def create_client_app(
     """
     endpoint = EventsEndpoint(
         hub,
-        _login(tokens, authenticate, token_cookie, cors_origins),
+        choose_login(tokens, authenticate, token_cookie, cors_origins),
         ExitListener(hub) if drains_on_exit else None,
     )
     cors = Middleware(
@@ -75,87 +70,6 @@ def create_client_app(
     # A redirect would send the token to a Host that the client chose.
     app.router.redirect_slashes = False
     return app
-
-
-class StreamRequest(HTTPConnection):
-    """A request for a stream. `query` has the first field of each name, and nothing if there are too many fields."""
-
-    def __init__(self, scope: Scope) -> None:
-        super().__init__(scope)
-        self.query: dict[str, str] = {}
-        self.has_too_many_fields = False
-        if query_string := scope["query_string"]:
-            self._parse(query_string)
-
-    def _parse(self, query_string: bytes) -> None:
-        """Invalid UTF-8 is replaced, as in a header, so that an unknown cursor gets a reset and not an error."""
-        try:
-            fields = parse_qsl(query_string.decode(errors="replace"), errors="replace", max_num_fields=MAX_QUERY_FIELDS)
-        except ValueError:
-            self.has_too_many_fields = True
-        else:
-            self.query = dict(reversed(fields))
-
-    def start(self) -> Start:
-        """Return where the stream is to begin. Raises InvalidRequest."""
-        if self.has_too_many_fields:
-            raise InvalidRequest(f"the query has more than {MAX_QUERY_FIELDS} fields")
-        return Start.parse(self._cursor(), self.query.get("since"), self.query.get("on_reset"))
-
-    def _cursor(self) -> str | None:
-        """Return the cursor from the header of the HTML standard (9.2.4), or from what polyfills send instead."""
-        cursor = self.headers.get("last-event-id")
-        if cursor:
-            # Browsers send it as UTF-8 (HTML, 9.2.3), but ASGI headers are decoded as Latin-1.
-            return cursor.encode("latin-1").decode(errors="replace")
-        return next((self.query[name] for name in CURSOR_PARAMETERS if self.query.get(name)), None)
-
-
-Login = Callable[[StreamRequest], Awaitable[Claims | None]]
-"""Returns what the request may listen to. A host's `Authenticate` is one, too."""
-
-
-def _login(
-    tokens: Tokens | None, authenticate: Authenticate | None, token_cookie: str | None, cors_origins: Sequence[str]
-) -> Login:
-    if tokens is not None and authenticate is None:
-        return TokenLogin(tokens, token_cookie, frozenset(cors_origins))
-    if authenticate is not None and tokens is None:
-        return authenticate
-    raise ConfigError("create_client_app needs either tokens or authenticate")
-
-
-class TokenLogin:
-    """The login by token. The first token found counts: in `Authorization` (RFC 6750, 2.1), the cookie, the query."""
-
-    def __init__(self, tokens: Tokens, cookie: str | None, cors_origins: frozenset[str]) -> None:
-        self._tokens = tokens
-        self._cookie = cookie
-        self._origins = cors_origins
-
-    async def __call__(self, request: StreamRequest) -> Claims:
-        """Raises TokenError or Forbidden."""
-        return self._tokens.verify(self._token(request))
-
-    def _token(self, request: StreamRequest) -> str:
-        authorization = request.headers.get("authorization", "")
-        if authorization[:6].lower() == "bearer":
-            return authorization[7:]
-        if self._cookie is not None:
-            token = cookie_parser(request.headers.get("cookie", "")).get(self._cookie)
-            if token:
-                self._check_origin(request)
-                return token
-        if "token" in request.query:
-            return request.query["token"]
-        raise TokenError("the request has no token")
-
-    def _check_origin(self, request: StreamRequest) -> None:
-        """Browsers send cookies with requests of any page, so only pages of our own or a listed origin may use it."""
-        origin = request.headers.get("origin")
-        if is_cross_origin(request.headers) and origin not in self._origins:
-            page = "a page of another origin" if origin is None else f"a page of origin {origin[:100]!r}"
-            raise Forbidden(f"{page} can't listen with a cookie: add its origin to cors_origins")
 
 
 class EventsEndpoint:
@@ -184,11 +98,11 @@ class EventsEndpoint:
             return PlainTextResponse("method not allowed: use GET\n", 405, headers={"Allow": ALLOW})
         request = StreamRequest(scope)
         try:
-            claims = await self._claims(request)
+            claims = await self._login(request)
         except Exception as exc:
             return _refusal(exc)
         try:
-            start = request.start()
+            start = _start(request)
         except InvalidRequest as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
@@ -196,16 +110,6 @@ class EventsEndpoint:
                 return self._busy()
             await self._hub.reach(start.cursor)
         return EventStream(self._hub, claims, start)
-
-    async def _claims(self, request: StreamRequest) -> Claims:
-        claims = await self._login(request)
-        if claims is None:
-            raise TokenError("authenticate returned None")
-        if not isinstance(claims, Claims):
-            raise TypeError(
-                f"authenticate returned {type(claims).__name__}: return ssehub.Claims, or None if not logged in"
-            )
-        return claims
 
     async def _is_ready(self) -> bool:
         """True if a stream can be opened now. Starts the hub at its first use."""
@@ -228,6 +132,23 @@ class EventsEndpoint:
         frame = encode_fields(comment="busy", retry=self._hub.comeback_milliseconds())
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"}
         return Response(frame, media_type="text/event-stream", headers=headers)
+
+
+def _start(request: StreamRequest) -> Start:
+    """Return where the stream is to begin. Raises InvalidRequest."""
+    query = request.query
+    if query is None:
+        raise InvalidRequest(f"the query has more than {MAX_QUERY_FIELDS} fields")
+    return Start.parse(_cursor(request.headers, query), query.get("since"), query.get("on_reset"))
+
+
+def _cursor(headers: Headers, query: Mapping[str, str]) -> str | None:
+    """Return the cursor from the header of the HTML standard (9.2.4), or from what polyfills send instead."""
+    cursor = headers.get("last-event-id")
+    if cursor:
+        # Browsers send it as UTF-8 (HTML, 9.2.3), but ASGI headers are decoded as Latin-1.
+        return cursor.encode("latin-1").decode(errors="replace")
+    return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)
 
 
 def _refusal(exc: Exception) -> Response:

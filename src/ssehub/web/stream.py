@@ -19,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from ..claims import Claims
 from ..event import SEPARATOR
+from ..fanout.resume import Start
 from ..fanout.sinks import TaskSink, TransportSink
-from ..fanout.subscriber import CloseReason, Subscriber
+from ..fanout.subscriber import Subscriber
 from ..hub import Hub
-from ..subscription import Start
 
 logger = logging.getLogger("ssehub.stream")
 
@@ -72,9 +72,9 @@ class EventStream:
     """
 
     _template = _response()
-    """Has the status and headers of every stream."""
+    """The status and headers of every stream."""
 
-    def __init__(self, hub: Hub, claims: Claims, start: Start | None = None) -> None:
+    def __init__(self, hub: Hub, claims: Claims, start: Start) -> None:
         self._hub = hub
         self._claims = claims
         self._start = start
@@ -103,7 +103,7 @@ class EventStream:
                 await self._move_to_task(subscriber, sink, receive, send)
                 return
         except BaseException:
-            self._hub.end(subscriber, CloseReason.DISCONNECTED)
+            self._hub.detach(subscriber)
             raise
         sink.uncork(connection.hand_over())
 
@@ -116,9 +116,9 @@ class EventStream:
     async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
         """Let the server write. Middleware that keeps the headers until it has a body must get the body, too."""
         sink = TaskSink(corked.abort)
-        subscriber.move_to(sink, corked.take_corked())
+        self._hub.reattach(subscriber, sink, corked.pop_corked())
         await _copy(sink, receive, send)
-        self._hub.end(subscriber, CloseReason.DISCONNECTED)
+        self._hub.detach(subscriber)
 
     async def _send_from_task(self, sink: TaskSink, receive: Receive, send: Send) -> None:
         subscriber = self._hub.attach(self._claims, sink, self._start)
@@ -126,7 +126,7 @@ class EventStream:
             await self._send_head(send)
             await _copy(sink, receive, send)
         finally:
-            self._hub.end(subscriber, CloseReason.DISCONNECTED)
+            self._hub.detach(subscriber)
 
 
 async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
@@ -135,7 +135,7 @@ async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(_wait_for_disconnect, receive, group.cancel_scope)
             with contextlib.suppress(OSError):  # raised by `send` if the client has left (ASGI 2.4)
-                while data := await sink.take():
+                while data := await sink.read():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send(END)
             group.cancel_scope.cancel()
@@ -168,7 +168,7 @@ class ExitListener:
 
     async def _listen(self) -> None:
         try:
-            await EventSourceResponse._listen_for_exit_signal()
+            await EventSourceResponse._listen_for_exit_signal()  # sse-starlette offers no public function for this
             await self._hub.drain(EXIT_SECONDS)
         finally:
             self._loop = None

@@ -1,0 +1,393 @@
+"""The engine: follows the log in one event loop, and writes each event to the subscribers it is for.
+
+It is built whole when the hub begins to follow the log. The other files of this folder answer questions (who is on a
+channel, whose time has come, who has to end, what is to be replayed) and keep the books they need for that; the engine
+acts on the answers. Streams are ended in one place, `Registry.end`.
+
+    deliver → history
+            → rounds → index.select → subscriber.write → sink → connection
+    attach → resume.beginning → replay from history → live
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from ..brokers.base import Entry
+from ..claims import Claims
+from ..position import Position
+from ..publication import Disconnect
+from ..settings import Backpressure, Retention, Streams
+from .backlogs import Backlogs
+from .clock import Clock, Ticker
+from .frames import (
+    Batch,
+    Ending,
+    Frame,
+    hello,
+)
+from .gate import Gate
+from .history import History, ResetReason
+from .index import Delivery, Index
+from .registry import Registry
+from .replays import Replays
+from .resume import Start, beginning
+from .rounds import SLICE, Rounds, RoundState
+from .sinks import Chunk, Sink
+from .statistics import Statistics
+from .subscriber import (
+    FAILED,
+    CloseReason,
+    State,
+    Subscriber,
+)
+
+DRAIN_STEP_SECONDS = 0.02
+LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
+
+
+class Engine:
+    """Fans out the log from `base` on, in the running event loop. `wall` gives Unix time, in seconds."""
+
+    def __init__(
+        self,
+        base: Position,
+        *,
+        retention: Retention,
+        backpressure: Backpressure,
+        streams: Streams,
+        statistics: Statistics,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._retention = retention
+        self._streams = streams
+        self._statistics = statistics
+        self._wall = wall
+        self._monotonic = monotonic
+        self.index = Index()
+        self._history = History(base, retention)
+        self.backlogs = Backlogs(backpressure, retention.history_bytes)
+        self._rounds = Rounds(base, backpressure.max_waiting_bytes)
+        self.clock = Clock(streams)
+        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
+        self._replays = Replays(self._history, self.registry, statistics, backpressure.round_bytes, monotonic)
+        self.gate = Gate(self._rounds.has_capacity, backpressure.max_waiting_publishers)
+        """Publishers pass it before they publish."""
+        self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
+        """Calls `advance` while it is started."""
+
+    def __len__(self) -> int:
+        """Return the number of open streams."""
+        return len(self.index)
+
+    @property
+    def head(self) -> Position:
+        """The position up to which the log has been read."""
+        return self.registry.head
+
+    @property
+    def is_writing(self) -> bool:
+        """True if a round is under way."""
+        return self._rounds.is_under_way
+
+    def measure(self) -> None:
+        """Write the current values into the statistics. Totals are always up to date there."""
+        statistics = self._statistics
+        statistics.subscribers = len(self.index)
+        statistics.channels = len(self.index.channels)
+        statistics.backlog_bytes = self.backlogs.bytes
+        statistics.lagging = self.backlogs.lagging
+        statistics.waiting_bytes = self._rounds.waiting_bytes
+        statistics.waiting_publishers = len(self.gate)
+        statistics.history_events = len(self._history)
+        statistics.history_bytes = self._history.bytes
+        statistics.loop_lag_seconds = self.ticker.lag_seconds
+
+    # The log
+
+    async def start_over(self, base: Position) -> None:
+        """Follow the log from `base` on, after a gap or because it is another log: every stream is sent a reset."""
+        await self.flush()
+        reason = ResetReason.TOO_OLD if self.head.log == base.log else ResetReason.LOG_LOST
+        self._history = History(base, self._retention)
+        self._replays.start_over(self._history)
+        self.registry.head = self.registry.settled = base
+        for subscriber in list(self.index.all):
+            self.backlogs.drop_held(subscriber)
+            subscriber.start_over(base)
+            self.registry.send_reset(subscriber, reason)
+
+    async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+        """Dispatch the next `entries` of the log, which then ends at `position`; return when there is room for more."""
+        self.dispatch(position, entries)
+        if not self._rounds.has_capacity():
+            await self.gate.wait()
+            self.gate.open()
+
+    def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
+        """Retain the next `entries` of the log for clients that reconnect, and give them to the next round."""
+        history, rounds = self._history, self._rounds
+        has_listeners = len(self.index) > 0 or rounds.is_under_way
+        now, wall = self._monotonic(), self._wall() * 1000
+        for at, event in entries:
+            if isinstance(event, Disconnect):
+                if has_listeners:
+                    rounds.add(Ending(at, event))
+                continue
+            frame = Frame(at, event, now - max(0.0, wall - at.milliseconds) / 1000)
+            if event.store:
+                history.add(frame)
+            if has_listeners:
+                rounds.add(frame)
+        self.registry.head = position
+        if not has_listeners and rounds.is_idle:
+            self.registry.settled = position
+        self._schedule_round()
+
+    async def flush(self) -> None:
+        """Return when everything dispatched has been written to its subscribers."""
+        while not self._rounds.is_idle:  # noqa: ASYNC110  # an event would have to be set at the end of every round
+            await asyncio.sleep(0.001)
+
+    # Rounds
+
+    def _schedule_round(self) -> None:
+        delay = self._rounds.schedule(self._monotonic())
+        if delay is None:
+            return
+        if delay:
+            self._loop.call_later(delay, self._begin_round)
+        else:
+            self._loop.call_soon(self._begin_round)
+
+    def _retry_round(self) -> None:
+        """Clients have read, or streams have ended: a round that waits for that may begin."""
+        if self._rounds.state is RoundState.WAITING:
+            self._schedule_round()
+
+    def _begin_round(self) -> None:
+        if self._must_wait():
+            self._rounds.wait()
+            return
+        ending = self._rounds.next_ending()
+        if ending is not None:
+            self._begin_ending(ending)
+            return
+        frames = self._rounds.begin(self._monotonic(), self.backlogs.capacity(len(self.index)))
+        self.gate.open()
+        self._write_slice(_pairs(self.index.select(frames, frames[-1].position)))
+
+    def _must_wait(self) -> bool:
+        """End the streams that memory does not allow for; return True if the next round has to wait for the others."""
+        now, backlogs = self._monotonic(), self.backlogs
+        for subscriber in backlogs.stopped(now, len(self.index)):
+            self.registry.end(subscriber, CloseReason.SLOW)
+        if backlogs.must_wait(now, len(self.index)):
+            return True
+        for subscriber in backlogs.largest():
+            self.registry.end(subscriber, CloseReason.SLOW)
+        return False
+
+    def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
+        """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
+        writes = events = size = 0
+        try:
+            for batch, subscriber in islice(work, SLICE):
+                writes += 1
+                if subscriber.state is LIVE:
+                    written = subscriber.write(batch)
+                elif subscriber.state is LAGGING:
+                    written = self.backlogs.hold(subscriber, batch)
+                else:
+                    continue
+                if written > 0:
+                    events += written
+                    size += len(batch.data)
+                    if subscriber.sink.is_paused:
+                        self._check_backlog(subscriber, len(batch.data))
+                elif written:
+                    self.registry.end_failed(subscriber, written)
+        finally:
+            self._statistics.delivered += events
+            self._statistics.delivered_bytes += size
+            self._rounds.writes += writes
+            if writes == SLICE:
+                self._loop.call_soon(self._write_slice, work)
+            else:
+                self._finish_round()
+
+    def _finish_round(self) -> None:
+        self._statistics.count_round(self._rounds.finish(self._monotonic()))
+        self.registry.settled = self._rounds.last
+        self._schedule_round()
+
+    def _begin_ending(self, ending: Ending) -> None:
+        command = ending.command
+        named = self.index.named(command.users, command.channels)
+        # A stream that was opened after the command, with a token that is valid, is not meant.
+        open_then = [subscriber for subscriber in named if subscriber.attached_at < ending.position]
+        self._end_slice(iter(open_then), command.retry)
+
+    def _end_slice(self, rest: Iterator[Subscriber], retry_milliseconds: int) -> None:
+        some = list(islice(rest, SLICE))
+        try:
+            for subscriber in some:
+                jitter = random.randrange(retry_milliseconds // 5 + 1)
+                self.registry.send(subscriber, "stream-revoked", {}, retry_milliseconds + jitter)
+                self.registry.end(subscriber, CloseReason.REVOKED)
+        finally:
+            if len(some) == SLICE:
+                self._loop.call_soon(self._end_slice, rest, retry_milliseconds)
+            else:
+                self._rounds.finish_ending()
+                self._schedule_round()
+
+    # Sinks
+
+    def sink_paused(self, subscriber: Subscriber) -> None:
+        self.backlogs.pause(subscriber, self._monotonic())
+
+    def sink_resumed(self, subscriber: Subscriber) -> None:
+        """Write what was held for `subscriber`, or is to be replayed to it, as far as its client reads that, too."""
+        self.backlogs.resume(subscriber, self._monotonic())
+        if subscriber.state is LAGGING:
+            self._write_held(subscriber)
+        self.backlogs.settle(subscriber)
+        if subscriber.state is REPLAYING:
+            self._replays.advance(subscriber)
+        self._retry_round()
+
+    def sink_lost(self, subscriber: Subscriber) -> None:
+        self.registry.end(subscriber, CloseReason.DISCONNECTED)
+        self._retry_round()
+
+    def _write_held(self, subscriber: Subscriber) -> None:
+        is_over = False
+        while not subscriber.sink.is_paused and (batch := self.backlogs.next_held(subscriber)) is not None:
+            if subscriber.write(batch) == FAILED:
+                self.registry.end_failed(subscriber, FAILED)
+                return
+            is_over = subscriber.sink.is_paused and self.backlogs.is_over(subscriber, len(batch.data))
+        if is_over or self.backlogs.held_for(subscriber):
+            self.backlogs.start_lag(subscriber, self._monotonic())
+        else:
+            self.backlogs.end_lag(subscriber)
+            subscriber.enter(LIVE)
+
+    def _check_backlog(self, subscriber: Subscriber, written_bytes: int) -> None:
+        if subscriber.state is LIVE and self.backlogs.is_over(subscriber, written_bytes):
+            subscriber.enter(LAGGING)
+            self.backlogs.start_lag(subscriber, self._monotonic())
+
+    # Subscribers
+
+    def attach(self, claims: Claims, sink: Sink, start: Start) -> Subscriber:
+        """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed."""
+        now = self._monotonic()
+        sent, reset = beginning(self._history, self.head, claims, start, now)
+        subscriber = Subscriber(claims, sink, self.head, sent)
+        sink.owner = _SinkOwner(self, subscriber)
+        self.registry.add(subscriber, now, self._wall())
+        # An id before the reset would let a client that is disconnected between the two come back without a reset.
+        position = sent if reset is None else None
+        self.registry.send_frame(subscriber, hello(position, self._streams.retry_milliseconds), position)
+        if reset is not None:
+            self.registry.send_reset(subscriber, reset)
+        if subscriber.state is REPLAYING:
+            self._replays.add(subscriber)
+        return subscriber
+
+    def move(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
+        """Write to `sink` from now on, first what the old sink had not sent."""
+        old = subscriber.sink
+        was_paused, sink.owner, old.owner = old.is_paused, old.owner, None
+        subscriber.sink = sink
+        for chunk in unsent:
+            sink.write(chunk)
+        if was_paused and not sink.is_paused:
+            self.sink_resumed(subscriber)
+
+    # Time
+
+    def advance(self, slice_size: int = SLICE) -> None:
+        """Do the work of one tick: end the streams whose time has come, and send the next share of the heartbeats.
+
+        The heartbeats are sent in slices, between which the loop goes on.
+        """
+        now, wall = self._monotonic(), self._wall()
+        for subscriber in self.backlogs.overdue(now):
+            self.registry.end(subscriber, CloseReason.SLOW)
+        self._retry_round()
+        self._replays.advance_all()
+        self._history.expire(now)
+        for subscriber, reason in self.clock.due(now, wall):
+            if reason is not None:
+                self.registry.end(subscriber, reason)
+            else:
+                self.registry.send(subscriber, "stream-expiring", {"expiresAt": subscriber.expires_at})
+        if bucket := self.clock.next_bucket():
+            self._visit(iter(bucket), {}, slice_size)
+
+    def _visit(self, rest: Iterator[Subscriber], frames: dict[Position | None, Chunk], slice_size: int) -> None:
+        """Send the next slice of heartbeats. `frames` keeps those already made, by the position they carry."""
+        now, wall = self._monotonic(), self._wall()
+        some = list(islice(rest, slice_size))
+        if len(some) == slice_size:
+            self._loop.call_soon(self._visit, rest, frames, slice_size)
+        for subscriber in some:
+            if subscriber.state is not State.ENDED:
+                self.clock.look_ahead(subscriber, now, wall)
+                if self._streams.heartbeat_seconds:
+                    self.registry.beat(subscriber, frames)
+
+    async def drain(self, window_seconds: float) -> None:
+        """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window."""
+        began = self._monotonic()
+        self.registry.drain_until = began + window_seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(window_seconds / 4):
+                await self.flush()
+        end = began + window_seconds * 3 / 4
+        while self.index.all:
+            steps_left = max(1.0, (end - self._monotonic()) / DRAIN_STEP_SECONDS)
+            for subscriber in list(islice(self.index.all, math.ceil(len(self.index) / steps_left))):
+                self.registry.end(subscriber, CloseReason.DRAINED)
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
+
+    def stop(self) -> None:
+        """End every stream at once, and the ticker."""
+        self.ticker.stop()
+        for subscriber in list(self.index.all):
+            self.registry.end(subscriber, CloseReason.DRAINED)
+
+
+class _SinkOwner:
+    """Owns the sink of one subscriber, and passes on to the engine what the sink reports."""
+
+    __slots__ = ("_engine", "_subscriber")
+
+    def __init__(self, engine: Engine, subscriber: Subscriber) -> None:
+        self._engine = engine
+        self._subscriber = subscriber
+
+    def sink_paused(self) -> None:
+        self._engine.sink_paused(self._subscriber)
+
+    def sink_resumed(self) -> None:
+        self._engine.sink_resumed(self._subscriber)
+
+    def sink_lost(self) -> None:
+        self._engine.sink_lost(self._subscriber)
+
+
+def _pairs(deliveries: list[Delivery]) -> Iterator[tuple[Batch, Subscriber]]:
+    for batch, members in deliveries:
+        for subscriber in members:
+            yield batch, subscriber

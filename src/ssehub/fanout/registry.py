@@ -1,0 +1,154 @@
+"""The registry of a hub's open streams: sends them the frames of the hub's own, and is the only place that ends one."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+
+from ..position import Position
+from .backlogs import OVERRUN, Backlogs
+from .clock import Clock
+from .frames import control_event, heartbeat
+from .history import ResetReason
+from .index import Index
+from .sinks import Chunk, Sink
+from .statistics import Statistics
+from .subscriber import (
+    FAILED,
+    CloseReason,
+    State,
+    Subscriber,
+)
+
+logger = logging.getLogger("ssehub.hub")
+
+RESTART_MILLISECONDS = 2_000
+"""A drained client comes back after at least this time, in which a restart should be done, and within 5 s more."""
+DRAIN_LINGER_SECONDS = 1.0
+"""How much longer than the drain window a client has to read what was written before its stream ended."""
+
+
+class Registry:
+    """The open streams, and how far they and the log have come.
+
+    Each stream is entered in the index, the backlogs and the clock, and removed from all of them when it ends.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        backlogs: Backlogs,
+        clock: Clock,
+        statistics: Statistics,
+        base: Position,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.head = base
+        """The position up to which the log has been read."""
+        self.settled = base
+        """Every live subscriber has been written everything up to here that is for it."""
+        self.drain_until: float | None = None
+        """When the drain window ends, if the hub drains."""
+        self._index = index
+        self._backlogs = backlogs
+        self._clock = clock
+        self._statistics = statistics
+        self._monotonic = monotonic
+
+    def add(self, subscriber: Subscriber, now: float, wall: float) -> None:
+        self._index.add(subscriber)
+        self._clock.add(subscriber, now, wall)
+        self._statistics.connected += 1
+
+    def position_of(self, subscriber: Subscriber) -> Position:
+        """Return the position up to which everything for `subscriber` has been written."""
+        is_settled = subscriber.state is State.LIVE and subscriber.sent < self.settled
+        return self.settled if is_settled else subscriber.sent
+
+    def send(self, subscriber: Subscriber, type: str, data: object, retry_milliseconds: int | None = None) -> None:
+        """Send a control event."""
+        position = self.position_of(subscriber)
+        self.send_frame(subscriber, control_event(type, data, position, retry_milliseconds), position)
+
+    def send_reset(self, subscriber: Subscriber, reason: ResetReason) -> None:
+        """Tell a client that it may have missed events."""
+        self._statistics.resets[reason.value] += 1
+        self.send(subscriber, "stream-reset", {"reason": reason.value})
+
+    def send_frame(self, subscriber: Subscriber, chunk: Chunk, position: Position | None) -> None:
+        if subscriber.state is not State.ENDED and not subscriber.send(chunk, position):
+            self.end_failed(subscriber, FAILED)
+
+    def beat(self, subscriber: Subscriber, frames: dict[Position | None, Chunk]) -> None:
+        """Send a heartbeat, with the position if that has moved since the client was last sent it."""
+        if subscriber.sink.is_paused or subscriber.state is State.LAGGING:
+            return
+        position = self.position_of(subscriber)
+        key = None if position == subscriber.known_position else position
+        chunk = frames.get(key)
+        if chunk is None:
+            chunk = frames[key] = heartbeat(key)
+        self.send_frame(subscriber, chunk, position)
+
+    def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
+        """End one stream. Of several reasons the first counts; one that is not registered here is left alone."""
+        if subscriber not in self._index.all:
+            return
+        self._index.remove(subscriber)
+        self._backlogs.remove(subscriber)
+        self._clock.remove(subscriber)
+        farewell = self._farewell(subscriber, reason)
+        subscriber.reason = reason
+        subscriber.enter(State.ENDED)
+        if farewell is not None and not subscriber.send(farewell, None):
+            subscriber.sink.abort()
+        self._close(subscriber.sink, reason)
+        self._statistics.endings[reason.value] += 1
+        logger.info(
+            "stream ended: %s, user %r on %r, after %.1f s",
+            reason.value,
+            subscriber.user_id,
+            subscriber.channels,
+            self._monotonic() - subscriber.connected_at,
+        )
+
+    def end_failed(self, subscriber: Subscriber, failure: int) -> None:
+        """`write` or `hold` has returned a failure, which ends this subscriber and no other."""
+        if failure == OVERRUN:
+            self.end(subscriber, CloseReason.SLOW)
+        else:
+            subscriber.sink.abort()
+            self.end(subscriber, CloseReason.DISCONNECTED)
+
+    def _farewell(self, subscriber: Subscriber, reason: CloseReason) -> Chunk | None:
+        position = self.position_of(subscriber)
+        if reason is CloseReason.EXPIRED:
+            return control_event("stream-expired", {"expiresAt": subscriber.expires_at}, position)
+        if reason is CloseReason.DRAINED:
+            return control_event("stream-drain", {}, position, self.comeback_milliseconds())
+        return None
+
+    def _close(self, sink: Sink, reason: CloseReason) -> None:
+        try:
+            if reason is CloseReason.SLOW:
+                sink.abort()
+            elif reason is CloseReason.DRAINED:
+                sink.close(self._drain_seconds_left() + DRAIN_LINGER_SECONDS)
+            else:
+                sink.close()
+        except Exception:
+            logger.warning("closing a stream failed, so its connection is dropped", exc_info=True)
+            sink.abort()
+
+    def comeback_milliseconds(self) -> int:
+        """Return a jittered `retry:` for a client that is to come back after the drain and a restart."""
+        return comeback_milliseconds(self._drain_seconds_left())
+
+    def _drain_seconds_left(self) -> float:
+        return 0.0 if self.drain_until is None else max(0.0, self.drain_until - self._monotonic())
+
+
+def comeback_milliseconds(seconds: float = 0.0) -> int:
+    """Return a jittered `retry:` for a client that is to come back in `seconds`, and after a restart."""
+    return RESTART_MILLISECONDS + int(1000 * seconds) + random.randrange(5_000)

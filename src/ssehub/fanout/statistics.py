@@ -1,0 +1,44 @@
+"""Statistics: plain numbers about one hub, which `/metrics` shows and workers send each other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from .history import ResetReason
+from .subscriber import CloseReason
+
+ROUND_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""Upper bounds, in seconds, of the histogram of round durations."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Totals since the hub was made, and the current value of everything else."""
+
+    subscribers: int = 0
+    channels: int = 0
+    connected: int = 0
+    endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
+    published: int = 0
+    delivered: int = 0
+    delivered_bytes: int = 0
+    replayed: int = 0
+    resets: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in ResetReason})
+    history_events: int = 0
+    history_bytes: int = 0
+    backlog_bytes: int = 0
+    lagging: int = 0
+    waiting_bytes: int = 0
+    waiting_publishers: int = 0
+    round_bounds: tuple[float, ...] = ROUND_BOUNDS
+    round_counts: list[int] = field(default_factory=lambda: [0] * (len(ROUND_BOUNDS) + 1))
+    round_seconds: float = 0.0
+    loop_lag_seconds: float = 0.0
+    broker_ready: bool = True
+    log_skipped_entries: int = 0
+
+    def count_round(self, seconds: float) -> None:
+        """Add a round of this duration to the histogram."""
+        self.round_seconds += seconds
+        self.round_counts[bisect_left(self.round_bounds, seconds)] += 1
