@@ -31,6 +31,8 @@ class StreamRequest:
 
 def _parse_query(query_string: bytes) -> dict[str, str] | None:
     """Invalid UTF-8 is replaced, as in a header: an unknown cursor then leads to a reset, and not to an error."""
+    if not query_string:
+        return {}
     try:
         fields = parse_qsl(query_string.decode(errors="replace"), errors="replace", max_num_fields=MAX_QUERY_FIELDS)
     except ValueError:
@@ -74,7 +76,7 @@ class TokenLogin:
         if self._cookie is not None and (token := cookie_parser(headers.get("cookie", "")).get(self._cookie)):
             self._check_origin(headers)
             return token
-        if request.query and "token" in request.query:
+        if request.query is not None and "token" in request.query:
             return request.query["token"]
         raise TokenError("the request has no token")
 
