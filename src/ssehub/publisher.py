@@ -115,7 +115,7 @@ class Publisher(_Client):
     `idempotency_key` so that your program can safely publish again after a restart. `timeout_seconds` applies to
     connecting, and to each wait for the response.
 
-    Raises InvalidRequest if the hub rejects the request, ControlKeyError or Forbidden if it rejects the caller, and
+    Raises InvalidRequest if the hub refuses the request, ControlKeyError or Forbidden if it refuses the caller, and
     Unavailable if the hub can't be reached or asks to try again later.
     """
 

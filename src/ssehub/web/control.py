@@ -57,7 +57,7 @@ def create_control_app(
     """Return the app that issues `tokens` and publishes to `hub`.
 
     With a `control_key`, every call except the health checks requires it. Without one, requests must name a `Host` of
-    `allowed_hosts`, which rejects web pages that rebind their DNS name to this machine, and must come to an address
+    `allowed_hosts`, which refuses web pages that rebind their DNS name to this machine, and must come to an address
     that other machines can't reach.
 
     `statistics` returns what `/metrics` shows, if this hub is one of several workers. `now` returns Unix time.

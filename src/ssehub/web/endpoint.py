@@ -45,7 +45,7 @@ class Endpoint:
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
-                await _reject_body(error_response(exc, headers), receive, send)
+                await _refuse_body(error_response(exc, headers), receive, send)
                 return
             try:
                 response = await self.respond(ControlRequest(scope["query_string"], headers, body))
@@ -54,7 +54,7 @@ class Endpoint:
         await response(scope, receive, send)
 
 
-async def _reject_body(response: Response, receive: Receive, send: Send) -> None:
+async def _refuse_body(response: Response, receive: Receive, send: Send) -> None:
     """Send the whole response at once, but end it only after the rest of the request.
 
     Clients that read while they send then stop early, and the others still get the response.
@@ -71,7 +71,7 @@ def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
     extra = {}
     if isinstance(exc, Unavailable):
         extra["Retry-After"] = RETRY_AFTER_SECONDS
-        logger.warning("request rejected with 503: %s", exc)
+        logger.warning("request refused with 503: %s", exc)
     if isinstance(exc, ControlKeyError):
         extra["WWW-Authenticate"] = "Bearer"
     message = str(exc).encode(errors="backslashreplace").decode()

@@ -21,7 +21,7 @@ OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 
 
 class Guard:
-    """Middleware that rejects requests from web pages and, if a control key is set, requests without it.
+    """Middleware that refuses requests from web pages and, if a control key is set, requests without it.
 
     Any web page can make a browser POST a form to this machine. The browser then sends `Origin` or `Sec-Fetch-Site`.
     A page can also rebind its own DNS name to this machine, and is then of the same origin. So without a key, `Host`
@@ -54,11 +54,9 @@ class Guard:
     def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
         """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
         if _host_name(host) not in self._hosts:
-            raise Forbidden(f"Host {host[:100]!r} is not allowed: use a loopback name, or add it to control_hosts")
+            raise Forbidden("this Host is not allowed: call a loopback name, or add the name to control_hosts")
         if server is not None and server[1] is not None and not self._is_private(str(server[0])):
-            raise Forbidden(
-                f"other machines can reach {str(server[0])[:100]!r}: set a control key, or listen on loopback only"
-            )
+            raise Forbidden("other machines can reach this address: set a control key, or listen on loopback only")
 
     def _is_private(self, address: str) -> bool:
         """True for a loopback address, and for a name in `allowed_hosts`."""

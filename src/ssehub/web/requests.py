@@ -64,7 +64,7 @@ async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -
 
 
 async def drop_body(receive: Receive) -> None:
-    """Read and discard the rest of a rejected body, within bounds.
+    """Read and discard the rest of a refused body, within bounds.
 
     Many clients read no response before they have sent everything. If the connection is closed while they send, the
     response is lost to them.
