@@ -1,7 +1,7 @@
-"""A server without a hub, for the workload `reader`: events made beforehand, written to each connection at a pace.
+"""A server without a hub, for the workload `reader`: writes prepared events to each connection at a fixed rate.
 
-feeder.py CONNECTIONS EVENTS_PER_WRITE WRITES EVENTS_PER_SECOND: says its port, takes that many connections, and writes
-when a line comes.
+feeder.py CONNECTIONS EVENTS_PER_WRITE WRITES EVENTS_PER_SECOND prints its port, accepts that many connections, begins
+to write when it reads a line from stdin, and ends after a second line.
 """
 
 from __future__ import annotations
@@ -10,29 +10,10 @@ import socket
 import sys
 import time
 
+from ssehub.bench.stamps import stamped
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-PADDING = b"x" * 65
-
-
-def events(first: int, count: int) -> bytes:
-    """A chunk of events as the hub writes them, in the order of their numbers, stamped with the present."""
-    now = time.monotonic_ns()
-    lines = [
-        b"id: 1795600000000-%d.k3j9x0ab\ndata: %010d.000.%019d.%b\n\n" % (number, number, now, PADDING)
-        for number in range(first, first + count)
-    ]
-    body = b"".join(lines)
-    return b"%x\r\n%b\r\n" % (len(body), body)
-
-
-def accepted(server: socket.socket) -> socket.socket:
-    connection = server.accept()[0]
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    request = b""
-    while b"\r\n\r\n" not in request:
-        request += connection.recv(65_536)
-    connection.sendall(HEAD)
-    return connection
+EVENT_BYTES = 100
 
 
 def main() -> None:
@@ -49,6 +30,28 @@ def main() -> None:
             connection.sendall(chunk)
         time.sleep(max(0.0, began + (write + 1) * together * count / rate - time.monotonic()))
     sys.stdin.readline()
+
+
+def accepted(server: socket.socket) -> socket.socket:
+    """Return the next connection, with its request read and the response's head sent."""
+    connection = server.accept()[0]
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += connection.recv(65_536)
+    connection.sendall(HEAD)
+    return connection
+
+
+def events(first: int, count: int) -> bytes:
+    """Return a chunk of `count` events in the hub's encoding, numbered from `first`, due now."""
+    now = time.monotonic_ns()
+    frames = [
+        f"id: 1795600000000-{number}.k3j9x0ab\ndata: {stamped(number, 0, now, EVENT_BYTES)}\n\n"
+        for number in range(first, first + count)
+    ]
+    body = "".join(frames).encode()
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 if __name__ == "__main__":

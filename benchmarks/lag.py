@@ -1,9 +1,9 @@
-"""`ssehub serve` with a recorder in its event loop: how long it was kept from turning, at most, in each second.
+"""`ssehub serve` with a recorder in its event loop: the longest time per second in which the loop was blocked.
 
-Writes a line `<monotonic time> <longest gap in ms>` a second to the file named by `LAG_FILE`. A gap is the time between
-two turns of a task that sleeps for 1 ms, less the 2 ms which that takes in an idle loop at most: 1 ms of sleep, and up
-to 1 ms more because uvloop's timers count whole milliseconds. Only what the loop was kept from turning beyond that is
-left, by one callback or by several in one turn: a callback that takes N ms shows as at least N - 2 ms.
+Writes one line per second, `<monotonic time> <longest gap in ms>`, to the file that `LAG_FILE` names. A gap is the time
+between two steps of a task that sleeps for 1 ms, less the 2 ms that such a sleep takes at most in an idle loop: 1 ms,
+and up to 1 ms more because uvloop's timers count whole milliseconds. What remains is the time for which callbacks, one
+or several in one iteration, blocked the loop: a callback that takes N ms shows as at least N - 2 ms.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import asyncio
 import os
 import time
 
-from ssehub import apps, cli
-from ssehub.hub import Hub
+import uvloop
 
-SLEEP_AT_MOST = 0.002
-"""What a sleep of 1 ms takes in an idle loop, rounded up to the next whole one."""
+from ssehub import cli
+
+LONGEST_IDLE_SLEEP = 0.002
+
+new_event_loop = uvloop.new_event_loop
+recorders: list[asyncio.Task[None]] = []
+"""The loop itself has only weak references to its tasks."""
 
 
 async def record(path: str) -> None:
@@ -27,17 +31,15 @@ async def record(path: str) -> None:
             while before - began < 1:
                 await asyncio.sleep(0.001)
                 now = time.perf_counter()
-                longest, before = max(longest, now - before - SLEEP_AT_MOST), now
+                longest, before = max(longest, now - before - LONGEST_IDLE_SLEEP), now
             file.write(f"{time.monotonic():.3f} {longest * 1000:.3f}\n")
 
 
-class RecordingHub(Hub):
-    async def start(self) -> None:
-        is_new = self._running is None
-        await super().start()
-        if is_new:
-            self.spawn(record(os.environ["LAG_FILE"]))
+def recorded_event_loop() -> uvloop.Loop:
+    loop = new_event_loop()
+    recorders.append(loop.create_task(record(os.environ["LAG_FILE"])))
+    return loop
 
 
-apps.Hub = RecordingHub  # type: ignore[misc]
+uvloop.new_event_loop = recorded_event_loop
 cli.main()

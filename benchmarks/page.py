@@ -1,4 +1,4 @@
-"""The table of docs/performance.md, and its plots, from what run.py has measured."""
+"""The tables of docs/performance.md and docs/laboratory.md, and their plots, made from the results of run.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
 OURS, NCHAN, README, TASKS = "ssehub", "nchan", "sse-starlette", "ssehub, plain uvicorn"
 BUSY_SHARE = 0.9
 COMPARED = {
@@ -26,11 +26,11 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to reach: which workload shows it, and what of its figures; more is better, or else `at_most`."""
+    """One line of the table: figures of a workload, and the values they should reach, or with `at_most` stay below."""
 
-    what: str
+    label: str
     workload: str
-    reached: Callable[[Figures], list[float]]
+    figures: Callable[[Figures], list[float]]
     required: float | None = None
     aim: float | None = None
     unit: str = ""
@@ -38,10 +38,10 @@ class Row:
 
     def cells(self, results: Results) -> tuple[str, ...]:
         return (
-            self.what,
+            self.label,
             self._target(self.required),
             self._target(self.aim),
-            self._found(results),
+            self._reached(results),
             command(self.workload),
         )
 
@@ -50,11 +50,11 @@ class Row:
             return ""
         return f"{'at most ' if self.at_most else ''}{value:,g}{self.unit}"
 
-    def _found(self, results: Results) -> str:
+    def _reached(self, results: Results) -> str:
         if self.workload not in results:
             return "**not measured**"
         try:
-            figures = self.reached(results[self.workload]["figures"])
+            figures = self.figures(results[self.workload]["figures"])
         except KeyError as exc:
             return f"**not measured**: no {exc.args[0]}"
         text = f"{spread(figures, self.unit)}{self._verdict(statistics.median(figures))}"
@@ -71,15 +71,17 @@ class Row:
 
 
 def of(name: str) -> Callable[[Figures], list[float]]:
+    """The figures themselves."""
     return lambda figures: figures[name]
 
 
 def ratio(above: str, below: str) -> Callable[[Figures], list[float]]:
-    """Those of the pairs."""
+    """The quotient of each pair of figures."""
     return lambda figures: [a / b for a, b in zip(figures[above], figures[below], strict=True)]
 
 
 def excess(above: str, below: str) -> Callable[[Figures], list[float]]:
+    """The difference of each pair of figures."""
     return lambda figures: [a - b for a, b in zip(figures[above], figures[below], strict=True)]
 
 
@@ -95,15 +97,15 @@ ROWS = (
     Row("C, connections per CPU second", "C", of(OURS), 3_000, 6_000),
     Row("P1, single POSTs, events per CPU second", "P1", of(OURS), 6_000, 10_000),
     Row("P100, batches of 100, events per CPU second", "P100", of(OURS), 100_000, 250_000),
-    Row("W1 with one stalled subscriber against without", "stalled", ratio("with", "without"), 0.97, 1, "x"),
-    Row("W1 with history against without", "history", ratio("on", "off"), 0.95, None, "x"),
-    Row("two workers against one, W1 per CPU second", "workers", ratio("2", "1"), 0.8, None, "x"),
-    Row("… at 200 events a second", "workers", ratio("2, 200 a second", "1, 200 a second"), 0.8, None, "x"),
+    Row("W1 with one stalled subscriber, against W1 without", "stalled", ratio("with", "without"), 0.97, 1, "x"),
+    Row("W1 with history, against W1 without", "history", ratio("on", "off"), 0.95, None, "x"),
+    Row("W1 with two workers, against one, per CPU second", "workers", ratio("2", "1"), 0.8, None, "x"),
+    Row("… at 200 events per second", "workers", ratio("2, 200 a second", "1, 200 a second"), 0.8, None, "x"),
     Row(
-        "two workers, the larger share of 1,000 streams", "workers", of("larger share, %"), 60, None, " %", at_most=True
+        "two workers: the larger share of 1,000 streams", "workers", of("larger share, %"), 60, None, " %", at_most=True
     ),
     Row(
-        "Redis, median latency over that in memory",
+        "Redis, median latency in excess of that in memory",
         "redis",
         excess("redis, latency in ms", "memory, latency in ms"),
         1,
@@ -111,19 +113,35 @@ ROWS = (
         " ms",
         at_most=True,
     ),
-    Row("Redis, 100,000 events in batches of 100: events a second", "redis", of("redis, events a second")),
-    Row("… CPU time of the node", "redis", of("redis, seconds of the node"), unit=" s"),
+    Row("Redis, 100,000 events in batches of 100: events per second", "redis", of("redis, events a second")),
+    Row("… CPU time of the hub", "redis", of("redis, seconds of the node"), unit=" s"),
     Row("… CPU time of Redis", "redis", of("redis, seconds of Redis"), unit=" s"),
-    Row("… in memory: events a second", "redis", of("memory, events a second")),
-    Row("SQLite, events a second from 1 publisher", "sqlite", of("sqlite, 1")),
+    Row("… in memory: events per second", "redis", of("memory, events a second")),
+    Row("SQLite, events per second from 1 publisher", "sqlite", of("sqlite, 1")),
     Row("… in memory", "sqlite", of("memory, 1")),
-    Row("SQLite, events a second from 50 publishers", "sqlite", of("sqlite, 50")),
+    Row("SQLite, events per second from 50 publishers", "sqlite", of("sqlite, 50")),
     Row("… in memory", "sqlite", of("memory, 50")),
-    Row("19,000 subscribers, longest gap in the loop", "lag", of("longest gap in the loop, ms"), 20, None, " ms", True),
-    Row("19,000 subscribers, slowest newcomer", "lag", of("slowest newcomer, ms"), 100, None, " ms", True),
-    Row("publishers outrun sockets, nothing lost: how long", "pressure", of("seconds"), unit=" s"),
     Row(
-        "… memory at most, against that after 10 s",
+        "19,000 subscribers: longest gap in the event loop",
+        "lag",
+        of("longest gap in the loop, ms"),
+        20,
+        None,
+        " ms",
+        True,
+    ),
+    Row(
+        "19,000 subscribers: slowest first frame of a new stream",
+        "lag",
+        of("slowest newcomer, ms"),
+        100,
+        None,
+        " ms",
+        True,
+    ),
+    Row("publishers faster than sockets, without loss: duration", "pressure", of("seconds"), unit=" s"),
+    Row(
+        "… highest memory, against that after 10 s",
         "pressure",
         ratio("MiB at most", "MiB after 10 s"),
         1.1,
@@ -131,16 +149,16 @@ ROWS = (
         "x",
         at_most=True,
     ),
-    Row("`ssehub bench` reads, each event alone: a CPU second", "reader", of("alone"), 200_000),
-    Row("… and so many were in a read", "reader", of("alone, events in a read"), 1.1, at_most=True),
+    Row("`ssehub bench`, events read per CPU second, each alone", "reader", of("alone"), 200_000),
+    Row("… events per read in that run", "reader", of("alone, events in a read"), 1.1, at_most=True),
     Row("… 64 written together", "reader", of("64 together"), 600_000),
 )
 
 
 def spread(figures: Sequence[float], unit: str = "") -> str:
-    """The median, and between what the figures are."""
-    middle = f"{number(statistics.median(figures))}{unit}"
-    return f"{middle} ({number(min(figures))} to {number(max(figures))})" if len(figures) > 1 else middle
+    """Return the median, and the range of the figures if there are several."""
+    median = f"{number(statistics.median(figures))}{unit}"
+    return f"{median} ({number(min(figures))} to {number(max(figures))})" if len(figures) > 1 else median
 
 
 def number(value: float) -> str:
@@ -151,44 +169,53 @@ def command(workload: str) -> str:
     return f'`make bench ARGS="{workload}"`'
 
 
-def table(results: Results) -> str:
+def comparison(results: Results) -> str:
+    """Return the table that compares the hub with its peers, for docs/performance.md."""
     peers = [OURS, NCHAN, README, TASKS]
-    lines = ["| | required | aim | reached | command |", "|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(row.cells(results))} |" for row in ROWS]
-    lines += ["", f"| workload | {' | '.join(peers)} |", "|---|" + "---|" * len(peers)]
-    for name, what in COMPARED.items():
+    lines = [f"| workload | {' | '.join(peers)} |", "|---|" + "---|" * len(peers)]
+    for name, unit in COMPARED.items():
         figures = results[name]["figures"] if name in results else {}
         cells = [spread(figures[peer]) if peer in figures else "" for peer in peers]
-        lines.append(f"| {name}, {what} | {' | '.join(cells)} |")
-    return "\n\n".join(["\n".join(lines), *places(results), took(results)])
+        lines.append(f"| {name}, {unit} | {' | '.join(cells)} |")
+    return "\n\n".join(["\n".join(lines), *machines({name: results[name] for name in COMPARED if name in results})])
 
 
-def places(results: Results) -> Iterator[str]:
-    """When and where, with what versions; for each workload where they are not the same for all."""
+def table(results: Results) -> str:
+    """Return the table of all workloads, for docs/laboratory.md."""
+    lines = ["| | required | aim | reached | command |", "|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(row.cells(results))} |" for row in ROWS]
+    return "\n\n".join(["\n".join(lines), *machines(results), durations(results)])
+
+
+def machines(results: Results) -> Iterator[str]:
+    """Yield date, hardware and versions, with the names of the workloads if these do not share them all."""
     names: dict[str, list[str]] = {}
     for name, result in results.items():
-        there = result["there"]
-        where = f"{there['cpu']}, {there['system']}, {there['packages']}, nginx {there['nginx']}"
-        names.setdefault(f"{there['date']}, {where}.", []).append(name)
-    for where, measured in names.items():
-        yield where if len(names) == 1 else f"{', '.join(measured)}: {where}"
+        machine = result["machine"]
+        versions = f"{machine['system']}, {machine['packages']}, nginx {machine['nginx']}"
+        names.setdefault(f"{machine['date']}, {machine['cpu']}, {versions}.", []).append(name)
+    for machine, measured in names.items():
+        yield machine if len(names) == 1 else f"{', '.join(measured)}: {machine}"
 
 
-def took(results: Results) -> str:
-    seconds = {name: result["seconds"] for name, result in results.items() if result["seconds"]}
-    each = ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())
-    return f"Seconds: {each}; {sum(seconds.values()) / 60:.1f} minutes in all."
+def durations(results: Results) -> str:
+    durations = {name: result["seconds"] for name, result in results.items() if result["seconds"]}
+    each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in durations.items())
+    return f"Duration in seconds: {each}; {sum(durations.values()) / 60:.1f} minutes in total."
 
 
 def write(results: Results) -> None:
-    """The table into the page, and the plots beside it."""
+    """Write the tables into their pages, and the plots into the folder beside them."""
     from plots import draw
 
-    text = re.sub(
-        r"(<!-- make bench -->\n).*(\n<!-- end -->)",
-        lambda match: f"{match[1]}{table(results)}{match[2]}",
-        PAGE.read_text(),
-        flags=re.DOTALL,
+    _replace(DOCS / "performance.md", comparison(results))
+    _replace(DOCS / "laboratory.md", table(results))
+    draw(results, DOCS / "plots")
+
+
+def _replace(page: Path, text: str) -> None:
+    """Replace what stands between the two marks in `page`."""
+    pattern = r"(<!-- make bench -->\n).*(\n<!-- end -->)"
+    page.write_text(
+        re.sub(pattern, lambda match: f"{match[1]}{text}{match[2]}", page.read_text(), flags=re.DOTALL),
     )
-    PAGE.write_text(text)
-    draw(results, PAGE.parent / "plots")

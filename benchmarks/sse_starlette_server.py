@@ -1,4 +1,4 @@
-"""The server that sse-starlette's README leads to: a queue for each client, read by its `EventSourceResponse`."""
+"""The server that sse-starlette's README suggests: a queue per client, read by its `EventSourceResponse`."""
 
 from __future__ import annotations
 

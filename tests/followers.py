@@ -1,7 +1,8 @@
-"""Many clients in one process that follow two nodes: `followers.py PORT PORT TOKEN COUNT`. Half begin at each.
+"""Many clients of two nodes, as a process of its own: `followers.py PORT PORT TOKEN COUNT`.
 
-A client whose stream ends comes back with its last event id, to the same node if that answers and else to the other.
-Prints `ready` when all listen; when each has had the event `end`, what they were given.
+Half of the clients begin at each node. A client whose stream ends reconnects with its last event id: to the same node,
+or to the other if that does not answer. Prints `ready` when all are connected, and what they have received, as JSON,
+when each has received the event `end`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Follower:
     async def _listen(self, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            last = f"Last-Event-ID: {self._reader.last_id}\r\n" if self._reader.last_id else ""
-            writer.write(f"GET /events/?token={self._token} HTTP/1.0\r\nHost: 127.0.0.1\r\n{last}\r\n".encode())
+            cursor = f"Last-Event-ID: {self._reader.last_id}\r\n" if self._reader.last_id else ""
+            writer.write(f"GET /events/?token={self._token} HTTP/1.0\r\nHost: 127.0.0.1\r\n{cursor}\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             if b" 200 " not in head:
                 raise ConnectionError
@@ -48,7 +49,7 @@ class Follower:
             writer.transport.abort()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Keep what comes as bytes, and see what it says when the stream has ended."""
+        """Collect the bytes of the stream, and parse them only when it has ended: that costs less."""
         received: list[bytes] = []
         tail = b""
         try:
@@ -73,10 +74,10 @@ async def main(ports: list[int], token: str, count: int) -> None:
     tasks = [asyncio.create_task(follower.run()) for follower in followers]
     while not all(follower.connections for follower in followers):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    say("ready")
+    write("ready")
     await asyncio.gather(*tasks)
     first = followers[0].events
-    say(
+    write(
         json.dumps(
             {
                 "events": first,
@@ -88,7 +89,7 @@ async def main(ports: list[int], token: str, count: int) -> None:
     )
 
 
-def say(text: str) -> None:
+def write(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

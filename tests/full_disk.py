@@ -1,4 +1,7 @@
-"""A hub whose log is on a file system of 1 MiB: filled, then freed. Runs in namespaces of its own, prints what came."""
+"""A hub whose log is on a full file system, which is then freed: `full_disk.py FOLDER`.
+
+Run it in user and mount namespaces of its own: it mounts a file system of 1 MiB on FOLDER. Prints the answers as JSON.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ async def main(folder: Path) -> None:
     ballast.write_bytes(b"x" * 500_000)
     answered = 0
     async with Hub(create_broker(url)) as hub:
-        app = create_control_app(hub, tokens=Tokens("a secret of 32 bytes, or rather more"))
+        app = create_control_app(hub, tokens=Tokens("a secret of 32 bytes or more, for this test"))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8001") as http:
 
             async def emit() -> httpx.Response:
@@ -36,10 +39,13 @@ async def main(folder: Path) -> None:
             after = (await emit()).status_code
             ready = (await http.get("/readyz")).status_code
     async with Hub(create_broker(url)) as hub:
-        kept = hub.statistics.history_events
-    found = {"refused": response.status_code, "why": response.text, "not ready": not_ready, "after": after}
-    sys.stdout.write(json.dumps({**found, "ready again": ready, "lost": answered + 1 - kept}))
+        stored = hub.statistics.history_events
+    result = {"refused": response.status_code, "why": response.text, "not ready": not_ready, "after": after}
+    sys.stdout.write(json.dumps({**result, "ready again": ready, "lost": answered + 1 - stored}))
 
 
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", sys.argv[1]], check=True)
-asyncio.run(main(Path(sys.argv[1])))
+try:
+    asyncio.run(main(Path(sys.argv[1])))
+finally:
+    subprocess.run(["umount", sys.argv[1]], check=True)

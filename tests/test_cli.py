@@ -1,12 +1,10 @@
-"""The command: its flags in every spelling, and one line and an exit code for whatever is wrong."""
+"""The command: its options in every spelling, and one line and an exit code for each error."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,26 +15,15 @@ import httpx
 import pytest
 from jose import jwt
 
+from commands import run
 from conftest import SECRET, RunningHub
-from ssehub.cli import normal_flags
+from ssehub.cli import ssehub
+from ssehub.cli.flags import double_dashes
 from ssehub.tokens import Tokens
 
 
-def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSEHUB_")}
-    return subprocess.run(
-        [sys.executable, "-m", "ssehub", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env={**environment, **env},
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-    )
-
-
 @pytest.mark.parametrize(
-    ("given", "normal"),
+    ("given", "expected"),
     [
         (["-bind", ":1"], ["--bind", ":1"]),
         (["-bind=:1", "-bindctl=:2"], ["--bind=:1", "--bindctl=:2"]),
@@ -50,44 +37,44 @@ def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.Com
         (["-secret", "-exp", "-help"], ["--secret", "-exp", "--help"]),
     ],
 )
-def test_flags_of_the_original_are_understood(given: list[str], normal: list[str]) -> None:
-    assert normal_flags(given) == normal
+def test_options_with_one_dash_get_a_second_one(given: list[str], expected: list[str]) -> None:
+    assert double_dashes(given, ssehub.commands.values()) == expected
 
 
 @pytest.mark.parametrize("flags", [("-bind", "-bindctl"), ("--bind", "--control-bind")])
 @pytest.mark.parametrize("joint", [" ", "="])
-def test_hub_starts_with_flags_in_every_spelling(
+def test_hub_starts_with_options_in_every_spelling(
     flags: tuple[str, str], joint: str, start_hub: Callable[..., RunningHub]
 ) -> None:
-    spelt = [f"{flag}{joint}127.0.0.1:0" for flag in flags] + [f"-secret{joint}{SECRET}x"]
-    arguments = [part for text in spelt for part in text.split(" ", 1)] if joint == " " else spelt
+    options = [f"{flag}{joint}127.0.0.1:0" for flag in flags] + [f"-secret{joint}{SECRET}x"]
+    arguments = [part for option in options for part in option.split(" ", 1)] if joint == " " else options
 
     hub = start_hub(*arguments)
 
     Tokens(f"{SECRET}x").verify(hub.token())
 
 
-BAD = {
+BAD: dict[str, tuple[list[str], int, str]] = {
     "unknown-option": (["--bnd", "x"], 2, "No such option '--bnd'"),
     "unknown-command": (["serv"], 2, "No such command 'serv'"),
-    "bad-bind": (["--bind", "x"], 2, "--bind 'x': it has no port"),
-    "bad-number": (["--drain-seconds", "soon"], 2, "--drain-seconds 'soon': input should be a valid number"),
+    "bad-bind": (["--bind", "x"], 2, "--bind 'x': must end with a port"),
+    "bad-number": (["--drain-seconds", "soon"], 2, "--drain-seconds 'soon': must be a valid number"),
     "no-config": (["--config", "/nonexistent.toml"], 2, "can't read /nonexistent.toml: No such file or directory"),
     "secret-empty": (["--secret", ""], 2, "the secret is empty"),
     "B20-secret-of-the-original": (["-secret", "secret"], 2, "the secret is a publicly known default"),
     "B20-secret-null": (["-secret", "null"], 2, "the secret is JSON"),
     "B20-secret-json": (["-secret", '"x"'], 2, "the secret is JSON"),
     "control-off-loopback": (["--control-bind", ":0"], 2, "set a control key"),
-    "F16-broker": (["--broker", "kafka://x"], 2, "there is no such broker"),
+    "F16-broker": (["--broker", "kafka://x"], 2, "unknown broker"),
     "address-elsewhere": (["--bind", "192.0.2.1:1"], 3, "can't listen on 192.0.2.1:1: "),
     "socket-in-no-folder": (["--bind", "unix:/nonexistent/s"], 3, "can't listen on unix:/nonexistent/s: No such file"),
     "socket-below-a-file": (["--bind", "unix:/etc/passwd/x.sock"], 3, "unix:/etc/passwd/x.sock: Not a directory"),
     "socket-path-long": (["--bind", "unix:/tmp/" + "y" * 110], 3, "too long for a Unix socket: choose a shorter one"),
     "socket-path-very-long": (["--bind", "unix:/tmp/" + "y" * 300], 3, "File name too long"),
-    "host-impossible": (["--bind", "é" + "y" * 70 + ":8000"], 3, "that is no host name"),
-    "user-timeout": (["--tcp-user-timeout-seconds", "1e9"], 2, "input should be less than 2147483"),
-    "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "a file of that name that is no socket"),
-    "token-no-secret": (["token", "--user-id", "a", "--channel", "b"], 2, "a secret is needed"),
+    "host-impossible": (["--bind", "é" + "y" * 70 + ":8000"], 3, "that is not a valid host name"),
+    "user-timeout": (["--tcp-user-timeout-seconds", "1e9"], 2, "must be less than 2147483"),
+    "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "the file exists and is not a socket"),
+    "token-no-secret": (["token", "--user-id", "a", "--channel", "b"], 2, "no secret to sign the token with"),
     "token-no-user": (["token", "--channel", "b"], 2, "Missing option '--user-id'"),
     "token-exp-past": (
         ["token", "-userId", "a", "-channel", "b", "-exp", "5", "-secret", "x" * 32],
@@ -97,7 +84,7 @@ BAD = {
     "token-duration": (
         ["token", "-userId", "a", "-channel", "b", "--expires-in", "soon", "-secret", "x" * 32],
         2,
-        "--expires-in 'soon' is no duration",
+        "--expires-in 'soon' is not a duration",
     ),
     "token-duration-huge": (
         ["token", "-userId", "a", "-channel", "b", "--expires-in", "1" + "0" * 400, "-secret", "x" * 32],
@@ -112,17 +99,21 @@ BAD = {
     "token-both": (
         ["token", "-userId", "a", "-channel", "b", "--expires-in", "1h", "-exp", "5", "-secret", "x" * 32],
         2,
-        "give --exp or --expires-in",
+        "--exp and --expires-in are both given",
     ),
     "token-empty-user": (["token", "-userId", "", "-channel", "b", "-secret", "x" * 32], 2, "userId is empty"),
-    "emit-nothing": (["emit", "--channel", "b"], 2, "give --data or --payload"),
-    "emit-url": (["emit", "--channel", "b", "--data", "x", "--control-url", "nonsense"], 2, "is no URL such as"),
+    "emit-nothing": (["emit", "--channel", "b"], 2, "give either --data or --payload"),
+    "emit-url": (["emit", "--channel", "b", "--data", "x", "--control-url", "nonsense"], 2, "is not a URL such as"),
     "emit-port": (
         ["emit", "--channel", "b", "--data", "x", "--control-url", "http://127.0.0.1:99999"],
         2,
-        "no URL such",
+        "is not a URL such as",
     ),
-    "emit-bracket": (["emit", "--channel", "b", "--data", "x", "--control-url", "http://[::1"], 2, "is no URL such as"),
+    "emit-bracket": (
+        ["emit", "--channel", "b", "--data", "x", "--control-url", "http://[::1"],
+        2,
+        "is not a URL such as",
+    ),
     "emit-refused": (
         ["emit", "--channel", "b", "--data", "x", "--control-url", "http://127.0.0.1:1"],
         1,
@@ -132,7 +123,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), BAD.values(), ids=BAD.keys())
-def test_what_is_wrong_is_said_in_one_line(arguments: list[str], code: int, message: str) -> None:
+def test_error_is_one_line_with_an_exit_code(arguments: list[str], code: int, message: str) -> None:
     result = run(*arguments, **({} if "token" in arguments else {"SSEHUB_LOG_LEVEL": "error"}))
 
     assert result.returncode == code, result.stderr
@@ -154,10 +145,11 @@ def test_f6_port_in_use_names_port_and_process() -> None:
             assert result.stderr.count("\n") == 1
 
 
-def test_token_is_printed_alone() -> None:
+def test_token_is_printed_and_nothing_else() -> None:
     exp = int(time.time()) + 600
     for arguments in (["-exp", str(exp)], ["--expires-in", "10m"], ["--expires-in", "600"]):
         result = run("token", "-userId", "1234", "-channel", "test", *arguments, "-secret", SECRET)
+
         claims = Tokens(SECRET).verify(result.stdout.strip())
 
         assert (claims.user_id, claims.channels) == ("1234", ("test",))
@@ -165,8 +157,9 @@ def test_token_is_printed_alone() -> None:
         assert result.stderr == ""
 
 
-def test_token_takes_its_secret_from_file_or_environment(tmp_path: Path) -> None:
+def test_secret_of_a_token_is_read_from_a_file_or_the_environment(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(f"{SECRET}\n")
+
     from_file = run("token", "--user-id", "a", "--channel", "b", "--secret-file", str(tmp_path / "secret"))
     from_env = run("token", "--user-id", "a", "--channel", "b", "--channel", "c", SSEHUB_SECRET=SECRET)
 
@@ -185,10 +178,12 @@ def test_token_takes_its_secret_from_file_or_environment(tmp_path: Path) -> None
         ["serve", "--help"],
         ["token", "--help"],
         ["emit", "--help"],
+        ["log", "--help"],
+        ["bench", "--help"],
         ["--version"],
     ],
 )
-def test_help_is_given(arguments: list[str]) -> None:
+def test_help_is_printed(arguments: list[str]) -> None:
     result = run(*arguments)
 
     assert result.returncode == 0 and result.stderr == ""
@@ -213,28 +208,30 @@ def test_emit_publishes_to_a_running_hub_and_prints_the_id(
     assert "event 'stream-x' begins with" in bad.stderr and bad.stderr.count("\n") == 1
 
 
-def test_emit_says_that_its_body_was_too_large(start_hub: Callable[..., RunningHub]) -> None:
+def test_emit_reports_that_its_body_was_too_large(start_hub: Callable[..., RunningHub]) -> None:
     hub = start_hub()
     where = ["--channel", "chat", "--control-url", hub.control_url]
 
     result = run("emit", *where, "--data", "-", stdin="x" * 10_000_000)
 
     assert result.returncode == 1
-    assert "refused it: 413" in result.stderr and result.stderr.count("\n") == 1
+    assert "rejected the event: 413" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_no_require_exp_takes_tokens_that_never_end(start_hub: Callable[..., RunningHub]) -> None:
-    for_ever = jwt.encode({"userId": "alex", "channel": "chat"}, SECRET)
+def test_no_require_exp_accepts_tokens_that_never_expire(start_hub: Callable[..., RunningHub]) -> None:
+    without_exp = jwt.encode({"userId": "alex", "channel": "chat"}, SECRET)
     strict, lenient = start_hub(), start_hub("--no-require-exp")
 
-    statuses = [httpx.head(f"{hub.url}/events/", params={"token": for_ever}).status_code for hub in (strict, lenient)]
+    statuses = [
+        httpx.head(f"{hub.url}/events/", params={"token": without_exp}).status_code for hub in (strict, lenient)
+    ]
 
     assert statuses == [401, 200]
 
 
 @pytest.fixture
 def odd_server() -> Iterator[str]:
-    """A server that answers nonsense."""
+    """The URL of a server that is not a hub."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -256,8 +253,8 @@ def odd_server() -> Iterator[str]:
     server.server_close()
 
 
-def test_emit_says_what_another_server_answers(odd_server: str) -> None:
+def test_emit_reports_what_another_server_answers(odd_server: str) -> None:
     result = run("emit", "--channel", "b", "--data", "x", "--control-url", odd_server)
 
     assert result.returncode == 1
-    assert "refused it: 404" in result.stderr and result.stderr.count("\n") == 1
+    assert "rejected the event: 404" in result.stderr and result.stderr.count("\n") == 1

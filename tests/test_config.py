@@ -1,14 +1,17 @@
-"""Settings: where they come from, what they take, and one clear line for what they don't."""
+"""Settings from the command line, the environment and a file: which counts, and one clear line for a bad one."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssehub.config import Address, Config, load_config
+from ssehub.address import Address
+from ssehub.config import Config, load_config
 from ssehub.errors import ConfigError
+from ssehub.settings import Backpressure, Retention, Streams
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +34,34 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("unix:/run/ssehub.sock", Address(None, 0, "/run/ssehub.sock"), True),
     ],
 )
-def test_address_is_read_and_written(text: str, address: Address, is_loopback: bool) -> None:
+def test_address_is_parsed_and_written(text: str, address: Address, is_loopback: bool) -> None:
     assert Address.parse(text) == address
     assert str(address) == text
     assert address.is_loopback is is_loopback
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "8000", "host", "host:", "host:x", "host:65536", "::1:8000", "[::g]:1", "a b:1", "unix:", "host:-1", "h:٣"],
+    ("text", "reason"),
+    [
+        ("", "must end with a port"),
+        ("8000", "must end with a port"),
+        ("host", "must end with a port"),
+        ("host:", "must end with a port"),
+        ("host:x", "must end with a port"),
+        ("host:65536", "must end with a port"),
+        ("host:-1", "must end with a port"),
+        ("h:٣", "must end with a port"),
+        ("::1:8000", "must have its IPv6 address in brackets"),
+        ("[::g]:1", "must have an IPv6 address in its brackets"),
+        ("a b:1", "must have a host name without spaces"),
+        ("unix:", "must name the path of a Unix socket"),
+    ],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_address_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config({"bind": text})
 
-    assert str(caught.value).startswith(f"--bind {text!r}: ")
+    assert str(caught.value).startswith(f"--bind {text!r}: {reason}")
     assert "\n" not in str(caught.value)
 
 
@@ -60,15 +76,36 @@ def test_command_line_wins_over_environment_over_file_over_default(
 
     config = load_config({"drain_seconds": "3"}, config_file=file)
 
-    assert (config.drain_seconds, config.grace_seconds, config.expiring_seconds) == (3, 2, 1)
-    assert (config.cors_origins, config.control_hosts, config.heartbeat_seconds) == (["a"], ["x", "y"], 15)
+    streams = config.group(Streams)
+    assert (config.drain_seconds, config.group(Backpressure).grace_seconds, streams.expiring_seconds) == (3, 2, 1)
+    assert (config.cors_origins, config.control_hosts, streams.heartbeat_seconds) == (["a"], ["x", "y"], 15)
 
 
-def test_file_is_named_by_the_environment_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_variable_counts_in_any_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "hub.toml").write_text("drain_seconds = 1")
+    monkeypatch.setenv("ssehub_drain_seconds", "2")
+
+    assert load_config({}, config_file=tmp_path / "hub.toml").drain_seconds == 2
+
+
+def test_file_can_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "hub.toml").write_text("bind = ':9000'")
     monkeypatch.setenv("SSEHUB_CONFIG", str(tmp_path / "hub.toml"))
 
     assert load_config({}).bind == Address(None, 9000)
+
+
+def test_group_has_the_settings_that_were_given() -> None:
+    config = load_config({"history_events": "7", "control_bind": "off"})
+
+    assert config.group(Retention) == Retention(history_events=7)
+    assert config.control_bind is None
+
+
+def test_config_can_be_sent_to_another_process() -> None:
+    config = load_config({"history_events": "7", "secret": "x", "bind": ":9000"})
+
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_secrets_are_read_from_files_without_their_line_end(tmp_path: Path) -> None:
@@ -82,19 +119,23 @@ def test_secrets_are_read_from_files_without_their_line_end(tmp_path: Path) -> N
     assert "from a file" not in repr(config)
 
 
-BAD_SETTINGS = {
-    "number": ({"heartbeat_seconds": "often"}, "--heartbeat-seconds 'often': input should be a valid number"),
-    "negative": ({"heartbeat_seconds": -1}, "--heartbeat-seconds -1: input should be greater than or equal to 0"),
-    "zero": ({"grace_seconds": 0}, "--grace-seconds 0: input should be greater than 0"),
-    "infinite": ({"drain_seconds": "inf"}, "--drain-seconds 'inf': input should be a finite number"),
+BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "number": ({"heartbeat_seconds": "often"}, "--heartbeat-seconds 'often': must be a valid number"),
+    "negative": ({"heartbeat_seconds": -1}, "--heartbeat-seconds -1: must be at least 0"),
+    "zero": ({"grace_seconds": 0}, "--grace-seconds 0: must be greater than 0"),
+    "infinite": ({"drain_seconds": "inf"}, "--drain-seconds 'inf': must be a finite number"),
+    "infinite-of-a-group": ({"grace_seconds": "inf"}, "--grace-seconds 'inf': must be a finite number"),
+    "fraction": ({"history_events": "1.5"}, "--history-events '1.5': must be a valid integer"),
     "user-timeout": (
         {"tcp_user_timeout_seconds": "1e9"},
-        "--tcp-user-timeout-seconds '1e9': input should be less than 2147483",
+        "--tcp-user-timeout-seconds '1e9': must be less than 2147483",
     ),
-    "heartbeat": ({"heartbeat_seconds": 1e9}, "--heartbeat-seconds 1000000000.0: input should be less than or equal"),
-    "level": ({"log_level": "loud"}, "--log-level 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
-    "broker": ({"broker": "kafka://x"}, "--broker 'kafka://x': there is no such broker: use memory://"),
-    "cookie": ({"token_cookie": ""}, "--token-cookie '': string should have at least 1 character"),
+    "heartbeat": ({"heartbeat_seconds": 1e9}, "--heartbeat-seconds 1000000000.0: must be at most 86400"),
+    "prefix": ({"redis_prefix": "a b"}, "--redis-prefix 'a b': must be 1 to 100 characters without spaces or braces"),
+    "level": ({"log_level": "loud"}, "--log-level 'loud': must be 'debug', 'info', 'warning' or 'error'"),
+    "workers": ({"workers": "0"}, "--workers '0': must be greater than 0"),
+    "broker": ({"broker": "kafka://x"}, "--broker 'kafka://x': unknown broker: use memory://"),
+    "cookie": ({"token_cookie": ""}, "--token-cookie '': must have at least 1 character"),
     "key": ({"control_key": " "}, "control_key is empty"),
     "missing-file": ({"secret_file": "/nonexistent"}, "secret_file /nonexistent can't be read: No such file"),
     "folder": ({"control_key_file": "/"}, "control_key_file / can't be read: Is a directory"),
@@ -111,14 +152,26 @@ def test_bad_setting_is_one_line_that_names_it(settings: dict[str, Any], message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("broker", ["redis//u:mackerel@host", "redis:/u:mackerel@host", "rediss+x://:mackerel@host/@"])
+def test_password_in_an_invalid_broker_is_not_shown(broker: str) -> None:
+    with pytest.raises(ConfigError, match="unknown broker") as caught:
+        load_config({"broker": broker})
+
+    assert "mackerel" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bind = 8000", 'hub.toml: bind 8000: an address is text, such as "127.0.0.1:8000"'),
-        ('bind = "unix:a\\u0000b"', "it has no path for the Unix socket"),
-        ("bnd = ':1'", "hub.toml: key bnd is no setting: did you mean bind?"),
-        ("bind = ", "hub.toml is no TOML: "),
-        ("\udcff", "hub.toml is no TOML: "),
+        ("bind = 8000", 'hub.toml: bind 8000: must be a string, such as "127.0.0.1:8000"'),
+        ('bind = "unix:a\\u0000b"', "must name the path of a Unix socket"),
+        ("secret = 5", "hub.toml: secret: must be a valid string"),
+        ("cors_origins = 5", "hub.toml: cors_origins 5: must be a valid list"),
+        ("bnd = ':1'", "hub.toml: unknown key bnd: did you mean bind?"),
+        ("BIND = ':1'", "hub.toml: unknown key BIND"),
+        ("xyzzy = 1", "hub.toml: unknown key xyzzy: there is no such setting"),
+        ("bind = ", "hub.toml is not valid TOML: "),
+        ("\udcff", "hub.toml is not valid TOML: "),
         (None, "hub.toml: No such file or directory"),
     ],
 )
@@ -136,16 +189,18 @@ def test_bad_file_is_one_line_that_names_it(text: str | None, message: str, tmp_
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("SSEHUB_BINDD", "x", "variable SSEHUB_BINDD is no setting: did you mean SSEHUB_BIND?"),
-        ("SSEHUB_MAX_BODY_BYTES", "8M", "SSEHUB_MAX_BODY_BYTES '8M': input should be a valid integer"),
-        ("SSEHUB_BIND", "x", "SSEHUB_BIND 'x': it has no port"),
-        ("SSEHUB_REQUIRE_EXP", "perhaps", "SSEHUB_REQUIRE_EXP 'perhaps': input should be a valid boolean"),
+        ("SSEHUB_BINDD", "x", "unknown variable SSEHUB_BINDD: did you mean SSEHUB_BIND?"),
+        ("SSEHUB_MAX_BODY_BYTES", "8M", "SSEHUB_MAX_BODY_BYTES '8M': must be a valid integer"),
+        ("SSEHUB_BIND", "x", "SSEHUB_BIND 'x': must end with a port"),
+        ("SSEHUB_REQUIRE_EXP", "perhaps", "SSEHUB_REQUIRE_EXP 'perhaps': must be a valid boolean"),
+        ("ssehub_grace_seconds", "0", "ssehub_grace_seconds '0': must be greater than 0"),
     ],
 )
 def test_bad_variable_is_one_line_that_names_it(
     name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
+
     with pytest.raises(ConfigError) as caught:
         load_config({})
 

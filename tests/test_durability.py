@@ -1,4 +1,4 @@
-"""The log in a file, under a hub that is killed, and what those who come back are given."""
+"""Hubs that are killed, clients that are disconnected, and what clients receive when they reconnect."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from commands import run
 from conftest import SECRET, RunningHub, free_port, report, require, wait_until
 from ssehub.subscription import MessageReader
 from streams import RawStream, get, listen, unchunked
-from test_cli import run
 
 SOAK = bool(os.environ.get("SOAK"))
+ADDRESSES = ("--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0")
 
 
 class Client:
-    """A client that is cut off at random bytes and comes back with its last event id, as a browser would."""
+    """A client that is disconnected at random bytes and reconnects with its last event id, as a browser would."""
 
     def __init__(self, port: int, token: str, chance: random.Random) -> None:
         self._port = port
@@ -34,7 +35,7 @@ class Client:
         self._chance = chance
         self._stop = threading.Event()
         self.last_id = ""
-        self.had: list[str] = []
+        self.received: list[str] = []
         self.resets: list[str] = []
         self.connections = 0
         self._thread = threading.Thread(target=self._run)
@@ -59,7 +60,7 @@ class Client:
             if message.type == "stream-reset":
                 self.resets.append(message.data)
             elif not message.type.startswith("stream-"):
-                self.had.append(message.data)
+                self.received.append(message.data)
         self.last_id = reader.last_id or self.last_id
 
     def _read(self, stream: RawStream, count: int) -> None:
@@ -82,6 +83,7 @@ class Client:
 
 
 def whole_frames(data: bytes) -> bytes:
+    """Return the complete frames in a response that may end anywhere."""
     head, _, rest = data.partition(b"\r\n\r\n")
     if b" 200 " not in head:
         return b""
@@ -98,7 +100,7 @@ def whole_frames(data: bytes) -> bytes:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_d1_cut_at_random_bytes_the_union_is_the_exact_sequence(
+def test_d1_client_disconnected_at_random_bytes_receives_the_exact_sequence(
     kind: str, start_hub: Callable[..., RunningHub], tmp_path: Path
 ) -> None:
     broker = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/log.db"
@@ -110,9 +112,9 @@ def test_d1_cut_at_random_bytes_the_union_is_the_exact_sequence(
 
 
 def cut_and_compare(hub: RunningHub, seeds: range) -> int:
-    """A client for each seed, on two channels of its own; returns how often they connected."""
+    """Run a client for each seed, on two channels of its own; return the number of connections."""
     chances = {seed: random.Random(seed) for seed in seeds}
-    wanted: dict[int, list[str]] = {seed: [] for seed in seeds}
+    expected: dict[int, list[str]] = {seed: [] for seed in seeds}
     clients = {}
     with httpx.Client() as http, contextlib.ExitStack() as stack:
         for seed, chance in chances.items():
@@ -121,48 +123,55 @@ def cut_and_compare(hub: RunningHub, seeds: range) -> int:
             clients[seed] = stack.enter_context(Client(hub.port, token, chance))
         wait_until(lambda: all(client.last_id for client in clients.values()))
         for number in range(40):
-            batch = [event for seed, chance in chances.items() for event in some(seed, chance, number, wanted[seed])]
+            batch = [
+                event
+                for seed, chance in chances.items()
+                for event in random_events(seed, chance, number, expected[seed])
+            ]
             http.post(f"{hub.control_url}/emit/", json=batch).raise_for_status()
             time.sleep(0.03)
-        wait_until(lambda: all(clients[seed].had[-1:] == wanted[seed][-1:] for seed in seeds), 30)
+        wait_until(lambda: all(clients[seed].received[-1:] == expected[seed][-1:] for seed in seeds), 30)
     for seed, client in clients.items():
         assert client.resets == [], f"seed {seed}"
-        assert unrepeated(client.had) == wanted[seed], f"seed {seed}"
+        assert without_repetitions(client.received) == expected[seed], f"seed {seed}"
     return sum(client.connections for client in clients.values())
 
 
-def some(seed: int, chance: random.Random, number: int, wanted: list[str]) -> list[dict[str, str]]:
-    """One event of any kind: on the busy channel or the quiet one, with our id or its own, of one block or several."""
+def random_events(seed: int, chance: random.Random, number: int, expected: list[str]) -> list[dict[str, str]]:
+    """Return an event of a random kind and one for another user; append the former's data to `expected`.
+
+    The event is on the busy channel or the quiet one, has an id of its own or not, and one block or several.
+    """
     event = {"userId": "*", "channel": f"quiet-{seed}" if chance.random() < 0.1 else f"busy-{seed}"}
     kind = chance.randrange(4)
     if kind < 2:
         event |= {"data": f"{number}"} | ({"id": f"mine-{number}"} if kind else {})
-        wanted.append(f"{number}")
+        expected.append(f"{number}")
     else:
         own = f"id: inner-{number}\n" if kind == 2 else ""
         last = f"id: last-{number}\n" if chance.random() < 0.5 else ""
         event["payload"] = f"{own}data: {number}a\n\ndata: {number}b\n\n{last}data: {number}c\n\n"
-        wanted += [f"{number}{block}" for block in "abc"]
-    return [event, {"userId": "somebody else", "channel": f"busy-{seed}", "data": "not for us"}]
+        expected += [f"{number}{block}" for block in "abc"]
+    return [event, {"userId": "another user", "channel": f"busy-{seed}", "data": "not for alex"}]
 
 
-def unrepeated(had: list[str]) -> list[str]:
-    """`had` without the blocks of a payload that were given again, because a client was cut inside it."""
+def without_repetitions(received: list[str]) -> list[str]:
+    """Return `received` without blocks sent again because the client was disconnected inside their payload."""
     found: list[str] = []
-    for data in had:
+    for data in received:
         if data[-1] in "abc" and data in found:
-            assert found[-1][:-1] == data[:-1], "only the last payload may come again"
+            assert found[-1][:-1] == data[:-1], "only the last payload may be repeated"
         else:
             found.append(data)
     return found
 
 
 @pytest.mark.soak
-def test_d10_subscribers_that_are_kicked_all_the_time_miss_nothing(start_hub: Callable[..., RunningHub]) -> None:
+def test_d10_subscribers_that_are_disconnected_continually_miss_nothing(start_hub: Callable[..., RunningHub]) -> None:
     count, seconds = (200, 10) if SOAK else (40, 3)
     hub = start_hub()
-    code = (Path(__file__).parent / "kicked.py").as_posix()
-    command = [sys.executable, code, str(hub.port), hub.token(), str(count), str(seconds)]
+    script = (Path(__file__).parent / "kicked.py").as_posix()
+    command = [sys.executable, script, str(hub.port), hub.token(), str(count), str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     began, sent = time.monotonic(), 0
@@ -174,11 +183,11 @@ def test_d10_subscribers_that_are_kicked_all_the_time_miss_nothing(start_hub: Ca
             time.sleep(max(0.0, began + sent / 500 - time.monotonic()))
         http.post(f"{hub.control_url}/emit/", json={"userId": "*", "channel": "chat", "data": "end"})
     out, _ = process.communicate(timeout=60)
-    found = json.loads(out)
-    report(f"D10: {found['connections']} connections, {found['received']} received of {count} x {sent}")
+    result = json.loads(out)
+    report(f"D10: {result['connections']} connections, {result['received']} received of {count} x {sent}")
 
-    assert found == {"wrong": 0, "resets": 0, "received": count * sent, "connections": found["connections"]}
-    assert found["connections"] > count * 3
+    assert result == {"wrong": 0, "resets": 0, "received": count * sent, "connections": result["connections"]}
+    assert result["connections"] > count * 3
 
 
 def kill(hub: RunningHub) -> None:
@@ -213,21 +222,24 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_answered(
     stream = RawStream(hub.port, get(f"/events/?token={hub.token()}&since=earliest"))
     stream.read_until(f"data: {answered[-1][1]}\n\n".encode(), 30)
     stream.close()
-    given = [(event.id, event.data) for event in stream.events]
-    report(f"kill -9: {rounds} times, {len(answered)} events answered, {len(given)} in the log")
+    received = [(event.id, event.data) for event in stream.events]
+    report(f"kill -9: {rounds} times, {len(answered)} events answered, {len(received)} in the log")
 
-    assert len(set(given)) == len(given)
-    missing = set(answered) - set(given)
+    assert len(set(received)) == len(received)
+    missing = set(answered) - set(received)
     assert not missing
-    order = {pair: place for place, pair in enumerate(given)}
-    places = [order[pair] for pair in answered]
-    assert places == sorted(places)
+    indices = {pair: index for index, pair in enumerate(received)}
+    order = [indices[pair] for pair in answered]
+    assert order == sorted(order)
 
 
-def test_a_restart_on_sqlite_is_resumed_and_on_memory_told(
+def test_client_resumes_after_a_restart_on_sqlite_and_is_reset_on_memory(
     start_hub: Callable[..., RunningHub], tmp_path: Path
 ) -> None:
-    for broker, shown in ((f"sqlite:///{tmp_path}/log.db", ["2", "3"]), ("memory://", ['{"reason":"log-lost"}', "3"])):
+    for broker, expected in (
+        (f"sqlite:///{tmp_path}/log.db", ["2", "3"]),
+        ("memory://", ['{"reason":"log-lost"}', "3"]),
+    ):
         port = free_port()
         hub = start_hub("--broker", broker, "--bind", f"127.0.0.1:{port}")
         token, first = hub.token(), hub.emit(data="1")
@@ -238,11 +250,12 @@ def test_a_restart_on_sqlite_is_resumed_and_on_memory_told(
         hub.emit(data="3")
         stream.read_until(b"data: 3\n\n")
         stream.close()
-        assert [event.data for event in stream.events] == shown
+        assert [event.data for event in stream.events] == expected
 
 
-def test_a_clock_set_back_an_hour_across_a_restart(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
-    """F13: ids go on, and a client that was there before gets what it missed."""
+def test_f13_clock_set_back_an_hour_across_a_restart_keeps_ids_increasing_and_clients_resuming(
+    start_hub: Callable[..., RunningHub], tmp_path: Path
+) -> None:
     faketime = "import time, runpy, sys; real = time.time; time.time = lambda: real() - 3600; " + (
         "sys.argv[0] = 'ssehub'; runpy.run_module('ssehub', run_name='__main__', alter_sys=True)"
     )
@@ -253,8 +266,8 @@ def test_a_clock_set_back_an_hour_across_a_restart(start_hub: Callable[..., Runn
     kill(hub)
     hub = start_hub("--broker", broker, code=faketime)
     exp = int(time.time()) + 600
-    hub_token = run("token", "--user-id", "a", "--channel", "chat", "--exp", str(exp), SSEHUB_SECRET=SECRET).stdout
-    stream = listen(hub.port, hub_token.strip(), f"Last-Event-ID: {first}")
+    token = run("token", "--user-id", "a", "--channel", "chat", "--exp", str(exp), SSEHUB_SECRET=SECRET).stdout
+    stream = listen(hub.port, token.strip(), f"Last-Event-ID: {first}")
     third = hub.emit(data="3")
     stream.read_until(b"data: 3\n\n")
     stream.close()
@@ -264,50 +277,34 @@ def test_a_clock_set_back_an_hour_across_a_restart(start_hub: Callable[..., Runn
 
 
 BAD_PATHS = {
-    "folder": ("sqlite:///{0}", "it is a folder"),
-    "no-folder": ("sqlite:///{0}/nowhere/log.db", "No such file or directory"),
-    "proc": ("sqlite:////proc/log.db", "can't be opened"),
-    "not-ours": ("sqlite:////etc/passwd", "is damaged"),
+    "directory": ("sqlite:///{0}", "it is a directory"),
+    "no-directory": ("sqlite:///{0}/nowhere/log.db", "No such file or directory"),
+    "proc": ("sqlite:////proc/log.db", "cannot open the log"),
+    "not-a-log": ("sqlite:////etc/passwd", "is damaged"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_PATHS)
-def test_a_log_that_can_not_be_used_is_one_line_and_exit_3(kind: str, tmp_path: Path) -> None:
-    url, says = BAD_PATHS[kind]
-    result = run(
-        "--bind",
-        "127.0.0.1:0",
-        "--control-bind",
-        "127.0.0.1:0",
-        "--broker",
-        url.format(tmp_path),
-        SSEHUB_SECRET=SECRET,
-        SSEHUB_LOG_LEVEL="error",
-    )
+def test_log_that_cannot_be_used_is_one_line_and_exit_code_3(kind: str, tmp_path: Path) -> None:
+    url, expected = BAD_PATHS[kind]
+
+    result = run(*ADDRESSES, "--broker", url.format(tmp_path), SSEHUB_SECRET=SECRET, SSEHUB_LOG_LEVEL="error")
 
     assert result.returncode == 3
-    assert result.stderr.count("\n") == 1 and says in result.stderr
+    assert result.stderr.count("\n") == 1 and expected in result.stderr
 
 
-def test_a_second_process_is_refused_in_one_line(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
+def test_second_process_is_refused_with_one_line(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
     broker = f"sqlite:///{tmp_path}/log.db"
     start_hub("--broker", broker)
-    result = run(
-        "--bind",
-        "127.0.0.1:0",
-        "--control-bind",
-        "127.0.0.1:0",
-        "--broker",
-        broker,
-        SSEHUB_SECRET=SECRET,
-        SSEHUB_LOG_LEVEL="error",
-    )
+
+    result = run(*ADDRESSES, "--broker", broker, SSEHUB_SECRET=SECRET, SSEHUB_LOG_LEVEL="error")
 
     assert result.returncode == 3
-    assert "another process has the log" in result.stderr and result.stderr.count("\n") == 1
+    assert "another process is using the log" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_log_shows_what_is_in_it_beside_the_hub(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
+def test_log_command_prints_the_log_of_a_running_hub(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
     broker = f"sqlite:///{tmp_path}/log.db"
     hub = start_hub("--broker", broker)
     ids = [hub.emit(data=f"{number}", channel=f"c{number % 2}") for number in range(6)]
@@ -324,12 +321,23 @@ def test_log_shows_what_is_in_it_beside_the_hub(start_hub: Callable[..., Running
         assert result.returncode == code and result.stderr.count("\n") == 1
 
 
-def test_f9_a_full_disk_is_503_and_outlived(tmp_path: Path) -> None:
-    """A file system of 1 MiB of our own, in namespaces that we made."""
-    require(subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0, "unshare")
+UNSHARE = (["unshare", "-rm"], ["unshare", "-m", "--propagation", "unchanged"])
+"""For any user; for root in a chroot, where user namespaces are refused and `/` is not a mount point."""
+
+
+def works(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_f9_full_disk_is_503_until_there_is_space(tmp_path: Path) -> None:
+    """The disk is a file system of 1 MiB in a mount namespace of the test."""
+    unshare = next((command for command in UNSHARE if works(*command, "true")), None)
+    require(unshare, "unshare, or the right to mount")
+    assert unshare is not None
     script = Path(__file__).parent / "full_disk.py"
+
     result = subprocess.run(
-        ["unshare", "-rm", sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=60
+        [*unshare, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=60
     )
 
     assert result.returncode == 0, result.stdout + result.stderr

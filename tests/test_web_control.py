@@ -163,5 +163,5 @@ async def test_key_used_again_for_another_event_is_422() -> None:
         other = await app.post("/emit/", event_json(data="y"), headers)
 
         assert other.status_code == 422
-        assert "this idempotency key was used for something else" in other.json()["error"]
+        assert "this idempotency key was already used with a different body" in other.json()["error"]
         assert await app.received() == ["x"]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .web.client import create_client_app
     from .web.control import create_control_app
 
-# Each name and its room, imported when it is first asked for: a backend that only publishes needs no server.
-_ROOMS = {
+# The module of each public name, imported at first use: a backend that only publishes does not need the server.
+_MODULES = {
     "AsyncPublisher": "publisher",
     "Claims": "claims",
     "Event": "event",
@@ -47,6 +47,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'ssehub' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

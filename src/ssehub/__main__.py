@@ -1,6 +1,6 @@
-"""`python -m ssehub`."""
+"""Runs the command as `python -m ssehub`."""
 
 from .cli import main
 
-if __name__ == "__main__":  # a worker imports this, too
+if __name__ == "__main__":  # workers import this module too
     main()

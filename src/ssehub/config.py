@@ -1,23 +1,20 @@
-"""Every setting, once: type, default, unit, check, help; from the command line, the environment or a TOML file."""
+"""The settings of a hub as given on the command line, in the environment or in a TOML file."""
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import itertools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, ValidationError, create_model, field_validator
+from pydantic import Field, PlainSerializer, SecretStr, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .address import Address
 from .errors import ConfigError
 from .settings import (
     Backpressure,
@@ -26,7 +23,6 @@ from .settings import (
     LogRetention,
     RedisOptions,
     Retention,
-    Setting,
     Settings,
     Streams,
     TcpOptions,
@@ -34,62 +30,25 @@ from .settings import (
 )
 
 G = TypeVar("G", bound=Settings)
+C = TypeVar("C", bound=BaseSettings)
 
 PREFIX = "SSEHUB_"
 CONFIG_VARIABLE = "SSEHUB_CONFIG"
 OFF = "off"
 GROUPS: tuple[type[Settings], ...] = (
+    Streams,
+    Retention,
     Backpressure,
-    Idempotency,
     Limits,
+    Idempotency,
     LogRetention,
     RedisOptions,
-    Retention,
-    Streams,
     TcpOptions,
 )
-_PASSWORD = re.compile(r"//.*@")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: `host` (None: every interface) and `port`, or the `path` of a Unix socket."""
-
-    host: str | None
-    port: int
-    path: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises ValueError for what is none of `127.0.0.1:8000`, `:8000`, `[::1]:8000`, `unix:/run/ssehub.sock`."""
-        if text.startswith("unix:"):
-            if (path := text.removeprefix("unix:")) and "\0" not in path:
-                return cls(None, 0, path)
-            raise ValueError("it has no path for the Unix socket, such as unix:/run/ssehub.sock")
-        host, colon, port = text.rpartition(":")
-        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-            raise ValueError("it has no port from 0 to 65535 behind its last colon")
-        if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-        elif ":" in host or any(character.isspace() for character in host):
-            raise ValueError("an IPv6 address stands in brackets, such as [::1]:8000")
-        return cls(host or None, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        if self.path is not None or self.host == "localhost":
-            return True
-        try:
-            return self.host is not None and ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        if self.path is not None:
-            return f"unix:{self.path}"
-        host = self.host or ""
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+_GROUP_SETTINGS = {setting.name: setting for group in GROUPS for setting in settings_of(group)}
+_CREDENTIALS = re.compile(r"(:/*).*@")
+_PYDANTIC_WORDING = re.compile(r"^Value error, |^((?:Input|String) should)\b")
+"""The beginnings of pydantic's messages: `Input should be greater than 0` becomes `must be greater than 0`."""
 
 
 def _address(value: object) -> object:
@@ -97,7 +56,7 @@ def _address(value: object) -> object:
         return Address.parse(value)
     if isinstance(value, Address):
         return value
-    raise ValueError('an address is text, such as "127.0.0.1:8000"')
+    raise ValueError('must be a string, such as "127.0.0.1:8000"')
 
 
 def _address_or_off(value: object) -> object:
@@ -115,83 +74,89 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, lt=2**31, allow_inf_nan=False)]
 
 
-def _declared() -> Any:
-    """Return a model with every setting of all groups."""
-    declared: dict[str, Any] = {}
-    for setting in itertools.chain.from_iterable(map(settings_of, GROUPS)):
-        checked = Annotated[setting.kind, AfterValidator(partial(_checked, setting))]  # type: ignore[name-defined]  # made at run time
-        declared[setting.name] = (checked, Field(setting.default, description=setting.description))
-    return create_model("_Declared", __base__=BaseSettings, **declared)
+def _with_groups(own: type[C]) -> type[C]:
+    """Add the settings of every group to the fields of `own`."""
+    fields: dict[str, Any] = {
+        setting.name: (setting.annotation, Field(setting.default, description=setting.description))
+        for setting in _GROUP_SETTINGS.values()
+    }
+    return create_model(own.__name__, __base__=own, __module__=own.__module__, __doc__=own.__doc__, **fields)
 
 
-def _checked(setting: Setting, value: object) -> object:
-    setting.check(value)
-    return value
+@_with_groups
+class Config(BaseSettings):
+    """Every setting: those of the command itself, declared here, and those of all groups.
 
-
-if TYPE_CHECKING:
-    _Declared = BaseSettings
-else:
-    _Declared = _declared()
-
-
-class Config(_Declared):
-    """The settings of a hub. Field names are the TOML keys; `SSEHUB_` and the name in capitals, the variables."""
+    A field's name is its TOML key; its environment variable is `SSEHUB_` and the name in capitals. The settings of a
+    group are read through `group`, where type checkers know them.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     bind: ListeningAddress = Field(
         Address("127.0.0.1", 8000),
-        description="where browsers listen: HOST:PORT, :PORT (every interface), [IPv6]:PORT or unix:PATH",
+        description="where browsers connect: HOST:PORT, :PORT (every interface), [IPv6]:PORT or unix:PATH",
     )
     control_bind: OptionalAddress = Field(
         Address("127.0.0.1", 8001),
-        description="where backends publish and ask for tokens, or off; off loopback a control key is required",
+        description="where backends publish and request tokens, or off; needs a control key unless only this machine "
+        "can reach it",
     )
     secret: SecretStr | None = Field(
         None,
-        description="signs and verifies tokens; made anew at each start if none is given (shown by ps: prefer a file)",
+        description="signs and verifies tokens; if not set, a random one is generated at each start (visible in "
+        "ps: prefer a file)",
     )
-    secret_file: Path | None = Field(None, description="the file that holds the secret")
+    secret_file: Path | None = Field(None, description="file that contains the secret")
     control_key: SecretStr | None = Field(
-        None, description="what the control app requires as 'Authorization: Bearer' (shown by ps: prefer a file)"
+        None,
+        description="key that the control app requires as 'Authorization: Bearer KEY' (visible in ps: prefer a file)",
     )
-    control_key_file: Path | None = Field(None, description="the file that holds the control key")
+    control_key_file: Path | None = Field(None, description="file that contains the control key")
     broker: str = Field(
         "memory://",
-        description="the log that carries the events: memory://; sqlite:///PATH, which survives restarts; or for many "
-        "processes redis://HOST:PORT, rediss://, redis+unix:///PATH, redis+sentinel://HOST:PORT,HOST:PORT/NAME",
+        description="log that carries the events: memory://; sqlite:///PATH, which survives restarts; or, for several "
+        "processes, redis://HOST:PORT, rediss://, redis+unix:///PATH, redis+sentinel://HOST:PORT,HOST:PORT/NAME",
     )
-    workers: PositiveInt = Field(1, description="processes that serve the same addresses; more than one need Redis")
-    require_exp: bool = Field(True, description="refuse tokens without 'exp'; without it they are valid for ever")
+    workers: PositiveInt = Field(1, description="processes that serve the same addresses; more than one requires Redis")
+    require_exp: bool = Field(True, description="reject tokens without 'exp', which would never expire")
     token_lifetime_seconds: Seconds = Field(
-        86_400, description="how long a token is valid if 'exp' is left out of /token/"
+        86_400, description="how long a token from /token/ is valid if the request does not set 'exp'"
     )
     token_cookie: str | None = Field(
-        None, min_length=1, description="the cookie that may carry the token; none if not set"
+        None, min_length=1, description="name of a cookie that may carry the token; if not set, cookies are ignored"
     )
-    cors_origins: Names = Field([], description="origins whose pages may listen from elsewhere, or * for every one")
-    control_hosts: Names = Field([], description="more names by which the control app may be called (Host)")
-    drain_seconds: Seconds = Field(10, description="time in which streams are ended and connections closed at SIGTERM")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="which log lines go to stderr")
+    cors_origins: Names = Field([], description="other origins whose pages may open streams, or * for all")
+    control_hosts: Names = Field([], description="further host names by which clients may address the control app")
+    drain_seconds: Seconds = Field(10, description="time to end all streams and close all connections after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe messages logged to stderr: debug, info, warning or error"
+    )
 
     def group(self, kind: type[G]) -> G:
-        """Return the settings of one group, such as `Retention`, as the hub, its broker and its apps take them."""
+        """Return the settings of one group, such as `Retention`."""
         return kind(**{setting.name: getattr(self, setting.name) for setting in settings_of(kind)})
 
     @property
     def has_log_of_one_process(self) -> bool:
-        """Whether the broker's log can't be shared: a second process would be a hub of its own."""
+        """True if processes can't share the broker's log, so that a second process would be a separate hub."""
         return self.broker.startswith(("memory:", "sqlite:"))
 
     def with_secret(self, secret: str) -> Self:
         return self.model_copy(update={"secret": SecretStr(secret)})
 
+    @field_validator("*")
+    @classmethod
+    def _check_limit(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name in _GROUP_SETTINGS:
+            _GROUP_SETTINGS[info.field_name].check(value)
+        return value
+
     @field_validator("broker")
     @classmethod
-    def _known_broker(cls, value: str) -> str:
+    def _check_broker(cls, value: str) -> str:
         if not re.fullmatch(r"memory://|sqlite:///.+|rediss?://.+|redis\+(unix|sentinel)://.+", value):
-            raise ValueError("there is no such broker: use memory://, sqlite:///PATH or redis://HOST:PORT")
+            raise ValueError("unknown broker: use memory://, sqlite:///PATH or redis://HOST:PORT")
         return value
 
     @classmethod
@@ -206,36 +171,45 @@ class Config(_Declared):
         return (init_settings, env_settings)
 
 
-def load_config(overrides: Mapping[str, object], *, config_file: Path | None = None) -> Config:
-    """The settings: `overrides` (the command line), else the environment, else `config_file`, else the defaults.
+def option_of(name: str) -> str:
+    """Return the command-line option of the setting `name`."""
+    return f"--{name.replace('_', '-')}"
 
-    Raises ConfigError: one line that names the setting as it was given, what was wrong and what would do.
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of the setting `name`."""
+    return PREFIX + name.upper()
+
+
+def load_config(overrides: Mapping[str, object], *, config_file: Path | None = None) -> Config:
+    """Return the settings: each from `overrides` (the command line), the environment, `config_file` or its default.
+
+    The first of these that sets it wins. Raises ConfigError with one line that names the setting as it was given,
+    what is wrong with it and what is expected.
     """
-    _refuse_unknown("variable", PREFIX, {name for name in os.environ if name.startswith(PREFIX)} - {CONFIG_VARIABLE})
+    _reject_unknown_variables()
     if config_file is None and CONFIG_VARIABLE in os.environ:
         config_file = Path(os.environ[CONFIG_VARIABLE])
     from_file = _read_file(config_file) if config_file else {}
-    given = dict(overrides)
-    for name, value in from_file.items():
-        if name not in given and PREFIX + name.upper() not in _environment():
-            given[name] = value
+    environment = {name.upper() for name in os.environ}
+    used = {name: value for name, value in from_file.items() if variable_of(name) not in environment}
     try:
-        config = Config(**given)  # type: ignore[arg-type]  # pydantic checks what comes from outside
+        config = Config(**{**used, **overrides})
     except ValidationError as exc:
         raise ConfigError(_first_error(exc, overrides, from_file, config_file)) from None
     return _with_files(config)
 
 
-def _environment() -> set[str]:
-    return {name.upper() for name in os.environ}
+def _reject_unknown_variables() -> None:
+    known = list(map(variable_of, Config.model_fields))
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name.upper() not in known and name != CONFIG_VARIABLE:
+            raise ConfigError(f"unknown variable {name}: {_suggestion(name, known)}")
 
 
-def _refuse_unknown(kind: str, prefix: str, names: set[str]) -> None:
-    known = [prefix + (name.upper() if prefix else name) for name in Config.model_fields]
-    for name in sorted(names):
-        if (name.upper() if prefix else name) not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"{kind} {name} is no setting{f': did you mean {close[0]}?' if close else ''}")
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else "there is no such setting"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -244,43 +218,46 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as exc:
         raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(f"{path} is no TOML: {exc}") from exc
-    _refuse_unknown(f"{path}: key", "", set(values))
+        raise ConfigError(f"{path} is not valid TOML: {exc}") from exc
+    for name in values:
+        if name not in Config.model_fields:
+            raise ConfigError(f"{path}: unknown key {name}: {_suggestion(name, Config.model_fields)}")
     return values
 
 
 def _first_error(
     exc: ValidationError, overrides: Mapping[str, object], from_file: Mapping[str, Any], path: Path | None
 ) -> str:
-    """One line for the first thing that was wrong, with its source and, unless it is a secret, its value."""
+    """Return one line for the first error: the setting as it was given, its value unless it is a secret, the reason."""
     error = exc.errors(include_url=False, include_context=False)[0]
     name = str(error["loc"][0])
+    variable = next((given for given in os.environ if given.upper() == variable_of(name)), None)
     if name in overrides:
-        source, value = f"--{name.replace('_', '-')}", overrides[name]
-    elif PREFIX + name.upper() in _environment():
-        source, value = PREFIX + name.upper(), os.environ.get(PREFIX + name.upper())
+        source, value = option_of(name), overrides[name]
+    elif variable is not None:
+        source, value = variable, os.environ[variable]
     else:
-        source, value = f"{path}: {name}", from_file.get(name)
-    shown = "" if name in ("secret", "control_key") else f" {_PASSWORD.sub('//...@', repr(value))}"
-    reason = str(error["msg"]).removeprefix("Value error, ")
-    return f"{source}{shown}: {reason[:1].lower()}{reason[1:]}"
+        source, value = f"{path}: {name}", from_file[name]
+    shown = "" if name in ("secret", "control_key") else " " + _CREDENTIALS.sub(r"\1...@", repr(value))
+    reason = _PYDANTIC_WORDING.sub(lambda found: "must" if found[1] else "", error["msg"])
+    return f"{source}{shown}: {reason}"
 
 
 def _with_files(config: Config) -> Config:
-    """`config` with the secrets that stand in files."""
+    """Return `config` with the secrets that are in files."""
     found = {}
     for name in ("secret", "control_key"):
         path: Path | None = getattr(config, f"{name}_file")
         if path is None:
             continue
         if getattr(config, name) is not None:
-            raise ConfigError(f"{name} and {name}_file are both given: leave one out")
+            raise ConfigError(f"{name} and {name}_file are both given: remove one")
         try:
             found[name] = SecretStr(path.read_text(encoding="utf-8").rstrip("\r\n"))
         except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8"
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
             raise ConfigError(f"{name}_file {path} can't be read: {reason}") from exc
     config = config.model_copy(update=found)
     if config.control_key is not None and not config.control_key.get_secret_value().strip():
-        raise ConfigError("control_key is empty: give a random string, or leave it out")
+        raise ConfigError("control_key is empty: give a random string, or remove the setting")
     return config

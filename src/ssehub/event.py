@@ -1,8 +1,8 @@
-"""What an event is, and the only code that makes `text/event-stream` bytes.
+"""Events, and the only code that writes `text/event-stream` bytes.
 
-The format is the HTML standard's, section 9.2.6 "Interpreting an event stream": UTF-8 lines that end with CR, LF or
-CRLF, a blank line between events. Everything that a client could misread is refused here, when the event is made:
-encoding one can then no longer fail in the middle of somebody's stream.
+The format is defined by the HTML standard, section 9.2.6 "Interpreting an event stream": UTF-8 lines that end with CR,
+LF or CRLF, and a blank line after each event. An event that a client could misread is rejected when it is constructed,
+so that encoding cannot fail later, in the middle of a stream.
 """
 
 from __future__ import annotations
@@ -16,17 +16,8 @@ from typing import Self
 from sse_starlette import ServerSentEvent
 
 from .errors import InvalidEvent
-from .fields import (
-    EVERYONE,
-    MAX_NAMES,
-    check_alone,
-    check_fields,
-    check_names,
-    check_ttl,
-    check_unstored,
-    to_utf8,
-)
-from .payload import RawText
+from .fields import EVERYONE, MAX_NAMES, check_id, check_names, check_retry, check_store, check_ttl, check_type, to_utf8
+from .payload import ParsedPayload
 from .position import Position
 
 SEPARATOR = "\n"
@@ -34,12 +25,12 @@ SEPARATOR = "\n"
 
 @dataclass(frozen=True, init=False)
 class Event:
-    """One event for `users` (or `("*",)`, everyone) on `channels`: structured, or a `payload` of raw stream text.
+    """An event for `users`, or everyone (`("*",)`), on `channels`: structured fields, or a raw `payload`.
 
-    Without `store` it is for those who listen now: never in history, so nobody who misses it is told. After `ttl`
-    seconds it is not replayed any more.
+    With `store` False, only clients that are connected now receive it: it never enters the history, and a client that
+    misses it is not told. After `ttl` seconds it is no longer replayed.
 
-    Raises InvalidEvent, which names the field as the wire calls it, for whatever would break a stream.
+    Raises InvalidEvent, which calls the field by its name on the wire, for a value that would break a stream.
     """
 
     channels: tuple[str, ...]
@@ -53,7 +44,8 @@ class Event:
     ttl: float | None = None
     size: int = field(init=False, default=0)
     """Bytes of `data` or `payload` in UTF-8."""
-    raw: RawText | None = field(init=False, default=None)
+    parsed: ParsedPayload | None = field(init=False, default=None)
+    """The parsed `payload`, if there is one."""
 
     def __init__(
         self,
@@ -67,30 +59,32 @@ class Event:
         store: bool = True,
         ttl: float | None = None,
     ) -> None:
-        raw = None
+        parsed = None
         channels, users = check_names("channel", channels), check_names("userId", users)
-        if EVERYONE in users:
-            users = (EVERYONE,)
-        elif len(channels) * len(users) > MAX_NAMES:
-            raise InvalidEvent(
-                f"userId: {len(users)} users on {len(channels)} channels are too many for one event, "
-                f"which takes {MAX_NAMES} of both multiplied: send more events"
-            )
+        if len(users) > 1:
+            users = _check_users(users, channels)
         if payload is not None:
-            check_alone(data=data, event=type, id=id, retry=retry)
+            _check_alone(data=data, event=type, id=id, retry=retry)
             size = len(to_utf8("payload", payload))
-            raw = RawText.parse(payload)
-            id = raw.id
+            parsed = ParsedPayload.parse(payload)
+            id = parsed.id
         elif data is not None:
             size = len(to_utf8("data", data))
-            check_fields(type, id, retry)
+            if type is not None:
+                check_type("event", type)
+            if id is not None:
+                check_id("id", id)
+            if retry is not None:
+                check_retry(retry)
         else:
             raise InvalidEvent("data is missing: an event needs 'data' or 'payload'")
         if ttl is not None:
             check_ttl(ttl)
         if store is not True:
-            check_unstored(store, id)
-        # All at once, in half of the time that the constructor of a frozen dataclass takes.
+            check_store(store)
+            if id is not None:
+                raise InvalidEvent("id can't be given with store false: a client can't resume after such an event")
+        # Setting all fields at once takes half as long as the constructor that `dataclass` would write.
         vars(self).update(
             channels=channels,
             users=users,
@@ -102,7 +96,7 @@ class Event:
             store=store,
             ttl=ttl,
             size=size,
-            raw=raw,
+            parsed=parsed,
         )
 
     @property
@@ -111,18 +105,18 @@ class Event:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The publisher's ids that a client has when it has had all of this event."""
-        if self.raw is not None:
-            return self.raw.ids
+        """The publisher's ids that tell, as a client's last id, that it has received the whole event."""
+        if self.parsed is not None:
+            return self.parsed.ids
         return () if self.id is None else (self.id,)
 
     @property
     def inner_ids(self) -> tuple[str, ...]:
-        """Those that it has when it has had a part of it."""
-        return () if self.raw is None else self.raw.inner_ids
+        """The publisher's ids that tell, as a client's last id, that it has received only a part of the event."""
+        return () if self.parsed is None else self.parsed.inner_ids
 
     def dump(self) -> str:
-        """The event as JSON text, which `load` reads."""
+        """Return the event as JSON, for `load`."""
         given = {name: value for name in _DUMPED if (value := getattr(self, name)) is not None}
         if self.payload is not None:
             given.pop("id", None)
@@ -132,40 +126,57 @@ class Event:
 
     @classmethod
     def load(cls, text: str) -> Self:
-        """Raises InvalidEvent for what `dump` never wrote."""
+        """Return the event that `dump` returned as `text`. Raises InvalidEvent."""
         try:
             return cls(**json.loads(text))
         except (TypeError, ValueError, RecursionError) as exc:
-            raise InvalidEvent(f"this is no stored event: {exc}") from exc
+            raise InvalidEvent(f"not a stored event: {exc}") from exc
 
 
 _DUMPED = ("channels", "users", "data", "type", "id", "retry", "payload", "store", "ttl")
 
 
+def _check_users(users: tuple[str, ...], channels: tuple[str, ...]) -> tuple[str, ...]:
+    if EVERYONE in users:
+        return (EVERYONE,)
+    if len(channels) * len(users) > MAX_NAMES:
+        raise InvalidEvent(
+            f"userId: {len(users)} users on {len(channels)} channels are too many for one event: users times channels "
+            f"may be at most {MAX_NAMES}, so publish several events"
+        )
+    return users
+
+
+def _check_alone(**fields: object) -> None:
+    for name, value in fields.items():
+        if value is not None:
+            raise InvalidEvent(f"{name} can't be given together with payload: write it into the payload")
+
+
 def encode(event: Event, position: Position) -> bytes:
-    """The bytes of `event` as every subscriber gets them; they carry `position` as id unless it has its own."""
-    raw = event.raw
-    if raw is None:
+    """Return the bytes that every subscriber receives; they contain `position` as id if the publisher gave none."""
+    parsed = event.parsed
+    if parsed is None:
         id, data = event.id or str(position), event.data or ""
         if "\n" in data or "\r" in data:
             return encode_fields(data=data, event=event.type, id=id, retry=event.retry)
         return (_template(event.type, event.retry) % {"id": id, "data": data}).encode()
     text = event.payload or ""
-    if raw.id_at is not None:
-        text = f"{text[: raw.id_at]}id: {position}{SEPARATOR}{text[raw.id_at :]}"
-    return (text + raw.completion).encode()
+    if parsed.position_at is not None:
+        text = f"{text[: parsed.position_at]}id: {position}{SEPARATOR}{text[parsed.position_at :]}"
+    return (text + parsed.completion).encode()
 
 
 @lru_cache(1_024)
 def _template(type: str | None, retry: int | None) -> str:
-    """The frame of an event with one line of data, to be filled in: framing each anew takes four times as long."""
+    """Return the frame of an event with one line of data, to be filled in: `encode_fields` takes four times as long."""
     frame = encode_fields(data="\0data", event=type, id="\0id", retry=retry).decode()
     return frame.replace("%", "%%").replace("\0data", "%(data)s").replace("\0id", "%(id)s")
 
 
 def ends_with_position(event: Event) -> bool:
-    """Whether the last id that a client reads from `event` is its position."""
-    return event.id is None if event.raw is None else event.raw.ends_with_ours
+    """Return True if the last id that a client reads from `event` is the event's position."""
+    return event.id is None if event.parsed is None else event.parsed.ends_with_position
 
 
 def encode_fields(
@@ -176,5 +187,5 @@ def encode_fields(
     retry: int | None = None,
     comment: str | None = None,
 ) -> bytes:
-    """One frame of our own making: a heartbeat, an in-band event, a `retry:`."""
+    """Return one frame, as sse-starlette writes it: of a structured event, a control event or a heartbeat."""
     return ServerSentEvent(data, event=event, id=id, retry=retry, comment=comment, sep=SEPARATOR).encode()

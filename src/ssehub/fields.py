@@ -1,4 +1,8 @@
-"""Checks of single fields: everything that a client could misread is rejected here, before anything is stored."""
+"""The fields of events, commands and claims: what each may contain.
+
+A value that a client could misread is rejected here, before anything is stored. The checks raise InvalidEvent; its
+message calls the field by its name on the wire (`userId`, `event`), as most readers see it in an HTTP response.
+"""
 
 from __future__ import annotations
 
@@ -12,126 +16,126 @@ from .position import Position
 
 EVERYONE = "*"
 RESERVED_TYPE = "stream-"
-MAX_NAME_LENGTH = 255
 MAX_NAMES = 1_000
-MAX_TTL_SECONDS = 2**40
-MAX_RETRY_MILLISECONDS = 2**31 - 1  # what browsers' timers hold
+MAX_RETRY_MILLISECONDS = 2**31 - 1
+"""The longest delay of a timer in a browser."""
 
+_MAX_LENGTH = 255
+_MAX_TTL_SECONDS = 2**40
 _BREAKS = re.compile(r"[\r\n\0]")
 
 
 def check_name(field_name: str, value: object) -> str:
-    """`value` if it can name a user or a channel; `field_name` is what the error calls it."""
+    """Return `value` if it can be the name of a user or a channel, or an idempotency key."""
     if not isinstance(value, str):
-        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
-    return _good_name(field_name, value)
+        raise _not_a_string(field_name, value)
+    return _check_name(field_name, value)
 
 
+# Publishers use few names, each many times.
 @lru_cache(4_096)
-def _good_name(field_name: str, value: str) -> str:
+def _check_name(field_name: str, value: str) -> str:
     if not value:
-        raise InvalidEvent(f"{field_name} is empty: give a name")
-    check_text(field_name, value)
-    to_utf8(field_name, value)
+        raise InvalidEvent(f"{field_name} is empty: it needs 1 to {_MAX_LENGTH} characters")
+    _check_text(field_name, value)
     return value
 
 
-def one_or_many(names: str | Sequence[str]) -> tuple[str, ...]:
-    """`names` as a tuple, whether it is one or several."""
-    return tuple(names) if isinstance(names, Collection) and not isinstance(names, str) else (names,)
-
-
-def json_text(value: object) -> str:
-    """`value` itself if it is a string, else the compact JSON of it."""
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidEvent(f"data can't be written as JSON ({exc}): give a string or what JSON can hold") from exc
-
-
 def check_names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Return `values` without repetitions, in order."""
     if isinstance(values, str):
-        raise InvalidEvent(f"{field_name} must be a sequence of names, not one string")
+        raise InvalidEvent(f"{field_name} must be a sequence of names, not the string {values[:40]!r}")
     if not values:
-        raise InvalidEvent(f"{field_name} is missing: name at least one")
+        raise InvalidEvent(f"{field_name} is missing: give at least one name")
     if len(values) == 1:
         (only,) = values
         return (check_name(field_name, only),)
     if len(values) > MAX_NAMES:
-        raise InvalidEvent(f"{field_name} has {len(values)} names: {MAX_NAMES} are the most")
+        raise InvalidEvent(f"{field_name} has {len(values)} names: at most {MAX_NAMES} are allowed")
     for value in values:
         check_name(field_name, value)
     return tuple(dict.fromkeys(values))
 
 
-def check_alone(**fields: object) -> None:
-    for name, value in fields.items():
-        if value is not None:
-            raise InvalidEvent(f"{name} can't be given together with payload: write it into the payload")
-
-
-def check_fields(type: str | None, id: str | None, retry: int | None) -> None:
-    if type is not None:
-        check_type("event", type)
-    if id is not None:
-        check_id("id", id)
-    if retry is not None:
-        check_retry(retry)
-
-
-def check_unstored(store: bool, id: str | None) -> None:
-    if store is not False:
-        raise InvalidEvent(f"store must be true or false, not {store!r}")
-    if id is not None:
-        raise InvalidEvent("id can't be given with store false: nobody could come back with it")
-
-
-def check_text(field_name: str, value: str) -> None:
-    if len(value) > MAX_NAME_LENGTH:
-        raise InvalidEvent(f"{field_name} has {len(value)} characters: {MAX_NAME_LENGTH} are the most")
-    if found := _BREAKS.search(value):
-        what = "a NUL" if found[0] == "\0" else "a line break"
-        raise InvalidEvent(f"{field_name} {value!r} contains {what}: leave it out")
-
-
-def check_type(field_name: str, value: str) -> None:
+def check_type(field_name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+        raise _not_a_string(field_name, value)
     if not value:
-        raise InvalidEvent(f"{field_name} is empty: leave it out, or give a type")
-    check_text(field_name, value)
-    to_utf8(field_name, value)
+        raise InvalidEvent(f"{field_name} is empty: give a type, or leave the field out")
+    _check_text(field_name, value)
     if value.startswith(RESERVED_TYPE):
-        raise InvalidEvent(f"{field_name} {value!r} begins with 'stream-', which is ours: choose another")
+        raise InvalidEvent(
+            f"{field_name} {value!r} begins with '{RESERVED_TYPE}', which is reserved for the hub: use another type"
+        )
 
 
-def check_id(field_name: str, value: str) -> None:
+def check_id(field_name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+        raise _not_a_string(field_name, value)
     if not value:
-        raise InvalidEvent(f"{field_name} is empty: leave it out, and the event gets its position as id")
-    check_text(field_name, value)
-    to_utf8(field_name, value)
+        raise InvalidEvent(f"{field_name} is empty: give an id, or leave the field out to use the event's position")
+    _check_text(field_name, value)
     if Position.parse(value) is not None:
-        raise InvalidEvent(f"{field_name} {value!r} looks like a position in our log: choose another form")
+        raise InvalidEvent(f"{field_name} {value!r} looks like a position in the log: use another format")
 
 
-def check_retry(value: int) -> None:
+def check_retry(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRY_MILLISECONDS:
-        raise InvalidEvent(f"retry {value!r} is no number of milliseconds from 0 to {MAX_RETRY_MILLISECONDS}")
+        raise InvalidEvent(
+            f"retry {_shortened(value)} is not a whole number of milliseconds from 0 to {MAX_RETRY_MILLISECONDS}"
+        )
 
 
-def check_ttl(value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_TTL_SECONDS:
-        raise InvalidEvent(f"ttl {repr(value)[:40]} is no positive number of seconds below {MAX_TTL_SECONDS}")
+def check_ttl(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MAX_TTL_SECONDS:
+        raise InvalidEvent(f"ttl {_shortened(value)} is not a positive number of seconds less than {_MAX_TTL_SECONDS}")
 
 
-def to_utf8(field_name: str, value: str) -> bytes:
+def check_store(value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidEvent(f"store must be true or false, not {_shortened(value)}")
+
+
+def to_utf8(field_name: str, value: object) -> bytes:
+    """Return `value` in UTF-8."""
     if not isinstance(value, str):
-        raise InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+        raise _not_a_string(field_name, value)
     try:
         return value.encode()
     except UnicodeEncodeError as exc:
-        raise InvalidEvent(f"{field_name} holds a lone surrogate at {exc.start}: it can't be written as UTF-8") from exc
+        raise InvalidEvent(
+            f"{field_name} contains a lone surrogate at index {exc.start}, which UTF-8 can't encode: remove it"
+        ) from exc
+
+
+def one_or_many(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one name or several as a tuple."""
+    return tuple(names) if isinstance(names, Collection) and not isinstance(names, str) else (names,)
+
+
+def json_text(value: object) -> str:
+    """Return `value` itself if it is a string, else `value` as compact JSON."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidEvent(f"data can't be written as JSON ({exc}): give a string, or a value that JSON has") from exc
+
+
+def _check_text(field_name: str, value: str) -> None:
+    """Check what names, types and ids have in common."""
+    if len(value) > _MAX_LENGTH:
+        raise InvalidEvent(f"{field_name} has {len(value)} characters: at most {_MAX_LENGTH} are allowed")
+    if found := _BREAKS.search(value):
+        what = "a NUL character" if found[0] == "\0" else "a line break"
+        raise InvalidEvent(f"{field_name} {value!r} contains {what}: remove it")
+    to_utf8(field_name, value)
+
+
+def _not_a_string(field_name: str, value: object) -> InvalidEvent:
+    return InvalidEvent(f"{field_name} must be a string, not {type(value).__name__}")
+
+
+def _shortened(value: object) -> str:
+    return repr(value)[:40]

@@ -1,4 +1,4 @@
-"""Publications: what is published together, commands among the events, and the keys that make a retry safe."""
+"""What a broker stores: events and commands in publications, each with an idempotency key if retries must be safe."""
 
 from __future__ import annotations
 
@@ -10,31 +10,26 @@ from typing import ClassVar, NamedTuple, Self
 
 from .errors import InvalidEvent
 from .event import Event
-from .fields import (
-    EVERYONE,
-    check_name,
-    check_names,
-    check_retry,
-)
+from .fields import EVERYONE, check_name, check_names, check_retry
 
 REVOKED_RETRY_MILLISECONDS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """A command to every hub, in order with the events: end the open streams of `users` on `channels`.
+    """A command to every hub: end the open streams of `users` on `channels`. It is in the log, in order with events.
 
-    No users are all users, no channels all channels; one of them is needed. After `retry` milliseconds, and up to a
-    fifth more, browsers come back.
+    No users means all users, no channels all channels; at least one of them must be given. Browsers reconnect after
+    `retry` milliseconds, to which each adds up to a fifth at random.
 
-    Raises InvalidEvent, which names the field as the wire calls it.
+    Raises InvalidEvent, which calls the field by its name on the wire.
     """
 
     users: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     retry: int = REVOKED_RETRY_MILLISECONDS
     store: ClassVar[bool] = False
-    """It is for the streams that are open: nobody who comes later is to see it."""
+    """A command applies to the streams that are open, so it is never replayed."""
     size: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
@@ -46,29 +41,32 @@ class Disconnect:
         check_retry(self.retry)
 
     def dump(self) -> str:
-        """The command as JSON text, which `load_entry` reads."""
+        """Return the command as JSON, for `load_entry`."""
         command = {"command": "disconnect", "users": self.users, "channels": self.channels, "retry": self.retry}
         return json.dumps(command, ensure_ascii=False, separators=(",", ":"))
-
-
-def load_entry(text: str) -> Event | Disconnect:
-    """What `dump` of either wrote; raises InvalidEvent for anything else."""
-    if not text.startswith(_COMMAND):
-        return Event.load(text)
-    try:
-        fields = json.loads(text)
-        if fields.pop("command") != "disconnect":
-            raise InvalidEvent("this is a command that a newer version knows")
-        return Disconnect(tuple(fields["users"]), tuple(fields["channels"]), fields["retry"])
-    except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise InvalidEvent(f"this is no stored command: {exc!r}") from exc
 
 
 _COMMAND = '{"command":'
 
 
+def load_entry(text: str) -> Event | Disconnect:
+    """Return the event or command that `dump` returned as `text`. Raises InvalidEvent."""
+    if not text.startswith(_COMMAND):
+        return Event.load(text)
+    try:
+        fields = json.loads(text)
+        if (command := fields.pop("command")) != "disconnect":
+            raise InvalidEvent(f"unknown command {command!r}: a newer version of ssehub may have stored it")
+        return Disconnect(tuple(fields["users"]), tuple(fields["channels"]), fields["retry"])
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise InvalidEvent(f"not a stored command: {exc!r}") from exc
+
+
 class IdempotencyKey(NamedTuple):
-    """What makes publishing again safe: the key in its scope, and what was published with it; both hashed."""
+    """Makes it safe to publish again: `name` is a hash of the key and its scope, `body` one of the events.
+
+    A second publication with the same `name` is not stored; with another `body` it is a conflict.
+    """
 
     name: str
     body: str
@@ -82,7 +80,7 @@ class IdempotencyKey(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """What is published together, and once for its `key`, if it has one."""
+    """Events and commands that are stored together or not at all, and with a `key` only once."""
 
     events: Sequence[Event | Disconnect]
     key: IdempotencyKey | None = None

@@ -1,4 +1,4 @@
-"""The fixture `sse_hub` for projects that publish; see `ssehub.testing`."""
+"""The pytest fixture `sse_hub`, for projects that use a hub; see `ssehub.testing`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sse_hub() -> ManualHub:
-    """A hub on a clock of its own, which starts at its first use in the test's event loop."""
-    from .testing import ManualHub  # not before it is asked for: every pytest run loads this file
+    """A hub whose clock the test controls. It starts when it is first used, in the event loop of the test."""
+    from .testing import ManualHub  # here, as every run of pytest loads this file
 
     return ManualHub()

@@ -1,101 +1,140 @@
-"""The settings of the hub, its brokers and its apps, as values: each with its default, its bounds and its description.
+"""The settings of the hub, its brokers and its apps: frozen dataclasses that declare each setting once.
 
-Field names are the TOML keys, so `Hub(retention=Retention(history_events=100))` in Python and `history_events = 100` in
-a file mean the same. `config.Config` builds its command-line options and variables from the same fields.
+A field's name is its TOML key: `Hub(retention=Retention(history_events=100))` in Python means the same as
+`history_events = 100` in a file. `config.Config` takes its fields, and with them the command-line options and
+environment variables, from these declarations.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from .errors import ConfigError
 
-MAX_SECONDS = 2**31
+_KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
-def setting(
-    default: Any,
-    description: str,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    pattern: str | None = None,
-) -> Any:
-    """Declare a field of a settings class: a number greater than `above`, at least `least` and less than `below`."""
-    bounds = {"above": above, "least": least, "below": below, "pattern": pattern}
-    return field(default=default, metadata={"description": description, **bounds})
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Finite numbers that are greater than `above`, at least `least`, at most `most` and less than `below`.
+
+    `check` raises ValueError, which says what is expected, for any other number.
+    """
+
+    above: float = -math.inf
+    least: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def check(self, value: Any) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        if value <= self.above:
+            raise ValueError(f"must be greater than {self.above}")
+        if value < self.least:
+            raise ValueError(f"must be at least {self.least}")
+        if value > self.most:
+            raise ValueError(f"must be at most {self.most}")
+        if value >= self.below:
+            raise ValueError(f"must be less than {self.below}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Strings that `regex` matches completely, which `wording` describes. `check` raises ValueError for others."""
+
+    regex: str
+    wording: str
+
+    def check(self, value: Any) -> None:
+        if not re.fullmatch(self.regex, value):
+            raise ValueError(f"must be {self.wording}")
+
+
+POSITIVE = Range(above=0)
+SECONDS = Range(above=0, below=2**31)
+
+
+def setting(default: Any, description: str, limit: Range | Pattern | None = None) -> Any:
+    """Declare a field of a settings class: its default, its `--help` text and the values it accepts."""
+    return field(default=default, metadata={"description": description, "limit": limit})
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One field of a settings class: its declared type, such as `int` or `float | None`, and what it accepts."""
+    """One field of a settings class. `annotation` is its type: int, float, str or bool, or one of these or None."""
 
     name: str
-    kind: Any
+    annotation: Any
     default: Any
     description: str
-    bounds: Mapping[str, Any]
+    limit: Range | Pattern | None
 
-    def check(self, value: object) -> None:
-        """Raise ValueError, which says what would do, unless `value` fits."""
-        kinds = get_args(self.kind) or (self.kind,)
-        if type(value) not in (*kinds, *((int,) if float in kinds else ())):
-            raise ValueError(f"must be {_KINDS[kinds[0]]}, not {type(value).__name__}")
-        if isinstance(value, int | float):
-            _check_bounds(value, self.bounds["above"], self.bounds["least"], self.bounds["below"])
-        elif isinstance(value, str) and self.bounds["pattern"] and not re.fullmatch(self.bounds["pattern"], value):
-            raise ValueError(f"must match {self.bounds['pattern']}")
+    def check(self, value: Any) -> None:
+        """Raise ValueError, which says what is expected, if the setting does not accept `value`."""
+        kind, *optional = get_args(self.annotation) or (self.annotation,)
+        if value is None and optional:
+            return
+        accepted = (int, float) if kind is float else kind
+        # bool is a subclass of int.
+        if not isinstance(value, accepted) or isinstance(value, bool) is not (kind is bool):
+            raise ValueError(f"must be {_KIND_NAMES[kind]}, not {type(value).__name__}")
+        if self.limit is not None:
+            self.limit.check(value)
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-
-
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """The base of all settings classes: checks every field when an object is made. Raises ConfigError."""
-
-    __slots__ = ()
+    """The base of all settings classes. Constructing one raises ConfigError if a field does not accept its value."""
 
     def __post_init__(self) -> None:
-        for setting in settings_of(type(self)):
-            value = getattr(self, setting.name)
+        for declared in settings_of(type(self)):
+            value = getattr(self, declared.name)
             try:
-                setting.check(value)
+                declared.check(value)
             except ValueError as exc:
-                raise ConfigError(f"{setting.name} {value!r}: {exc}") from None
+                raise ConfigError(f"{declared.name} {value!r}: {exc}") from None
 
 
-def settings_of(group: Any) -> tuple[Setting, ...]:
-    """Return what the settings class `group` declares."""
-    kinds = get_type_hints(group)
-    return tuple(
-        Setting(one.name, kinds[one.name], one.default, one.metadata["description"], one.metadata)
-        for one in fields(group)
+def settings_of(group: type[Settings]) -> tuple[Setting, ...]:
+    """Return the settings that the settings class `group` declares, in order."""
+    annotations = get_type_hints(group)
+    return tuple(Setting(each.name, annotations[each.name], each.default, **each.metadata) for each in fields(group))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streams(Settings):
+    """How many streams a hub accepts, and what it sends on them besides events."""
+
+    max_connections: int | None = setting(
+        None,
+        "most open streams of a process; if not set, its descriptor limit minus 500, but at least half of it",
+        POSITIVE,
     )
-
-
-def _check_bounds(value: float, above: float | None, least: float | None, below: float | None) -> None:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    if above is not None and value <= above:
-        raise ValueError(f"must be greater than {above}")
-    if least is not None and value < least:
-        raise ValueError(f"must be at least {least}")
-    if below is not None and value >= below:
-        raise ValueError(f"must be less than {below}")
+    heartbeat_seconds: float = setting(
+        15, "interval between heartbeats on each stream; 0 turns them off", Range(least=0, most=86_400)
+    )
+    retry_milliseconds: int | None = setting(
+        None,
+        "how long a browser waits before it reconnects; if not set, the browser decides",
+        Range(least=0, below=2**31),
+    )
+    expiring_seconds: float = setting(60, "how long before its token expires a stream is sent stream-expiring", SECONDS)
+    stream_lifetime_seconds: float | None = setting(
+        None, "maximum lifetime of a stream, of which each gets a random 80 to 100 %; if not set, unlimited", SECONDS
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention(Settings):
-    """How much of the log a hub keeps in memory, for clients that reconnect."""
+    """How much of the log a hub keeps in memory for clients that reconnect."""
 
-    history_events: int = setting(10_000, "events kept in memory for clients that reconnect", above=0)
-    history_bytes: int = setting(64 * 2**20, "bytes that the retained events may take", above=0)
-    history_seconds: float = setting(3_600, "how long events are retained", above=0, below=MAX_SECONDS)
+    history_events: int = setting(10_000, "events kept in memory for clients that reconnect", POSITIVE)
+    history_bytes: int = setting(64 * 2**20, "maximum size of the events kept in memory", POSITIVE)
+    history_seconds: float = setting(3_600, "how long events are kept in memory", SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,79 +142,18 @@ class Backpressure(Settings):
     """How far clients may fall behind, and how much may wait, before the hub ends streams or delays publishers."""
 
     max_backlog_bytes: int = setting(
-        2**20, "bytes that a client may leave unread before events are held for it", above=0
+        2**20, "bytes that a client may leave unread before its stream counts as lagging", POSITIVE
     )
-    grace_seconds: float = setting(
-        5,
-        "how long a stream may stay over its backlog bound before it ends as slow",
-        above=0,
-        below=MAX_SECONDS,
+    grace_seconds: float = setting(5, "how long a stream may lag before it ends as slow", SECONDS)
+    max_total_backlog_bytes: int = setting(
+        256 * 2**20, "maximum size of the backlogs of all streams together", POSITIVE
     )
-    max_total_backlog_bytes: int = setting(256 * 2**20, "bound on all backlogs together", above=0)
-    round_bytes: int = setting(256 * 2**10, "most bytes that one round writes to one stream", above=0)
+    round_bytes: int = setting(256 * 2**10, "most bytes that one round writes to one stream", POSITIVE)
     max_waiting_bytes: int = setting(
-        16 * 2**20, "bytes of events that may wait for a round before publishers have to wait", above=0
+        16 * 2**20, "size of the events that may wait for a round before publishers have to wait", POSITIVE
     )
     max_waiting_publishers: int = setting(
-        1_000, "publishers that may wait before further ones are answered 503", above=0
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Streams(Settings):
-    """How many streams there may be, and what each of them is sent besides events."""
-
-    max_connections: int | None = setting(
-        None, "open streams at once; if not set, the descriptor limit less 500, at least half of it", above=0
-    )
-    heartbeat_seconds: float = setting(
-        15, "time between heartbeats on each stream; 0 turns them off", least=0, below=86_401
-    )
-    retry_milliseconds: int | None = setting(
-        None, "how long a browser waits before it reconnects; if not set, the browser decides", least=0, below=2**31
-    )
-    expiring_seconds: float = setting(
-        60, "how long before its token expires a stream is sent stream-expiring", above=0, below=MAX_SECONDS
-    )
-    stream_lifetime_seconds: float | None = setting(
-        None,
-        "how long a stream may last, jittered to 80-100 %; if not set, without limit",
-        above=0,
-        below=MAX_SECONDS,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Idempotency(Settings):
-    """How long a broker remembers idempotency keys."""
-
-    idempotency_seconds: float = setting(600, "how long an idempotency key is remembered", above=0, below=MAX_SECONDS)
-    idempotency_keys: int = setting(100_000, "most idempotency keys remembered at once", above=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogRetention(Settings):
-    """How much a durable broker (SQLite, Redis) keeps of its log."""
-
-    log_seconds: float = setting(
-        604_800, "how long events stay in the log of SQLite or Redis", above=0, below=MAX_SECONDS
-    )
-    log_bytes: int = setting(2**30, "size of SQLite's file beyond which its oldest events are deleted", above=0)
-    log_events: int = setting(100_000, "approximate number of events that the log in Redis may have", above=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisOptions(Settings):
-    """How the Redis broker names its keys and watches its connections."""
-
-    redis_prefix: str = setting(
-        "ssehub", "prefix, in braces, of this deployment's keys in Redis", pattern=r"[^{}\s]{1,100}"
-    )
-    wait_for_broker: bool = setting(
-        False, "start even if Redis is unreachable, and stay not ready until it answers, instead of exiting"
-    )
-    broker_probe_seconds: float = setting(
-        5, "how long a connection to Redis may be silent before it is replaced", above=0, below=MAX_SECONDS
+        1_000, "publishers that may wait at once; further ones are answered 503", POSITIVE
     )
 
 
@@ -183,9 +161,43 @@ class RedisOptions(Settings):
 class Limits(Settings):
     """How large requests to the control app may be."""
 
-    max_event_bytes: int = setting(2**20, "largest data or payload of one event", above=0)
-    max_body_bytes: int = setting(8 * 2**20, "largest request body of the control app", above=0)
-    max_batch_events: int = setting(10_000, "most events in one batch", above=0)
+    max_event_bytes: int = setting(2**20, "largest data or payload of one event", POSITIVE)
+    max_body_bytes: int = setting(8 * 2**20, "largest request body that the control app accepts", POSITIVE)
+    max_batch_events: int = setting(10_000, "most events in one batch", POSITIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency(Settings):
+    """How many idempotency keys a broker remembers, and for how long."""
+
+    idempotency_seconds: float = setting(600, "how long an idempotency key is remembered", SECONDS)
+    idempotency_keys: int = setting(100_000, "most idempotency keys that are remembered at once", POSITIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRetention(Settings):
+    """How much of its log a durable broker (SQLite, Redis) keeps."""
+
+    log_seconds: float = setting(604_800, "how long events stay in the log of SQLite or Redis", SECONDS)
+    log_bytes: int = setting(2**30, "size of the SQLite file above which its oldest events are deleted", POSITIVE)
+    log_events: int = setting(100_000, "approximate maximum number of events in the Redis log", POSITIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisOptions(Settings):
+    """How the Redis broker names its keys and checks its connections."""
+
+    redis_prefix: str = setting(
+        "ssehub",
+        "prefix of this deployment's keys in Redis, as in {ssehub}:log",
+        Pattern(r"[^{}\s]{1,100}", "1 to 100 characters without spaces or braces"),
+    )
+    wait_for_broker: bool = setting(
+        False, "if Redis is unreachable at the start, run without being ready until it answers, instead of exiting"
+    )
+    broker_probe_seconds: float = setting(
+        5, "how long a connection to Redis may be silent before it is replaced", SECONDS
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,11 +205,10 @@ class TcpOptions(Settings):
     """Socket options of the connections."""
 
     send_buffer_bytes: int = setting(
-        64 * 2**10, "the kernel's send buffer of each connection (SO_SNDBUF)", above=0, below=2**31
+        64 * 2**10, "the kernel's send buffer of each connection (SO_SNDBUF)", Range(above=0, below=2**31)
     )
     tcp_user_timeout_seconds: float = setting(
         30,
-        "how long a peer may leave data unacknowledged before its connection is closed (TCP_USER_TIMEOUT)",
-        above=0,
-        below=MAX_SECONDS // 1000,
+        "how long sent bytes may stay unacknowledged before the connection is closed (TCP_USER_TIMEOUT)",
+        Range(above=0, below=2**31 // 1000),  # the kernel takes milliseconds in 32 bits
     )

@@ -8,15 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from .base import (
-    Broker,
-    Entry,
-    Follower,
-    Limits,
-    without_password,
-)
+from ..settings import Idempotency, LogRetention, RedisOptions, Retention
+from .base import Broker, Entry, Follower, without_password
 
-__all__ = ["Broker", "Entry", "Follower", "Limits", "create_broker", "open_log", "without_password"]
+__all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
 
 BROKERS = "memory://, sqlite:///PATH or redis://HOST:PORT"
 REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel")
@@ -24,67 +19,65 @@ REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel")
 
 def create_broker(
     url: str,
-    limits: Limits | None = None,
     *,
-    redis_prefix: str = "ssehub",
-    wait_for_broker: bool = False,
-    probe_seconds: float = 5.0,
+    idempotency: Idempotency = Idempotency(),
+    log: LogRetention = LogRetention(),
+    retention: Retention = Retention(),
+    redis: RedisOptions = RedisOptions(),
 ) -> Broker:
-    """The broker that `url` names; imports that one only.
+    """Create the broker for `url`, importing no other kind.
 
-    `redis_prefix` keeps deployments apart that share a Redis; with `wait_for_broker` one starts that can't connect yet;
-    `probe_seconds` is how long a connection to it may be silent. Raises ConfigError if there is no such broker.
+    `retention` bounds how much of the log's tail a hub reads when it starts. Raises ConfigError if the scheme is
+    unknown or the URL is invalid.
     """
-    limits = limits or Limits()
     scheme, _, rest = url.partition("://")
     if scheme == "memory" and not rest:
         from .memory import MemoryBroker
 
-        return MemoryBroker(limits)
+        return MemoryBroker(idempotency)
     if scheme == "sqlite":
         from .sqlite import SqliteBroker
 
-        return SqliteBroker(path_of(url), limits)
+        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention)
     if scheme in REDIS_SCHEMES and rest:
-        _need_redis()
+        _require_redis()
         from .redis import RedisBroker
 
-        return RedisBroker(url, limits, prefix=redis_prefix, waits=wait_for_broker, probe_seconds=probe_seconds)
-    raise ConfigError(f"broker {scheme!r} is unknown: use {BROKERS}")
+        return RedisBroker(url, idempotency=idempotency, log=log, retention=retention, options=redis)
+    raise ConfigError(f"unknown broker {scheme!r}: use {BROKERS}")
 
 
-def _need_redis() -> None:
+def _require_redis() -> None:
     if importlib.util.find_spec("redis") is None:
-        raise ConfigError("the Redis broker needs redis: pip install 'ssehub[redis]'")
+        raise ConfigError("the Redis broker needs the package redis: pip install 'ssehub[redis]'")
 
 
 @contextmanager
 def open_log(url: str, redis_prefix: str = "ssehub") -> Iterator[Iterator[Entry]]:
-    """Everything in the log that `url` names, the newest first; a hub may be writing it meanwhile.
+    """Open the log at `url` for reading and yield its entries, newest first; a hub may write to it meanwhile.
 
-    Raises ConfigError where there is nothing to read, BrokerUnavailable.
+    Raises ConfigError if the broker has no log that can be read, BrokerUnavailable if it cannot be reached.
     """
     if url.partition("://")[0] in REDIS_SCHEMES:
-        _need_redis()
+        _require_redis()
         from .redis import open_log as open_redis_log
 
         with open_redis_log(url, redis_prefix) as entries:
             yield entries
         return
     if not url.startswith("sqlite:"):
-        raise ConfigError(f"broker {url!r} keeps no log that can be read: name one such as sqlite:///events.db")
-    from .sqlite import LogFile
+        raise ConfigError(f"broker {url!r} has no log that can be read: use one such as sqlite:///events.db")
+    from .sqlite import open_log as open_sqlite_log
 
-    file = LogFile.open_to_read(path_of(url))
-    try:
-        yield file.backwards()
-    finally:
-        file.close()
+    with open_sqlite_log(path_of(url)) as entries:
+        yield entries
 
 
 def path_of(url: str) -> Path:
-    """The file of `sqlite:///PATH`; with four slashes the path is absolute."""
+    """Return the path in `sqlite:///PATH`; with four slashes it is absolute. Raises ConfigError if there is none."""
     path = url.removeprefix("sqlite:///")
     if path == url or not path:
-        raise ConfigError(f"broker {url!r} names no file: write sqlite:///events.db, or sqlite:////var/lib/events.db")
+        raise ConfigError(
+            f"broker {url!r} does not name a file: write sqlite:///events.db, or sqlite:////var/lib/events.db"
+        )
     return Path(path)

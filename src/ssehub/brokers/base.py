@@ -1,10 +1,12 @@
-"""What a broker is: one ordered log that every hub of a deployment reads from start to end."""
+"""The contract of a broker: one ordered log, which every hub of a deployment reads from start to end.
+
+`tests/test_broker_contract.py` checks it for every broker.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ..event import Event
@@ -13,62 +15,59 @@ from ..publication import Disconnect, Publication
 
 
 def without_password(url: str) -> str:
-    """A broker's `url` as it may be shown: no user, password or options."""
+    """Return the broker's `url` without user name, password and options, so that it can be logged."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 class Entry(NamedTuple):
-    """One event of the log, or a command to every hub, and where it stands."""
+    """One entry of the log and its position: an event, or a command to every hub."""
 
     position: Position
     event: Event | Disconnect
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much a broker keeps: of idempotency keys, of its log, and how much of that a hub reads when it starts."""
-
-    idempotency_seconds: float = 600.0
-    idempotency_keys: int = 100_000
-    log_seconds: float = 7 * 86_400.0
-    log_bytes: int = 2**30
-    log_events: int = 100_000
-    tail_events: int = 10_000
-    tail_bytes: int = 64 * 2**20
-
-
 class Follower(Protocol):
-    """Who reads the log from start to end: the hub."""
+    """The reader of a log: the hub."""
 
     async def begin(self, base: Position) -> None:
-        """From here on the log is read, from behind `base`.
+        """Start reading after `base`.
 
-        Called again, it says that something up to there may be missing, or that this is another log, which begins anew.
+        A second call means that events may be missing: up to `base` in the same log, or all of them if `base` is a
+        position in another log.
         """
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
-        """The entries that come next, in order, each once, up to `position`; returns when there is room for more."""
+        """Receive the next entries, in log order and each once; the log has then been read up to `position`.
+
+        Returns when the follower has capacity for more, and the broker waits for that. `entries` may be empty.
+        """
 
 
 class Broker(Protocol):
+    """A log to publish to and to follow. It is built without I/O, and connects in `run`."""
+
     @property
     def problem(self) -> str | None:
-        """What keeps it from its work just now, for `/readyz`."""
+        """Why the log cannot be read or written at present, for `/readyz`; None if it can."""
 
     @property
     def skipped(self) -> int:
-        """Entries of the log so far that were none of ours, or broken."""
+        """Number of entries skipped so far because they were invalid or not written by ssehub."""
 
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
-        """Append the events of all `publications`, or none, and return their positions, once they are stored.
+        """Append the events of all `publications`, or none of them; return their positions once they are stored.
 
-        A publication whose key is known is not stored again: its positions are the first ones. Raises
-        IdempotencyConflict if that was another one, BrokerUnavailable if it is not known whether they are stored.
+        A publication whose idempotency key is known is not stored again: its first positions are returned. Raises
+        IdempotencyConflict if that key was used with another body, Overloaded if too many publishers are waiting, and
+        BrokerUnavailable if the broker is not running or it is unknown whether the events are stored.
         """
 
     async def head(self) -> str | None:
-        """The position of the newest event in the log, None if there was never one."""
+        """Return the position of the newest event in the log, or None if there has never been one."""
 
     def run(self, follower: Follower) -> AbstractAsyncContextManager[None]:
-        """Inside, the broker is connected, and `follower` gets the retained tail and then everything new."""
+        """Connect; inside the context, deliver the retained tail of the log to `follower`, then every new entry.
+
+        One at a time, but a broker may run again, in another event loop too. Raises BrokerUnavailable.
+        """

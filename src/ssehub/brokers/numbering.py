@@ -1,5 +1,6 @@
-"""How publications get their places in a log, and how a key makes publishing again safe: the same for every broker
-that numbers its log itself.
+"""Positions for new events, and idempotency keys: for brokers that number their log in Python.
+
+Redis does the same in `redis/log.lua`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from typing import NamedTuple
 from ..errors import IdempotencyConflict
 from ..position import Position
 from ..publication import IdempotencyKey, Publication
+from ..settings import Idempotency
 from .base import Entry
 
+KEY_CONFLICT = "this idempotency key was already used with a different body: use a new key for a new event"
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def new_log_name() -> str:
-    """A name that no other log has: 8 characters, 41 bits."""
+    """Return a random name for a new log: 8 characters, 41 bits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
-class Kept(NamedTuple):
-    """What was published with a key: the hash of it, the position of its first event, and how many there are."""
+class Receipt(NamedTuple):
+    """What was stored with an idempotency key: the hash of its body, the first position, the number of events."""
 
     body: str
     first: Position
@@ -31,83 +34,89 @@ class Kept(NamedTuple):
 
     @property
     def positions(self) -> list[Position]:
-        return places(self.first, self.events)
+        return consecutive(self.first, self.events)
 
 
-class Appended(NamedTuple):
-    """What is new in the log, the keys to keep, and the positions to answer: those of what was there already, too."""
+class Numbered(NamedTuple):
+    """Numbered publications: the entries and keys to store, and the position of every event published.
+
+    `positions` includes those of publications that had been stored before.
+    """
 
     entries: list[Entry]
-    keys: dict[str, Kept]
+    keys: dict[str, Receipt]
     positions: list[str]
 
 
-def place_after(position: Position, ahead: int) -> Position:
+def position_after(position: Position, count: int) -> Position:
     milliseconds, sequence, log = position
-    return Position(milliseconds, sequence + ahead, log)
+    return Position(milliseconds, sequence + count, log)
 
 
-def places(first: Position, count: int) -> list[Position]:
-    """`count` positions in a row, from `first` on."""
+def consecutive(first: Position, count: int) -> list[Position]:
+    """Return `count` consecutive positions, of which `first` is the first."""
     milliseconds, sequence, log = first
-    return [Position(milliseconds, place, log) for place in range(sequence, sequence + count)]
+    return [Position(milliseconds, number, log) for number in range(sequence, sequence + count)]
 
 
-def first_place(last: Position, milliseconds: int) -> Position:
-    """The place after `last`, also when the clock has been set back."""
+def next_position(last: Position, milliseconds: int) -> Position:
+    """Return the position after `last` at the time `milliseconds`, which may be earlier: clocks are set back."""
     if milliseconds > last.milliseconds:
         return Position(milliseconds, 0, last.log)
-    return place_after(last, 1)
+    return position_after(last, 1)
 
 
-def append(publications: Sequence[Publication], first: Position, find: Callable[[str], Kept | None]) -> Appended:
-    """Give `publications` their places, from `first` on, but for those whose key `find` knows.
+def assign_positions(
+    publications: Sequence[Publication], first: Position, find: Callable[[str], Receipt | None]
+) -> Numbered:
+    """Assign consecutive positions, from `first` on, to all `publications` except those whose key `find` knows.
 
-    Raises IdempotencyConflict, before anything else.
+    Raises IdempotencyConflict if a key was used with another body.
     """
-    found = Appended([], {}, [])
+    numbered = Numbered([], {}, [])
     for events, key in publications:
-        kept = None if key is None else _known(key, found.keys, find)
-        if kept is not None:
-            positions = kept.positions
+        receipt = None if key is None else _receipt(key, numbered.keys, find)
+        if receipt is not None:
+            positions = receipt.positions
         else:
-            at = place_after(first, len(found.entries))
-            positions = places(at, len(events))
-            found.entries.extend(map(Entry, positions, events))
+            start = position_after(first, len(numbered.entries))
+            positions = consecutive(start, len(events))
+            numbered.entries.extend(map(Entry, positions, events))
             if key is not None:
-                found.keys[key.name] = Kept(key.body, at, len(events))
-        found.positions.extend(map(str, positions))
-    return found
+                numbered.keys[key.name] = Receipt(key.body, start, len(events))
+        numbered.positions.extend(map(str, positions))
+    return numbered
 
 
-def _known(key: IdempotencyKey, fresh: dict[str, Kept], find: Callable[[str], Kept | None]) -> Kept | None:
-    kept = fresh.get(key.name) or find(key.name)
-    if kept is not None and kept.body != key.body:
-        raise IdempotencyConflict("this idempotency key was used for something else: take a new one for a new event")
-    return kept
+def _receipt(key: IdempotencyKey, new: dict[str, Receipt], find: Callable[[str], Receipt | None]) -> Receipt | None:
+    receipt = new.get(key.name) or find(key.name)
+    if receipt is not None and receipt.body != key.body:
+        raise IdempotencyConflict(KEY_CONFLICT)
+    return receipt
 
 
-class Window:
-    """The keys of the last `seconds`, at most `max_keys` of them, in memory."""
+class KeyWindow:
+    """The most recent idempotency keys with their receipts, in memory. `now` returns Unix time in seconds."""
 
-    def __init__(self, seconds: float, max_keys: int, now: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._max_keys = max_keys
+    def __init__(self, idempotency: Idempotency, now: Callable[[], float]) -> None:
+        self._seconds = idempotency.idempotency_seconds
+        self._max_keys = idempotency.idempotency_keys
         self._now = now
-        self._keys: OrderedDict[str, tuple[float, Kept]] = OrderedDict()
+        self._receipts: OrderedDict[str, tuple[float, Receipt]] = OrderedDict()
 
-    def find(self, name: str) -> Kept | None:
-        self._forget()
-        found = self._keys.get(name)
+    def find(self, name: str) -> Receipt | None:
+        self._expire()
+        found = self._receipts.get(name)
         return found[1] if found is not None else None
 
-    def keep(self, keys: dict[str, Kept]) -> None:
+    def add(self, receipts: dict[str, Receipt]) -> None:
         now = self._now()
-        for name, kept in keys.items():
-            self._keys[name] = now, kept
-        self._forget()
+        for name, receipt in receipts.items():
+            self._receipts[name] = now, receipt
+        self._expire()
 
-    def _forget(self) -> None:
+    def _expire(self) -> None:
         end = self._now() - self._seconds
-        while self._keys and (len(self._keys) > self._max_keys or next(iter(self._keys.values()))[0] < end):
-            self._keys.popitem(last=False)
+        receipts = self._receipts
+        while receipts and (len(receipts) > self._max_keys or next(iter(receipts.values()))[0] < end):
+            receipts.popitem(last=False)

@@ -1,16 +1,11 @@
-"""Frames and batches: events encoded once, the batches they are written in, and the frames of the hub's own."""
+"""Frames and batches: events encoded once, the batches they are written in, and the hub's own frames."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from ..event import (
-    Event,
-    encode,
-    encode_fields,
-    ends_with_position,
-)
+from ..event import Event, encode, encode_fields, ends_with_position
 from ..fields import json_text
 from ..position import Position
 from ..publication import Disconnect

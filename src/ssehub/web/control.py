@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..address import LOOPBACK_HOSTS
 from ..errors import BodyTooLarge, ConfigError, InvalidRequest
 from ..event import Event
 from ..fields import check_name, json_text
@@ -33,7 +34,7 @@ from .forms import (
     refuse_null,
     required,
 )
-from .guard import LOOPBACK_HOSTS, Guard
+from .guard import Guard
 from .metrics import GatherStatistics, Metrics
 from .requests import ControlRequest
 

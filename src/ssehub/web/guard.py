@@ -15,7 +15,6 @@ from .endpoint import error_response
 from .origins import is_cross_origin
 from .requests import RequestHeaders, request_headers
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
 

@@ -1,0 +1,111 @@
+"""The Redis broker: checks the log at its start, then runs the writer and the reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from ...errors import BrokerUnavailable
+from ...publication import Publication
+from ...settings import Idempotency, LogRetention, RedisOptions, Retention
+from ..base import Follower
+from .connection import Connection, Server, explain
+from .reader import Reader
+from .state import Knowledge
+from .writer import Writer
+
+NOT_RUNNING = "the Redis broker is not running: use it inside `async with hub`"
+
+
+class _Tasks(NamedTuple):
+    """The two tasks of a running broker, each with a connection of its own."""
+
+    reader: Reader
+    writer: Writer
+
+
+class RedisBroker:
+    """The log in the Redis at `url`. Raises ConfigError if the URL cannot be used."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        idempotency: Idempotency = Idempotency(),
+        log: LogRetention = LogRetention(),
+        retention: Retention = Retention(),
+        options: RedisOptions = RedisOptions(),
+    ) -> None:
+        self._server = Server(url, options.redis_prefix)
+        self._idempotency = idempotency
+        self._log = log
+        self._retention = retention
+        self._options = options
+        self._knowledge = Knowledge()
+        self._tasks: _Tasks | None = None
+        """None while the broker is not running."""
+
+    @property
+    def problem(self) -> str | None:
+        tasks = self._tasks
+        return None if tasks is None else tasks.reader.health.problem or tasks.writer.health.problem
+
+    @property
+    def skipped(self) -> int:
+        return self._knowledge.skipped
+
+    async def publish(self, publications: Sequence[Publication]) -> list[str]:
+        if self._tasks is None:
+            raise BrokerUnavailable(NOT_RUNNING)
+        return await self._tasks.writer.publish(publications)
+
+    async def head(self) -> str | None:
+        if self._tasks is None:
+            raise BrokerUnavailable(NOT_RUNNING)
+        return await self._tasks.writer.head()
+
+    @asynccontextmanager
+    async def run(self, follower: Follower) -> AsyncIterator[None]:
+        probe_seconds = self._options.broker_probe_seconds
+        reader = Reader(self._server, self._knowledge, follower, self._retention, probe_seconds)
+        writer = Writer(self._server, self._knowledge, self._idempotency, self._log, probe_seconds)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if self._options.wait_for_broker:
+                reader.health.problem = f"the log at {self._server.shown} has not been read yet"
+            else:
+                # In a task of its own, so that `_cancel` ends it however often its cancellation is lost.
+                tasks.append(asyncio.create_task(self._start(reader)))
+                await asyncio.shield(tasks[0])
+            tasks += [asyncio.create_task(reader.run()), asyncio.create_task(writer.run())]
+            self._tasks = _Tasks(reader, writer)
+            yield
+        finally:
+            self._tasks = None
+            await _cancel(tasks)
+            writer.close()
+
+    async def _start(self, reader: Reader) -> None:
+        """Deliver the log's tail and check that this user may read and write the log. Raises BrokerUnavailable."""
+        try:
+            async with self._server.connect(self._options.broker_probe_seconds) as connection:
+                await connection.check_version()
+                await reader.catch_up(connection)
+                await self._check_access(connection)
+        except Exception as exc:
+            raise BrokerUnavailable(f"cannot use the log at {self._server.shown}: {explain(exc)}") from exc
+
+    async def _check_access(self, connection: Connection) -> None:
+        await connection.log_state(self._knowledge.newest, is_writer=True)
+        await connection.command("XREAD", "COUNT", 1, "STREAMS", connection.keys.stream, "$")
+        await connection.tidy(self._idempotency, self._log)
+
+
+async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel `tasks` until they have ended: Python 3.11's `wait_for`, used with Sentinel, may lose one (gh-86296)."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=0.1)

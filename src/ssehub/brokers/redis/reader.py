@@ -1,0 +1,224 @@
+"""The reader: delivers the log to the hub, and notices when a part of it is missing.
+
+`XREAD` from a position whose entries have been trimmed silently returns later ones, so the reader checks for itself.
+It knows the number `n` of the last entry it read and the log's name:
+
+- The next entry's `n` is not one more: the log was trimmed past this node, or an entry is missing.
+- `XREAD` returns nothing twice in a row, and in between the log's state counted more entries: all that followed has
+  been trimmed.
+- An entry, or the state, has another log's name: the old log is gone, or has lost entries that some node knew.
+
+It then calls `follower.begin`: with another name it reads the new log's tail, with the same name it continues after
+the gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Any
+
+from ...errors import BrokerUnavailable, InvalidEvent
+from ...position import Position
+from ...settings import Retention
+from ..base import Entry, Follower
+from .connection import CONNECTION_ERRORS, Connection, Server, explain, keep_connected
+from .state import Health, Knowledge
+from .wire import LogState, parse_entry, parse_id, stream_id
+
+logger = logging.getLogger("ssehub.brokers.redis")
+
+READ_COUNT = 100
+OPEN_LOG_SECONDS = 5.0
+OTHER_LOG = "it belongs to another log"
+
+
+class Reader:
+    """The task that reads the log, on a connection of its own, and what it knows about how far it has read."""
+
+    def __init__(
+        self, server: Server, knowledge: Knowledge, follower: Follower, retention: Retention, probe_seconds: float
+    ) -> None:
+        self.health = Health("reading", server.shown)
+        self._server = server
+        self._knowledge = knowledge
+        self._follower = follower
+        self._retention = retention
+        self._probe_seconds = probe_seconds
+        self._last: Position | None = None
+        """The last entry read, or where the log began. None: the log has to be read from its tail."""
+        self._entries = 0
+        """The number of that entry."""
+        self._last_id = b""
+        """The stream id after which reading continues; later than `_last` if the entries between were skipped."""
+        self._count = READ_COUNT
+        """How many entries to ask for: after a reply that did not arrive in time only one, since they may be large."""
+        self._idle_state: LogState | None = None
+        """The log's state when nothing came. If nothing comes again, the entries it counts have been trimmed."""
+
+    async def run(self) -> None:
+        """Read the log, connecting again after errors, until cancelled."""
+        await keep_connected(self._server, self._probe_seconds, self.health, self._read)
+
+    async def _read(self, connection: Connection) -> None:
+        try:
+            await connection.check_version()
+            await self.catch_up(connection)
+            self.health.clear()
+            while True:
+                await self._read_next(connection)
+        except CONNECTION_ERRORS:
+            raise
+        except Exception:
+            self._last = None  # how far the follower has got is unknown: read from the tail again
+            raise
+
+    async def catch_up(self, connection: Connection) -> None:
+        """Check that this is still the log that was read; if it is not, begin with its tail."""
+        self._idle_state = state = await connection.log_state(self._knowledge.newest)
+        if self._last is None or state.head.log != self._last.log:
+            await self._start_over(connection, state)
+
+    async def _read_next(self, connection: Connection) -> None:
+        """Deliver the next entries; if none come, check whether they have been trimmed."""
+        idle_state, self._idle_state = self._idle_state, None
+        count, self._count = self._count, 1
+        block_milliseconds = int(self._probe_seconds * 500)
+        reply = await connection.command(
+            "XREAD", "COUNT", count, "BLOCK", block_milliseconds, "STREAMS", connection.keys.stream, self._last_id
+        )
+        self._count = min(2 * count, READ_COUNT)
+        if reply:
+            await self._process(connection, reply[0][1])
+            return
+        if idle_state is not None and idle_state.entries > self._entries:
+            await self._skip_trimmed(idle_state)
+        await self.catch_up(connection)
+
+    async def _skip_trimmed(self, state: LogState) -> None:
+        """Continue after `state`: all entries up to it have been trimmed."""
+        self._last, self._entries, self._last_id = state.head, state.entries, stream_id(state.head)
+        await self._follower.begin(state.head)
+
+    async def _process(self, connection: Connection, entries: Sequence[Any]) -> None:
+        chunk: list[Entry] = []
+        for id, fields in entries:
+            parsed = self._parse(id, fields)
+            if parsed is None:
+                continue
+            n, entry = parsed
+            if not self._is_next(n, entry.position):
+                await self._deliver(chunk)
+                chunk = []
+                state = await connection.log_state(self._knowledge.newest)
+                if self._last is None or state.head.log != self._last.log:
+                    await self._start_over(connection, state)
+                    return
+                if entry.position.log != state.head.log:
+                    self._skip(id, OTHER_LOG)
+                    continue
+                await self._follower.begin(entry.position.before)
+            chunk.append(entry)
+            self._last, self._entries, self._last_id = entry.position, n, id
+            self._knowledge.note(entry.position)
+        await self._deliver(chunk)
+        self._last_id = entries[-1][0]
+
+    def _is_next(self, n: int, position: Position) -> bool:
+        return self._last is not None and position.log == self._last.log and n == self._entries + 1
+
+    async def _deliver(self, chunk: list[Entry]) -> None:
+        if chunk:
+            await self._follower.deliver(chunk[-1].position, chunk)
+
+    async def _start_over(self, connection: Connection, state: LogState) -> None:
+        """Deliver the tail of the log, as much of it as a hub retains."""
+        base, tail, last_id = await self._tail(connection, state)
+        self._last = None  # until all of the tail has been delivered
+        await self._follower.begin(base)
+        for start in range(0, len(tail), READ_COUNT):
+            await self._deliver([entry for _, entry in tail[start : start + READ_COUNT]])
+        self._entries, last = (tail[-1][0], tail[-1][1].position) if tail else (state.entries, state.head)
+        self._last, self._last_id = last, last_id
+        self._knowledge.note(last)
+
+    async def _tail(self, connection: Connection, state: LogState) -> tuple[Position, list[tuple[int, Entry]], bytes]:
+        """Return the position before the tail, the tail's entries with their numbers, and the last id of the stream."""
+        retention = self._retention
+        tail: list[tuple[int, Entry]] = []
+        last_id, size = stream_id(state.head), 0
+        async with aclosing(self._newest_first(connection)) as entries:
+            async for id, parsed in entries:
+                last_id = max(last_id, id, key=parse_id)
+                if parsed is None:
+                    continue
+                n, entry = parsed
+                if tail[-1][0] == 1 if tail else state.entries == 0:
+                    break  # older entries belong to another log
+                if entry.position.log != state.head.log:
+                    self._skip(id, OTHER_LOG)
+                    continue
+                if tail and n != tail[-1][0] - 1:
+                    break
+                size += entry.event.size
+                if len(tail) >= retention.history_events or (tail and size > retention.history_bytes):
+                    return entry.position, tail[::-1], last_id
+                tail.append((n, entry))
+        if not tail:
+            return state.head, [], last_id
+        first, oldest = tail[-1]
+        return state.born if first == 1 else oldest.position.before, tail[::-1], last_id
+
+    async def _newest_first(self, connection: Connection) -> AsyncGenerator[tuple[bytes, tuple[int, Entry] | None]]:
+        end = b"+"
+        while page := await connection.page(end):
+            for id, fields in page:
+                yield id, self._parse(id, fields)
+            end = b"(" + page[-1][0]
+
+    def _parse(self, id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry] | None:
+        try:
+            return parse_entry(id, fields)
+        except (InvalidEvent, ValueError) as exc:
+            self._skip(id, str(exc))
+            return None
+
+    def _skip(self, id: bytes, reason: str) -> None:
+        if not self._knowledge.skipped:
+            logger.warning(
+                "skipping entry %s of the log, which is invalid or was not written by ssehub: %s"
+                " (further ones are only counted)",
+                id.decode(),
+                reason,
+            )
+        self._knowledge.skipped += 1
+
+
+@contextmanager
+def open_log(url: str, prefix: str) -> Iterator[Iterator[Entry]]:
+    """Open the log at `url` for reading and yield its entries, newest first, without invalid ones.
+
+    Raises ConfigError or BrokerUnavailable.
+    """
+    server = Server(url, prefix)
+    stack = AsyncExitStack()
+    with asyncio.Runner() as runner:
+        try:
+            connection = runner.run(stack.enter_async_context(server.connect(OPEN_LOG_SECONDS)))
+            yield _entries(runner, connection)
+        except CONNECTION_ERRORS as exc:
+            raise BrokerUnavailable(f"cannot use the log at {server.shown}: {explain(exc)}") from exc
+        finally:
+            runner.run(stack.aclose())
+
+
+def _entries(runner: asyncio.Runner, connection: Connection) -> Iterator[Entry]:
+    end = b"+"
+    while page := runner.run(connection.page(end)):
+        for id, fields in page:
+            with contextlib.suppress(InvalidEvent, ValueError):
+                yield parse_entry(id, fields)[1]
+        end = b"(" + page[-1][0]

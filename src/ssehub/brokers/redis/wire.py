@@ -1,0 +1,70 @@
+"""What a node sends to Redis and receives: the script, the names of the keys, the log's state, the stream's entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from ...errors import BrokerUnavailable, InvalidEvent
+from ...position import Position
+from ...publication import load_entry
+from ..base import Entry
+
+SCRIPT = files(__package__).joinpath("log.lua").read_bytes()
+DIGEST = sha1(SCRIPT, usedforsecurity=False).hexdigest()
+NOT_REDIS = "not a Redis server: unexpected reply"
+
+
+class Keys(NamedTuple):
+    """The log's keys. All share a hash tag, so that in a cluster they are in one slot and one script can use them."""
+
+    stream: str
+    state: str
+    ages: str
+    receipts: str
+
+    @classmethod
+    def of(cls, prefix: str) -> Keys:
+        return cls(*(f"{{{prefix}}}:{name}" for name in ("log", "state", "key-ages", "keys")))
+
+
+class LogState(NamedTuple):
+    """The state of the log: how many `entries` it has had, the position of the newest, and where the log began."""
+
+    entries: int
+    head: Position
+    born: Position
+
+    @classmethod
+    def parse(cls, reply: Sequence[Any]) -> LogState:
+        """Raises BrokerUnavailable for a reply that the script cannot have sent."""
+        try:
+            log = reply[0].decode()
+            n, ms, seq, born_ms, born_seq = map(int, reply[1:])
+        except (AttributeError, TypeError, ValueError, IndexError):
+            raise BrokerUnavailable(NOT_REDIS) from None
+        return cls(n, Position(ms, seq, log), Position(born_ms, born_seq, log))
+
+
+def parse_entry(id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry]:
+    """Return an entry and its number. Raises InvalidEvent or ValueError if the script did not write it."""
+    try:
+        n_name, n, log_name, log, event_name, event = fields
+    except ValueError:
+        raise InvalidEvent(f"expected 3 fields, found {len(fields) // 2}") from None
+    if (n_name, log_name, event_name) != (b"n", b"log", b"event"):
+        raise InvalidEvent("expected the fields n, log and event")
+    ms, seq = parse_id(id)
+    return int(n), Entry(Position(ms, seq, log.decode()), load_entry(event.decode()))
+
+
+def parse_id(id: bytes) -> tuple[int, int]:
+    """Return milliseconds and sequence of a stream id; these pairs order as the ids do."""
+    ms, _, seq = id.partition(b"-")
+    return int(ms), int(seq)
+
+
+def stream_id(position: Position) -> bytes:
+    return b"%d-%d" % position[:2]

@@ -1,0 +1,192 @@
+"""The writer: appends events to the log, and answers every publisher in time whatever Redis does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from ...errors import BrokerUnavailable, IdempotencyConflict, Overloaded
+from ...position import Position
+from ...publication import Publication
+from ...settings import Idempotency, LogRetention
+from ..numbering import KEY_CONFLICT
+from .connection import REFUSALS, Connection, Server, explain, keep_connected
+from .state import Health, Knowledge
+
+PUBLISH_SECONDS = 1.5
+"""Every publisher is answered within this time."""
+MAX_WAITING_BYTES = 64 * 2**20
+MAX_WAITING_PUBLISHERS = 20_000
+GROUP_BYTES = 4 * 2**20
+GROUP_PUBLISHERS = 500
+STOPPED = "the hub has stopped; nothing was stored"
+
+
+class Request:
+    """One publisher's publications, encoded for the script, and the future that it waits for."""
+
+    __slots__ = ("answer", "is_sent", "parts", "size")
+
+    def __init__(self, publications: Sequence[Publication], answer: asyncio.Future[list[str]]) -> None:
+        self.parts: list[str | bytes | int] = [len(publications)]
+        self.size = 0
+        self.answer = answer
+        self.is_sent = False
+        for events, key in publications:
+            self.parts += (key.name, key.body) if key is not None else ("", "-")
+            self.parts.append(len(events))
+            for event in events:
+                dumped = event.dump().encode()
+                self.parts.append(dumped)
+                self.size += len(dumped)
+
+    def refuse(self, exc: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(exc)
+
+    def resolve(self, log: str, reply: Any) -> Position | None:
+        """Answer the publisher from the script's reply; return the newest position in it, if any."""
+        if reply == b"conflict":
+            self.refuse(IdempotencyConflict(KEY_CONFLICT))
+            return None
+        stored = list(zip(*[iter(reply)] * 3, strict=True))
+        if not self.answer.done():
+            self.answer.set_result([f"{ms}-{seq + n}.{log}" for ms, seq, count in stored for n in range(count)])
+        return max((Position(ms, seq + count - 1, log) for ms, seq, count in stored), default=None)
+
+
+class Writer:
+    """The task that appends to the log, on a connection of its own: what waits for it is one call to Redis.
+
+    Built within `RedisBroker.run`, in the event loop that it works in.
+    """
+
+    def __init__(
+        self, server: Server, knowledge: Knowledge, idempotency: Idempotency, log: LogRetention, probe_seconds: float
+    ) -> None:
+        self.health = Health("writing", server.shown)
+        self._server = server
+        self._knowledge = knowledge
+        self._idempotency = idempotency
+        self._log = log
+        self._probe_seconds = probe_seconds
+        self._loop = asyncio.get_running_loop()
+        self._requests: deque[Request] = deque()
+        self._waiting_bytes = 0
+        self._head_requests: list[asyncio.Future[str | None]] = []
+        self._wake = asyncio.Event()
+
+    async def publish(self, publications: Sequence[Publication]) -> list[str]:
+        """Append `publications` and return their positions. Raises as `Broker.publish` does."""
+        self._check_reachable()
+        request = Request(publications, self._loop.create_future())
+        if self._waiting_bytes + request.size > MAX_WAITING_BYTES or len(self._requests) >= MAX_WAITING_PUBLISHERS:
+            raise Overloaded("too many events wait for Redis already; nothing was stored, try again in a second")
+        self._requests.append(request)
+        self._waiting_bytes += request.size
+        self._wake.set()
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                return await request.answer
+        except TimeoutError:
+            if request.is_sent:
+                raise BrokerUnavailable("no reply from Redis: the event may or may not be stored") from None
+            raise self._unreachable() from None
+
+    async def head(self) -> str | None:
+        """Return the position of the newest event in the log. Raises BrokerUnavailable if Redis does not answer."""
+        self._check_reachable()
+        answer: asyncio.Future[str | None] = self._loop.create_future()
+        self._head_requests.append(answer)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                return await answer
+        except TimeoutError:
+            raise BrokerUnavailable(self.health.problem or "no reply from Redis") from None
+
+    def _check_reachable(self) -> None:
+        """Raise BrokerUnavailable, instead of letting anyone wait, if Redis has been unreachable for some time."""
+        failed_at = self.health.failed_at
+        if failed_at is not None and time.monotonic() - failed_at > PUBLISH_SECONDS:
+            raise self._unreachable()
+
+    def _unreachable(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self.health.problem or 'no reply from Redis'}; nothing was stored")
+
+    async def run(self) -> None:
+        """Append what waits, connecting again after errors, until cancelled."""
+        await keep_connected(self._server, PUBLISH_SECONDS, self.health, self._write)
+
+    async def _write(self, connection: Connection) -> None:
+        await connection.log_state(self._knowledge.newest, is_writer=True)
+        self.health.clear()
+        tidied_at = self._loop.time() - self._probe_seconds
+        while True:
+            if self._loop.time() - tidied_at >= self._probe_seconds:
+                await connection.tidy(self._idempotency, self._log)
+                tidied_at = self._loop.time()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._probe_seconds):
+                    await self._wake.wait()
+            self._wake.clear()
+            await connection.check_open()
+            while group := self._next_group():
+                await self._append(connection, group)
+            if self._head_requests:
+                await self._answer_head_requests(connection)
+
+    def _next_group(self) -> list[Request]:
+        """Remove and return the requests for the next call, leaving out those whose publishers no longer wait."""
+        group: list[Request] = []
+        size = 0
+        while self._requests and len(group) < GROUP_PUBLISHERS:
+            if group and size + self._requests[0].size > GROUP_BYTES:
+                break
+            request = self._requests.popleft()
+            self._waiting_bytes -= request.size
+            if not request.answer.done():
+                group.append(request)
+                size += request.size
+        return group
+
+    async def _append(self, connection: Connection, group: list[Request]) -> None:
+        for request in group:
+            request.is_sent = True
+        parts = [part for request in group for part in request.parts]
+        window = int(self._idempotency.idempotency_seconds * 1000), self._idempotency.idempotency_keys
+        try:
+            log, *replies = await connection.script("append", *window, self._log.log_events, len(group), *parts)
+        except BaseException as exc:
+            outcome = "nothing was stored" if isinstance(exc, REFUSALS) else "the event may or may not be stored"
+            for request in group:
+                request.refuse(
+                    BrokerUnavailable(f"cannot write to the log at {self._server.shown}: {explain(exc)}; {outcome}")
+                )
+            raise
+        for request, reply in zip(group, replies, strict=True):
+            if newest := request.resolve(log.decode(), reply):
+                self._knowledge.note(newest)
+
+    async def _answer_head_requests(self, connection: Connection) -> None:
+        requests, self._head_requests = self._head_requests, []
+        try:
+            state = await connection.log_state()
+        except BaseException:
+            self._head_requests = [*requests, *self._head_requests]
+            raise
+        for answer in requests:
+            if not answer.done():
+                answer.set_result(str(state.head) if state.entries else None)
+
+    def close(self) -> None:
+        """Refuse everything that still waits, after the task has ended."""
+        while self._requests:
+            self._requests.popleft().refuse(BrokerUnavailable(STOPPED))
+        for answer in self._head_requests:
+            if not answer.done():
+                answer.set_exception(BrokerUnavailable(STOPPED))

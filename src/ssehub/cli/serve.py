@@ -1,0 +1,24 @@
+"""`ssehub serve`: run the hub."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .options import config_option, load, setting_options
+
+
+@click.command()
+@setting_options
+@config_option
+def serve(config_file: Path | None, **settings: object) -> None:
+    """Run the hub until SIGTERM or Ctrl-C."""
+    config = load(config_file, settings)
+    # Imported here, as the other commands start faster without the server.
+    if config.workers > 1:
+        from ..server.workers import serve_by_workers as run
+    else:
+        from ..server.process import serve as run
+    sys.exit(run(config))

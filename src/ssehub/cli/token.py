@@ -1,0 +1,64 @@
+"""`ssehub token`: sign a token with the secret, without asking a hub."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+
+import click
+
+from ..errors import ConfigError
+from .options import ALIASES, config_option, load, secret_file_option, secret_option
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+@click.command()
+@click.option(
+    "--user-id",
+    *ALIASES["user_id"],
+    "user_id",
+    required=True,
+    help="user the token is for; * is an ordinary name here, not everyone",
+)
+@click.option("--channel", "channels", multiple=True, required=True, help="channel the token grants; may be repeated")
+@click.option("--exp", type=float, help="when the token expires, as a Unix time")
+@click.option(
+    "--expires-in", default=None, help="how long the token is valid, such as 3600, 15m, 24h or 7d  [default: 24h]"
+)
+@secret_option
+@secret_file_option
+@config_option
+def token(
+    user_id: str,
+    channels: tuple[str, ...],
+    exp: float | None,
+    expires_in: str | None,
+    config_file: Path | None,
+    **settings: object,
+) -> None:
+    """Print a new token, signed here: no hub needs to run."""
+    from ..tokens import Tokens
+
+    config = load(config_file, settings)
+    if config.secret is None:
+        raise ConfigError("no secret to sign the token with: give --secret-file, or set SSEHUB_SECRET")
+    expires_at = _expires_at(exp, expires_in)
+    click.echo(Tokens(config.secret.get_secret_value()).issue(user_id, channels, expires_at=expires_at))
+
+
+def _expires_at(exp: float | None, expires_in: str | None) -> float:
+    """Return a Unix time. Raises click.UsageError."""
+    if exp is not None and expires_in is not None:
+        raise click.UsageError("--exp and --expires-in are both given: remove one")
+    if exp is not None:
+        if not (math.isfinite(exp) and exp > time.time()):
+            raise click.UsageError(f"--exp {exp:g} is not in the future: give a Unix time, now is {int(time.time())}")
+        return exp
+    match = _DURATION.fullmatch(expires_in or "24h")
+    if match is None or not float(match[1]):
+        raise click.UsageError(f"--expires-in {expires_in!r} is not a duration: use e.g. 3600, 15m, 24h or 7d")
+    return time.time() + float(match[1]) * _UNIT_SECONDS[match[2]]

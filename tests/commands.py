@@ -1,0 +1,21 @@
+"""The `ssehub` command, run to its end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `ssehub` with `arguments` and only the variables in `env` of its own; return when it has ended."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSEHUB_")}
+    return subprocess.run(
+        [sys.executable, "-m", "ssehub", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**environment, **env},
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+    )

@@ -1,0 +1,294 @@
+"""History: what it retains, what a cursor stands for, and that no gap goes unnoticed."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from builders import BASE, LOG, at
+from ssehub.event import Event
+from ssehub.fanout.frames import Frame
+from ssehub.fanout.history import History, ResetReason
+from ssehub.position import Position
+from ssehub.settings import Retention
+from ssehub.testing import ManualClock
+
+
+class FilledHistory(History):
+    """A history with short ways to add events to it and to ask it."""
+
+    def __init__(self, *, max_floors: int = 10_000, **bounds: Any) -> None:
+        self.clock = ManualClock()
+        retention = Retention(**{"history_events": 100, "history_bytes": 10**6, **bounds})
+        super().__init__(BASE, retention, max_floors=max_floors)
+        self.head = BASE
+
+    @property
+    def channel_count(self) -> int:
+        return len(self._channels)
+
+    def put(self, *channels: str, users: tuple[str, ...] = ("*",), data: str | None = "x", **fields: Any) -> Position:
+        """Add an event at the next position, on `chat` if no channel is named; return the position."""
+        self.head = self.head._replace(milliseconds=self.head.milliseconds + 1)
+        event = Event(channels or ("chat",), users, data=None if "payload" in fields else data, **fields)
+        self.add(Frame(self.head, event, self.clock.monotonic))
+        return self.head
+
+    def where(self, cursor: str | Position, *channels: str) -> Position | ResetReason:
+        return self.locate(str(cursor), channels or ("chat",), self.head)
+
+    def after(self, position: Position, *channels: str, user: str = "alex") -> list[Position]:
+        """Return the positions of the events that a client with this position has missed."""
+        frames, _ = self.replay(position, channels or ("chat",), user, now=self.clock.monotonic)
+        return [frame.position for frame in frames]
+
+    def after_cursor(self, cursor: str) -> list[Position]:
+        found = self.where(cursor)
+        assert isinstance(found, Position)
+        return self.after(found)
+
+
+def test_replay_returns_later_events_in_log_order_each_once() -> None:
+    history = FilledHistory()
+    first = history.put("chat")
+    wanted = [
+        history.put("chat"),
+        history.put("chat", users=("alex", "kim")),
+        history.put("chat", "news"),
+        history.put("news"),
+    ]
+    history.put("chat", users=("kim",))
+    history.put("elsewhere")
+
+    assert history.after(first, "chat", "news") == wanted
+    assert history.after(first, "chat") == wanted[:3]
+    assert history.after(history.head) == []
+
+
+def test_replay_visits_only_events_that_it_may_return() -> None:
+    history = FilledHistory(history_events=10_000)
+    start = history.put("chat")
+    for number in range(3_000):
+        history.put("busy")
+        history.put("chat", users=(f"user-{number}",))
+    wanted = [history.put("chat"), history.put("chat", users=("alex",))]
+
+    assert history.after(start, "chat") == wanted
+    assert history.visited == 2
+
+
+def test_replay_returns_at_most_max_bytes_but_at_least_one_event() -> None:
+    history = FilledHistory()
+    positions = [history.put(data="x" * 1_000) for _ in range(5)]
+
+    frames, is_last = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=2_500)
+    one, _ = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=1)
+    rest = history.replay(frames[-1].position, ("chat",), "alex", now=0.0, max_bytes=10_000)
+
+    assert ([frame.position for frame in frames], is_last) == (positions[:2], False)
+    assert [frame.position for frame in one] == positions[:1]
+    assert ([frame.position for frame in rest[0]], rest[1]) == (positions[2:], True)
+
+
+@pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 3 * 1_700}, {"history_seconds": 25.0}])
+def test_history_is_bounded_by_count_bytes_and_age(limit: dict[str, Any]) -> None:
+    history = FilledHistory(**limit)
+    positions = []
+    for _ in range(5):
+        history.clock.pass_seconds(10)
+        positions.append(history.put(data="x" * 1_000))
+    history.expire(history.clock.monotonic)
+
+    assert history.after(BASE) == positions[2:]
+    assert history.floor(("chat",)) == positions[1]
+    assert history.where(positions[0]) is ResetReason.TOO_OLD
+    assert history.where(positions[1]) == positions[1]
+
+
+@pytest.mark.parametrize(
+    ("cursor", "found"),
+    [
+        (str(at(1)), at(1)),
+        (str(BASE), BASE),
+        ("999-0." + LOG, ResetReason.TOO_OLD),
+        (str(at(50)), ResetReason.LOG_LOST),
+        ("1001-0.zzzzzzzz", ResetReason.LOG_LOST),
+        ("garbage", ResetReason.UNKNOWN_ID),
+        ("-1", ResetReason.UNKNOWN_ID),
+        ("\0", ResetReason.UNKNOWN_ID),
+        ("1001-0." + LOG + "\r", ResetReason.UNKNOWN_ID),
+        pytest.param("x" * 1_000_000, ResetReason.UNKNOWN_ID, id="1-MB"),
+    ],
+)
+def test_cursor_is_located_or_refused_with_a_reason(cursor: str, found: Position | ResetReason) -> None:
+    history = FilledHistory()
+    history.put()
+    history.put()
+
+    assert history.where(cursor) == found
+
+
+def test_quiet_channel_resumes_although_a_busy_one_evicted_its_events() -> None:
+    history = FilledHistory(history_events=10)
+    seen, own = history.put("quiet"), history.put("quiet", id="mine")
+    before = history.where(seen, "quiet")
+    for _ in range(50):
+        history.put("busy")
+
+    assert before == seen
+    assert history.where(seen, "quiet") is ResetReason.TOO_OLD
+    assert history.where(own, "quiet") == own
+    assert history.where("mine", "quiet") == own
+    assert history.where(own, "quiet", "busy") is ResetReason.TOO_OLD
+
+
+def test_floors_of_channels_quiet_for_long_merge_into_one() -> None:
+    history = FilledHistory(history_events=1, max_floors=2)
+    seen = {name: history.put(name) for name in ("a", "b", "c", "d")}
+    history.put("e")
+
+    assert history.floor(("d",)) == seen["d"]
+    assert history.where(seen["d"], "d") == seen["d"]
+    assert history.floor(("a",)) == seen["b"] == history.floor(("unheard-of",))
+    assert history.where(seen["a"], "a") is ResetReason.TOO_OLD
+
+
+def test_publishers_id_is_a_cursor_on_its_channels_only() -> None:
+    history = FilledHistory()
+    position = history.put("chat", id="42")
+    history.put("news", id="7")
+
+    assert history.where("42", "chat") == position
+    assert history.where("42", "news") is ResetReason.UNKNOWN_ID
+    assert history.where("42", "news", "chat") == position
+
+
+def test_id_used_twice_stands_for_the_older_use() -> None:
+    history = FilledHistory(history_events=5)
+    older = history.put(id="1")
+    history.put(id="2")
+    history.put(id="1")
+    assert history.where("1") == older
+
+    for _ in range(3):
+        history.put()
+    assert history.where("1") == older, "the floor remembers the id"
+    history.put()
+    assert history.where("1") is ResetReason.UNKNOWN_ID, "it is no longer known which use the client means"
+    for _ in range(4):
+        history.put()
+    newest = history.put(id="1")
+    assert history.where("1") == newest
+
+
+def test_inner_id_of_a_payload_stands_for_the_position_before_it() -> None:
+    history = FilledHistory()
+    before = history.put()
+    whole = history.put(payload="id: a\ndata: 1\n\nid: b\ndata: 2\n\ndata: 3\n\n")
+    other = history.put(payload="id: c\ndata: 1\n\nid: d\ndata: 2\n\nid: e\n\n")
+    twice = history.put(payload="id: f\ndata: 1\n\nid: f\ndata: 2\n\n")
+
+    inside = history.where("b")
+    assert isinstance(inside, Position)
+    assert before < inside < whole
+    assert history.after(inside)[0] == whole
+    assert history.where("d") == history.where("e") == other
+    assert history.after_cursor("c")[0] == other
+    assert history.after_cursor("f")[0] == twice
+
+
+def test_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
+    history = FilledHistory(history_events=2)
+    start = history.put()
+    history.put(ttl=5)
+    history.clock.pass_seconds(6)
+    assert history.after(start) == []
+
+    wanted = [history.put(), history.put()]
+    assert history.where(start) == start
+    assert history.after(start) == wanted
+
+
+def test_start_of_last_counts_the_events_of_the_audience() -> None:
+    history = FilledHistory()
+    positions = [history.put("chat") for _ in range(5)]
+    history.put("chat", users=("kim",))
+
+    start = history.start_of_last(2, ("chat",), "alex", now=0.0)
+    assert history.after(start) == positions[-2:]
+    assert history.after(history.start_of_last(100, ("chat",), "alex", now=0.0)) == positions
+    assert history.start_of_last(3, ("empty",), "alex", now=0.0) == BASE
+
+
+def test_events_for_many_users_count_the_memory_they_use() -> None:
+    history = FilledHistory(history_bytes=100 * 2**20)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(10):
+        history.put("chat", users=tuple(f"user {number} {n}" for n in range(1_000)))
+    used = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+    assert 0.7 * used < history.bytes < 2 * used
+    history.expire(history.clock.monotonic + 3_601)
+    assert history.bytes == 0
+
+
+def test_memory_is_flat_under_many_channels() -> None:
+    history = FilledHistory(history_events=1_000, max_floors=1_000)
+    tracemalloc.start()
+    sizes = []
+    for round in range(3):
+        for number in range(20_000):
+            history.put(f"channel-{round}-{number}", id=f"{number}")
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+
+    assert len(history) == 1_000
+    assert max(sizes) < 1.1 * sizes[0]
+    assert history.channel_count == 1_000
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_cursor_gets_exactly_the_rest_or_a_reason(seed: int) -> None:
+    """Whatever a client has seen last, it receives exactly what came after, or a reset."""
+    chance = random.Random(seed)
+    history = FilledHistory(history_events=chance.randint(1, 40), max_floors=chance.randint(1, 5))
+    channels = [f"channel-{number}" for number in range(4)]
+    mine = tuple(chance.sample(channels, chance.randint(1, 3)))
+    sent: list[tuple[Position, str]] = []
+    for number in range(chance.randint(1, 120)):
+        on = tuple(chance.sample(channels, chance.randint(1, 2)))
+        users = chance.choice([("*",), ("alex",), ("kim",)])
+        id = f"id-{number}" if chance.random() < 0.4 else None
+        position = history.put(*on, users=users, id=id)
+        if set(on) & set(mine) and users != ("kim",):
+            sent.append((position, id or str(position)))
+
+    for index, (_, cursor) in enumerate(sent):
+        found = history.where(cursor, *mine)
+        if isinstance(found, Position):
+            assert history.after(found, *mine) == [position for position, _ in sent[index + 1 :]]
+        else:
+            assert index < len(sent) - 1 or len(history) < len(sent), "the newest event is always known"
+    if sent and sent[-1][0] == history.head:
+        assert history.where(sent[-1][1], *mine) == history.head
+
+
+def test_id_used_twice_is_unknown_once_both_uses_are_evicted() -> None:
+    history = FilledHistory(history_events=2)
+    for id in ("x", None, "x", None, None):
+        history.put(id=id)
+
+    assert history.where("x") is ResetReason.UNKNOWN_ID
+
+
+def test_id_inside_a_payload_and_at_its_end_is_unknown_once_it_is_evicted() -> None:
+    history = FilledHistory(history_events=1)
+    history.put(payload="id: x\ndata: 1\n\nid: x\ndata: 2\n\n")
+    history.put()
+
+    assert history.where("x") is ResetReason.UNKNOWN_ID

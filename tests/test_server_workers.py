@@ -1,0 +1,240 @@
+"""Several workers on the same two addresses behave like one hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from httpx_sse import ServerSentEvent
+
+from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, wait_until
+from redis_servers import RedisServer
+from ssehub.brokers import create_broker
+from ssehub.config import load_config
+from ssehub.errors import AddressError, ConfigError
+from ssehub.hub import Hub
+from ssehub.server.statistics import WorkerStatistics
+from ssehub.server.workers import serve_by_workers
+from streams import RawStream, listen
+
+OpenStream = Callable[..., RawStream]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    running = RedisServer("valkey", tmp_path_factory.mktemp("valkey"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def start_workers(server: RedisServer, start_hub: StartHub, tmp_path: Path) -> StartHub:
+    """Start two workers on a log of their own."""
+
+    def start(*arguments: str, **options: Any) -> RunningHub:
+        log = ("--broker", server.url, "--redis-prefix", tmp_path.name)
+        hub = start_hub(*log, "--workers", "2", *arguments, **options)
+        wait_until(lambda: hub.log.count("has started") == 2)
+        return hub
+
+    return start
+
+
+@pytest.fixture
+def open_stream() -> Iterator[OpenStream]:
+    """Open streams, and close them after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def open(hub: RunningHub, token: str, *headers: str) -> RawStream:
+            stream = listen(hub.port, token, *headers)
+            stack.callback(stream.close)
+            return stream
+
+        yield open
+
+
+def subscribers(hub: RunningHub) -> dict[str, int]:
+    """Return the number of streams by worker, as one of the workers reports it."""
+    text = httpx.get(f"{hub.control_url}/metrics").text
+    return {worker: int(float(n)) for worker, n in re.findall(r'^ssehub_subscribers{worker="(\d)"} (\S+)$', text, re.M)}
+
+
+def processes(hub: RunningHub) -> list[psutil.Process]:
+    children = psutil.Process(hub.process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_workers_share_connections_and_events_and_one_scrape_shows_all_workers(
+    start_workers: StartHub, open_stream: OpenStream
+) -> None:
+    hub = start_workers()
+    token = hub.token()
+
+    streams = [open_stream(hub, token) for _ in range(200)]
+    ids = [hub.emit(data=f"{n}") for n in range(20)]  # each on a connection of its own, so sent by either worker
+
+    for stream in streams:
+        assert [event.id for event in decode_until(stream, ids[-1])] == ids
+    scrapes = [subscribers(hub) for _ in range(8)]
+    assert all(scrape == scrapes[0] for scrape in scrapes)
+    assert sum(scrapes[0].values()) == 200
+    assert min(scrapes[0].values()) > 50  # five standard deviations below the half of 200
+
+
+def decode_until(stream: RawStream, id: str) -> list[ServerSentEvent]:
+    stream.read_until(f"id: {id}\n".encode())
+    stream.read_until(b"\n\n\r\n")
+    return [event for event in stream.events if event.data]
+
+
+def test_dead_worker_is_replaced_and_the_streams_of_the_other_go_on(
+    start_workers: StartHub, open_stream: OpenStream
+) -> None:
+    hub = start_workers()
+    token = hub.token()
+    streams = [open_stream(hub, token) for _ in range(20)]
+    first = hub.emit(data="before")
+    for stream in streams:
+        stream.read_until(first.encode())
+
+    processes(hub)[0].kill()
+    wait_until(lambda: hub.log.count("has started") == 3)
+    last = hub.emit(data="after")
+
+    assert "it is restarted in" in hub.log
+    ended = 0
+    for stream in streams:
+        try:
+            stream.read_until(last.encode())
+        except (AssertionError, ConnectionResetError):
+            ended += 1
+            resumed = open_stream(hub, token, f"Last-Event-ID: {first}")
+            resumed.read_until(last.encode())
+            assert b"stream-reset" not in resumed.bytes
+    assert 0 < ended < 20
+    assert sorted(subscribers(hub)) == ["0", "1"]
+
+
+def test_disconnect_reaches_the_streams_of_every_worker(start_workers: StartHub, open_stream: OpenStream) -> None:
+    hub = start_workers()
+    alex, kim = hub.token("alex"), hub.token("kim")
+    disconnected = [open_stream(hub, alex) for _ in range(10)]
+    other = open_stream(hub, kim)
+
+    answer = httpx.post(f"{hub.control_url}/disconnect/", data={"userId": "alex"})
+
+    assert (answer.status_code, answer.text) == (200, "OK")
+    for stream in disconnected:
+        stream.read_to_end()
+        assert stream.events[-1].event == "stream-revoked"
+    assert hub.emit(data="x").encode() in other.read_until(b"data: x")
+
+
+def test_sigterm_drains_all_workers(start_workers: StartHub, open_stream: OpenStream) -> None:
+    hub = start_workers("--drain-seconds", "2")
+    streams = [open_stream(hub, hub.token()) for _ in range(40)]
+
+    hub.signal()
+
+    for stream in streams:
+        assert stream.read_to_end().endswith(b"0\r\n\r\n")
+        assert stream.events[-1].event == "stream-drain"
+    assert hub.wait() == 0
+    assert not ERROR_LINES.search(hub.log)
+
+
+def test_second_signal_stops_all_workers_at_once(start_workers: StartHub, open_stream: OpenStream) -> None:
+    hub = start_workers("--drain-seconds", "30")
+    for _ in range(40):
+        open_stream(hub, hub.token())
+    children = processes(hub)
+
+    hub.signal()
+    wait_until(lambda: hub.log.count("draining") >= 2)
+    hub.signal(signal.SIGINT)
+
+    assert hub.wait(10) == 128 + signal.SIGINT
+    assert not any(child.is_running() for child in children)
+
+
+def test_workers_stop_when_their_parent_is_killed(start_workers: StartHub) -> None:
+    hub = start_workers("--drain-seconds", "1")
+    children = processes(hub)
+
+    hub.process.kill()
+
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert len(gone) == 2 and not alive
+
+
+def test_without_a_secret_all_workers_use_one_random_secret(start_workers: StartHub, open_stream: OpenStream) -> None:
+    hub = start_workers(env={"SSEHUB_SECRET": None})
+
+    streams = [open_stream(hub, hub.token()) for _ in range(20)]  # each token issued by either worker
+
+    assert all(stream.bytes.startswith(b"HTTP/1.1 200") for stream in streams)
+    assert hub.log.count("no secret is set") == 1
+
+
+def test_workers_share_a_unix_socket(start_workers: StartHub, tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    hub = start_workers("--bind", f"unix:{path}")
+    transport = httpx.HTTPTransport(uds=str(path))
+
+    with httpx.Client(transport=transport) as client:
+        answer = client.head("http://localhost/events/", headers={"Authorization": f"Bearer {hub.token()}"})
+
+    assert answer.status_code == 200
+    hub.signal()
+    assert hub.wait() == 0 and not path.exists()
+
+
+def test_failure_of_the_first_worker_to_start_is_reported_once() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "ssehub", "--workers", "2", "--broker", "redis://127.0.0.1:1", "--log-level", "error"],
+        env={
+            **os.environ,
+            "SSEHUB_SECRET": SECRET,
+            "SSEHUB_BIND": "127.0.0.1:0",
+            "SSEHUB_CONTROL_BIND": "127.0.0.1:0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+    assert result.returncode == 3
+    assert re.fullmatch(r"ssehub: cannot use the log at redis://127.0.0.1:1: .*refused\.\n", result.stderr)
+
+
+def test_second_group_on_the_same_port_is_refused(start_workers: StartHub, server: RedisServer) -> None:
+    hub = start_workers()
+
+    config = load_config({"bind": f"127.0.0.1:{hub.port}", "broker": server.url, "workers": 2, "secret": SECRET})
+
+    with pytest.raises(AddressError, match="the port is in use"):
+        serve_by_workers(config)
+
+
+@pytest.mark.parametrize("broker", ["memory://", "sqlite:///x.db"])
+def test_f16_a_log_of_one_process_is_refused(broker: str) -> None:
+    with pytest.raises(ConfigError, match=r"2 workers need a log that they can share, such as --broker redis://"):
+        serve_by_workers(load_config({"broker": broker, "workers": 2}))
+
+
+@pytest.mark.anyio
+async def test_worker_that_does_not_answer_is_missing_in_the_statistics(tmp_path: Path) -> None:
+    this, other = WorkerStatistics(tmp_path, 1, 3), WorkerStatistics(tmp_path, 2, 3)
+
+    async with Hub(create_broker("memory://")) as hub, this.serving(hub), other.serving(hub):
+        assert list(await this.gather(hub)) == ["1", "2"]
