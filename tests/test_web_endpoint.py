@@ -1,4 +1,4 @@
-"""What all endpoints of the control app share: methods, paths, bodies within bounds, errors as responses."""
+"""All endpoints of the control app: methods, paths, limits of bodies, and errors as responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call the control app."""
+"""The guard of the control app: which requests it lets through, and which it refuses."""
 
 from __future__ import annotations
 

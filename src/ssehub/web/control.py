@@ -57,9 +57,9 @@ def create_control_app(
 ) -> Starlette:
     """Return the app that issues `tokens` and publishes to `hub`.
 
-    With a `control_key`, every call except the health checks requires it. Without one, requests must name a `Host` of
-    `allowed_hosts`, which refuses web pages that rebind their DNS name to this machine, and must come to an address
-    that other machines can't reach.
+    With a `control_key`, every call except the health checks requires it. Without one, the app must be called at an
+    address that other machines can't reach, with a `Host` of `allowed_hosts`: a web page that rebinds its DNS name to
+    this machine sends another one.
 
     `statistics` returns what `/metrics` shows, if this hub is one of several workers. `now` returns Unix time.
     Raises ConfigError for an empty control key.

@@ -1,4 +1,4 @@
-"""What the endpoints of the control app share: one method each, a bounded body, and errors turned into responses."""
+"""The base of the control app's endpoints: it checks the method, reads the body, and turns errors into responses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RETRY_AFTER_SECONDS = "1"
 
 
 class Endpoint:
-    """Base of the endpoints: an ASGI app, which Starlette calls faster than a function.
+    """An ASGI app for one path and one method. Starlette calls an app faster than a function.
 
-    A subclass implements `respond`. A POST endpoint also gives the limit of its request bodies.
+    A subclass implements `respond`. A POST endpoint also passes the limit of its request bodies.
     """
 
     path: ClassVar[str]

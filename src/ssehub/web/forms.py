@@ -22,7 +22,7 @@ MAX_FIELDS = 1_000
 
 
 def media_type(request: ControlRequest) -> str:
-    """Return the media type of the body, FORM if the body is empty. Raises UnsupportedContent."""
+    """Return the media type of the body; FORM if it is empty, unless declared as JSON. Raises UnsupportedContent."""
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     kind = kind.strip().lower()
     if not request.body:

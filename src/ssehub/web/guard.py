@@ -1,4 +1,4 @@
-"""Who may call the control app: no web pages of other origins, and only clients with the control key if one is set."""
+"""The guard of the control app: keeps out web pages and, if a control key is set, clients without it."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ async def _wait_for_disconnect(receive: Receive, streaming: anyio.CancelScope) -
 class ExitListener:
     """Ends a hub's streams when the server is told to exit: one task per hub, where sse-starlette has one per stream.
 
-    The lifespan is no help here: uvicorn waits for all responses to end before it shuts the lifespan down.
+    The end of the lifespan would be too late: uvicorn waits for all responses before it ends the lifespan.
     """
 
     def __init__(self, hub: Hub) -> None:
