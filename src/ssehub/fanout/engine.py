@@ -358,6 +358,8 @@ class Engine:
 
     async def drain(self, window_seconds: float) -> None:
         """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window."""
+        # A quarter of the window is for clients to read what waits. The streams are ended until three quarters of it
+        # have passed; the last quarter is for the server to send what it still holds and to close the connections.
         began = self._monotonic()
         self.registry.drain_until = began + window_seconds
         with contextlib.suppress(TimeoutError):
@@ -365,6 +367,8 @@ class Engine:
                 await self.flush()
         end = began + window_seconds * 3 / 4
         while self.index.all:
+            # Each step ends its share: the streams that are left, divided by the steps that fit into the time left. A
+            # step that was late makes the next ones larger; when the time is over, one step ends all.
             steps_left = max(1.0, (end - self._monotonic()) / DRAIN_STEP_SECONDS)
             for subscriber in list(islice(self.index.all, math.ceil(len(self.index) / steps_left))):
                 self.registry.end(subscriber, CloseReason.DRAINED)

@@ -16,7 +16,10 @@ logger = logging.getLogger("ssehub.hub")
 
 
 class Replays:
-    """The subscribers in the state REPLAYING. A part of a replay has at most `part_bytes`, or is a single event."""
+    """The subscribers in the state REPLAYING. A part of a replay has at most `part_bytes`, or is a single event.
+
+    A subscriber whose stream ends leaves the set lazily, when `advance` next visits it: at the next tick at the latest.
+    """
 
     def __init__(
         self,
