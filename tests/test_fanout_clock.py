@@ -229,7 +229,8 @@ async def test_ticker_measures_how_late_each_tick_is() -> None:
     await until(lambda: lags)
     ticker.stop()
 
-    assert lags[0] >= 0.09
+    # 0.1 - 0.01, less what the rounding of the clock's readings may take: uvloop's clock counts milliseconds.
+    assert lags[0] >= 0.087
 
 
 async def test_stream_is_warned_before_its_token_expires_and_then_ends() -> None:
