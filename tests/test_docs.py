@@ -52,7 +52,9 @@ def as_documented(default: object) -> str:
 @pytest.mark.parametrize("name", Config.model_fields)
 def test_setting_is_documented_with_default_unit_and_effect(name: str) -> None:
     setting = Config.model_fields[name]
-    row = next(line for line in (DOCS / "configuration.md").read_text().split("\n") if line.startswith(f"| `{name}` |"))
+    lines = (DOCS / "configuration.md").read_text().split("\n")
+    row = next((line for line in lines if line.startswith(f"| `{name}` |")), "")
+    assert row, f"docs/configuration.md: add a row for the setting, which begins with | `{name}` |"
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     option, default = name.replace("_", "-"), as_documented(setting.default)
 
@@ -102,7 +104,7 @@ async def test_every_metric_is_documented() -> None:
     names = re.findall(r"^# TYPE (\w+) ", metrics, re.MULTILINE)
     assert len(names) > 10
     for name in names:
-        assert re.search(rf"`{name}[`{{]", text), name
+        assert re.search(rf"`{name}[`{{]", text), f"docs/control-api.md: add `{name}` to the table of metrics"
 
 
 def test_every_control_event_is_documented() -> None:
@@ -142,9 +144,9 @@ def test_public_name_of_the_hub_is_documented(name: str) -> None:
 def test_settings_class_is_documented_with_its_fields(name: str) -> None:
     row = next((line for line in LIBRARY.split("\n") if line.startswith(f"| `{name}` |")), "")
 
-    assert row
+    assert row, f"docs/library.md: add a row for the settings class, which begins with | `{name}` |"
     for field in getattr(settings, name).__dataclass_fields__:
-        assert f"`{field}`" in row
+        assert f"`{field}`" in row, f"docs/library.md: add `{field}` to the row that begins with | `{name}` |"
 
 
 def test_glossary_has_every_term_once() -> None:
