@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from .address import Address
 from .errors import ConfigError
 from .settings import (
+    BROKERS,
     Backpressure,
     Idempotency,
     Limits,
@@ -156,7 +157,7 @@ class Config(BaseSettings):
     @classmethod
     def _check_broker(cls, value: str) -> str:
         if not re.fullmatch(r"memory://|sqlite:///.+|rediss?://.+|redis\+(unix|sentinel)://.+", value):
-            raise ValueError("unknown broker: use memory://, sqlite:///PATH or redis://HOST:PORT")
+            raise ValueError(f"unknown broker: use {BROKERS}")
         return value
 
     @classmethod

@@ -14,6 +14,9 @@ from typing import Any, get_args, get_type_hints
 
 from .errors import ConfigError
 
+BROKERS = "memory://, sqlite:///PATH or redis://HOST:PORT"
+"""The URLs of brokers, for messages about an unknown one."""
+
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 

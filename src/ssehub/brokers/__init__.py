@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..settings import Idempotency, LogRetention, RedisOptions, Retention
+from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention
 from .base import Broker, Entry, Follower, without_password
 
 __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
 
-BROKERS = "memory://, sqlite:///PATH or redis://HOST:PORT"
 REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel")
 
 
