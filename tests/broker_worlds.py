@@ -38,7 +38,10 @@ def keyed(key: str, *events: Event) -> Publication:
 
 
 class RecordingFollower:
-    """A follower, in place of a hub, that records what it is given and checks the order."""
+    """A follower, in place of a hub, that records what it is given and checks the order.
+
+    Like a hub, it accepts entries before it first waits.
+    """
 
     def __init__(self) -> None:
         self.bases: list[Position] = []
@@ -46,7 +49,8 @@ class RecordingFollower:
         self.has_capacity = asyncio.Event()
         """While it is not set, `deliver` does not return."""
         self.has_capacity.set()
-        self.is_delivering = False
+        self.waiting = 0
+        """Number of calls of `deliver` that have not returned."""
         self._position: Position | None = None
 
     async def begin(self, base: Position) -> None:
@@ -54,14 +58,16 @@ class RecordingFollower:
         self._position = base
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
-        self.is_delivering = True
-        await self.has_capacity.wait()
-        self.is_delivering = False
         positions = [self.position, *(entry.position for entry in entries)]
         assert all(before < after for before, after in pairwise(positions))
         assert positions[-1] <= position
         self._position = position
         self.entries.extend(entries)
+        self.waiting += 1
+        try:
+            await self.has_capacity.wait()
+        finally:
+            self.waiting -= 1
 
     @property
     def position(self) -> Position:
@@ -90,6 +96,8 @@ class World(ABC):
     """True if the log outlives the broker."""
     delivers_before_it_answers: ClassVar[bool]
     """True if `publish` returns only after `deliver` has returned."""
+    delivers_in_publish: ClassVar[bool] = False
+    """True if each call of `publish` calls `deliver` itself, so that these calls may overlap."""
 
     def __init__(self, folder: Path, start_server: StartServer) -> None:
         """`folder` is empty; `start_server` returns a Redis or Valkey."""
@@ -119,6 +127,7 @@ class World(ABC):
 class MemoryWorld(World):
     is_durable = False
     delivers_before_it_answers = True
+    delivers_in_publish = True
 
     def broker(self, *, idempotency: Idempotency = Idempotency(), retention: Retention = Retention()) -> Broker:
         return MemoryBroker(idempotency, now=lambda: self.clock.wall)

@@ -7,6 +7,7 @@ To check a new broker, describe it by a subclass of `World` in `broker_worlds.py
   `pass_seconds`, as `RedisWorld` does.
 - `is_durable` says whether the log outlives the broker: if so, the tests of restarts run as well.
 - `delivers_before_it_answers` says whether `publish` returns only after the follower has received the events.
+- `delivers_in_publish` says whether each call of `publish` calls `deliver` itself, so that these calls may overlap.
 - `tidied` is needed only by a broker that forgets idempotency keys in the background.
 
 Then run `python -m pytest tests/test_broker_contract.py -k NAME`. What only one broker does is tested elsewhere.
@@ -33,6 +34,7 @@ from broker_worlds import (
     event,
     keyed,
 )
+from conftest import until
 from redis_servers import RedisServer
 from ssehub.errors import BrokerUnavailable, IdempotencyConflict
 from ssehub.event import Event
@@ -206,12 +208,14 @@ async def test_keys_over_the_limit_are_forgotten(world: World, limit: str, monke
 # Waiting, giving up, ending
 
 
-async def test_nothing_is_delivered_while_the_follower_has_no_capacity(world: World) -> None:
+async def test_broker_waits_while_the_follower_has_no_capacity(world: World) -> None:
     async with world.running() as (broker, follower):
         follower.has_capacity.clear()
-        publishing = [asyncio.create_task(broker.publish([Publication([event(f"{n}")])])) for n in range(300)]
+        publishing = [asyncio.create_task(broker.publish([Publication([event("0")])]))]
+        await until(lambda: follower.waiting)
+        publishing += [asyncio.create_task(broker.publish([Publication([event(f"{n}")])])) for n in range(1, 300)]
         await asyncio.sleep(0.05)
-        assert follower.entries == []
+        assert len(follower.data) == follower.waiting == (300 if world.delivers_in_publish else 1)
 
         follower.has_capacity.set()
         await asyncio.wait_for(asyncio.gather(*publishing), 5)
@@ -233,12 +237,17 @@ async def test_publisher_waits_while_the_follower_has_no_capacity(direct: World)
         assert follower.data == ["1"]
 
 
-async def test_publisher_that_gives_up_affects_no_other(world: World) -> None:
+@pytest.mark.parametrize("has_capacity", [True, False], ids=["capacity", "no-capacity"])
+async def test_publisher_that_gives_up_affects_no_other(world: World, has_capacity: bool) -> None:
     async with world.running() as (broker, follower):
+        if not has_capacity:
+            follower.has_capacity.clear()
         publishing = [asyncio.create_task(broker.publish([Publication([event(f"{n}")])])) for n in range(50)]
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if has_capacity else until(lambda: follower.waiting))
         for task in publishing[::2]:
             task.cancel()
+        await asyncio.sleep(0)
+        follower.has_capacity.set()
         await asyncio.gather(*publishing, return_exceptions=True)
         await broker.publish([Publication([event("last")])])
         await follower.caught_up(broker)

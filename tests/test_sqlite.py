@@ -255,7 +255,7 @@ async def test_publishers_that_wait_when_the_broker_stops_are_answered(world: Sq
     async with broker.run(follower):
         follower.has_capacity.clear()
         tasks = [asyncio.create_task(broker.publish([Publication([event(f"{n}")])])) for n in range(3)]
-        await until(lambda: follower.is_delivering)
+        await until(lambda: follower.waiting)
         tasks.append(asyncio.create_task(broker.publish([Publication([event("late")])])))
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_later(0.1, follower.has_capacity.set)

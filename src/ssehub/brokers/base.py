@@ -40,7 +40,10 @@ class Follower(Protocol):
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         """Receive the next entries, in log order and each once; the log has then been read up to `position`.
 
-        Returns when the follower has capacity for more, and the broker waits for that. `entries` may be empty.
+        The follower accepts the entries before it first waits, so a cancelled call has delivered them. It returns when
+        it has capacity for more, and the broker waits for that: before the next call or, if `publish` itself calls
+        `deliver`, before that publisher is answered. Such calls may overlap; their order is that of the log. `entries`
+        may be empty. Raises nothing but CancelledError; after any other error, which is a bug, events may be missing.
         """
 
 
@@ -59,8 +62,9 @@ class Broker(Protocol):
         """Append the events of all `publications`, or none of them; return their positions once they are stored.
 
         A publication whose idempotency key is known is not stored again: its first positions are returned. Raises
-        IdempotencyConflict if that key was used with another body, Overloaded if too many publishers are waiting, and
-        BrokerUnavailable if the broker is not running or it is unknown whether the events are stored.
+        IdempotencyConflict if that key was used with another body, Overloaded if a queue of the broker's own is full,
+        and BrokerUnavailable if the broker is not running or it is unknown whether the events are stored. A broker
+        without a queue need not raise Overloaded: the hub bounds how many publishers wait for its capacity.
         """
 
     async def head(self) -> str | None:
@@ -69,5 +73,8 @@ class Broker(Protocol):
     def run(self, follower: Follower) -> AbstractAsyncContextManager[None]:
         """Connect; inside the context, deliver the retained tail of the log to `follower`, then every new entry.
 
-        One at a time, but a broker may run again, in another event loop too. Raises BrokerUnavailable.
+        The tail is the newest entries that `history_events` and `history_bytes` allow, at least one, whatever their
+        age: the follower drops those older than `history_seconds`.
+
+        One run at a time, but a broker may run again, in another event loop too. Raises BrokerUnavailable.
         """

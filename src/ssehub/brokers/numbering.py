@@ -110,6 +110,10 @@ class KeyWindow:
         return found[1] if found is not None else None
 
     def add(self, receipts: dict[str, Receipt]) -> None:
+        """Remember `receipts` for `idempotency_seconds` from now on.
+
+        A broker that reloads keys after a restart leaves out those older than `idempotency_seconds`.
+        """
         now = self._now()
         for name, receipt in receipts.items():
             self._receipts[name] = now, receipt
