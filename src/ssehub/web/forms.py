@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -124,7 +125,7 @@ async def _multipart(headers: RequestHeaders, body: bytes) -> list[tuple[str, st
         form = await parser.parse()
     except UnicodeDecodeError as exc:
         raise InvalidRequest("the body is no UTF-8") from exc
-    except (MultiPartException, KeyError) as exc:
+    except (MultiPartException, FormParserError, KeyError) as exc:
         raise InvalidRequest(f"the multipart body can't be read: {exc} (files are not taken)") from exc
     if not parser.is_whole:
         raise InvalidRequest("the multipart body is cut off: its closing boundary is missing")
