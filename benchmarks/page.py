@@ -1,4 +1,4 @@
-"""The table and the plots of docs/performance.md, made from the results of run.py."""
+"""The tables of docs/performance.md and docs/laboratory.md, and their plots, made from the results of run.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
 OURS, NCHAN, README, TASKS = "ssehub", "nchan", "sse-starlette", "ssehub, plain uvicorn"
 BUSY_SHARE = 0.9
 COMPARED = {
@@ -169,15 +169,21 @@ def command(workload: str) -> str:
     return f'`make bench ARGS="{workload}"`'
 
 
-def table(results: Results) -> str:
+def comparison(results: Results) -> str:
+    """Return the table that compares the hub with its peers, for docs/performance.md."""
     peers = [OURS, NCHAN, README, TASKS]
-    lines = ["| | required | aim | reached | command |", "|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(row.cells(results))} |" for row in ROWS]
-    lines += ["", f"| workload | {' | '.join(peers)} |", "|---|" + "---|" * len(peers)]
+    lines = [f"| workload | {' | '.join(peers)} |", "|---|" + "---|" * len(peers)]
     for name, unit in COMPARED.items():
         figures = results[name]["figures"] if name in results else {}
         cells = [spread(figures[peer]) if peer in figures else "" for peer in peers]
         lines.append(f"| {name}, {unit} | {' | '.join(cells)} |")
+    return "\n\n".join(["\n".join(lines), *machines({name: results[name] for name in COMPARED if name in results})])
+
+
+def table(results: Results) -> str:
+    """Return the table of all workloads, for docs/laboratory.md."""
+    lines = ["| | required | aim | reached | command |", "|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(row.cells(results))} |" for row in ROWS]
     return "\n\n".join(["\n".join(lines), *machines(results), durations(results)])
 
 
@@ -199,14 +205,17 @@ def durations(results: Results) -> str:
 
 
 def write(results: Results) -> None:
-    """Write the table into the page, and the plots into the folder beside it."""
+    """Write the tables into their pages, and the plots into the folder beside them."""
     from plots import draw
 
-    text = re.sub(
-        r"(<!-- make bench -->\n).*(\n<!-- end -->)",
-        lambda match: f"{match[1]}{table(results)}{match[2]}",
-        PAGE.read_text(),
-        flags=re.DOTALL,
+    _replace(DOCS / "performance.md", comparison(results))
+    _replace(DOCS / "laboratory.md", table(results))
+    draw(results, DOCS / "plots")
+
+
+def _replace(page: Path, text: str) -> None:
+    """Replace what stands between the two marks in `page`."""
+    pattern = r"(<!-- make bench -->\n).*(\n<!-- end -->)"
+    page.write_text(
+        re.sub(pattern, lambda match: f"{match[1]}{text}{match[2]}", page.read_text(), flags=re.DOTALL),
     )
-    PAGE.write_text(text)
-    draw(results, PAGE.parent / "plots")

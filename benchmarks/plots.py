@@ -1,4 +1,4 @@
-"""The plots of docs/performance.md, made from the results of run.py."""
+"""The plots of docs/laboratory.md, made from the results of run.py."""
 
 from __future__ import annotations
 

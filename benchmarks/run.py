@@ -1,4 +1,4 @@
-"""Measures the workloads of docs/performance.md; writes results.json, and the page's table and plots.
+"""Measures the workloads of docs/laboratory.md; writes results.json, the tables of the pages, and the plots.
 
 python benchmarks/run.py                  all workloads, in less than 20 minutes
 python benchmarks/run.py W1 W3            only these; the results of the others stay, each with its date

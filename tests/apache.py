@@ -1,21 +1,19 @@
-"""A private Apache with PHP, as the setting of the program we replace has it."""
+"""A private Apache with PHP, configured as for the original program that this hub replaces."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import RunningHub, require, wait_until
+from conftest import RunningHub, connects, free_port, require, wait_until
+from node import POLYFILL
 
 BINARY = Path("/usr/sbin/apache2")
 MODULES = Path("/usr/lib/apache2/modules")
-NODE_MODULES = Path(__file__).parent / "e2e" / "node_modules"
 
 CONFIG = """
 ServerRoot {folder}
@@ -50,7 +48,7 @@ TypesConfig /etc/mime.types
 </VirtualHost>
 """
 
-# A token for a random name on channel chat, and one event for everyone there, sent as PHP's curl sends an array.
+# Issues a token for a random user on channel chat, or publishes to the channel. PHP's curl sends an array as multipart.
 PHP = """<?php
 function post($path, $fields) {
     $curl = curl_init("CONTROL$path");
@@ -72,34 +70,27 @@ if (isset($_GET["text"])) {
 
 @contextmanager
 def running_apache(hub: RunningHub, pages: dict[str, str]) -> Iterator[str]:
-    """Inside, an Apache serves `pages`, `chat.php` and, under /api/sse/, `hub`; gives its URL."""
+    """Run an Apache that serves `pages`, `chat.php` and, under /api/sse/, `hub`; yield its URL."""
     require(BINARY.exists(), "apache2")
     php = next(iter(sorted(MODULES.glob("libphp*.so"))), None)
     require(php, "libapache2-mod-php")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="ssehub-apache-"))
     folder.chmod(0o755)
     (folder / "www").mkdir()
     for name, text in {**pages, "chat.php": PHP.replace("CONTROL", hub.control_url)}.items():
         (folder / "www" / name).write_text(text)
-    shutil.copy(NODE_MODULES / "event-source-polyfill/src/eventsource.min.js", folder / "www")
+    shutil.copy(POLYFILL, folder / "www")
     config = CONFIG.format(folder=folder, port=port, modules=MODULES, php=php, hub=hub.url)
     (folder / "apache.conf").write_text(config)
-    # Apache ends its whole process group, so it gets one of its own.
-    command = [BINARY, "-d", folder, "-f", folder / "apache.conf", "-DFOREGROUND"]
+    # Apache signals its whole process group when it stops, so it needs one of its own.
+    command = [str(BINARY), "-d", str(folder), "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
     process = subprocess.Popen(command, start_new_session=True)
     try:
-        wait_until(lambda: listens(port) or process.poll() is not None, 20)
+        wait_until(lambda: connects(port) or process.poll() is not None, 20)
         assert process.poll() is None, (folder / "error.log").read_text()
         yield f"http://localhost:{port}"
     finally:
         process.terminate()
         process.wait(20)
         shutil.rmtree(folder)
-
-
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False

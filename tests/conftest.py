@@ -1,4 +1,4 @@
-"""What the tests share: real hubs as private processes, and skips that say what is missing."""
+"""Shared by the tests: hubs that run in processes of their own, waiting for states, and skips for missing programs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 SECRET = "a secret for tests that has 32 bytes or more"
 START_SECONDS = 20.0
+ERROR_LINES = re.compile(r"ERROR|Traceback|Exception")
+"""What the log of a hub must not contain after a test."""
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
@@ -41,34 +43,23 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 def require(present: object, what: str) -> None:
-    """Skip a test that needs `what`; where CI=true everything must be there."""
+    """Skip the test if `what`, which it needs, is not present. With CI=true, fail it instead."""
     if present:
         return
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing, and in CI nothing may be")
+        pytest.fail(f"{what} is missing, and CI must run every test")
     pytest.skip(f"{what} is missing")
 
 
-class RunningHub:
-    """`ssehub serve` in a process of its own, on free ports."""
+class HubProcess:
+    """A hub in a process of its own, and the calls that tests make to it."""
 
-    def __init__(
-        self,
-        *arguments: str,
-        env: dict[str, str | None] | None = None,
-        prefix: tuple[str, ...] = (),
-        code: str | None = None,
-    ) -> None:
-        """`prefix` is a command that runs it, `code` what runs in place of `python -m ssehub`; None in `env` unsets."""
+    url: str
+    control_url: str
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed by stop()
-        addresses = [] if any("--bind" in argument for argument in arguments) else ["--bind", "127.0.0.1:0"]
-        run = ["-m", "ssehub"] if code is None else ["-c", code]
-        command = [*prefix, sys.executable, *run, *addresses, "--control-bind", "127.0.0.1:0", *arguments]
-        given = {"SSEHUB_SECRET": SECRET, **os.environ, **(env or {})}
-        environment = {name: value for name, value in given.items() if value is not None}
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=environment)
-        self.url = self._address("browsers", "/events/")
-        self.control_url = self._address("publishers", "/")
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=env, cwd=cwd)
 
     @property
     def log(self) -> str:
@@ -82,45 +73,42 @@ class RunningHub:
     def control_port(self) -> int:
         return int(self.control_url.rpartition(":")[2])
 
-    def _address(self, whom: str, path: str) -> str:
-        pattern = re.compile(rf"listening for {whom} on (\S+?){path}\n")
-        wait_until(lambda: pattern.search(self.log) or self.process.poll() is not None, START_SECONDS)
-        found = pattern.search(self.log)
-        assert found, self.log
-        return found[1]
-
     def token(self, user_id: str = "alex", channel: str = "chat", exp: int = 3600) -> str:
         fields = {"userId": user_id, "channel": channel, "exp": str(exp)}
         return httpx.post(f"{self.control_url}/token/", data=fields).raise_for_status().text
 
     def emit(self, **fields: Any) -> str:
+        """Publish one event; return its id."""
         body = {"userId": "*", "channel": "chat", **fields}
         response = httpx.post(f"{self.control_url}/emit/", json=body, timeout=30)
         return str(response.raise_for_status().json()["id"])
 
     def emit_batch(self, events: list[dict[str, Any]]) -> list[str]:
+        """Publish a batch; return the ids."""
         response = httpx.post(f"{self.control_url}/emit/", json=events, timeout=60)
         ids: list[str] = response.raise_for_status().json()["ids"]
         return ids
 
     def memory_bytes(self) -> int:
-        """What it has in memory, with all of its workers."""
+        """Return the resident memory of the process and its workers."""
         parent = psutil.Process(self.process.pid)
         return sum(process.memory_info().rss for process in (parent, *parent.children(recursive=True)))
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.control_url}/metrics").text
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        assert found, f"there is no {name}"
+        assert found, f"/metrics does not have {name}"
         return float(found[1])
 
     def wait_for(self, name: str, value: float, seconds: float = 10.0) -> None:
+        """Wait until the metric `name` has this value."""
         wait_until(lambda: self.metric(name) == value, seconds)
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
     def wait(self, seconds: float = 20.0) -> int:
+        """Wait for the process to exit; return its exit code."""
         return self.process.wait(seconds)
 
     def stop(self) -> None:
@@ -134,9 +122,48 @@ class RunningHub:
         self._log.close()
 
 
+class RunningHub(HubProcess):
+    """`ssehub serve` on free ports."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str | None] | None = None,
+        prefix: tuple[str, ...] = (),
+        code: str | None = None,
+    ) -> None:
+        """Start it and wait until it listens.
+
+        A variable that is None in `env` is unset. `prefix` is a command that runs the hub, such as `prlimit`. `code` is
+        Python code to run instead of `python -m ssehub`.
+        """
+        addresses = [] if any("--bind" in argument for argument in arguments) else ["--bind", "127.0.0.1:0"]
+        program = ["-m", "ssehub"] if code is None else ["-c", code]
+        command = [*prefix, sys.executable, *program, *addresses, "--control-bind", "127.0.0.1:0", *arguments]
+        variables = {"SSEHUB_SECRET": SECRET, **os.environ, **(env or {})}
+        super().__init__(command, {name: value for name, value in variables.items() if value is not None})
+        try:
+            self.url = self._logged_address("browsers", "/events/")
+            self.control_url = self._logged_address("publishers", "/")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _logged_address(self, clients: str, path: str) -> str:
+        pattern = re.compile(rf"listening for {clients} on (\S+?){path}\n")
+        wait_until(lambda: pattern.search(self.log) or self.process.poll() is not None, START_SECONDS)
+        found = pattern.search(self.log)
+        assert found, self.log
+        return found[1]
+
+
+StartHub = Callable[..., RunningHub]
+"""The type of the fixture `start_hub`."""
+
+
 @pytest.fixture
-def start_hub() -> Iterator[Callable[..., RunningHub]]:
-    """Starts hubs, with more arguments if need be, and ends them after the test."""
+def start_hub() -> Iterator[StartHub]:
+    """Start hubs, with the arguments of `RunningHub`, and stop them after the test."""
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str, **options: Any) -> RunningHub:
@@ -149,7 +176,7 @@ def start_hub() -> Iterator[Callable[..., RunningHub]]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[RunningHub]:
-    """One hub for a module."""
+    """One hub for all tests of a module."""
     running = RunningHub("--token-cookie", "sse", "--cors-origins", "https://app.example")
     yield running
     running.stop()
@@ -157,7 +184,7 @@ def hub() -> Iterator[RunningHub]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, for a module."""
+    """Debian's Chromium, one process for all tests of a module."""
     require(CHROMIUM.exists(), "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -165,9 +192,17 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page with cookies of its own."""
+    context = browser.new_context()
+    yield context.new_page()
+    context.close()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def connects(port: int) -> bool:
@@ -179,20 +214,20 @@ def connects(port: int) -> bool:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for a state, not for a time."""
+    """Wait until `condition()` is true; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about in time"
+        assert time.monotonic() < end, f"the condition did not become true within {seconds:g} s"
         time.sleep(0.01)
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """The same inside an event loop."""
+    """Like `wait_until`, inside an event loop."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # the state has no event of its own
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0)
 
 
 def report(text: str) -> None:
-    """Say a figure; pytest shows it with `-s` and when the test fails."""
+    """Print a figure. pytest shows it with `-s`, and when the test fails."""
     sys.stderr.write(f"{text}\n")

@@ -1,7 +1,7 @@
-"""Many clients that are disconnected every 200 ms, as a process of its own: `kicked.py PORT TOKEN COUNT SECONDS`.
+"""Many clients that disconnect about every 200 ms and reconnect: `kicked.py PORT TOKEN COUNT SECONDS`.
 
-They reconnect with their last event id. Prints `ready` when all are connected, and what they have received, as JSON,
-when each has received the event `end`.
+Prints `ready` when each client has received an id. After SECONDS the clients stay connected. When each has received the
+event "end", prints the sums of their counters as JSON and exits.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Client:
         self.is_done = False
 
     @property
-    def has_a_cursor(self) -> bool:
-        return bool(self._reader.last_id)
+    def last_id(self) -> str:
+        return self._reader.last_id
 
     async def run(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
         while not self.is_done:
-            is_kicked = asyncio.get_running_loop().time() < end
+            disconnects = asyncio.get_running_loop().time() < end
             try:
-                async with asyncio.timeout(random.uniform(0.15, 0.25) if is_kicked else 30):
+                async with asyncio.timeout(random.uniform(0.15, 0.25) if disconnects else 30):
                     await self._listen()
             except (TimeoutError, OSError):
                 pass
@@ -43,18 +43,18 @@ class Client:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self.connections += 1
         try:
-            cursor = f"Last-Event-ID: {self._reader.last_id}\r\n" if self._reader.last_id else ""
-            request = f"GET /events/?token={self._token} HTTP/1.0\r\nHost: 127.0.0.1\r\n{cursor}\r\n"
+            last = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id else ""
+            request = f"GET /events/?token={self._token} HTTP/1.0\r\nHost: 127.0.0.1\r\n{last}\r\n"
             writer.write(request.encode())
             await reader.readuntil(b"\r\n\r\n")
             while not self.is_done:
-                self._read(await reader.readuntil(b"\n\n"))
+                self._receive(await reader.readuntil(b"\n\n"))
         except asyncio.IncompleteReadError:
             pass
         finally:
             writer.transport.abort()
 
-    def _read(self, frame: bytes) -> None:
+    def _receive(self, frame: bytes) -> None:
         for message in self._reader.read(frame.decode()):
             if message.data == "end":
                 self.is_done = True
@@ -69,7 +69,7 @@ class Client:
 async def main(port: int, token: str, count: int, seconds: float) -> None:
     clients = [Client(port, token) for _ in range(count)]
     tasks = [asyncio.create_task(client.run(seconds)) for client in clients]
-    while not all(client.has_a_cursor for client in clients):  # noqa: ASYNC110
+    while not all(client.last_id for client in clients):  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(0.01)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -1,7 +1,8 @@
-"""Many streams in one process: `listeners.py PORT TOKEN COUNT`. Each event's data begins with when it was sent.
+"""Opens many streams in one process: `listeners.py PORT TOKEN COUNT`.
 
-Prints `open` when all are; for each line on stdin, how many events each stream has had and the 99th percentile of the
-latencies since the last time.
+The data of each event must begin with the time at which it was sent. Prints `open` when all streams are open. For each
+line on stdin, prints how many events the streams have received (each number once) and the 99th percentile of the
+latencies since the line before.
 """
 
 from __future__ import annotations

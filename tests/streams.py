@@ -1,4 +1,4 @@
-"""Raw clients: sockets that listen to a hub, with every byte in sight."""
+"""Clients on raw sockets, which show every byte that a hub sends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
 
 class RawStream:
-    """One connection with a request sent; reads what comes."""
+    """A connection on which a request has been sent, and the bytes received so far."""
 
     def __init__(self, port: int, request: str | bytes, *, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
@@ -25,17 +25,17 @@ class RawStream:
         self.bytes = b""
 
     def read_until(self, what: bytes, seconds: float = 10.0) -> bytes:
-        """All bytes so far, once `what` is among them."""
+        """Read until `what` has been received; return all bytes so far."""
         end = time.monotonic() + seconds
         while what not in self.bytes:
             self.socket.settimeout(max(0.01, end - time.monotonic()))
             received = self.socket.recv(65_536)
-            assert received, f"the connection ended before {what!r} came: {self.bytes[-200:]!r}"
+            assert received, f"the connection ended before {what!r} was received: {self.bytes[-200:]!r}"
             self.bytes += received
         return self.bytes
 
     def read_to_end(self, seconds: float = 10.0) -> bytes:
-        """All bytes, once the connection has ended."""
+        """Read until the connection has ended; return all bytes, and close the socket."""
         end = time.monotonic() + seconds
         with contextlib.suppress(ConnectionResetError):
             while True:
@@ -49,7 +49,7 @@ class RawStream:
 
     @property
     def body(self) -> bytes:
-        """The bytes behind the headers, without chunk headers if the response has them."""
+        """The bytes after the head, without chunk headers if the response is chunked."""
         head, _, rest = self.bytes.partition(b"\r\n\r\n")
         return unchunked(rest) if b"transfer-encoding: chunked" in head.lower() else rest
 
@@ -58,7 +58,7 @@ class RawStream:
         return decode(self.body)
 
     def reset(self) -> None:
-        """End with an RST."""
+        """Close the connection with an RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -67,7 +67,7 @@ class RawStream:
 
 
 def unchunked(data: bytes) -> bytes:
-    """The body that chunks carry (RFC 9112, 7.1), as far as it has come."""
+    """Return the body of chunks (RFC 9112, 7.1), without a last chunk that is not complete."""
     body = b""
     while found := re.match(rb"([0-9a-fA-F]+)\r\n", data):
         size = int(found[1], 16)
@@ -82,19 +82,20 @@ def unchunked(data: bytes) -> bytes:
 
 
 def decode(stream: bytes) -> list[ServerSentEvent]:
-    """What httpx-sse makes of the whole frames of a stream; ids without data are left out, as browsers do."""
-    whole = stream[: stream.rfind(b"\n\n") + 2].decode()
+    """Decode the complete frames of a stream with httpx-sse. Frames without data are left out, as browsers do."""
+    complete = stream[: stream.rfind(b"\n\n") + 2].decode()
     lines, decoder = SSELineDecoder(), SSEDecoder()
-    shown = [decoder.decode(line) for line in lines.decode(whole)]
-    return [sse for sse in shown if sse is not None and (sse.data or sse.event != "message")]
+    decoded = [decoder.decode(line) for line in lines.decode(complete)]
+    return [sse for sse in decoded if sse is not None and (sse.data or sse.event != "message")]
 
 
 def get(path: str, *headers: str, version: str = "1.1") -> str:
+    """Return the text of a GET request."""
     return "\r\n".join([f"GET {path} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""])
 
 
 def listen(port: int, token: str, *headers: str, receive_buffer: int | None = None) -> RawStream:
-    """A stream that has its first frame."""
+    """Open a stream, and read its head and first frame."""
     stream = RawStream(port, get(f"/events/?token={token}", *headers), receive_buffer=receive_buffer)
     stream.read_until(b": ok\n")
     stream.read_until(b"\n\n")

@@ -1,4 +1,4 @@
-"""The setting this was made for: Chromium, Apache with the original's lines, the Yaffle polyfill, PHP's curl."""
+"""The original deployment: Chromium, Apache with the original configuration, the Yaffle polyfill, PHP's curl."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
-from apache import NODE_MODULES, running_apache
-from conftest import RunningHub, require
+from apache import running_apache
+from conftest import RunningHub, StartHub, require
+from node import NODE_MODULES
 
 pytestmark = pytest.mark.e2e
 
-# The page of the original's README, which shows what it gets.
+# The page of the original's README, with a list that shows the events.
 POLYFILL_PAGE = """<!doctype html><title>polyfill</title><ul id="shown"></ul>
 <script src="eventsource.min.js"></script>
 <script>
@@ -42,7 +43,7 @@ fetch("chat.php?cookie=" + (location.hash ? "1" : "")).then(r => r.text()).then(
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[RunningHub]:
-    # Apache notices that a browser has gone when it next writes to it: here, a heartbeat.
+    # Apache notices a closed browser when it next writes to it, which here is a heartbeat.
     running = RunningHub("--token-cookie", "sse", "--heartbeat-seconds", "0.5")
     yield running
     running.stop()
@@ -55,17 +56,10 @@ def site(browser: Browser, hub: RunningHub) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context()
-    yield context.new_page()
-    context.close()
-
-
 @pytest.mark.parametrize("path", ["polyfill.html", "native.html", "native.html#cookie"])
 def test_page_behind_apache_shows_what_php_emits(path: str, page: Page, site: str, hub: RunningHub) -> None:
     page.goto(f"{site}/{path}")
-    page.wait_for_function("document.title == 'open'")  # before any event: the original's comes with the first one
+    page.wait_for_function("document.title == 'open'")  # before any event; with the original only at the first one
 
     answers = [httpx.get(f"{site}/chat.php", params={"text": text}).text for text in ("one", "zwei ✓")]
     page.wait_for_function("document.querySelectorAll('li').length == 2")
@@ -74,51 +68,48 @@ def test_page_behind_apache_shows_what_php_emits(path: str, page: Page, site: st
     assert page.locator("li").all_inner_texts() == ["one", "zwei ✓"]
 
 
-def test_page_that_is_closed_is_noticed_through_apache(browser: Browser, site: str, hub: RunningHub) -> None:
+def test_closed_page_is_noticed_through_apache(browser: Browser, site: str, hub: RunningHub) -> None:
     hub.wait_for("ssehub_subscribers", 0, 20)
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"{site}/native.html")
     page.wait_for_function("document.title == 'open'")
     before = hub.metric("ssehub_subscribers")
+
     context.close()
 
     assert before == 1
     hub.wait_for("ssehub_subscribers", 0, 20)
 
 
-def test_native_event_source_comes_back_after_a_drain(browser: Browser, page: Page, hub: RunningHub) -> None:
-    own = RunningHub("--drain-seconds", "1", "--cors-origins", "*")
-    port = own.port
-    try:
-        page.goto(f"{own.control_url}/healthz")
-        page.set_content("<!doctype html><title>page</title><ul id=shown></ul>")
-        page.evaluate(
-            """url => {
-              const sse = new EventSource(url);
-              const show = e => document.querySelector("#shown").innerHTML += `<li>${e.type} ${e.data}</li>`;
-              for (const type of ["message", "stream-drain", "stream-reset"]) sse.addEventListener(type, show);
-              sse.onopen = () => document.title = "open";
-            }""",
-            f"{own.url}/events/?token={own.token()}",
-        )
-        page.wait_for_function("document.title == 'open'")
-        own.emit(data="before")
-        page.wait_for_function("document.querySelectorAll('li').length == 1")
-    finally:
-        own.stop()
-    page.wait_for_function("document.querySelectorAll('li').length == 2")
+LISTEN = """url => {
+  const sse = new EventSource(url);
+  const show = e => document.querySelector("#shown").innerHTML += `<li>${e.type} ${e.data}</li>`;
+  for (const type of ["message", "stream-drain", "stream-reset"]) sse.addEventListener(type, show);
+  sse.onopen = () => document.title = "open";
+}"""
 
-    again = RunningHub("--bind", f"127.0.0.1:{port}", "--cors-origins", "*")
-    try:
-        page.wait_for_function("document.querySelectorAll('li').length == 3", timeout=20_000)
-        again.emit(data="after")
-        page.wait_for_function("document.querySelectorAll('li').length == 4")
-        assert page.locator("li").all_inner_texts() == [
-            "message before",
-            "stream-drain {}",
-            'stream-reset {"reason":"log-lost"}',
-            "message after",
-        ]
-    finally:
-        again.stop()
+
+def test_native_event_source_reconnects_after_a_drain(page: Page, start_hub: StartHub) -> None:
+    first = start_hub("--drain-seconds", "1", "--cors-origins", "*")
+    port = first.port
+    page.goto(f"{first.control_url}/healthz")
+    page.set_content("<!doctype html><title>page</title><ul id=shown></ul>")
+    page.evaluate(LISTEN, f"{first.url}/events/?token={first.token()}")
+    page.wait_for_function("document.title == 'open'")
+    first.emit(data="before")
+    page.wait_for_function("document.querySelectorAll('li').length == 1")
+
+    first.stop()
+    page.wait_for_function("document.querySelectorAll('li').length == 2")
+    second = start_hub("--bind", f"127.0.0.1:{port}", "--cors-origins", "*")
+    page.wait_for_function("document.querySelectorAll('li').length == 3", timeout=20_000)
+    second.emit(data="after")
+    page.wait_for_function("document.querySelectorAll('li').length == 4")
+
+    assert page.locator("li").all_inner_texts() == [
+        "message before",
+        "stream-drain {}",
+        'stream-reset {"reason":"log-lost"}',
+        "message after",
+    ]

@@ -71,9 +71,9 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "socket-below-a-file": (["--bind", "unix:/etc/passwd/x.sock"], 3, "unix:/etc/passwd/x.sock: Not a directory"),
     "socket-path-long": (["--bind", "unix:/tmp/" + "y" * 110], 3, "too long for a Unix socket: choose a shorter one"),
     "socket-path-very-long": (["--bind", "unix:/tmp/" + "y" * 300], 3, "File name too long"),
-    "host-impossible": (["--bind", "é" + "y" * 70 + ":8000"], 3, "that is no host name"),
+    "host-impossible": (["--bind", "é" + "y" * 70 + ":8000"], 3, "that is not a valid host name"),
     "user-timeout": (["--tcp-user-timeout-seconds", "1e9"], 2, "must be less than 2147483"),
-    "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "a file of that name that is no socket"),
+    "socket-is-a-file": (["--bind", "unix:/etc/passwd"], 3, "the file exists and is not a socket"),
     "token-no-secret": (["token", "--user-id", "a", "--channel", "b"], 2, "no secret to sign the token with"),
     "token-no-user": (["token", "--channel", "b"], 2, "Missing option '--user-id'"),
     "token-exp-past": (

@@ -1,4 +1,4 @@
-"""examples/cluster: two nodes behind HAProxy with Valkey, used through HAProxy; the same as containers, on paper."""
+"""examples/cluster: two nodes with Valkey, used through HAProxy, and the compose file for the same in containers."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
-from apache import NODE_MODULES
 from conftest import require, wait_until
+from node import NODE, NODE_MODULES, RECONNECT
 from streams import RawStream, get
-from test_reconnect import LISTEN, NODE
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cluster"
 DRAIN_SECONDS = 2
 LISTEN_IN_PAGE = """([url, name]) => {
-  const had = (window.had = window.had || {})[name] = [];
+  const received = (window.received = window.received || {})[name] = [];
   const source = new EventSource(url);
   source.onopen = () => window.opened = (window.opened || 0) + 1;
-  source.onmessage = event => had.push(event.data);
-  source.addEventListener("stream-reset", event => had.push("reset " + event.data));
-  source.onerror = () => source.readyState == EventSource.CLOSED && had.push("stopped for good");
+  source.onmessage = event => received.push(event.data);
+  source.addEventListener("stream-reset", event => received.push("reset " + event.data));
+  source.onerror = () => source.readyState == EventSource.CLOSED && received.push("stopped for good");
 }"""
 
 
 def seven_free_ports() -> int:
-    """The first of them; below those that outgoing connections take, which could have one while its node restarts."""
+    """Return the first of seven free ports in a row.
+
+    They are below the ports of outgoing connections, which could otherwise use one while its node restarts.
+    """
     while True:
         first = random.randrange(15_000, 32_000)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -63,7 +65,7 @@ class RunningCluster:
         self.node_control_urls = [f"http://127.0.0.1:{self.port + offset}" for offset in (4, 6)]
         self._log = log
         env = {"SSEHUB_DRAIN_SECONDS": f"{DRAIN_SECONDS}", "SSEHUB_BROKER_PROBE_SECONDS": "1", **os.environ}
-        command = [sys.executable, EXAMPLE, "--port", f"{self.port}"]
+        command = [sys.executable, str(EXAMPLE), "--port", f"{self.port}"]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
         self.wait_for_line("kill -HUP", 60)
@@ -82,9 +84,19 @@ class RunningCluster:
 
     def subscribers(self) -> list[int]:
         texts = [httpx.get(f"{url}/metrics", timeout=10).text for url in self.node_control_urls]
-        return [int(float(re.search(r"^ssehub_subscribers (\S+)$", text, re.MULTILINE)[1])) for text in texts]  # type: ignore[index]
+        found = [re.search(r"^ssehub_subscribers (\S+)$", text, re.MULTILINE) for text in texts]
+        return [int(float(one[1])) for one in found if one is not None]
 
-    def end(self) -> int:
+    def publish(self, data: str) -> httpx.Response:
+        form = {"userId": "*", "channel": "chat", "data": data}
+        return httpx.post(f"{self.control_url}/emit/", data=form)
+
+    def listen(self, user_id: str) -> RawStream:
+        stream = RawStream(self.port, get(self.stream_url(user_id).removeprefix(self.url)))
+        stream.read_until(b": ok")
+        return stream
+
+    def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
@@ -95,11 +107,11 @@ def cluster(tmp_path: Path) -> Iterator[RunningCluster]:
     running = RunningCluster(tmp_path / "log")
     yield running
     if running.process.poll() is None:
-        running.end()
+        running.stop()
 
 
 class Publisher(threading.Thread):
-    """Publishes 0, 1, 2 … through HAProxy, on one connection, never again: what is not answered 200 is noted."""
+    """Publishes 0, 1, 2 … through HAProxy on one connection, and stops at the first answer that is not 200."""
 
     def __init__(self, control_url: str) -> None:
         super().__init__(daemon=True)
@@ -126,67 +138,58 @@ class Publisher(threading.Thread):
 
 @contextlib.contextmanager
 def npm_eventsource(url: str) -> Iterator[Callable[[], list[str]]]:
-    """Listens with the npm package; gives what it has shown so far."""
-    with tempfile.NamedTemporaryFile("w") as shown:
-        process = subprocess.Popen([NODE, LISTEN, url], stdout=shown, start_new_session=True)
+    """Listen with the npm package; yield a function that returns what it has received so far."""
+    with tempfile.NamedTemporaryFile("w") as output:
+        process = subprocess.Popen([NODE, RECONNECT, url], stdout=output, start_new_session=True)
 
-        def had() -> list[str]:
-            text = Path(shown.name).read_text()  # opened anew: Node writes where this one's descriptor stands
+        def received() -> list[str]:
+            text = Path(output.name).read_text()  # opened again, as Node shares the file offset of `output`
             return [json.loads(line) for line in text.split("\n")[:-1]]
 
         try:
-            yield had
+            yield received
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # what we started is Python, which started Node
+            os.killpg(process.pid, signal.SIGKILL)  # NODE is a Python script, which starts the real Node
             process.wait()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context()
-    yield context.new_page()
-    context.close()
-
-
 @pytest.mark.e2e
-def test_both_nodes_give_out_what_is_published_through_haproxy(cluster: RunningCluster) -> None:
-    streams = [RawStream(cluster.port, get(cluster.stream_url(name).removeprefix(cluster.url))) for name in ("a", "b")]
-    for stream in streams:
-        stream.read_until(b": ok")
+def test_both_nodes_deliver_what_is_published_through_haproxy(cluster: RunningCluster) -> None:
+    streams = [cluster.listen(name) for name in ("a", "b")]
     each = cluster.subscribers()
-    httpx.post(f"{cluster.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": "hi"}).raise_for_status()
+
+    cluster.publish("hi").raise_for_status()
     for stream in streams:
         stream.read_until(b"data: hi\n\n")
         stream.close()
 
     assert each == [1, 1]
-    wait_until(lambda: cluster.subscribers() == [0, 0], 5)  # far before the next heartbeat
-    assert cluster.end() == 0
+    wait_until(lambda: cluster.subscribers() == [0, 0], 5)  # long before the next heartbeat
+    assert cluster.stop() == 0
     assert "Traceback" not in cluster.log
 
 
 @pytest.mark.e2e
-def test_while_no_node_is_ready_newcomers_are_told_to_come_back(cluster: RunningCluster) -> None:
+def test_while_no_node_is_ready_clients_are_told_to_reconnect(cluster: RunningCluster) -> None:
     url = cluster.stream_url("alex")
     valkey = next(
         child
         for child in psutil.Process(cluster.process.pid).children()
         if child.name() != "haproxy" and "server" in child.name()
     )
-    open_stream = RawStream(cluster.port, get(url.removeprefix(cluster.url)))
-    open_stream.read_until(b": ok")
+    stream = cluster.listen("alex")
 
     valkey.suspend()
     try:
         wait_until(lambda: all(f"streams/{node} is DOWN" in cluster.log for node in "ab"), 20)
         answer = httpx.get(url, headers={"Origin": "https://app.example"}, timeout=10)
-        refused = httpx.post(f"{cluster.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": "lost"})
+        refused = cluster.publish("lost")
     finally:
         valkey.resume()
     wait_until(lambda: httpx.get(f"{cluster.control_url}/all-nodes-ready").status_code == 200, 20)
-    httpx.post(f"{cluster.control_url}/emit/", data={"userId": "*", "channel": "chat", "data": "hi"}).raise_for_status()
-    open_stream.read_until(b"data: hi\n\n")
-    open_stream.close()
+    cluster.publish("hi").raise_for_status()
+    stream.read_until(b"data: hi\n\n")
+    stream.close()
 
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "text/event-stream"
@@ -196,7 +199,7 @@ def test_while_no_node_is_ready_newcomers_are_told_to_come_back(cluster: Running
 
 
 @pytest.mark.e2e
-def test_e15_a_rolling_restart_loses_nothing_and_refuses_nobody(cluster: RunningCluster, page: Page) -> None:
+def test_e15_a_rolling_restart_loses_nothing_and_refuses_no_publisher(cluster: RunningCluster, page: Page) -> None:
     require(NODE_MODULES.exists(), "the npm package eventsource")
     page.goto(f"{cluster.url}/")  # any page of that origin
     publisher = Publisher(cluster.control_url)
@@ -210,26 +213,26 @@ def test_e15_a_rolling_restart_loses_nothing_and_refuses_nobody(cluster: Running
         publisher.start()
         cluster.process.send_signal(signal.SIGHUP)
         cluster.wait_for_line("both nodes have been restarted", 90)
-        time.sleep(0.5)  # and a while with both
+        time.sleep(0.5)  # and a while with both nodes
         publisher.stop()
 
-        def had() -> list[list[str]]:
-            return [*page.evaluate("Object.values(window.had)"), *(shown() for shown in npm)]
+        def received() -> list[list[str]]:
+            return [*page.evaluate("Object.values(window.received)"), *(of_client() for of_client in npm)]
 
-        with contextlib.suppress(AssertionError):  # what is missing is better said below
-            wait_until(lambda: all(len(numbers) >= len(publisher.numbers) for numbers in had()), 60)
+        with contextlib.suppress(AssertionError):  # the assertions below show better what is missing
+            wait_until(lambda: all(len(numbers) >= len(publisher.numbers) for numbers in received()), 60)
 
         assert publisher.failures == []
         assert len(publisher.numbers) > 100
-        assert had() == [publisher.numbers] * 4
-    assert page.evaluate("window.opened") >= 4  # each has come back
+        assert received() == [publisher.numbers] * 4
+    assert page.evaluate("window.opened") >= 4  # each page has reconnected
 
 
-# The same on paper: a compose file, without an engine to run it.
+# The compose file, which is only read: the tests have no container engine.
 
 
 def read_compose(lines: list[str]) -> dict[str, Any]:
-    """Mappings by indentation, with values that are JSON or plain words: as much of YAML as compose.yaml uses."""
+    """Parse the part of YAML that compose.yaml uses: mappings by indentation, with values in JSON or plain words."""
     found: dict[str, Any] = {}
     levels = [(-1, found)]
     for line in lines:
@@ -237,7 +240,7 @@ def read_compose(lines: list[str]) -> dict[str, Any]:
             continue
         indent = len(line) - len(line.lstrip())
         matched = re.fullmatch(r"([\w-]+):(?: (.+))?", line.strip())
-        assert matched, f"compose.yaml has more of YAML than is read here: {line}"
+        assert matched, f"read_compose can't parse this line of compose.yaml: {line}"
         key, value = matched.groups()
         while levels[-1][0] >= indent:
             levels.pop()
@@ -264,7 +267,9 @@ def services() -> dict[str, dict[str, Any]]:
     return services
 
 
-def test_containers_run_what_the_script_runs(script: ModuleType, services: dict[str, dict[str, Any]]) -> None:
+def test_containers_run_the_same_commands_as_the_script(
+    script: ModuleType, services: dict[str, dict[str, Any]]
+) -> None:
     valkey = ["valkey-server", *script.valkey_arguments(6379)]
     node = script.node_arguments(":8000", ":8001", "redis://valkey:6379")
     haproxy = ["haproxy", *script.haproxy_arguments("/etc/haproxy/haproxy.cfg")]
@@ -280,7 +285,7 @@ def test_containers_run_what_the_script_runs(script: ModuleType, services: dict[
         assert set(service.get("depends_on", [])) <= services.keys()
 
 
-def test_haproxy_finds_the_containers_where_they_listen(services: dict[str, dict[str, Any]]) -> None:
+def test_addresses_of_haproxy_are_those_on_which_containers_listen(services: dict[str, dict[str, Any]]) -> None:
     addresses = services["haproxy"]["environment"]
     names = set(re.findall(r"\$\{(\w+)-", (EXAMPLE / "haproxy.cfg").read_text()))
     assert addresses.keys() == names
@@ -292,7 +297,7 @@ def test_haproxy_finds_the_containers_where_they_listen(services: dict[str, dict
         assert command[command.index(option) + 1] == f":{port}"
 
 
-def test_image_is_built_of_this_repository_and_checks_the_control_port(services: dict[str, dict[str, Any]]) -> None:
+def test_image_is_built_from_this_repository_and_checks_the_control_port(services: dict[str, dict[str, Any]]) -> None:
     build = services["node-a"]["build"]
     dockerfile = (EXAMPLE / build["context"] / build["dockerfile"]).read_text()
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ssehub.config import Address, Config, load_config
+from ssehub.address import Address
+from ssehub.config import Config, load_config
 from ssehub.errors import ConfigError
 from ssehub.settings import Backpressure, Retention, Streams
 

@@ -435,7 +435,7 @@ async def test_metrics_tell_what_the_hub_has_done() -> None:
             "ssehub_events_published_total 2.0",
             "ssehub_events_delivered_total 4.0",
             f"ssehub_delivered_bytes_total {float(written)}",
-            f"ssehub_backlog_bytes {float(stopped.untaken)}",
+            f"ssehub_backlog_bytes {float(stopped.backlog)}",
             "ssehub_lagging 0.0",
             'ssehub_endings_total{reason="disconnected"} 1.0',
             "ssehub_round_seconds_count 2.0",

@@ -1,13 +1,11 @@
-"""Clients that nobody here wrote decode what we send, byte for byte."""
+"""Independent clients (httpx-sse, npm eventsource) decode what the hub sends, without any loss."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-import sys
 from itertools import islice
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,11 +13,8 @@ from httpx_sse import connect_sse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apache import NODE_MODULES
 from conftest import RunningHub, require
-
-LISTEN = Path(__file__).parent / "e2e" / "listen.mjs"
-NODE = Path(sys.executable).parent / "node"
+from node import LISTEN, NODE, NODE_MODULES
 
 pieces = [
     "\r",
@@ -44,8 +39,8 @@ batches = st.lists(texts, min_size=1, max_size=20)
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def normal(text: str) -> str:
-    """What a stream can carry of `text`: its line ends all become LF (HTML standard, 9.2.6)."""
+def normalized(text: str) -> str:
+    """Return `text` as a stream can carry it: every line end becomes LF (HTML standard, 9.2.6)."""
     return re.sub(r"\r\n|\r", "\n", text)
 
 
@@ -63,7 +58,7 @@ def test_httpx_sse_reads_what_was_published(hub: RunningHub, batch: list[str]) -
         events = (event for event in source.iter_sse() if event.id in ids)
         shown = [(event.id, event.data) for event in islice(events, len(batch))]
 
-    assert shown == list(zip(ids, map(normal, batch), strict=True))
+    assert shown == list(zip(ids, map(normalized, batch), strict=True))
 
 
 @pytest.mark.e2e
@@ -77,7 +72,7 @@ def test_npm_eventsource_reads_what_was_published(hub: RunningHub) -> None:
         sent.extend(batch)
 
     collect()
-    command = [NODE, LISTEN, f"{hub.url}/events/?token={hub.token()}", str(len(sent))]
+    command = [str(NODE), str(LISTEN), f"{hub.url}/events/?token={hub.token()}", str(len(sent))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8") as node:
         assert node.stdout and node.stderr
         assert node.stderr.readline() == "open\n"
@@ -86,4 +81,6 @@ def test_npm_eventsource_reads_what_was_published(hub: RunningHub) -> None:
 
     assert errors == ""
     shown = [json.loads(line) for line in output.split("\n") if line]
-    assert [(event["lastEventId"], event["data"]) for event in shown] == list(zip(ids, map(normal, sent), strict=True))
+    assert [(event["lastEventId"], event["data"]) for event in shown] == list(
+        zip(ids, map(normalized, sent), strict=True)
+    )

@@ -1,4 +1,4 @@
-"""Each example, started as its first lines say, and used."""
+"""The examples, started as their first lines say."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def running(*command: str, port: int, **env: str) -> Iterator[None]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., int]]:
-    """Starts an example under uvicorn, and gives its port."""
+    """Start an example under uvicorn and return its port."""
     with ExitStack() as stack:
 
         def run(app: str, **env: str) -> int:
@@ -65,7 +65,7 @@ def test_fastapi_example_uses_its_own_login(start: Callable[..., int]) -> None:
     assert json.loads(stream.events[0].data) == {"from": "alex", "text": "hi"}
 
 
-def test_starlette_example_ticks_and_takes_events(start: Callable[..., int]) -> None:
+def test_starlette_example_ticks_and_accepts_events(start: Callable[..., int]) -> None:
     port = start("starlette_app:app", CONTROL_KEY="a-key-of-yours")
     base = f"http://127.0.0.1:{port}"
     stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))
@@ -91,10 +91,15 @@ def test_django_example_publishes_from_a_view_and_a_thread(start: Callable[..., 
     stream.close()
 
 
+def chat_ports() -> dict[str, str]:
+    """Return the variables that give the chat and its hub free ports."""
+    return {name: str(free_port()) for name in ("CHAT_PORT", "CHAT_HUB_PORT", "CHAT_CONTROL_PORT")}
+
+
 @pytest.mark.e2e
 def test_chat_is_used_by_two_people_and_outlives_its_tokens(browser: Browser) -> None:
-    port, hub_port, control_port = free_port(), free_port(), free_port()
-    ports = {"CHAT_PORT": str(port), "CHAT_HUB_PORT": str(hub_port), "CHAT_CONTROL_PORT": str(control_port)}
+    ports = chat_ports()
+    port = int(ports["CHAT_PORT"])
     with running("chat", port=port, CHAT_TOKEN_SECONDS="6", **ports):
         alex, sam = (browser.new_context(viewport={"width": 1100, "height": 800}).new_page() for _ in range(2))
         for page, name in ((alex, "Alex"), (sam, "Sam")):
@@ -112,7 +117,7 @@ def test_chat_is_used_by_two_people_and_outlives_its_tokens(browser: Browser) ->
         sam.keyboard.press("Enter")
         expect(alex.get_by_text("This is between us.")).to_be_visible()
         with sam.expect_response("**/state", timeout=10_000):
-            pass  # its token is about to end
+            pass  # which it fetches when its token is about to expire
         alex.locator("#text").fill("Still there?")
         alex.keyboard.press("Enter")
         expect(sam.get_by_text("Still there?")).to_be_visible()
@@ -125,22 +130,22 @@ def test_chat_is_used_by_two_people_and_outlives_its_tokens(browser: Browser) ->
 
 @pytest.mark.e2e
 def test_chat_loses_nothing_between_its_state_and_its_stream(browser: Browser) -> None:
-    port, hub_port, control_port = free_port(), free_port(), free_port()
-    ports = {"CHAT_PORT": str(port), "CHAT_HUB_PORT": str(hub_port), "CHAT_CONTROL_PORT": str(control_port)}
+    ports = chat_ports()
+    port = int(ports["CHAT_PORT"])
     with (
         running("chat", port=port, **ports),
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as sam,
         closing(browser.new_context()) as context,
     ):
-        wait_until(lambda: connects(control_port))
+        wait_until(lambda: connects(int(ports["CHAT_CONTROL_PORT"])))
         sam.post("/login", json={"name": "Sam"}).raise_for_status()
 
-        def speak_first(route: Route) -> None:
+        def publish_before_the_stream_opens(route: Route) -> None:
             sam.post("/messages", json={"text": "Just in between."}).raise_for_status()
             route.continue_()
 
         alex = context.new_page()
-        alex.route("**/events/**", speak_first)
+        alex.route("**/events/**", publish_before_the_stream_opens)
         alex.goto(f"http://127.0.0.1:{port}")
         alex.get_by_placeholder("Your name").fill("Alex")
         alex.get_by_role("button", name="Join").click()
@@ -148,10 +153,9 @@ def test_chat_loses_nothing_between_its_state_and_its_stream(browser: Browser) -
         expect(alex.get_by_text("Just in between.")).to_be_visible()
 
 
-def test_chat_ends_when_another_hub_has_its_address() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = {"CHAT_PORT": str(free_port()), "CHAT_HUB_PORT": str(taken.getsockname()[1])}
-        ports["CHAT_CONTROL_PORT"] = str(free_port())
+def test_chat_exits_if_the_address_of_its_hub_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = chat_ports() | {"CHAT_HUB_PORT": str(server.getsockname()[1])}
         chat = subprocess.run(
             [sys.executable, "chat"], cwd=EXAMPLES, env={**os.environ, **ports}, stderr=subprocess.PIPE, timeout=30
         )
@@ -160,9 +164,9 @@ def test_chat_ends_when_another_hub_has_its_address() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_chat_ends_its_hub_with_itself(number: signal.Signals) -> None:
-    port, hub_port, control_port = free_port(), free_port(), free_port()
-    ports = {"CHAT_PORT": str(port), "CHAT_HUB_PORT": str(hub_port), "CHAT_CONTROL_PORT": str(control_port)}
+def test_chat_stops_its_hub_when_it_stops(number: signal.Signals) -> None:
+    ports = chat_ports()
+    port, hub_port = int(ports["CHAT_PORT"]), int(ports["CHAT_HUB_PORT"])
     chat = subprocess.Popen([sys.executable, "chat"], cwd=EXAMPLES, env={**os.environ, **ports})
     wait_until(lambda: connects(port) and connects(hub_port), 20)
 

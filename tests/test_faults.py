@@ -1,4 +1,4 @@
-"""Faults, with real processes and sockets. `make soak` runs them at full scale."""
+"""Faults, caused with real processes and sockets. `make soak` runs the tests marked soak at full scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,16 +20,15 @@ import httpx
 import psutil
 import pytest
 
-from conftest import RunningHub, report, wait_until
+from conftest import ERROR_LINES, RunningHub, StartHub, report, wait_until
 from streams import RawStream, get, listen
 
 SOAK = "SOAK" in os.environ
 LISTENERS = Path(__file__).parent / "listeners.py"
-BAD_LINES = re.compile(r"ERROR|Traceback")
 
 
 class Listeners:
-    """Many streams in a process of their own; it says how long each event took to each of them."""
+    """Many streams in another process, which measures the latency of each event on each of them."""
 
     def __init__(self, hub: RunningHub, count: int, user: str = "alex") -> None:
         token = hub.token(user)
@@ -46,7 +45,10 @@ class Listeners:
         return self.process.stdout.readline().strip()
 
     def counts_and_p99(self) -> tuple[set[int], float]:
-        """How many events each stream has had, and the 99th percentile of the latencies in seconds; starts anew."""
+        """Return how many events the streams have received, and the 99th percentile of the latencies, in seconds.
+
+        The percentile covers the time since the last call.
+        """
         assert self.process.stdin
         self.process.stdin.write("report\n")
         self.process.stdin.flush()
@@ -80,20 +82,22 @@ def publish_stamped(hub: RunningHub, count: int, size: int, pause: float) -> Non
             time.sleep(pause)
 
 
-def settled(group: Listeners, expected: int, seconds: float = 30) -> float:
-    """The p99 once each stream has had `expected` events."""
+def wait_for_all(group: Listeners, expected: int, seconds: float = 30) -> float:
+    """Wait until each stream has received `expected` events; return the 99th percentile of the latencies."""
     end = time.monotonic() + seconds
     while True:
         counts, p99 = group.counts_and_p99()
         if counts == {expected}:
             return p99
-        assert time.monotonic() < end, f"expected {expected}, had {sorted(counts)[:5]} to {sorted(counts)[-5:]}"
+        assert time.monotonic() < end, (
+            f"expected {expected} events, received {sorted(counts)[:5]} to {sorted(counts)[-5:]}"
+        )
         time.sleep(0.1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: Callable[..., RunningHub]) -> None:
+def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: StartHub) -> None:
     count, events = (1_000, 200) if SOAK else (300, 200)
     pause = 0.02 if SOAK else 0.01
     ratios = []
@@ -101,11 +105,11 @@ def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: 
         hub = start_hub("--grace-seconds", "1")
         with listeners(hub, count - 1) as others:
             publish_stamped(hub, events, 8_192, pause)
-            without = settled(others, events)
+            without = wait_for_all(others, events)
             with listeners(hub, 1) as stopped:
                 os.kill(stopped.process.pid, signal.SIGSTOP)
                 publish_stamped(hub, events, 8_192, pause)
-                with_one_stopped = settled(others, 2 * events)
+                with_one_stopped = wait_for_all(others, 2 * events)
                 hub.wait_for('ssehub_endings_total{reason="slow"}', 1)
                 memory = psutil.Process(hub.process.pid).memory_info().rss
                 os.kill(stopped.process.pid, signal.SIGCONT)
@@ -119,7 +123,7 @@ def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: 
 
 
 @pytest.mark.timeout(120)
-def test_a3_stopped_majority_on_another_channel_costs_the_others_nothing(start_hub: Callable[..., RunningHub]) -> None:
+def test_a3_stopped_majority_on_another_channel_costs_the_others_nothing(start_hub: StartHub) -> None:
     hub = start_hub()
     stopped = [listen(hub.port, hub.token("kim", "evil"), receive_buffer=4_096) for _ in range(6)]
     rounds, evil = 60, {"userId": "*", "channel": "evil"}
@@ -131,16 +135,16 @@ def test_a3_stopped_majority_on_another_channel_costs_the_others_nothing(start_h
                 http.post(f"{hub.control_url}/emit/", data={**evil, "data": "x" * size}).raise_for_status()
                 longest = max(longest, time.monotonic() - began)
                 publish_stamped(hub, 1, 10, 0.01)
-        p99 = settled(honest, 2 * rounds)
+        p99 = wait_for_all(honest, 2 * rounds)
     for stream in stopped:
         stream.close()
     report(f"p99 {p99 * 1000:.1f} ms, longest POST {longest * 1000:.0f} ms")
 
-    assert p99 < 0.5 and longest < 1  # a round that waits takes the grace time, 5 s
+    assert p99 < 0.5 and longest < 1  # a round that waited would take the grace time, 5 s
 
 
 @pytest.mark.timeout(120)
-def test_only_subscriber_that_stops_delays_no_publisher(start_hub: Callable[..., RunningHub]) -> None:
+def test_only_subscriber_that_stops_delays_no_publisher(start_hub: StartHub) -> None:
     hub = start_hub()
     stopped = listen(hub.port, hub.token(), receive_buffer=4_096)
     longest = 0.0
@@ -158,7 +162,7 @@ def test_only_subscriber_that_stops_delays_no_publisher(start_hub: Callable[...,
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_large_batch_ends_no_reading_subscriber(start_hub: Callable[..., RunningHub]) -> None:
+def test_large_batch_ends_no_reading_subscriber(start_hub: StartHub) -> None:
     count, events = (1_000, 10_000) if SOAK else (100, 4_000)
     hub = start_hub("--max-event-bytes", "1000")
     with listeners(hub, count) as readers:
@@ -166,7 +170,7 @@ def test_large_batch_ends_no_reading_subscriber(start_hub: Callable[..., Running
         stamp = f"{time.time():.6f} "
         batch = [{"userId": "*", "channel": "chat", "data": stamp + "x" * 480} for _ in range(events)]
         httpx.post(f"{hub.control_url}/emit/", json=batch, timeout=60).raise_for_status()
-        settled(readers, events, 300)
+        wait_for_all(readers, events, 300)
         report(f"{count} x {events} events in {time.monotonic() - began:.1f} s")
 
         assert hub.metric('ssehub_endings_total{reason="slow"}') == 0
@@ -187,16 +191,16 @@ main()
 
 
 def task_count(hub: RunningHub) -> int:
-    """How many tasks the process of `hub` has, which runs COUNTING_TASKS."""
-    said = hub.log.count("tasks: ")
+    """Return how many tasks there are in the process of `hub`, which runs COUNTING_TASKS."""
+    before = hub.log.count("tasks: ")
     hub.signal(signal.SIGUSR1)
-    wait_until(lambda: len(re.findall(r"tasks: \d+\n", hub.log)) > said)
+    wait_until(lambda: len(re.findall(r"tasks: \d+\n", hub.log)) > before)
     return int(re.findall(r"tasks: (\d+)\n", hub.log)[-1])
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a17_churn_leaves_nothing_and_gives_nothing_to_strangers(start_hub: Callable[..., RunningHub]) -> None:
+def test_a17_churn_leaves_nothing_behind_and_no_event_reaches_the_wrong_user(start_hub: StartHub) -> None:
     total = 20_000 if SOAK else 2_000
     seed = random.randrange(2**32)
     report(f"seed {seed}")
@@ -209,9 +213,9 @@ def test_a17_churn_leaves_nothing_and_gives_nothing_to_strangers(start_hub: Call
     hub.wait_for("ssehub_subscribers", 0)
     descriptors, memory, tasks = process.num_fds(), process.memory_info().rss, task_count(hub)
 
-    strangers = asyncio.run(churn(hub, tokens, total, random.Random(seed)))
+    misdirected = asyncio.run(churn(hub, tokens, total, random.Random(seed)))
 
-    assert strangers == []
+    assert misdirected == []
     hub.wait_for("ssehub_subscribers", 0, 20)
     wait_until(lambda: process.num_fds() <= descriptors + 2, 20)
     wait_until(lambda: task_count(hub) <= tasks, 20)
@@ -221,26 +225,26 @@ def test_a17_churn_leaves_nothing_and_gives_nothing_to_strangers(start_hub: Call
     hub.emit(userId="a", data="a after")
     after.read_until(b"data: a after\n\n")
     after.close()
-    assert not BAD_LINES.search(hub.log)
+    assert not ERROR_LINES.search(hub.log)
 
 
-async def churn(hub: RunningHub, tokens: dict[str, str], total: int, chance: random.Random) -> list[bytes]:
-    """Open and reset connections while events for each user flow; returns what came to a stranger."""
-    strangers: list[bytes] = []
-    left = iter(range(total))
+async def churn(hub: RunningHub, tokens: dict[str, str], total: int, rng: random.Random) -> list[bytes]:
+    """Open and reset connections while events for each user flow; return what reached the wrong user."""
+    misdirected: list[bytes] = []
+    remaining = iter(range(total))
 
     async def visit() -> None:
-        for _ in left:
-            user = chance.choice("abcd")
+        for _ in remaining:
+            user = rng.choice("abcd")
             with contextlib.suppress(ConnectionError, TimeoutError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
                 request = get(f"/events/?token={tokens[user]}").encode()
-                writer.write(request * (2 if chance.random() < 0.1 else 1))
-                async with asyncio.timeout(chance.random() * 0.05):
+                writer.write(request * (2 if rng.random() < 0.1 else 1))
+                async with asyncio.timeout(rng.random() * 0.05):
                     while data := await reader.read(65_536):
                         for found in re.findall(rb"data: (\w) ", data):
                             if found != user.encode():
-                                strangers.append(data)
+                                misdirected.append(data)
             writer.transport.abort()
 
     async def publish() -> None:
@@ -254,12 +258,12 @@ async def churn(hub: RunningHub, tokens: dict[str, str], total: int, chance: ran
     publisher.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await publisher
-    return strangers
+    return misdirected
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_f1_sigterm_at_scale(start_hub: Callable[..., RunningHub]) -> None:
+def test_f1_sigterm_at_scale(start_hub: StartHub) -> None:
     count = 1_000 if SOAK else 300
     window = 5.0
     hub = start_hub("--drain-seconds", str(window))
@@ -279,7 +283,7 @@ def test_f1_sigterm_at_scale(start_hub: Callable[..., RunningHub]) -> None:
     assert hub.wait() == 0
     assert took < window + 2
     assert statistics.mode(codes) == 503
-    assert not BAD_LINES.search(hub.log)
+    assert not ERROR_LINES.search(hub.log)
     for stream in streams:
         stream.read_until(b"0\r\n\r\n")
         stream.close()

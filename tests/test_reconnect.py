@@ -1,4 +1,4 @@
-"""Clients of the field come back by themselves: Chromium, the Yaffle polyfill, npm eventsource, httpx-sse in a loop."""
+"""Common clients reconnect by themselves: Chromium, the Yaffle polyfill, npm eventsource, httpx-sse in a loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,83 +15,76 @@ from pathlib import Path
 import httpx
 import pytest
 from httpx_sse import connect_sse
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
-from apache import NODE_MODULES
-from conftest import RunningHub, free_port, require, wait_until
+from conftest import RunningHub, StartHub, free_port, require, wait_until
+from node import NODE, NODE_MODULES, POLYFILL, RECONNECT
 from proxy import Proxy
 from ssehub import Publisher
 
 pytestmark = pytest.mark.e2e
-POLYFILL = NODE_MODULES / "event-source-polyfill" / "src" / "eventsource.min.js"
-NODE = Path(sys.executable).parent / "node"
-LISTEN = Path(__file__).parent / "e2e" / "reconnect.mjs"
 FOR_PAGES = ("--cors-origins", "*", "--retry-milliseconds", "300")
 OPEN = """([name, url, token]) => {
-  window.had = window.had || {};
-  const had = window.had[name] = [];
+  window.received = window.received || {};
+  const received = window.received[name] = [];
   const source = name === "native"
     ? new EventSource(`${url}?token=${token}`)
     : new EventSourcePolyfill(url, {headers: {Authorization: `Bearer ${token}`}});
-  source.addEventListener("message", event => had.push(event.data));
-  source.addEventListener("stream-reset", event => had.push("reset " + JSON.parse(event.data).reason));
+  source.addEventListener("message", event => received.push(event.data));
+  source.addEventListener("stream-reset", event => received.push("reset " + JSON.parse(event.data).reason));
   source.addEventListener("open", () => { window.opened = (window.opened || 0) + 1; });
 }"""
 
 
 class Reader(threading.Thread):
-    """httpx-sse in a loop of its own."""
+    """httpx-sse in a loop, with the last id of each connection sent on the next."""
 
     def __init__(self, url: str, token: str) -> None:
         super().__init__(daemon=True)
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"}
-        self._stop = threading.Event()
-        self.had: list[str] = []
-        self.last_id = ""
+        self._is_over = threading.Event()
+        self._last_id = ""
+        self.received: list[str] = []
 
     def run(self) -> None:
-        while not self._stop.is_set():
+        while not self._is_over.is_set():
             with contextlib.suppress(httpx.TransportError):
                 self._listen()
             time.sleep(0.1)
 
     def _listen(self) -> None:
-        headers = self._headers | ({"Last-Event-ID": self.last_id} if self.last_id else {})
+        headers = self._headers | ({"Last-Event-ID": self._last_id} if self._last_id else {})
         with httpx.Client(timeout=30) as http, connect_sse(http, "GET", self._url, headers=headers) as source:
             for event in source.iter_sse():
-                self.last_id = event.id
+                self._last_id = event.id
                 if event.event == "stream-reset":
-                    self.had.append(f"reset {event.json()['reason']}")
+                    self.received.append(f"reset {event.json()['reason']}")
                 elif event.event == "message" and event.data:
-                    self.had.append(event.data)
-                if self._stop.is_set():
+                    self.received.append(event.data)
+                if self._is_over.is_set():
                     return
 
     def stop(self) -> None:
-        self._stop.set()
+        self._is_over.set()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context()
-    page = context.new_page()
-    yield page
-    context.close()
-
-
-@contextlib.contextmanager
-def four_clients(page: Page, hub: RunningHub) -> Iterator[Callable[[], dict[str, list[str]]]]:
-    """All of them, listening; gives what each has had so far."""
-    url, token = f"{hub.url}/events/", hub.token()
+def open_in_page(page: Page, hub: RunningHub, url: str, token: str) -> None:
+    """Open a native EventSource and a polyfill in the page. It is of another origin than the streams."""
     page.goto(f"{hub.control_url}/healthz")
     page.add_script_tag(path=POLYFILL)
     for name in ("native", "polyfill"):
         page.evaluate(OPEN, [name, url, token])
+
+
+@contextlib.contextmanager
+def four_clients(page: Page, hub: RunningHub) -> Iterator[Callable[[], dict[str, list[str]]]]:
+    """Open all four; yield a function that returns what each has received so far."""
+    url, token = f"{hub.url}/events/", hub.token()
+    open_in_page(page, hub, url, token)
     node = subprocess.Popen(
-        [NODE, LISTEN, f"{url}?token={token}"], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [NODE, RECONNECT, f"{url}?token={token}"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert node.stdout is not None
     lines: list[str] = []
     collecting = threading.Thread(target=_collect, args=(node, lines), daemon=True)
     collecting.start()
@@ -100,17 +92,19 @@ def four_clients(page: Page, hub: RunningHub) -> Iterator[Callable[[], dict[str,
     reader.start()
     hub.wait_for("ssehub_subscribers", 4, 20)
 
-    def had() -> dict[str, list[str]]:
-        return {**page.evaluate("window.had"), "node": [json.loads(line) for line in lines], "httpx": list(reader.had)}
+    def received() -> dict[str, list[str]]:
+        of_node = [json.loads(line) for line in lines]
+        return {**page.evaluate("window.received"), "node": of_node, "httpx": list(reader.received)}
 
     try:
-        yield had
+        yield received
     finally:
         reader.stop()
-        os.killpg(node.pid, signal.SIGKILL)  # what we started is Python, which started Node
+        os.killpg(node.pid, signal.SIGKILL)  # NODE is a Python script, which starts the real Node
         node.wait()
         collecting.join(5)
-        node.stdout.close()
+        if node.stdout is not None:
+            node.stdout.close()
 
 
 def _collect(node: subprocess.Popen[str], lines: list[str]) -> None:
@@ -120,28 +114,19 @@ def _collect(node: subprocess.Popen[str], lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "memory"])
-def test_killed_and_restarted_under_clients_of_every_kind(
-    kind: str, page: Page, start_hub: Callable[..., RunningHub], tmp_path: Path
+def test_clients_of_every_kind_reconnect_to_a_killed_and_restarted_hub(
+    kind: str, page: Page, start_hub: StartHub, tmp_path: Path
 ) -> None:
     require(NODE_MODULES.exists(), "the npm packages event-source-polyfill and eventsource")
     broker = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/log.db"
-    port = free_port()
-    arguments = (
-        "--broker",
-        broker,
-        "--bind",
-        f"127.0.0.1:{port}",
-        "--cors-origins",
-        "*",
-        "--retry-milliseconds",
-        "300",
-    )
+    arguments = ("--broker", broker, "--bind", f"127.0.0.1:{free_port()}", *FOR_PAGES)
+    numbers = [f"{number}" for number in range(60)]
     hub = start_hub(*arguments)
-    with four_clients(page, hub) as had:
-        numbers = [f"{number}" for number in range(60)]
+    with four_clients(page, hub) as received:
         for number in numbers[:30]:
             hub.emit(data=number)
-        wait_until(lambda: all("29" in data for data in had().values()))
+        wait_until(lambda: all("29" in data for data in received().values()))
+
         hub.signal(signal.SIGKILL)
         hub.wait()
         time.sleep(0.5)
@@ -151,35 +136,28 @@ def test_killed_and_restarted_under_clients_of_every_kind(
         with Publisher(hub.control_url) as publisher:
             for number in numbers[30:]:
                 publisher.emit(channel="chat", user_id="*", data=number)
-        wait_until(lambda: all(data[-1:] == ["59"] for data in had().values()), 60)
+        wait_until(lambda: all(data[-1:] == ["59"] for data in received().values()), 60)
 
-        told = ["reset log-lost"] if kind == "memory" else []
-        expected = [*numbers[:30], *told, *numbers[30:]]
-        assert had() == dict.fromkeys(("native", "polyfill", "node", "httpx"), expected)
+        resets = ["reset log-lost"] if kind == "memory" else []
+        expected = [*numbers[:30], *resets, *numbers[30:]]
+        assert received() == dict.fromkeys(("native", "polyfill", "node", "httpx"), expected)
 
 
-def test_a_quiet_channel_beside_a_busy_one_resumes_without_a_reset(
-    page: Page, start_hub: Callable[..., RunningHub]
-) -> None:
-    hub = start_hub(
-        "--history-events", "20", "--heartbeat-seconds", "1", "--cors-origins", "*", "--retry-milliseconds", "300"
-    )
+def test_a_quiet_channel_beside_a_busy_one_resumes_without_a_reset(page: Page, start_hub: StartHub) -> None:
+    hub = start_hub("--history-events", "20", "--heartbeat-seconds", "1", *FOR_PAGES)
     with Proxy(hub.port) as proxy:
-        page.goto(f"{hub.control_url}/healthz")
-        page.add_script_tag(path=POLYFILL)
-        token = hub.token(channel="quiet")
-        for name in ("native", "polyfill"):
-            page.evaluate(OPEN, [name, f"http://127.0.0.1:{proxy.port}/events/", token])
+        open_in_page(page, hub, f"http://127.0.0.1:{proxy.port}/events/", hub.token(channel="quiet"))
         hub.wait_for("ssehub_subscribers", 2)
         hub.emit(channel="quiet", data="1")
         for number in range(3):
             hub.emit_batch([{"userId": "*", "channel": "busy", "data": f"{number}"}] * 50)
             time.sleep(0.8)
+
         proxy.cut()
         page.wait_for_function("window.opened >= 4", timeout=20_000)
         hub.wait_for("ssehub_subscribers", 2)
         hub.emit(channel="quiet", data="2")
-        page.wait_for_function("Object.values(window.had).every(had => had.length >= 2)")
+        page.wait_for_function("Object.values(window.received).every(received => received.length >= 2)")
 
-        assert page.evaluate("window.had") == {"native": ["1", "2"], "polyfill": ["1", "2"]}
+        assert page.evaluate("window.received") == {"native": ["1", "2"], "polyfill": ["1", "2"]}
         assert hub.metric('ssehub_resets_total{reason="too-old"}') == 0

@@ -70,8 +70,8 @@ def shown_rows() -> dict[str, Row]:
 
 
 @cache
-def modules() -> dict[str, ast.Module]:
-    paths = [path for path in sorted(TESTS.rglob("test_*.py")) if "node_modules" not in path.parts]
+def modules(pattern: str = "test_*.py") -> dict[str, ast.Module]:
+    paths = [path for path in sorted(TESTS.rglob(pattern)) if "node_modules" not in path.parts]
     return {str(path.relative_to(TESTS)): ast.parse(path.read_text()) for path in paths}
 
 
@@ -88,10 +88,10 @@ def functions() -> list[Function]:
 
 
 def codes_of_parameters() -> set[tuple[str, str]]:
-    """Return each code that begins a string in a test file, with that file."""
+    """Return each code that begins a string in a test or in a module of samples, with that file."""
     return {
         (file, code[1])
-        for file, module in modules().items()
+        for file, module in (modules() | modules("*_samples.py")).items()
         for node in ast.walk(module)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and (code := CODE_IN_ID.match(node.value))
     }

@@ -1,4 +1,4 @@
-"""What other projects test with: a hub on a clock of its own, and recorded subscribers."""
+"""`ssehub.testing`: a hub whose time stands still, and streams that record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssehub.testing import ManualHub
 pytestmark = pytest.mark.anyio
 
 
-async def test_recorded_subscriber_has_what_was_published(sse_hub: ManualHub) -> None:
+async def test_recording_has_what_was_published(sse_hub: ManualHub) -> None:
     recorded = await sse_hub.record(channel="chat", user_id="alex")
 
     await sse_hub.publish(channel="chat", user_id="alex", data="for alex", type="note")
@@ -22,7 +22,7 @@ async def test_recorded_subscriber_has_what_was_published(sse_hub: ManualHub) ->
     assert [(message.type, message.data) for message in recorded.messages] == [("note", "for alex")]
 
 
-async def test_time_passes_only_when_told(sse_hub: ManualHub) -> None:
+async def test_time_passes_only_by_pass_seconds(sse_hub: ManualHub) -> None:
     recorded = await sse_hub.record(channel="chat", user_id="alex", expires_at=sse_hub.clock.wall + 3600)
 
     await sse_hub.pass_seconds(60)
@@ -38,7 +38,7 @@ async def test_time_passes_only_when_told(sse_hub: ManualHub) -> None:
     await sse_hub.aclose()
 
 
-async def test_time_passes_only_when_it_is_told_to_and_for_every_stream() -> None:
+async def test_pass_seconds_sends_heartbeats_on_every_stream() -> None:
     hub = ManualHub(streams=Streams(heartbeat_seconds=0.1))
     streams = [await hub.record(channel="chat", user_id="alex") for _ in range(150)]
 

@@ -16,17 +16,7 @@ from typing import Self
 from sse_starlette import ServerSentEvent
 
 from .errors import InvalidEvent
-from .fields import (
-    EVERYONE,
-    MAX_NAMES,
-    check_id,
-    check_names,
-    check_retry,
-    check_store,
-    check_ttl,
-    check_type,
-    to_utf8,
-)
+from .fields import EVERYONE, MAX_NAMES, check_id, check_names, check_retry, check_store, check_ttl, check_type, to_utf8
 from .payload import ParsedPayload
 from .position import Position
 

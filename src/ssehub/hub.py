@@ -19,20 +19,14 @@ from .brokers.base import Broker, Entry
 from .brokers.memory import MemoryBroker
 from .brokers.session import Session
 from .claims import Claims
-from .errors import (
-    BrokerUnavailable,
-    ConfigError,
-    HubClosed,
-    InvalidEvent,
-    WrongEventLoop,
-)
+from .errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
 from .event import Event
 from .fanout.engine import Engine
 from .fanout.registry import comeback_milliseconds
 from .fanout.resume import NOW, Start
 from .fanout.sinks import Chunk, Sink
 from .fanout.statistics import Statistics
-from .fanout.subscriber import CloseReason, Subscriber
+from .fanout.subscriber import Subscriber
 from .fields import json_text, one_or_many
 from .position import Position
 from .publication import Disconnect, IdempotencyKey, Publication
@@ -323,12 +317,11 @@ class Hub:
         last message that was seen; `since` is `earliest`, `last:10` or a position. Raises InvalidRequest.
         """
         claims, start = Claims(user_id, one_or_many(channel), expires_at), Start.parse(cursor, since)
-        return Subscription(partial(self._open, claims, start), self.detach)
+        return Subscription(partial(self._prepare, start), partial(self.attach, claims, start=start), self.detach)
 
-    async def _open(self, claims: Claims, start: Start, sink: Sink) -> Subscriber:
+    async def _prepare(self, start: Start) -> None:
         await self.start()
         await self.reach(start.cursor)
-        return self.attach(claims, sink, start)
 
     @property
     def is_following(self) -> bool:
@@ -379,13 +372,17 @@ class Hub:
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""
-        if self._engine is not None:
+        if subscriber.reason is not None:
+            for chunk in unsent:
+                sink.write(chunk)
+            sink.close()
+        elif self._engine is not None:
             self._engine.move(subscriber, sink, unsent)
 
     def detach(self, subscriber: Subscriber) -> None:
         """End a stream whose client has disconnected. A stream that has ended already is left alone."""
         if self._engine is not None:
-            self._engine.registry.end(subscriber, CloseReason.DISCONNECTED)
+            self._engine.detach(subscriber)
 
 
 def _has_reached(engine: Engine, position: Position) -> bool:

@@ -10,12 +10,7 @@ from typing import ClassVar, NamedTuple, Self
 
 from .errors import InvalidEvent
 from .event import Event
-from .fields import (
-    EVERYONE,
-    check_name,
-    check_names,
-    check_retry,
-)
+from .fields import EVERYONE, check_name, check_names, check_retry
 
 REVOKED_RETRY_MILLISECONDS = 600_000
 

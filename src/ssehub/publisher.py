@@ -18,15 +18,7 @@ try:
 except ImportError as exc:
     raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
 
-from .errors import (
-    ConfigError,
-    ControlKeyError,
-    Forbidden,
-    InvalidRequest,
-    SSEHubError,
-    Unavailable,
-    WrongEventLoop,
-)
+from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0

@@ -67,7 +67,13 @@ class Subscription:
     longer referenced ends, too.
     """
 
-    def __init__(self, attach: Callable[[Sink], Awaitable[Subscriber]], detach: Callable[[Subscriber], None]) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], Awaitable[None]],
+        attach: Callable[[Sink], Subscriber],
+        detach: Callable[[Subscriber], None],
+    ) -> None:
+        self._prepare = prepare
         self._attach = attach
         self._detach = detach
         self._sink = TaskSink()
@@ -83,8 +89,10 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         if self._subscriber is None:
+            await self._prepare()
+        if self._subscriber is None:  # another task may have entered meanwhile
             self._loop = asyncio.get_running_loop()
-            self._subscriber = await self._attach(self._sink)
+            self._subscriber = self._attach(self._sink)
         return self
 
     async def __aexit__(

@@ -1,4 +1,4 @@
-// Listens with the npm package eventsource until it has shown as many events as it was told, and prints each as JSON.
+// Listens with the npm package eventsource, prints each event as JSON, and exits after the given number of events.
 import { EventSource } from "eventsource";
 
 const [url, count] = process.argv.slice(2);

@@ -1,4 +1,4 @@
-// Listens with the npm package eventsource for as long as it lives, and prints each event's data, and each reset, as JSON.
+// Listens with the npm package eventsource until it is killed, and prints the data of each event and reset as JSON.
 import { EventSource } from "eventsource";
 
 const source = new EventSource(process.argv[2]);

@@ -24,6 +24,7 @@ class Worker:
         # Process has None in place of a stream that is not a pipe; both of these are pipes.
         self._stdin = cast(asyncio.StreamWriter, process.stdin)
         self._stdout = cast(asyncio.StreamReader, process.stdout)
+        self._has_begun = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -41,9 +42,17 @@ class Worker:
         self._stdin.write(order.to_line())
         await self._stdin.drain()
 
+    async def begun(self) -> None:
+        """Wait for the first report, or for the end of the process."""
+        await self._has_begun.wait()
+
     async def _read(self) -> None:
-        async for line in self._stdout:
-            self.tally = Tally.from_line(line)
+        try:
+            async for line in self._stdout:
+                self.tally = Tally.from_line(line)
+                self._has_begun.set()
+        finally:
+            self._has_begun.set()
 
     async def stop(self) -> None:
         """Wait for the last report and the end of the process."""
@@ -74,17 +83,24 @@ class Load:
         self._workers.append(worker)
         await worker.give(order)
 
+    async def begun(self) -> None:
+        await asyncio.gather(*[worker.begun() for worker in self._workers])
+
     async def stop(self) -> None:
         await asyncio.gather(*[worker.stop() for worker in self._workers])
 
 
 @asynccontextmanager
 async def listening(plan: Plan, tokens: list[str]) -> AsyncIterator[Load]:
-    """Run the workers of `plan`; the load has their last reports after the `with` block."""
+    """Run the workers of `plan`; the load has their last reports after the `with` block.
+
+    The block begins when all workers have started, so that on a slow machine this does not use up the plan's patience.
+    """
     load = Load()
     try:
         for order in orders(plan, tokens):
             await load.add(order)
+        await load.begun()
         yield load
     finally:
         await load.stop()

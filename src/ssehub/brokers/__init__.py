@@ -8,18 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..settings import (
-    Idempotency,
-    LogRetention,
-    RedisOptions,
-    Retention,
-)
-from .base import (
-    Broker,
-    Entry,
-    Follower,
-    without_password,
-)
+from ..settings import Idempotency, LogRetention, RedisOptions, Retention
+from .base import Broker, Entry, Follower, without_password
 
 __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
 

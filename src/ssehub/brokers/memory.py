@@ -11,12 +11,7 @@ from ..position import Position
 from ..publication import Publication
 from ..settings import Idempotency
 from .base import Follower
-from .numbering import (
-    KeyWindow,
-    assign_positions,
-    new_log_name,
-    next_position,
-)
+from .numbering import KeyWindow, assign_positions, new_log_name, next_position
 
 
 class MemoryBroker:

@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    config_option,
-    control_key_option,
-    load,
-    secret_file_option,
-    secret_option,
-)
+from .options import config_option, control_key_option, load, secret_file_option, secret_option
 
 if TYPE_CHECKING:
     from ..bench import Plan, Progress, Report
@@ -84,12 +78,7 @@ def bench(
     **options: Any,
 ) -> None:
     """Load-test a hub and count lost, repeated and reordered events."""
-    from ..bench import (
-        BenchError,
-        Plan,
-        measure,
-        table,
-    )
+    from ..bench import BenchError, Plan, measure, table
 
     config = load(config_file, {"secret": secret, "secret_file": secret_file, "control_key": control_key})
     key = config.control_key.get_secret_value() if config.control_key is not None else None

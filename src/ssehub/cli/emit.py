@@ -11,13 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from .options import (
-    ALIASES,
-    config_option,
-    control_key_file_option,
-    control_key_option,
-    load,
-)
+from .options import ALIASES, config_option, control_key_file_option, control_key_option, load
 
 _TIMEOUT_SECONDS = 10.0
 

@@ -8,13 +8,7 @@ from typing import Any
 
 import click
 
-from ..config import (
-    CONFIG_VARIABLE,
-    Config,
-    load_config,
-    option_of,
-    variable_of,
-)
+from ..config import CONFIG_VARIABLE, Config, load_config, option_of, variable_of
 
 EVERYDAY = ("bind", "control_bind", "secret", "secret_file", "control_key", "control_key_file", "broker")
 ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}

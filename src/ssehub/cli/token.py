@@ -10,13 +10,7 @@ from pathlib import Path
 import click
 
 from ..errors import ConfigError
-from .options import (
-    ALIASES,
-    config_option,
-    load,
-    secret_file_option,
-    secret_option,
-)
+from .options import ALIASES, config_option, load, secret_file_option, secret_option
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}

@@ -13,8 +13,9 @@ All backlogs together, with what is held counted once, have a bound. When readin
 round waits for them. When everything together uses three quarters, those clients end first that have read nothing for
 the grace time, the largest backlog first; only if that is not enough does the next round wait.
 
-Nothing here ends a stream. `overdue`, `stopped` and `largest` yield who has to end, lazily: the engine ends each one
-before it asks for the next, because held bytes only fall when the last holder of a shared batch has ended.
+Nothing here ends a stream. `overdue` returns the subscribers that have to end because their time is over. `stopped` and
+`largest` yield those that have to end because memory runs short, lazily: the engine ends each one before it asks for
+the next, because held bytes only fall when the last holder of a shared batch has ended.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Backlogs:
         return [subscriber for subscriber, lag in self._lags.items() if lag.deadline <= now]
 
     def stopped(self, now: float, subscribers: int) -> Iterator[Subscriber]:
-        """Yield who has to end before a round of `subscribers`, because memory runs short and it reads nothing."""
+        """Yield the subscribers that have to end before the next round, as memory runs short and they read nothing."""
         for subscriber in self._paused:
             self._observe(subscriber, now)
         if self._paused and not self._is_outrun(now, subscribers) and not self._is_filled_by_readers(now):
@@ -181,7 +182,7 @@ class Backlogs:
         return False
 
     def largest(self) -> Iterator[Subscriber]:
-        """Yield who has to end to make room for a round that has waited long enough: the largest backlogs first."""
+        """Yield the subscribers that have to end so that the next round need not wait any longer, largest first."""
         return self._largest(self._paused)
 
     def _largest(self, candidates: Iterable[Subscriber]) -> Iterator[Subscriber]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,12 +26,7 @@ from ..publication import Disconnect
 from ..settings import Backpressure, Retention, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
-from .frames import (
-    Batch,
-    Ending,
-    Frame,
-    hello,
-)
+from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Delivery, Index
@@ -40,12 +36,9 @@ from .resume import Start, beginning
 from .rounds import SLICE, Rounds, RoundState
 from .sinks import Chunk, Sink
 from .statistics import Statistics
-from .subscriber import (
-    FAILED,
-    CloseReason,
-    State,
-    Subscriber,
-)
+from .subscriber import FAILED, CloseReason, State, Subscriber
+
+logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
@@ -198,6 +191,7 @@ class Engine:
     def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
+        is_last = False
         try:
             for batch, subscriber in islice(work, SLICE):
                 writes += 1
@@ -214,14 +208,18 @@ class Engine:
                         self._check_backlog(subscriber, len(batch.data))
                 elif written:
                     self.registry.end_failed(subscriber, written)
+            is_last = writes < SLICE
+        except Exception:
+            logger.exception("writing a round failed at one stream, so it ends")
+            self.registry.end_failed(subscriber, FAILED)
         finally:
             self._statistics.delivered += events
             self._statistics.delivered_bytes += size
             self._rounds.writes += writes
-            if writes == SLICE:
-                self._loop.call_soon(self._write_slice, work)
-            else:
+            if is_last:
                 self._finish_round()
+            else:
+                self._loop.call_soon(self._write_slice, work)
 
     def _finish_round(self) -> None:
         self._statistics.count_round(self._rounds.finish(self._monotonic()))
@@ -264,7 +262,8 @@ class Engine:
             self._replays.advance(subscriber)
         self._retry_round()
 
-    def sink_lost(self, subscriber: Subscriber) -> None:
+    def detach(self, subscriber: Subscriber) -> None:
+        """End a stream whose client has disconnected."""
         self.registry.end(subscriber, CloseReason.DISCONNECTED)
         self._retry_round()
 
@@ -384,7 +383,7 @@ class _SinkOwner:
         self._engine.sink_resumed(self._subscriber)
 
     def sink_lost(self) -> None:
-        self._engine.sink_lost(self._subscriber)
+        self._engine.detach(self._subscriber)
 
 
 def _pairs(deliveries: list[Delivery]) -> Iterator[tuple[Batch, Subscriber]]:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from ..event import (
-    Event,
-    encode,
-    encode_fields,
-    ends_with_position,
-)
+from ..event import Event, encode, encode_fields, ends_with_position
 from ..fields import json_text
 from ..position import Position
 from ..publication import Disconnect

@@ -14,12 +14,7 @@ from .history import ResetReason
 from .index import Index
 from .sinks import Chunk, Sink
 from .statistics import Statistics
-from .subscriber import (
-    FAILED,
-    CloseReason,
-    State,
-    Subscriber,
-)
+from .subscriber import FAILED, CloseReason, State, Subscriber
 
 logger = logging.getLogger("ssehub.hub")
 
@@ -96,7 +91,6 @@ class Registry:
         if subscriber not in self._index.all:
             return
         self._index.remove(subscriber)
-        self._backlogs.remove(subscriber)
         self._clock.remove(subscriber)
         farewell = self._farewell(subscriber, reason)
         subscriber.reason = reason
@@ -104,6 +98,7 @@ class Registry:
         if farewell is not None and not subscriber.send(farewell, None):
             subscriber.sink.abort()
         self._close(subscriber.sink, reason)
+        self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
         logger.info(
             "stream ended: %s, user %r on %r, after %.1f s",

@@ -110,12 +110,13 @@ class Rounds:
         first = self._waiting[0]
         if not isinstance(first, Ending):
             return None
-        self._waiting.popleft()
         self._enter(RoundState.ENDING)
+        self._waiting.popleft()
         return first
 
     def begin(self, now: float, capacity_bytes: int) -> list[Frame]:
         """Begin to write. Remove and return the next events: as many as the capacity allows, and at least one."""
+        self._enter(RoundState.WRITING)
         waiting = self._waiting
         frames: list[Frame] = []
         size = 0
@@ -131,13 +132,12 @@ class Rounds:
         self.last = frames[-1].position
         self._began = now
         self.writes = 0
-        self._enter(RoundState.WRITING)
         return frames
 
     def finish(self, now: float) -> float:
         """All slices of the round have been written; return how many seconds it took."""
-        self._ended = now
         self._enter(RoundState.IDLE)
+        self._ended = now
         return now - self._began
 
     def finish_ending(self) -> None:

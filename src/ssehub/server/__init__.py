@@ -1,7 +1,7 @@
-"""The process: uvicorn servers, their sockets, protocol, signals, workers and logs."""
+"""The process that serves a hub: uvicorn servers, their protocol and sockets, signals, workers and logs."""
 
 from __future__ import annotations
 
-from .process import HttpProtocol
+from .protocol import HttpProtocol
 
 __all__ = ["HttpProtocol"]

@@ -1,8 +1,7 @@
-"""The composition root: the hub and the apps that a `Config` asks for, made and wired, not started."""
+"""The composition root: builds the hub and the apps that a `Config` describes, without starting them."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,32 +16,28 @@ from ..config import Config
 from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
-from ..settings import (
-    Backpressure,
-    Idempotency,
-    Limits,
-    LogRetention,
-    RedisOptions,
-    Retention,
-    Streams,
-)
+from ..platform import raise_descriptor_limit
+from ..settings import Backpressure, Idempotency, Limits, LogRetention, RedisOptions, Retention, Streams
 from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 from ..web.client import create_client_app
-from ..web.control import create_control_app
+from ..web.control import LOOPBACK_HOSTS, create_control_app
 
 logger = logging.getLogger("ssehub.apps")
 
-Gather = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
-"""Tells what a worker's hub, and those of the other workers, have done; by worker."""
+GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
+"""Returns the statistics of all workers by their names; its argument is the hub of this worker."""
 SPARE_DESCRIPTORS = 500
-"""Left for publishers, the log, and whatever else a process opens."""
+"""Descriptors left for publishers, the log and everything else that the process opens."""
 SPARE_CONNECTIONS = 250
-"""On top of the streams, for those that are told to come back later."""
+"""Connections beyond the maximum of streams, for clients that are told to come back later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Apps:
-    """One hub and its apps: `combined` is both in one, control under `/control/`, and needs a control key."""
+    """A hub and its apps. `combined` is both apps in one, with the control app under `/control/`.
+
+    `combined` always requires a control key. If none is set, no request can pass.
+    """
 
     hub: Hub
     client: Starlette
@@ -50,10 +45,11 @@ class Apps:
     combined: Starlette
 
 
-def create_apps(config: Config, *, drains_on_exit: bool, gather: Gather | None = None) -> Apps:
-    """Everything that `config` asks for, made but not started. Raises ConfigError.
+def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistics | None = None) -> Apps:
+    """Build everything that `config` describes, without starting it. Raises ConfigError.
 
-    `gather` tells the statistics of a group of workers, when the hub is one of them.
+    `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
+    belongs to one of several workers.
     """
     tokens = Tokens(_secret(config), require_exp=config.require_exp)
     key = _control_key(config)
@@ -65,8 +61,8 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: Gather | None =
         cors_origins=config.cors_origins,
         drains_on_exit=drains_on_exit,
     )
-    # Whoever mounts the combined app without a key shall find its control part shut.
     statistics = partial(gather, hub) if gather is not None else None
+    # Without a key the control part of the combined app would be open to the public.
     behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32), statistics)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
@@ -84,7 +80,7 @@ def _hub(config: Config) -> Hub:
         ),
         retention=config.group(Retention),
         backpressure=config.group(Backpressure),
-        streams=replace(config.group(Streams), max_connections=max_connections(config)),
+        streams=replace(config.group(Streams), max_connections=max_streams(config)),
     )
 
 
@@ -106,21 +102,22 @@ def _control_app(
     )
 
 
-def make_secret() -> str:
-    """A secret for this run, and a word about it."""
+def random_secret() -> str:
+    """Return a secret for this run, and log a warning that it is not kept."""
     logger.warning(
-        "no secret is set: one was made for this run, and tokens end with it (set --secret-file or SSEHUB_SECRET)"
+        "no secret is set: a random one is used until this process exits, and its tokens are invalid after that "
+        "(set --secret-file or SSEHUB_SECRET)"
     )
     return secrets.token_urlsafe(48)
 
 
 def _secret(config: Config) -> str:
     if config.secret is None:
-        return make_secret()
+        return random_secret()
     secret = config.secret.get_secret_value()
     check_secret(secret)
     if len(secret.encode()) < SHORT_SECRET_BYTES:
-        logger.warning("the secret is short: %d bytes or more can't be guessed", SHORT_SECRET_BYTES)
+        logger.warning("the secret is short and might be guessed: use %d bytes or more", SHORT_SECRET_BYTES)
     return secret
 
 
@@ -129,7 +126,7 @@ def _control_key(config: Config) -> str | None:
         return config.control_key.get_secret_value()
     if config.control_bind is not None and not config.control_bind.is_loopback:
         raise ConfigError(
-            f"control_bind {config.control_bind} can be reached from other machines: set a control key "
+            f"control_bind {config.control_bind} accepts connections from other machines: set a control key "
             "(--control-key-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
         )
     return None
@@ -137,32 +134,18 @@ def _control_key(config: Config) -> str | None:
 
 def _allowed_hosts(config: Config) -> list[str]:
     own = config.control_bind.host if config.control_bind is not None else None
-    return ["localhost", "127.0.0.1", "::1", *([own] if own else []), *config.control_hosts]
+    return [*LOOPBACK_HOSTS, *([own] if own else []), *config.control_hosts]
 
 
-def max_connections(config: Config) -> int:
-    """How many streams this process takes: what is set, else as many as its descriptors allow for."""
-    if (wanted := config.group(Streams).max_connections) is not None:
-        return wanted
-    limit = _descriptor_limit()
+def max_streams(config: Config) -> int:
+    """Return how many streams this process serves: the setting, or as many as its descriptor limit allows."""
+    if (setting := config.group(Streams).max_connections) is not None:
+        return setting
+    limit = raise_descriptor_limit()
     return max(limit - SPARE_DESCRIPTORS, limit // 2)
 
 
-def most_connections(config: Config) -> int:
-    """How many connections browsers may have: streams, and some on top where descriptors allow for them."""
-    streams = max_connections(config)
-    return streams + max(0, min(SPARE_CONNECTIONS, (_descriptor_limit() - streams) // 2))
-
-
-def _descriptor_limit() -> int:
-    """The descriptors this process may have, raised as far as it may raise them itself."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return 16_384
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard not in (soft, resource.RLIM_INFINITY):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return soft
+def max_client_connections(config: Config) -> int:
+    """Return how many connections the client app accepts: all streams, and some more if descriptors are left."""
+    streams = max_streams(config)
+    return streams + max(0, min(SPARE_CONNECTIONS, (raise_descriptor_limit() - streams) // 2))

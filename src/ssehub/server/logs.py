@@ -1,4 +1,4 @@
-"""Log lines that never hold up the event loop, and that nobody can break in two."""
+"""Logging to stderr that never blocks the event loop, with one line per record."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class OneLineFormatter(logging.Formatter):
-    """Escapes what could end a line or steer a terminal; only a traceback has lines of its own."""
+    """Escapes characters that end a line or control a terminal. Only a traceback still takes several lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], super().formatMessage(record))
 
 
 class _QueueHandler(logging.Handler):
-    """Puts lines into a queue; one that finds it full is dropped, so that a pipe nobody reads stops nothing."""
+    """Queues lines for `write_all`. Lines are dropped while the queue is full: a pipe that nobody reads blocks nothing.
+
+    That is why this is not `logging.handlers.QueueHandler`, which queues records and reports a full queue to stderr.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,28 +39,29 @@ class _QueueHandler(logging.Handler):
             self.lines.put_nowait(f"{self.format(record)}\n".encode(errors="backslashreplace"))
 
     def write_all(self) -> None:
+        """Write lines until there is None in the queue."""
         while (line := self.lines.get()) is not None:
             with contextlib.suppress(OSError):
+                # Not through sys.stderr: this thread could hold its lock when the process exits.
                 os.write(STDERR, line)
 
 
 @contextmanager
-def logging_to_stderr(level: str, process: str = "") -> Iterator[None]:
-    """Inside, log lines of `level` and above go to stderr, written by a thread of their own, signed by `process`."""
+def logging_to_stderr(level: str, prefix: str = "") -> Iterator[None]:
+    """Inside the context, a thread writes log lines of `level` and above to stderr, with `prefix` before the level."""
     handler = _QueueHandler()
-    handler.setFormatter(OneLineFormatter(f"%(asctime)s {process}%(levelname)s %(name)s: %(message)s"))
-    # It writes to the descriptor, not through sys.stderr, whose lock it could then hold when the process ends.
+    handler.setFormatter(OneLineFormatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s"))
     writer = threading.Thread(target=handler.write_all, name="ssehub-log", daemon=True)
     writer.start()
     root = logging.getLogger()
-    before = root.level
+    level_before = root.level
     root.addHandler(handler)
     root.setLevel(level.upper())
     try:
         yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(before)
+        root.setLevel(level_before)
         with contextlib.suppress(queue.Full):
             handler.lines.put_nowait(None)
         writer.join(MAX_FLUSH_SECONDS)

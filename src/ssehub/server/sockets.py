@@ -1,4 +1,4 @@
-"""Listening sockets: made by us, with the options that end peers which vanish or stop reading."""
+"""Listening sockets, with the options that end connections to clients that vanish or stop reading."""
 
 from __future__ import annotations
 
@@ -10,35 +10,52 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
+from ..address import Address
 from ..errors import AddressError
 from ..settings import TcpOptions
 
-BACKLOG = 4096
+CLIENT_MODE, CONTROL_MODE = 0o666, 0o660
+"""Permissions of the apps' Unix sockets: every user of the machine may connect, or only the owner and the group."""
+_RESERVED_MODE = 0o600
+_BACKLOG = 4096
 
 
-class Address(Protocol):
-    """Where to listen: a host (None: every interface) and a port, or the path of a Unix socket."""
+@contextmanager
+def listen(address: Address, *, options: TcpOptions, mode: int, is_shared: bool = False) -> Iterator[socket.socket]:
+    """Listen on `address` inside the context. Accepted connections inherit the options of the socket.
 
-    @property
-    def host(self) -> str | None: ...
-
-    @property
-    def port(self) -> int: ...
-
-    @property
-    def path(self) -> str | None: ...
-
-
-def listen(address: Address, *, options: TcpOptions, mode: int, is_shared: bool = False) -> socket.socket:
-    """A bound, listening socket; accepted connections inherit its options. `mode` is a Unix socket's permissions.
-
-    One that `is_shared` leaves the port to others of the same user, too: the kernel gives each a part of the
-    connections. Raises AddressError, one line, if the address can't be had.
+    `mode` is the permissions of a Unix socket. If `is_shared`, other processes of the same user may listen on the same
+    port, and the kernel distributes the connections. Raises AddressError.
     """
-    if address.path is not None:
-        return _listen_unix(address.path, mode)
+    sock = _listen_unix(address.path, mode) if address.path is not None else _listen_tcp(address, options, is_shared)
+    with _closing(sock, address.path):
+        yield sock
+
+
+@contextmanager
+def reserve(address: Address) -> Iterator[None]:
+    """Keep every other process from listening on `address` inside the context, and answer nobody there.
+
+    Raises AddressError.
+    """
+    sock = _listen_unix(address.path, _RESERVED_MODE) if address.path is not None else _bind_only(address)
+    with _closing(sock, address.path):
+        yield
+
+
+@contextmanager
+def _closing(sock: socket.socket, path: str | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        sock.close()
+        if path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _listen_tcp(address: Address, options: TcpOptions, is_shared: bool) -> socket.socket:
     family = socket.AF_INET6 if address.host is None or ":" in address.host else socket.AF_INET
     if address.host is None and not socket.has_dualstack_ipv6():
         family = socket.AF_INET
@@ -49,43 +66,31 @@ def listen(address: Address, *, options: TcpOptions, mode: int, is_shared: bool 
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host is not None))
-        host = address.host or ("::" if family == socket.AF_INET6 else "0.0.0.0")
-        sock.bind((host, address.port))
-        sock.listen(BACKLOG)
+        sock.bind((address.host or ("::" if family == socket.AF_INET6 else "0.0.0.0"), address.port))
+        sock.listen(_BACKLOG)
     except (OSError, OverflowError, TypeError) as exc:
         sock.close()
         raise AddressError(f"can't listen on {address}: {_reason(exc, address.port)}") from exc
     return sock
 
 
-@contextmanager
-def hold(address: Address) -> Iterator[None]:
-    """Inside, nobody else can listen on `address`, and nobody is answered there. Raises AddressError."""
-    if address.path is not None:
-        sock = _listen_unix(address.path, 0o600)
-    else:
-        sock = socket.socket(socket.AF_INET6 if ":" in (address.host or "") else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            sock.bind((address.host or "0.0.0.0", address.port))
-        except (OSError, OverflowError, TypeError) as exc:
-            sock.close()
-            raise AddressError(f"can't hold {address}: {_reason(exc, address.port)}") from exc
-    try:
-        yield
-    finally:
-        sock.close()
-        if address.path is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(address.path)
-
-
 def _set_options(sock: socket.socket, options: TcpOptions) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Without a bound, one client that never reads takes 4 MB before anybody feels it.
+    # Without this bound, the kernel buffers 4 MB for a client that never reads before the hub notices.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer_bytes)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.tcp_user_timeout_seconds * 1000))
+
+
+def _bind_only(address: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in (address.host or "") else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.bind((address.host or "0.0.0.0", address.port))
+    except (OSError, OverflowError, TypeError) as exc:
+        sock.close()
+        raise AddressError(f"can't reserve {address}: {_reason(exc, address.port)}") from exc
+    return sock
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
@@ -94,50 +99,53 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
     try:
         sock.bind(path)
         os.chmod(path, mode)
-        sock.listen(BACKLOG)
+        sock.listen(_BACKLOG)
     except OSError as exc:
         sock.close()
-        raise AddressError(f"can't listen on unix:{path}: {_unix_reason(exc)}") from exc
+        raise _unix_error(path, exc) from exc
     return sock
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on; leave anything else alone."""
+    """Remove a socket file on which no process listens. Raises AddressError for a socket in use or another file."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise AddressError(f"can't listen on unix:{path}: there is a file of that name that is no socket")
+            raise AddressError(f"can't listen on unix:{path}: the file exists and is not a socket")
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise AddressError(f"can't listen on unix:{path}: {_unix_reason(exc)}") from exc
+        raise _unix_error(path, exc) from exc
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError as exc:
-            raise AddressError(f"can't listen on unix:{path}: {_unix_reason(exc)}") from exc
+            raise _unix_error(path, exc) from exc
         else:
-            raise AddressError(f"can't listen on unix:{path}: somebody listens there already")
+            raise AddressError(f"can't listen on unix:{path}: another process listens on this socket")
 
 
-def _unix_reason(exc: OSError) -> str:
-    return exc.strerror or "the path is too long for a Unix socket: choose a shorter one"
+def _unix_error(path: str, exc: OSError) -> AddressError:
+    reason = exc.strerror or "the path is too long for a Unix socket: choose a shorter one"
+    return AddressError(f"can't listen on unix:{path}: {reason}")
 
 
 def _reason(exc: Exception, port: int) -> str:
     if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
-        holder = _holder(port)
-        return f"the port is in use{f' by {holder}' if holder else ''}; choose another, or end that"
+        process = _process_that_listens(port)
+        if process is None:
+            return "the port is in use; choose another port"
+        return f"the port is in use by {process}; choose another port, or stop that process"
     if isinstance(exc, OSError) and exc.errno == errno.EACCES:
-        return "that port is for root only: choose one from 1024 on"
-    if isinstance(exc, TypeError):  # what Python makes of a name that DNS can't have
-        return "that is no host name"
+        return "only root may use ports below 1024; choose a higher one"
+    if isinstance(exc, TypeError):  # Python can't encode the name for DNS
+        return "that is not a valid host name"
     return str(exc.strerror if isinstance(exc, OSError) and exc.strerror else exc)
 
 
-def _holder(port: int) -> str | None:
-    """Which process listens on `port`, as far as /proc tells us."""
+def _process_that_listens(port: int) -> str | None:
+    """Return the name and the id of the process that listens on `port`, if /proc shows them."""
     inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
     if not inodes:
         return None

@@ -17,13 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..claims import Claims
-from ..errors import (
-    ConfigError,
-    Forbidden,
-    InvalidRequest,
-    TokenError,
-    Unavailable,
-)
+from ..errors import ConfigError, Forbidden, InvalidRequest, TokenError, Unavailable
 from ..event import encode_fields
 from ..fanout.resume import Start
 from ..hub import Hub

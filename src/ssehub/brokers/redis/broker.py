@@ -9,12 +9,7 @@ from typing import NamedTuple
 
 from ...errors import BrokerUnavailable
 from ...publication import Publication
-from ...settings import (
-    Idempotency,
-    LogRetention,
-    RedisOptions,
-    Retention,
-)
+from ...settings import Idempotency, LogRetention, RedisOptions, Retention
 from ..base import Follower
 from .connection import Connection, Server, explain
 from .reader import Reader

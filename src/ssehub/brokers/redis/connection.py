@@ -34,13 +34,7 @@ from ...settings import Idempotency, LogRetention
 from ..base import without_password
 from ..numbering import new_log_name
 from .state import Health
-from .wire import (
-    DIGEST,
-    NOT_REDIS,
-    SCRIPT,
-    Keys,
-    LogState,
-)
+from .wire import DIGEST, NOT_REDIS, SCRIPT, Keys, LogState
 
 logger = logging.getLogger("ssehub.brokers.redis")
 

@@ -25,20 +25,9 @@ from ...errors import BrokerUnavailable, InvalidEvent
 from ...position import Position
 from ...settings import Retention
 from ..base import Entry, Follower
-from .connection import (
-    CONNECTION_ERRORS,
-    Connection,
-    Server,
-    explain,
-    keep_connected,
-)
+from .connection import CONNECTION_ERRORS, Connection, Server, explain, keep_connected
 from .state import Health, Knowledge
-from .wire import (
-    LogState,
-    parse_entry,
-    parse_id,
-    stream_id,
-)
+from .wire import LogState, parse_entry, parse_id, stream_id
 
 logger = logging.getLogger("ssehub.brokers.redis")
 

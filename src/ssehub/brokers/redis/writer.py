@@ -14,13 +14,7 @@ from ...position import Position
 from ...publication import Publication
 from ...settings import Idempotency, LogRetention
 from ..numbering import KEY_CONFLICT
-from .connection import (
-    REFUSALS,
-    Connection,
-    Server,
-    explain,
-    keep_connected,
-)
+from .connection import REFUSALS, Connection, Server, explain, keep_connected
 from .state import Health, Knowledge
 
 PUBLISH_SECONDS = 1.5

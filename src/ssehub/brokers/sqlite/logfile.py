@@ -19,14 +19,7 @@ from ...position import Position
 from ...publication import Publication
 from ...settings import Idempotency, LogRetention, Retention
 from ..base import Entry
-from ..numbering import (
-    Numbered,
-    Receipt,
-    assign_positions,
-    new_log_name,
-    next_position,
-    position_after,
-)
+from ..numbering import Numbered, Receipt, assign_positions, new_log_name, next_position, position_after
 
 try:
     import fcntl

@@ -1,4 +1,4 @@
-"""History: what it keeps, what a cursor means to it, and that it never says less than it should."""
+"""History: what it retains, what a cursor stands for, and that no gap goes unnoticed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from builders import BASE, LOG, at
 from ssehub.event import Event
 from ssehub.fanout.frames import Frame
 from ssehub.fanout.history import History, ResetReason
@@ -15,22 +16,14 @@ from ssehub.position import Position
 from ssehub.settings import Retention
 from ssehub.testing import ManualClock
 
-LOG = "testlog1"
-BASE = Position(1_000, 0, LOG)
-
-
-def at(number: int) -> Position:
-    return Position(1_000 + number, 0, LOG)
-
 
 class FilledHistory(History):
-    """A history with short ways to fill it and to query it."""
+    """A history with short ways to add events to it and to ask it."""
 
     def __init__(self, *, max_floors: int = 10_000, **bounds: Any) -> None:
         self.clock = ManualClock()
-        super().__init__(
-            BASE, Retention(**{"history_events": 100, "history_bytes": 10**6, **bounds}), max_floors=max_floors
-        )
+        retention = Retention(**{"history_events": 100, "history_bytes": 10**6, **bounds})
+        super().__init__(BASE, retention, max_floors=max_floors)
         self.head = BASE
 
     @property
@@ -38,7 +31,8 @@ class FilledHistory(History):
         return len(self._channels)
 
     def put(self, *channels: str, users: tuple[str, ...] = ("*",), data: str | None = "x", **fields: Any) -> Position:
-        self.head = at(self.head.milliseconds - 999)
+        """Add an event at the next position, on `chat` if no channel is named; return the position."""
+        self.head = self.head._replace(milliseconds=self.head.milliseconds + 1)
         event = Event(channels or ("chat",), users, data=None if "payload" in fields else data, **fields)
         self.add(Frame(self.head, event, self.clock.monotonic))
         return self.head
@@ -47,12 +41,17 @@ class FilledHistory(History):
         return self.locate(str(cursor), channels or ("chat",), self.head)
 
     def after(self, position: Position, *channels: str, user: str = "alex") -> list[Position]:
-        return [
-            frame.position for frame in self.replay(position, channels or ("chat",), user, now=self.clock.monotonic)[0]
-        ]
+        """Return the positions of the events that a client with this position has missed."""
+        frames, _ = self.replay(position, channels or ("chat",), user, now=self.clock.monotonic)
+        return [frame.position for frame in frames]
+
+    def after_cursor(self, cursor: str) -> list[Position]:
+        found = self.where(cursor)
+        assert isinstance(found, Position)
+        return self.after(found)
 
 
-def test_what_came_after_a_position_is_replayed_in_order_and_once() -> None:
+def test_replay_returns_later_events_in_log_order_each_once() -> None:
     history = FilledHistory()
     first = history.put("chat")
     wanted = [
@@ -69,7 +68,7 @@ def test_what_came_after_a_position_is_replayed_in_order_and_once() -> None:
     assert history.after(history.head) == []
 
 
-def test_replay_looks_at_nothing_but_what_it_may_return() -> None:
+def test_replay_visits_only_events_that_it_may_return() -> None:
     history = FilledHistory(history_events=10_000)
     start = history.put("chat")
     for number in range(3_000):
@@ -81,21 +80,21 @@ def test_replay_looks_at_nothing_but_what_it_may_return() -> None:
     assert history.visited == 2
 
 
-def test_replay_is_cut_at_its_bytes_but_gives_one_event_at_least() -> None:
+def test_replay_returns_at_most_max_bytes_but_at_least_one_event() -> None:
     history = FilledHistory()
     positions = [history.put(data="x" * 1_000) for _ in range(5)]
 
-    frames, is_all = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=2_500)
+    frames, is_last = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=2_500)
     one, _ = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=1)
     rest = history.replay(frames[-1].position, ("chat",), "alex", now=0.0, max_bytes=10_000)
 
-    assert ([frame.position for frame in frames], is_all) == (positions[:2], False)
+    assert ([frame.position for frame in frames], is_last) == (positions[:2], False)
     assert [frame.position for frame in one] == positions[:1]
     assert ([frame.position for frame in rest[0]], rest[1]) == (positions[2:], True)
 
 
 @pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 3 * 1_700}, {"history_seconds": 25.0}])
-def test_count_bytes_and_age_are_bounds(limit: dict[str, Any]) -> None:
+def test_history_is_bounded_by_count_bytes_and_age(limit: dict[str, Any]) -> None:
     history = FilledHistory(**limit)
     positions = []
     for _ in range(5):
@@ -121,10 +120,10 @@ def test_count_bytes_and_age_are_bounds(limit: dict[str, Any]) -> None:
         ("-1", ResetReason.UNKNOWN_ID),
         ("\0", ResetReason.UNKNOWN_ID),
         ("1001-0." + LOG + "\r", ResetReason.UNKNOWN_ID),
-        ("x" * 1_000_000, ResetReason.UNKNOWN_ID),
+        pytest.param("x" * 1_000_000, ResetReason.UNKNOWN_ID, id="1-MB"),
     ],
 )
-def test_a_cursor_is_a_place_or_a_reason(cursor: str, found: Position | ResetReason) -> None:
+def test_cursor_is_located_or_refused_with_a_reason(cursor: str, found: Position | ResetReason) -> None:
     history = FilledHistory()
     history.put()
     history.put()
@@ -132,7 +131,7 @@ def test_a_cursor_is_a_place_or_a_reason(cursor: str, found: Position | ResetRea
     assert history.where(cursor) == found
 
 
-def test_a_quiet_channel_resumes_though_a_busy_one_evicted_it() -> None:
+def test_quiet_channel_resumes_although_a_busy_one_evicted_its_events() -> None:
     history = FilledHistory(history_events=10)
     seen, own = history.put("quiet"), history.put("quiet", id="mine")
     before = history.where(seen, "quiet")
@@ -146,18 +145,18 @@ def test_a_quiet_channel_resumes_though_a_busy_one_evicted_it() -> None:
     assert history.where(own, "quiet", "busy") is ResetReason.TOO_OLD
 
 
-def test_floors_of_forgotten_channels_merge_into_one() -> None:
+def test_floors_of_channels_quiet_for_long_merge_into_one() -> None:
     history = FilledHistory(history_events=1, max_floors=2)
     seen = {name: history.put(name) for name in ("a", "b", "c", "d")}
     history.put("e")
 
     assert history.floor(("d",)) == seen["d"]
     assert history.where(seen["d"], "d") == seen["d"]
-    assert history.floor(("a",)) == seen["b"] == history.floor(("never heard of",))
+    assert history.floor(("a",)) == seen["b"] == history.floor(("unheard-of",))
     assert history.where(seen["a"], "a") is ResetReason.TOO_OLD
 
 
-def test_publishers_ids_are_cursors_on_their_channels_only() -> None:
+def test_publishers_id_is_a_cursor_on_its_channels_only() -> None:
     history = FilledHistory()
     position = history.put("chat", id="42")
     history.put("news", id="7")
@@ -167,7 +166,7 @@ def test_publishers_ids_are_cursors_on_their_channels_only() -> None:
     assert history.where("42", "news", "chat") == position
 
 
-def test_an_id_that_was_used_twice_means_the_older_use() -> None:
+def test_id_used_twice_stands_for_the_older_use() -> None:
     history = FilledHistory(history_events=5)
     older = history.put(id="1")
     history.put(id="2")
@@ -176,16 +175,16 @@ def test_an_id_that_was_used_twice_means_the_older_use() -> None:
 
     for _ in range(3):
         history.put()
-    assert history.where("1") == older, "it is the floor's"
+    assert history.where("1") == older, "the floor remembers the id"
     history.put()
-    assert history.where("1") is ResetReason.UNKNOWN_ID, "which one the client means can't be told any more"
+    assert history.where("1") is ResetReason.UNKNOWN_ID, "it is no longer known which use the client means"
     for _ in range(4):
         history.put()
     newest = history.put(id="1")
     assert history.where("1") == newest
 
 
-def test_an_inner_id_of_a_payload_means_the_place_before_it() -> None:
+def test_inner_id_of_a_payload_stands_for_the_position_before_it() -> None:
     history = FilledHistory()
     before = history.put()
     whole = history.put(payload="id: a\ndata: 1\n\nid: b\ndata: 2\n\ndata: 3\n\n")
@@ -197,11 +196,11 @@ def test_an_inner_id_of_a_payload_means_the_place_before_it() -> None:
     assert before < inside < whole
     assert history.after(inside)[0] == whole
     assert history.where("d") == history.where("e") == other
-    assert history.after(history.where("c"))[0] == other  # type: ignore[arg-type]
-    assert history.after(history.where("f"))[0] == twice  # type: ignore[arg-type]
+    assert history.after_cursor("c")[0] == other
+    assert history.after_cursor("f")[0] == twice
 
 
-def test_an_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
+def test_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
     history = FilledHistory(history_events=2)
     start = history.put()
     history.put(ttl=5)
@@ -213,7 +212,7 @@ def test_an_event_past_its_ttl_is_neither_replayed_nor_missed() -> None:
     assert history.after(start) == wanted
 
 
-def test_the_last_events_of_an_audience() -> None:
+def test_start_of_last_counts_the_events_of_the_audience() -> None:
     history = FilledHistory()
     positions = [history.put("chat") for _ in range(5)]
     history.put("chat", users=("kim",))
@@ -224,16 +223,16 @@ def test_the_last_events_of_an_audience() -> None:
     assert history.start_of_last(3, ("empty",), "alex", now=0.0) == BASE
 
 
-def test_events_for_many_users_count_what_they_take() -> None:
+def test_events_for_many_users_count_the_memory_they_use() -> None:
     history = FilledHistory(history_bytes=100 * 2**20)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for number in range(10):
         history.put("chat", users=tuple(f"user {number} {n}" for n in range(1_000)))
-    taken = tracemalloc.get_traced_memory()[0] - before
+    used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
 
-    assert 0.7 * taken < history.bytes < 2 * taken
+    assert 0.7 * used < history.bytes < 2 * used
     history.expire(history.clock.monotonic + 3_601)
     assert history.bytes == 0
 
@@ -255,31 +254,31 @@ def test_memory_is_flat_under_many_channels() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_cursor_gets_exactly_the_rest_or_a_reason(seed: int) -> None:
-    """Whatever a client has seen last: what it is given then is what came after, or it is told."""
+    """Whatever a client has seen last, it receives exactly what came after, or a reset."""
     chance = random.Random(seed)
     history = FilledHistory(history_events=chance.randint(1, 40), max_floors=chance.randint(1, 5))
     channels = [f"channel-{number}" for number in range(4)]
     mine = tuple(chance.sample(channels, chance.randint(1, 3)))
-    given: list[tuple[Position, str]] = []
+    sent: list[tuple[Position, str]] = []
     for number in range(chance.randint(1, 120)):
         on = tuple(chance.sample(channels, chance.randint(1, 2)))
         users = chance.choice([("*",), ("alex",), ("kim",)])
         id = f"id-{number}" if chance.random() < 0.4 else None
         position = history.put(*on, users=users, id=id)
         if set(on) & set(mine) and users != ("kim",):
-            given.append((position, id or str(position)))
+            sent.append((position, id or str(position)))
 
-    for index, (_, cursor) in enumerate(given):
+    for index, (_, cursor) in enumerate(sent):
         found = history.where(cursor, *mine)
         if isinstance(found, Position):
-            assert history.after(found, *mine) == [position for position, _ in given[index + 1 :]]
+            assert history.after(found, *mine) == [position for position, _ in sent[index + 1 :]]
         else:
-            assert index < len(given) - 1 or len(history) < len(given), "the newest is always known"
-    if given and given[-1][0] == history.head:
-        assert history.where(given[-1][1], *mine) == history.head
+            assert index < len(sent) - 1 or len(history) < len(sent), "the newest event is always known"
+    if sent and sent[-1][0] == history.head:
+        assert history.where(sent[-1][1], *mine) == history.head
 
 
-def test_an_id_used_twice_means_nothing_once_both_are_evicted() -> None:
+def test_id_used_twice_is_unknown_once_both_uses_are_evicted() -> None:
     history = FilledHistory(history_events=2)
     for id in ("x", None, "x", None, None):
         history.put(id=id)
@@ -287,7 +286,7 @@ def test_an_id_used_twice_means_nothing_once_both_are_evicted() -> None:
     assert history.where("x") is ResetReason.UNKNOWN_ID
 
 
-def test_an_id_inside_a_payload_and_at_its_end_means_nothing_once_it_is_evicted() -> None:
+def test_id_inside_a_payload_and_at_its_end_is_unknown_once_it_is_evicted() -> None:
     history = FilledHistory(history_events=1)
     history.put(payload="id: x\ndata: 1\n\nid: x\ndata: 2\n\n")
     history.put()

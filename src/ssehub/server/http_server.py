@@ -1,0 +1,78 @@
+"""The two HTTP servers of a process: uvicorn, one app on one socket each."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from .protocol import HttpProtocol, capped
+
+MIN_CONTROL_SECONDS = 1.0
+"""Time that requests to the control app have to finish, even if the drain window is over."""
+_CONTROL_KEEP_ALIVE_SECONDS = 60
+
+
+class HttpServer:
+    """A server that has been started, and the task that runs it."""
+
+    def __init__(self, server: _Server, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self._server = server
+
+    async def stop(self, deadline: float) -> None:
+        """Stop accepting, let requests finish, and abort what is still connected at `deadline`, in loop time."""
+        self._server.should_exit = True
+        loop = asyncio.get_running_loop()
+        await asyncio.wait([self.task], timeout=max(0.0, deadline - loop.time()))
+        self._server.abort_connections()
+        await asyncio.wait([self.task])
+
+    def abort(self) -> None:
+        """Stop at once: abort every connection and cancel the task."""
+        self._server.force_exit = True
+        self._server.abort_connections()
+        self.task.cancel()
+
+
+def serve_client_app(app: ASGIApp, sock: socket.socket, *, max_connections: int) -> HttpServer:
+    """Start to serve the client app in the running event loop."""
+    return _start(app, sock, http=capped(max_connections))
+
+
+def serve_control_app(app: ASGIApp, sock: socket.socket) -> HttpServer:
+    """Start to serve the control app in the running event loop. Publishers keep their connections for a minute."""
+    return _start(app, sock, http=HttpProtocol, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
+
+
+def _start(app: ASGIApp, sock: socket.socket, **options: Any) -> HttpServer:
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # it contains the query, and so tokens
+        proxy_headers=False,
+        server_header=False,
+        **options,
+    )
+    server = _Server(config)
+    return HttpServer(server, asyncio.create_task(server.serve(sockets=[sock])))
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the process handles them
+
+    def abort_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            transport: Any = connection.transport  # its type differs between uvicorn's protocols
+            transport.abort()

@@ -1,0 +1,43 @@
+"""The signals that stop a process: one asks it to, a second one insists."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+
+logger = logging.getLogger("ssehub.server")
+
+
+class StopSignals:
+    """The handlers of SIGTERM, SIGINT and SIGHUP in the running event loop.
+
+    The first SIGTERM or SIGINT calls `stop`, every further one `stop_at_once`. SIGHUP is ignored, which the log says.
+    """
+
+    def __init__(self, action: str, *, stop: Callable[[], object], stop_at_once: Callable[[], object]) -> None:
+        """`action` is what `stop` starts, as the log describes it."""
+        self._action = action
+        self._stop = stop
+        self._stop_at_once = stop_at_once
+        self._received: list[int] = []
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._handle, number)
+        loop.add_signal_handler(signal.SIGHUP, logger.info, "SIGHUP is ignored: restart to read new settings")
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the number of the signal that stopped the process at once; otherwise 0."""
+        return 128 + self._received[-1] if len(self._received) > 1 else 0
+
+    def _handle(self, number: int) -> None:
+        self._received.append(number)
+        name = signal.Signals(number).name
+        if len(self._received) == 1:
+            logger.info("%s: %s", name, self._action)
+            self._stop()
+        else:
+            logger.warning("%s again: stopping at once", name)
+            self._stop_at_once()

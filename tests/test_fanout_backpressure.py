@@ -1,0 +1,319 @@
+"""Backpressure in a whole hub: what slow and stopped clients cost themselves, the others, and the publishers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conftest import until
+from fakes import FakeSink
+from hubs import engine_of, join, publish, running_hub
+from ssehub.fanout.sinks import Chunk
+from ssehub.fanout.subscriber import CloseReason, State
+from ssehub.hub import Hub
+from ssehub.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_events_are_held_for_a_subscriber_over_its_bound_until_it_reads() -> None:
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        others = [join(hub)[1] for _ in range(3)]
+        slow, sink = join(hub, sink=FakeSink(reads=False))
+
+        for number in range(5):
+            await publish(hub, f"{number}" * 60_000)
+            await hub.flush()
+        while_lagging = len(sink.data())
+        was_lagging = slow.state is State.LAGGING
+        engine_of(hub).registry.beat(slow, {})
+        for _ in range(5):
+            sink.read_all()
+
+        assert was_lagging and while_lagging == 2
+        assert sink.data() == others[0].data()
+        assert slow.state is State.LIVE and engine_of(hub).backlogs.held_for(slow) == 0
+        assert ": ping" not in sink.text
+
+
+async def test_subscriber_that_never_reads_ends_as_slow_after_the_grace_time() -> None:
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=100_000, grace_seconds=5) as hub:
+        others = [join(hub)[1] for _ in range(3)]
+        slow, sink = join(hub, sink=FakeSink(reads=False))
+
+        for number in range(3):
+            await publish(hub, f"{number}" * 60_000)
+            await hub.flush()
+        clock.pass_seconds(4.9)
+        engine_of(hub).advance()
+        before = slow.reason
+        clock.pass_seconds(0.2)
+        engine_of(hub).advance()
+
+        assert before is None
+        assert slow.reason is CloseReason.SLOW and sink.is_aborted
+        assert all(len(other.data()) == 3 for other in others)
+
+
+async def test_bytes_held_for_one_subscriber_are_bounded() -> None:
+    async with running_hub(max_backlog_bytes=100_000, history_bytes=300_000) as hub:
+        join(hub), join(hub)
+        slow, _ = join(hub, sink=FakeSink(reads=False))
+
+        for _ in range(8):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+
+        assert slow.reason is CloseReason.SLOW
+        assert hub.statistics.backlog_bytes == 0
+
+
+async def test_stopped_majority_of_one_channel_delays_no_other_channel() -> None:
+    async with running_hub(ManualClock(), max_backlog_bytes=100_000) as hub:
+        readers = [join(hub, "alex", "good")[1] for _ in range(5)]
+        stopped = [join(hub, "kim", "evil", sink=FakeSink(reads=False))[0] for _ in range(6)]
+
+        for number in range(20):
+            await publish(hub, "x" * 60_000, channel="evil")
+            await publish(hub, str(number), channel="good")
+            await hub.flush()
+
+        assert all(subscriber.state is State.LAGGING for subscriber in stopped)
+        assert all(sink.data() == [str(number) for number in range(20)] for sink in readers)
+
+
+async def test_only_subscriber_that_never_reads_delays_no_publisher() -> None:
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=100_000, max_waiting_bytes=200_000) as hub:
+        stopped, _ = join(hub, sink=FakeSink(reads=False))
+
+        for _ in range(40):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+        meanwhile = stopped.reason
+        clock.pass_seconds(5.1)
+        engine_of(hub).advance()
+
+        assert meanwhile is None and stopped.reason is CloseReason.SLOW
+        assert engine_of(hub).backlogs.held_bytes == hub.statistics.backlog_bytes == 0
+
+
+async def fill(hub: Hub, sink: FakeSink) -> None:
+    """Put the client on `chat` over its bound of 100,000 bytes, and let it read a little."""
+    for _ in range(2):
+        await publish(hub, "x" * 60_000)
+        await hub.flush()
+    sink.read(5_000)
+
+
+async def test_round_waits_at_most_a_second_for_a_subscriber_that_has_stopped_reading() -> None:
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=100_000) as hub:
+        subscriber, sink = join(hub, sink=FakeSink(reads=False))
+        await fill(hub, sink)
+        await publish(hub, "next")
+        await asyncio.sleep(0.01)
+        held_at_first = engine_of(hub).backlogs.held_for(subscriber)
+        clock.pass_seconds(1.1)
+        engine_of(hub).advance()
+        await hub.flush()
+
+        assert held_at_first == 0 < engine_of(hub).backlogs.held_for(subscriber)
+        assert subscriber.reason is None
+
+
+async def test_bytes_held_for_many_are_counted_once() -> None:
+    async with running_hub(ManualClock(), max_backlog_bytes=100_000, max_total_backlog_bytes=4_000_000) as hub:
+        readers = [join(hub)[1] for _ in range(8)]
+        stopped = [join(hub, sink=FakeSink(reads=False)) for _ in range(7)]
+
+        for _ in range(12):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+        unread = sum(sink.backlog for _, sink in stopped)
+        backlogs = engine_of(hub).backlogs
+
+        assert all(len(sink.data()) == 12 for sink in readers)
+        assert all(subscriber.reason is None for subscriber, _ in stopped)
+        assert backlogs.held_bytes == backlogs.held_for(stopped[0][0]) > 9 * 60_000
+        assert hub.statistics.backlog_bytes == unread + backlogs.held_bytes
+        for _, sink in stopped:
+            while sink.backlog:
+                sink.read_all()
+        assert backlogs.held_bytes == 0 and all(sink.data() == readers[0].data() for _, sink in stopped)
+
+
+async def test_publishers_wait_for_subscribers_that_read_and_nothing_is_lost() -> None:
+    async with running_hub(ManualClock(), max_backlog_bytes=100_000, max_waiting_bytes=200_000) as hub:
+        subscriber, sink = join(hub, sink=FakeSink(reads=False))
+        published = 0
+
+        async def publish_all() -> None:
+            nonlocal published
+            for number in range(40):
+                await publish(hub, f"{number} " + "x" * 60_000)
+                published += 1
+                await asyncio.sleep(0)
+
+        await fill(hub, sink)
+        publisher = asyncio.create_task(publish_all())
+        await until(lambda: hub.statistics.waiting_publishers == 1)
+        await asyncio.sleep(0.01)
+        stuck_at = published
+        async with asyncio.timeout(5):
+            while not publisher.done() or len(sink.data()) < 42:
+                sink.read_all()
+                await asyncio.sleep(0)
+
+        assert stuck_at == 3
+        assert [data.partition(" ")[0] for data in sink.data()[2:]] == [str(number) for number in range(40)]
+        assert subscriber.reason is None
+
+
+async def test_when_memory_runs_short_streams_that_read_nothing_end_first_and_nobody_waits_for_them() -> None:
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=10**6, max_total_backlog_bytes=730_000) as hub:
+        stopped = [join(hub, "kim", "evil", sink=FakeSink(reads=False)) for _ in range(3)]
+        reading, sink = join(hub, "alex", "good", sink=FakeSink(reads=False))
+        for _ in range(2):
+            await publish(hub, "x" * 60_000, channel="evil")
+            await publish(hub, "y" * 60_000, channel="good")
+            await hub.flush()
+            clock.pass_seconds(1.1)
+        clock.pass_seconds(5.1)
+        sink.read(20_000)
+        await publish(hub, "x" * 60_000, channel="evil")
+        await hub.flush()
+
+        await publish(hub, "after", channel="good")
+        await hub.flush()
+
+        assert sorted(subscriber.reason or "" for subscriber, _ in stopped) == ["", "", "slow"]
+        assert reading.reason is None and sink.data()[-1] == "after"
+
+
+async def test_round_waits_for_readers_that_fill_half_of_the_bound_and_ends_none_of_them() -> None:
+    async with running_hub(ManualClock(), max_backlog_bytes=10**6, max_total_backlog_bytes=800_000) as hub:
+        members = [join(hub, sink=FakeSink(reads=False)) for _ in range(4)]
+        for _ in range(2):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+
+        await publish(hub, "after")
+        await asyncio.sleep(0.01)
+        written_so_far = [len(sink.data()) for _, sink in members]
+        for _, sink in members:
+            sink.read_all()
+        await hub.flush()
+
+        assert written_so_far == [2] * 4
+        assert all(sink.data()[-1] == "after" and subscriber.reason is None for subscriber, sink in members)
+
+
+async def test_when_memory_runs_short_the_round_waits_and_then_the_largest_backlogs_end_first() -> None:
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=10**9, max_total_backlog_bytes=280_000, grace_seconds=5) as hub:
+        small, small_sink = join(hub, "kim", "small", sink=FakeSink(reads=False))
+        large, _ = join(hub, "kim", "large", sink=FakeSink(reads=False))
+        await publish(hub, "x" * 80_000, channel="small")
+        await publish(hub, "x" * 150_000, channel="large")
+        await hub.flush()
+
+        await publish(hub, "after", channel="small")
+        await asyncio.sleep(0.01)
+        written_so_far = small_sink.data()
+        clock.pass_seconds(5.1)
+        engine_of(hub).advance()
+        await hub.flush()
+
+        assert len(written_so_far) == 1
+        assert large.reason is CloseReason.SLOW
+        assert small.reason is None and small_sink.data()[-1] == "after"
+
+
+async def test_when_memory_runs_short_and_nobody_has_stopped_the_largest_of_the_readers_end_after_the_grace_time() -> (
+    None
+):
+    clock = ManualClock()
+    async with running_hub(clock, max_backlog_bytes=200_000, max_total_backlog_bytes=280_000, grace_seconds=5) as hub:
+        small, small_sink = join(hub, "kim", "small", sink=FakeSink(reads=False))
+        large, large_sink = join(hub, "kim", "large", sink=FakeSink(reads=False))
+        await publish(hub, "x" * 80_000, channel="small")
+        await publish(hub, "x" * 150_000, channel="large")
+        await hub.flush()
+        small_sink.read(5_000)
+        large_sink.read(5_000)
+
+        await publish(hub, "after", channel="small")
+        await asyncio.sleep(0.01)
+        written_so_far = small_sink.data()
+        clock.pass_seconds(5.1)
+        engine_of(hub).advance()
+        await hub.flush()
+
+        assert len(written_so_far) == 1
+        assert large.reason is CloseReason.SLOW
+        assert small.reason is None and small_sink.data()[-1] == "after"
+
+
+class FragileSink(FakeSink):
+    """A connection that the client reads only when the test says so, and that raises once it `is_broken`."""
+
+    def __init__(self) -> None:
+        super().__init__(reads=False)
+        self.is_broken = False
+
+    def write(self, chunk: Chunk) -> None:
+        if self.is_broken:
+            raise RuntimeError("the transport is closed")
+        super().write(chunk)
+
+
+async def test_lagging_subscriber_whose_sink_raises_when_it_resumes_ends_and_nothing_is_held_for_it() -> None:
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        join(hub), join(hub)
+        sink = FragileSink()
+        slow, _ = join(hub, sink=sink)
+        for _ in range(4):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+        was_lagging = slow.state is State.LAGGING
+
+        sink.is_broken = True
+        sink.read_all()
+
+        assert was_lagging and slow.reason is CloseReason.DISCONNECTED
+        assert hub.statistics.backlog_bytes == hub.statistics.lagging == 0
+
+
+async def test_replaying_subscriber_whose_sink_raises_when_it_resumes_ends() -> None:
+    async with running_hub(round_bytes=100_000) as hub:
+        start, *_ = await publish(hub, "seen", *["x" * 60_000] * 5)
+        sink = FragileSink()
+        slow, _ = join(hub, cursor=start, sink=sink)
+        await until(lambda: sink.is_paused)
+        was_replaying = slow.state is State.REPLAYING
+
+        sink.is_broken = True
+        sink.read_all()
+
+        assert was_replaying and slow.reason is CloseReason.DISCONNECTED
+
+
+async def test_lagging_stream_that_moves_to_a_sink_that_reads_receives_what_was_held() -> None:
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        join(hub), join(hub)
+        slow, stuck = join(hub, sink=FakeSink(reads=False))
+        for number in range(4):
+            await publish(hub, f"{number}" * 60_000)
+            await hub.flush()
+        was_lagging = slow.state is State.LAGGING
+        sink = FakeSink()
+
+        hub.reattach(slow, sink, [Chunk(data) for data in stuck.chunks])
+
+        assert was_lagging and slow.state is State.LIVE
+        assert [data[0] for data in sink.data()] == ["0", "1", "2", "3"]
+        assert hub.statistics.backlog_bytes == 0

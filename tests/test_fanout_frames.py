@@ -1,0 +1,56 @@
+"""Frames and batches: encoded once, cut at a position, and what a client knows after them."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders import BASE, at, batch, frame
+from ssehub.fanout.frames import Batch, Frame, control_event, heartbeat, hello
+from ssehub.position import Position
+from streams import decode
+
+
+@pytest.mark.parametrize(
+    ("position", "rest"), [(BASE, [0, 1, 2]), (at(1), [1, 2]), (at(2), [2]), (at(3), [2]), (at(4), None)]
+)
+def test_part_of_a_batch_above_a_position(position: Position, rest: list[int] | None) -> None:
+    whole = batch(1, 2, 4)
+
+    part = whole.after(position)
+
+    assert (None if part is None else part.frames) == (None if rest is None else [whole.frames[n] for n in rest])
+    assert part is None or part.last == whole.last
+
+
+def test_subscribers_at_the_same_position_share_the_part_of_a_batch() -> None:
+    whole = batch(1, 2, 3)
+
+    assert whole.after(BASE) is whole
+    assert whole.after(at(1)) is whole.after(at(1))
+
+
+@pytest.mark.parametrize(
+    ("frames", "final"),
+    [
+        pytest.param([frame(1), frame(2)], at(2), id="position"),
+        pytest.param([frame(1), frame(2, id="mine")], None, id="publishers-id"),
+        pytest.param([frame(1, id="mine"), frame(2)], at(2), id="position-after-publishers-id"),
+        pytest.param([frame(1, payload="id: mine\ndata: 1\n\ndata: 2\n\n")], at(1), id="payload"),
+    ],
+)
+def test_final_position_of_a_batch_is_that_of_its_last_event(frames: list[Frame], final: Position | None) -> None:
+    assert Batch(frames, at(9)).final_position == final
+
+
+@pytest.mark.parametrize(("ttl", "expires_at"), [(None, None), (5, 105.0)])
+def test_event_expires_after_its_ttl(ttl: int | None, expires_at: float | None) -> None:
+    assert frame(1, arrived_at=100.0, ttl=ttl).expires_at == expires_at
+
+
+def test_frames_of_the_hub_itself() -> None:
+    assert hello(at(1), 1500).data.decode() == f": ok\nid: {at(1)}\nretry: 1500\n\n"
+    assert hello(None, None).data == b": ok\n\n"
+    assert heartbeat(at(2)).data.decode() == f": ping\nid: {at(2)}\n\n"
+    assert heartbeat(None).data == b": ping\n\n"
+    (event,) = decode(control_event("stream-drain", {"n": 1}, at(3), 2000).data)
+    assert (event.event, event.json(), event.id, event.retry) == ("stream-drain", {"n": 1}, str(at(3)), 2000)

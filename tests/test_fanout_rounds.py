@@ -1,0 +1,194 @@
+"""Rounds: their states, what a round carries, and how far apart rounds begin."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+
+from builders import BASE, at, frame
+from hubs import join, publish, running_hub
+from ssehub.fanout.frames import Ending
+from ssehub.fanout.rounds import Rounds, RoundState
+from ssehub.publication import Disconnect
+from ssehub.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+IDLE, SCHEDULED, WAITING = RoundState.IDLE, RoundState.SCHEDULED, RoundState.WAITING
+WRITING, ENDING = RoundState.WRITING, RoundState.ENDING
+NOW = 100.0
+COMMAND = Ending(at(2), Disconnect(("alex",), ()))
+
+STEPS: dict[str, Callable[[Rounds], object]] = {
+    "schedule": lambda rounds: rounds.schedule(NOW),
+    "wait": lambda rounds: rounds.wait(),
+    "begin": lambda rounds: rounds.begin(NOW, 1_000),
+    "next_ending": lambda rounds: rounds.next_ending(),
+    "finish": lambda rounds: rounds.finish(NOW),
+    "finish_ending": lambda rounds: rounds.finish_ending(),
+}
+LEADS_TO = {
+    (IDLE, "schedule"): SCHEDULED,
+    (WAITING, "schedule"): SCHEDULED,
+    # A round that is scheduled or under way is not scheduled again.
+    (SCHEDULED, "schedule"): SCHEDULED,
+    (WRITING, "schedule"): WRITING,
+    (ENDING, "schedule"): ENDING,
+    (SCHEDULED, "wait"): WAITING,
+    (SCHEDULED, "begin"): WRITING,
+    (SCHEDULED, "next_ending"): ENDING,
+    (WRITING, "finish"): IDLE,
+    (ENDING, "finish_ending"): IDLE,
+}
+"""Each step that is possible, by the state before it, and the state after it."""
+# The two ways to finish lead to the same state, so the table of states cannot tell them apart.
+AMBIGUOUS = {(ENDING, "finish"), (WRITING, "finish_ending")}
+CASES = [case for case in product(RoundState, STEPS) if case not in AMBIGUOUS]
+
+
+def rounds_in(state: RoundState, *waiting: Ending | int) -> Rounds:
+    """Return rounds in `state`, for which `waiting` waits: commands, and events by their numbers."""
+    rounds = Rounds(BASE, 1_000)
+    if state is WRITING:
+        rounds.add(frame(1))
+        rounds.schedule(NOW)
+        rounds.begin(NOW, 1_000)
+    elif state is ENDING:
+        rounds.add(COMMAND)
+        rounds.schedule(NOW)
+        rounds.next_ending()
+    for item in waiting:
+        rounds.add(item if isinstance(item, Ending) else frame(item))
+    if state in (SCHEDULED, WAITING):
+        rounds.schedule(NOW)
+    if state is WAITING:
+        rounds.wait()
+    assert rounds.state is state
+    return rounds
+
+
+@pytest.mark.parametrize(("state", "step"), CASES, ids=[f"{state.value}-{step}" for state, step in CASES])
+def test_round_changes_its_state_only_as_the_table_allows(state: RoundState, step: str) -> None:
+    rounds = rounds_in(state, COMMAND if step == "next_ending" else 3, 4)
+    after = LEADS_TO.get((state, step))
+
+    if after is not None:
+        STEPS[step](rounds)
+        assert rounds.state is after
+    else:
+        waiting_bytes = rounds.waiting_bytes
+        with pytest.raises(AssertionError, match="cannot be followed by"):
+            STEPS[step](rounds)
+        assert (rounds.state, rounds.waiting_bytes) == (state, waiting_bytes)
+
+
+def test_nothing_is_scheduled_when_nothing_waits() -> None:
+    rounds = Rounds(BASE, 1_000)
+
+    assert rounds.schedule(NOW) is None
+    assert rounds.state is IDLE and rounds.is_idle
+
+
+@pytest.mark.parametrize(
+    ("capacity", "carried"),
+    [
+        pytest.param(10**6, [1, 2, 3], id="everything"),
+        pytest.param(2 * len(frame(1).data), [1, 2], id="as-many-as-fit"),
+        pytest.param(2 * len(frame(1).data) - 1, [1], id="whole-events"),
+        pytest.param(0, [1], id="at-least-one"),
+        pytest.param(-5, [1], id="at-least-one-without-capacity"),
+    ],
+)
+def test_round_carries_as_many_events_as_it_may_and_at_least_one(capacity: int, carried: list[int]) -> None:
+    rounds = rounds_in(SCHEDULED, 1, 2, 3)
+
+    frames = rounds.begin(NOW, capacity)
+
+    assert [one.position for one in frames] == [at(number) for number in carried]
+    assert rounds.last == frames[-1].position
+    assert rounds.waiting_bytes == (3 - len(carried)) * len(frame(1).data)
+    assert rounds.is_under_way and not rounds.is_idle
+
+
+def test_command_stands_between_the_events_in_the_order_of_the_log() -> None:
+    rounds = rounds_in(SCHEDULED, 1, COMMAND, 3)
+
+    assert rounds.next_ending() is None
+    assert [one.position for one in rounds.begin(NOW, 10**6)] == [at(1)]
+    rounds.finish(NOW)
+    rounds.schedule(NOW)
+    assert rounds.next_ending() is COMMAND
+    rounds.finish_ending()
+    rounds.schedule(NOW)
+    assert rounds.next_ending() is None
+    assert [one.position for one in rounds.begin(NOW, 10**6)] == [at(3)]
+    assert rounds.finish(NOW + 1.5) == 1.5
+    assert rounds.is_idle
+
+
+def test_capacity_for_publishers_ends_with_the_waiting_bytes() -> None:
+    size = len(frame(1).data)
+    rounds = Rounds(BASE, 2 * size)
+    for number in (1, 2):
+        assert rounds.has_capacity()
+        rounds.add(frame(number))
+    full = rounds.has_capacity()
+    rounds.add(COMMAND)
+
+    rounds.schedule(NOW)
+    rounds.begin(NOW, size)
+
+    assert not full and rounds.has_capacity()
+    assert rounds.waiting_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("writes", "seconds", "delay"),
+    [
+        pytest.param(31, 0.001, 0.0, id="few-writes-without-pause"),
+        pytest.param(32, 0.001, 0.002, id="a-pause-after-the-end"),
+        pytest.param(100, 0.001, 0.005, id="6-ms-from-beginning-to-beginning"),
+        pytest.param(100, 0.005, 0.002, id="long-round"),
+        pytest.param(10_000, 0.001, 0.014, id="at-most-15-ms"),
+    ],
+)
+def test_next_round_keeps_a_distance_that_grows_with_the_writes(writes: int, seconds: float, delay: float) -> None:
+    rounds = rounds_in(SCHEDULED, 1, 2)
+    rounds.begin(NOW, 1)
+    rounds.writes = writes
+    rounds.finish(NOW + seconds)
+
+    assert rounds.schedule(NOW + seconds) == pytest.approx(delay)
+
+
+def test_round_that_is_late_already_begins_at_once() -> None:
+    rounds = rounds_in(SCHEDULED, 1, 2)
+    rounds.begin(NOW, 1)
+    rounds.writes = 1_000
+    rounds.finish(NOW + 0.001)
+
+    assert rounds.schedule(NOW + 5) == 0.0
+
+
+@pytest.mark.parametrize(("subscribers", "least_seconds"), [(10, 0.0), (100, 0.006), (600, 0.015)])
+async def test_rounds_begin_further_apart_the_more_they_write(subscribers: int, least_seconds: float) -> None:
+    async with running_hub(ManualClock()) as hub:
+        sinks = [join(hub, f"user-{number}")[1] for number in range(subscribers)]
+        await publish(hub, "1")
+        await hub.flush()
+
+        began = time.monotonic()
+        await publish(hub, "2")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert (sinks[0].data() == ["1", "2"]) == (least_seconds == 0.0)
+        await publish(hub, "3")
+        await hub.flush()
+
+        assert time.monotonic() - began >= least_seconds - 0.001
+        assert [sink.data() for sink in sinks] == [["1", "2", "3"]] * subscribers
+        assert sum(hub.statistics.round_counts) == (3 if least_seconds == 0.0 else 2)

@@ -1,0 +1,239 @@
+"""`ssehub serve`: how the process starts, drains and stops, whatever its clients do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conftest import ERROR_LINES, StartHub, wait_until
+from readme import check_curl_lines
+from ssehub.tokens import Tokens
+from streams import listen
+
+SECRET = "MySuperPassword42"
+
+
+def test_start_logs_where_it_listens_and_a_command_to_try(start_hub: StartHub) -> None:
+    hub = start_hub("--secret", SECRET)
+
+    assert "the secret is short and might be guessed: use 32 bytes or more" in hub.log
+    assert f"listening for browsers on {hub.url}/events/" in hub.log
+    assert f"listening for publishers on {hub.control_url}/" in hub.log
+    assert "broker memory://" in hub.log
+    assert f"try: curl -d 'userId=alex&channel=chat' {hub.control_url}/token/" in hub.log
+    assert SECRET not in hub.log
+
+
+def test_random_secret_is_announced_and_never_shown() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSEHUB_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssehub", "--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    with process:
+        assert process.stderr is not None
+
+        lines = [process.stderr.readline() for _ in range(3)]
+        process.terminate()
+        rest = process.stderr.read()
+
+        assert process.wait(10) == 0
+    assert "no secret is set: a random one is used" in lines[0]
+    assert not re.search(r"[A-Za-z0-9_-]{40,}", "".join(lines) + rest)
+
+
+@pytest.mark.parametrize("is_unix", [False, True], ids=["tcp", "unix"])
+def test_first_curl_to_try_works_as_printed(is_unix: bool, tmp_path: Path, start_hub: StartHub) -> None:
+    address = f"unix:{tmp_path}/control.sock" if is_unix else "127.0.0.1:0"
+    hub = start_hub("--secret", SECRET, "--control-bind", address, "--control-key", "k")
+    command = re.search(r"try: (.*)", hub.log)
+    assert command
+
+    environment = {**os.environ, "KEY": "k"}
+    printed = subprocess.run(["bash", "-c", command[1]], capture_output=True, text=True, env=environment, timeout=20)
+
+    assert Tokens(SECRET).verify(printed.stdout).user_id == "alex", printed
+
+
+def test_curl_lines_of_the_readme_work_as_printed(start_hub: StartHub) -> None:
+    check_curl_lines(start_hub())
+
+
+def test_control_app_on_every_interface_runs_with_a_key(start_hub: StartHub) -> None:
+    hub = start_hub("--control-bind", ":0", "--control-key", "k")
+
+    answer = httpx.post(f"{hub.control_url}/token/", data={"userId": "a", "channel": "b"})
+
+    assert answer.status_code == 401
+
+
+SERVERS_THAT_FAIL = """
+import asyncio
+import uvicorn
+from ssehub.cli import main
+
+async def main_loop(self):
+    await asyncio.sleep(1)
+    raise TimeoutError
+
+uvicorn.Server.main_loop = main_loop
+main()
+"""
+
+
+def test_server_that_fails_stops_the_hub_with_a_log_line_and_exit_code_1(start_hub: StartHub) -> None:
+    hub = start_hub("--drain-seconds", "1", code=SERVERS_THAT_FAIL)
+
+    assert hub.wait() == 1
+    assert "a server ended by itself, so the process stops: TimeoutError()" in hub.log
+    assert "Traceback" not in hub.log
+
+
+@pytest.mark.parametrize(("count", "window"), [(200, 3), (99, 2)])
+def test_f1_sigterm_drains_every_stream_and_exits_0(count: int, window: int, start_hub: StartHub) -> None:
+    hub = start_hub("--drain-seconds", str(window))
+    token = hub.token()
+    streams = [listen(hub.port, token) for _ in range(count)]
+    hub.emit(data="last")
+    began = time.monotonic()
+
+    hub.signal()
+    wait_until(lambda: "draining" in hub.log)
+    not_ready = httpx.get(f"{hub.control_url}/readyz")
+    newcomer = httpx.get(f"{hub.url}/events/", params={"token": token})
+    for stream in streams:
+        stream.read_until(b"0\r\n\r\n")
+        stream.close()
+
+    assert hub.wait() == 0
+    assert time.monotonic() - began < window + 2
+    assert (not_ready.status_code, newcomer.status_code) == (503, 200)
+    assert "retry: " in newcomer.text
+    for stream in streams:
+        assert [event.event for event in stream.events] == ["message", "stream-drain"]
+        assert stream.events[-1].retry is not None and stream.events[-1].retry >= 2_000
+    assert not ERROR_LINES.search(hub.log)
+
+
+def test_f2_sigterm_with_clients_that_never_read_exits_in_time(start_hub: StartHub) -> None:
+    hub = start_hub("--drain-seconds", "1.5")
+    token = hub.token()
+    stuck = [listen(hub.port, token, receive_buffer=4096) for _ in range(5)]
+    for _ in range(4):
+        hub.emit(data="x" * 200_000)
+    began = time.monotonic()
+
+    hub.signal()
+
+    assert hub.wait() == 0
+    assert time.monotonic() - began < 3.5
+    assert not ERROR_LINES.search(hub.log)
+    for stream in stuck:
+        stream.close()
+
+
+def test_f3_second_signal_stops_at_once(start_hub: StartHub) -> None:
+    hub = start_hub("--drain-seconds", "30")
+    streams = [listen(hub.port, hub.token()) for _ in range(100)]
+    hub.signal(signal.SIGINT)
+    wait_until(lambda: "draining" in hub.log)
+    began = time.monotonic()
+
+    hub.signal(signal.SIGINT)
+
+    assert hub.wait() == 128 + signal.SIGINT
+    assert time.monotonic() - began < 3
+    for stream in streams:
+        stream.close()
+
+
+def test_f4_publish_during_the_drain_is_delivered_stored_or_refused(tmp_path: Path, start_hub: StartHub) -> None:
+    log = f"sqlite:///{tmp_path}/events.db"
+    hub = start_hub("--drain-seconds", "3", "--broker", log)
+    stream = listen(hub.port, hub.token())
+    answered = []
+
+    hub.signal()
+    for number in itertools.count():
+        body = {"userId": "*", "channel": "chat", "data": str(number)}
+        try:
+            answer = httpx.post(f"{hub.control_url}/emit/", json=body, timeout=5)
+        except httpx.HTTPError:
+            break
+        if answer.status_code == 200:
+            answered.append(str(number))
+    stream.read_to_end()
+    last_id = re.findall(rb"^id: (\S+)", stream.body, re.MULTILINE)[-1].decode()
+
+    assert hub.wait() == 0
+    assert stream.events[-1].event == "stream-drain"
+    restarted = start_hub("--broker", log)
+    end = restarted.emit(data="end")
+    resumed = listen(restarted.port, restarted.token(), f"Last-Event-ID: {last_id}")
+    resumed.read_until(end.encode())
+    resumed.read_until(b"data: end\n\n")
+    resumed.close()
+    received = [event.data for event in [*stream.events, *resumed.events] if not event.event.startswith("stream-")]
+    assert answered and received == [*sorted({*answered, *received[:-1]}, key=int), "end"]
+
+
+def test_f17_health_checks_see_that_the_hub_drains_before_the_ports_close(start_hub: StartHub) -> None:
+    hub = start_hub()  # without streams, so that shutdown waits for nothing else
+    checks = []
+
+    with httpx.Client() as http:
+        for _ in range(2):
+            checks.append(http.get(f"{hub.control_url}/readyz").status_code)
+            time.sleep(0.5)
+        checks.append(http.get(f"{hub.control_url}/readyz").status_code)
+        hub.signal()
+        time.sleep(0.5)
+        checks.append(http.get(f"{hub.control_url}/readyz").status_code)
+
+    assert checks == [200, 200, 200, 503]
+    assert hub.wait(5) == 0
+
+
+def test_f17_shutdown_does_not_wait_for_health_checks_that_have_ended(start_hub: StartHub) -> None:
+    hub = start_hub()
+    for _ in range(2):
+        httpx.get(f"{hub.control_url}/readyz")
+        time.sleep(0.2)
+    began = time.monotonic()
+
+    hub.signal()
+
+    assert hub.wait() == 0
+    assert time.monotonic() - began < 5  # 0.6 on an idle machine; the window is 10
+
+
+def test_f5_killed_hub_starts_again_on_the_same_port(start_hub: StartHub) -> None:
+    first = start_hub()
+    stream = listen(first.port, first.token())
+    first.signal(signal.SIGKILL)
+    first.wait()
+
+    second = start_hub("--bind", f"127.0.0.1:{first.port}")
+    stream.close()
+
+    assert second.port == first.port
+
+
+def test_f7_sighup_is_ignored_and_logged(start_hub: StartHub) -> None:
+    hub = start_hub()
+
+    hub.signal(signal.SIGHUP)
+
+    wait_until(lambda: "SIGHUP is ignored" in hub.log)
+    assert httpx.get(f"{hub.control_url}/healthz").text == "ok\n"

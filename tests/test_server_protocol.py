@@ -1,0 +1,234 @@
+"""Our HTTP protocol: packets, limits, pipelined and broken requests, on the ports of a real hub or in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, until, wait_until
+from ssehub.hub import Hub
+from ssehub.server import HttpProtocol
+from ssehub.tokens import Tokens
+from ssehub.web.client import create_client_app
+from streams import RawStream, get, listen
+
+EMIT = "POST /emit/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+FORM = "userId=*&channel=chat&data=x"
+
+
+def test_a14_silent_connections_take_no_descriptors_from_publishers(start_hub: StartHub) -> None:
+    hub = start_hub(prefix=("prlimit", "--nofile=128:128"))
+    token = hub.token()
+    stream = listen(hub.port, token)
+    silent = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(200)]
+
+    for number in range(5):
+        assert httpx.get(f"{hub.control_url}/healthz", timeout=2).text == "ok\n"
+        hub.emit(data=str(number))
+    stream.read_until(b"data: 4\n\n")
+    for connection in silent:
+        connection.close()
+
+    wait_until(lambda: opens(hub.port, token), 5)
+    stream.close()
+    assert not ERROR_LINES.search(hub.log)
+
+
+def opens(port: int, token: str) -> bool:
+    try:
+        listen(port, token).close()
+    except (OSError, AssertionError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["with-length", "chunked"])
+def test_c6_client_that_sends_10_mb_before_it_reads_gets_its_413(is_chunked: bool, hub: RunningHub) -> None:
+    body = b"x" * 10_000_000
+    for path in ("/emit/", "/token/"):
+        connection = http.client.HTTPConnection("127.0.0.1", hub.control_port, timeout=20)
+        headers = {"Content-Type": "application/json"}
+
+        connection.request("POST", path, iter([body]) if is_chunked else body, headers, encode_chunked=is_chunked)
+        response = connection.getresponse()
+
+        assert response.status == 413
+        assert b"8388608" in response.read()
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        pytest.param(["Content-Length: -1"], "FORM", id="negative-length"),
+        pytest.param(["Content-Length: 32", "Transfer-Encoding: chunked"], "20\r\nFORM\r\n0\r\n\r\n", id="CL+TE"),
+        pytest.param(["Content-Length: 32", "Content-Length: 3"], "FORM", id="two-lengths"),
+    ],
+)
+def test_c6_body_of_unclear_length_is_refused_and_not_published(headers: list[str], body: str, hub: RunningHub) -> None:
+    before = hub.metric("ssehub_events_published_total")
+    form = "userId=*&channel=chat&data=smug1"
+    assert len(form) == 32
+    head = ["POST /emit/ HTTP/1.1", "Host: localhost", "Content-Type: application/x-www-form-urlencoded", *headers]
+
+    stream = RawStream(hub.control_port, "\r\n".join([*head, "", body.replace("FORM", form)]))
+    answer = stream.read_to_end()
+
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+    assert hub.metric("ssehub_events_published_total") == before
+
+
+@pytest.mark.parametrize(
+    ("request_text", "end"),
+    [
+        pytest.param(f"{EMIT}Content-Length: {len(FORM)}\r\n\r\n{FORM}", b"OK", id="answer"),
+        pytest.param(
+            "GET /nothing/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"Not Found", id="close"
+        ),
+        pytest.param("HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n\r\n", id="head alone"),
+        pytest.param("HEAD /healthz HTTP/1.0\r\n\r\n", b"\r\n\r\n", id="head alone, and the end"),
+    ],
+)
+def test_head_and_body_of_an_answer_come_in_one_packet(request_text: str, end: bytes, hub: RunningHub) -> None:
+    client = RawStream(hub.control_port, request_text)
+
+    received = client.read_until(end)
+    packets = packets_with_data(client)
+    client.close()
+
+    assert received.startswith(b"HTTP/1.1 ") and received.endswith(end)
+    assert packets == 1
+
+
+def test_stream_starts_with_its_head_and_first_frame_in_one_packet(hub: RunningHub) -> None:
+    client = RawStream(hub.port, get(f"/events/?token={hub.token()}"))
+
+    received = client.read_until(b"\n\n\r\n")
+    packets = packets_with_data(client)
+    client.close()
+
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert packets == 1
+
+
+def packets_with_data(client: RawStream) -> int:
+    """Return how many the client has received: `tcpi_data_segs_in` of `struct tcp_info` in linux/tcp.h."""
+    info = client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("I", info, 152)[0])
+
+
+def test_client_that_expects_100_continue_gets_it(hub: RunningHub) -> None:
+    client = RawStream(hub.control_port, f"{EMIT}Expect: 100-continue\r\nContent-Length: {len(FORM)}\r\n\r\n")
+
+    client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
+    client.socket.sendall(FORM.encode())
+
+    assert client.read_until(b"OK", 5).count(b"HTTP/1.1 200 OK") == 1
+    client.close()
+
+
+def test_upgrade_requests_are_answered_like_others_without_a_warning(start_hub: StartHub) -> None:
+    hub = start_hub()
+    token = hub.token()
+
+    for upgrade in ("websocket", "h2c"):
+        listen(hub.port, token, "Connection: Upgrade", f"Upgrade: {upgrade}").close()
+
+    assert "WARNING" not in hub.log and "websockets" not in hub.log
+
+
+def test_lost_connection_while_the_headers_are_sent_leaves_no_subscriber(hub: RunningHub) -> None:
+    token = hub.token()
+
+    for number in range(200):
+        RawStream(hub.port, get(f"/events/?token={token}") * (1 + number % 3)).reset()
+
+    hub.wait_for("ssehub_subscribers", 0)
+    assert not ERROR_LINES.search(hub.log)
+
+
+@asynccontextmanager
+async def served(app: ASGIApp, **options: Any) -> AsyncIterator[tuple[tuple[str, int], ServerState]]:
+    """Serve `app` through our protocol in this event loop; yield the address and the state of the server."""
+    config = uvicorn.Config(app, http=HttpProtocol, lifespan="off", **options)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HttpProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    try:
+        yield server.sockets[0].getsockname(), state
+    finally:
+        server.close()
+
+
+@pytest.mark.anyio
+async def test_pipelined_requests_leave_no_task_behind() -> None:
+    tokens = Tokens(SECRET)
+    async with Hub() as hub, served(create_client_app(hub, tokens=tokens, drains_on_exit=False)) as (address, state):
+        tasks = len(asyncio.all_tasks())
+        request = get(f"/events/?token={tokens.issue('alex', ['chat'], expires_at=time.time() + 60)}").encode()
+
+        for number in range(30):
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(request * (1 + number % 3))
+            await asyncio.sleep(0.001 * (number % 5))
+            writer.transport.abort()
+
+        await until(lambda: not state.connections and len(asyncio.all_tasks()) == tasks)
+    assert not state.tasks
+
+
+@pytest.mark.anyio
+async def test_head_of_an_answer_does_not_wait_for_a_late_body() -> None:
+    goes_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await goes_on.wait()
+        await send({"type": "http.response.body", "body": b"late"})
+
+    async with served(app) as (address, _), asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/").encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        goes_on.set()
+        body = await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n") and body == b"4\r\nlate\r\n0\r\n\r\n"
+
+
+@pytest.mark.anyio
+async def test_connection_can_become_a_websocket() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    upgrade = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {'A' * 22}==",
+    )
+
+    async with served(app, ws="wsproto") as (address, _), asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/", *upgrade).encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 101 ")
