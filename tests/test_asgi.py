@@ -156,7 +156,7 @@ def test_wrong_setting_is_one_line_that_names_it(serve: Serve) -> None:
 
     assert hub.wait() == 3
     assert [line for line in hub.log.splitlines() if "ssehub" in line] == [
-        "ssehub: SSEHUB_HEARTBEAT_SECONDS 'often': input should be a valid number, unable to parse string as a number"
+        "ssehub: SSEHUB_HEARTBEAT_SECONDS 'often': must be a valid number, unable to parse string as a number"
     ]
 
 

@@ -61,7 +61,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "bad-number": (["--drain-seconds", "soon"], 2, "--drain-seconds 'soon': must be a valid number"),
     "no-config": (["--config", "/nonexistent.toml"], 2, "can't read /nonexistent.toml: No such file or directory"),
     "secret-empty": (["--secret", ""], 2, "the secret is empty"),
-    "B20-secret-of-the-original": (["-secret", "secret"], 2, "the secret is the original's default"),
+    "B20-secret-of-the-original": (["-secret", "secret"], 2, "the secret is a publicly known default"),
     "B20-secret-null": (["-secret", "null"], 2, "the secret is JSON"),
     "B20-secret-json": (["-secret", '"x"'], 2, "the secret is JSON"),
     "control-off-loopback": (["--control-bind", ":0"], 2, "set a control key"),
@@ -89,12 +89,12 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "token-duration-huge": (
         ["token", "-userId", "a", "-channel", "b", "--expires-in", "1" + "0" * 400, "-secret", "x" * 32],
         2,
-        "exp inf is no Unix time",
+        "exp inf is not a Unix time",
     ),
     "token-exp-huge": (
         ["token", "-userId", "a", "-channel", "b", "-exp", "1e300", "-secret", "x" * 32],
         2,
-        "exp 1e+300 is no Unix time",
+        "exp 1e+300 is not a Unix time",
     ),
     "token-both": (
         ["token", "-userId", "a", "-channel", "b", "--expires-in", "1h", "-exp", "5", "-secret", "x" * 32],
@@ -204,7 +204,7 @@ def test_emit_publishes_to_a_running_hub_and_prints_the_id(
 
     assert plain.stdout.endswith("\n") and "-" in plain.stdout and raw.returncode == 0
     assert refused.returncode == bad.returncode == 1
-    assert "401" in refused.stderr and "the control key is needed" in refused.stderr
+    assert "401" in refused.stderr and "the control key is missing or wrong" in refused.stderr
     assert "event 'stream-x' begins with" in bad.stderr and bad.stderr.count("\n") == 1
 
 

@@ -1,10 +1,13 @@
-"""An address to listen on, as the settings write it."""
+"""Addresses to listen on, as the settings write them, and the names of this machine."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
 from typing import Self
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+"""The names under which a machine reaches itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """True if only this machine can reach it."""
-        if self.path is not None or self.host == "localhost":
+        if self.path is not None or self.host in LOOPBACK_HOSTS:
             return True
         try:
             return self.host is not None and ipaddress.ip_address(self.host).is_loopback

@@ -1,28 +1,28 @@
-"""Every exception this package raises on purpose, and the HTTP status each becomes.
+"""Every exception that this package raises on purpose, with the HTTP status that the apps respond with.
 
 SSEHubError
-├── InvalidRequest (400)        what a caller sent can't be used; the message names the field and what would do
-│   ├── InvalidEvent (400)      it can't be an event
-│   ├── BodyTooLarge (413)      the request body is over its bound
-│   ├── UnsupportedContent (415)  the body is of a type we don't read
-│   └── IdempotencyConflict (422)  an idempotency key was used for something else
-├── TokenError (401)            a token is missing, broken, expired or signed by somebody else
-├── ControlKeyError (401)       the control key is missing or wrong
-├── Forbidden (403)             a foreign web page or host asks the control app
-├── ConfigError                 a setting can't be used; the command exits 2
-├── AddressError                an address can't be bound; the command exits 3
-├── WrongEventLoop              a call that would block its own event loop, or belongs into another one
-└── Unavailable (503)           try again later; the event may or may not be stored
-    ├── BrokerUnavailable       the log can't be reached; at its start the command exits 3
-    ├── Overloaded              too many publishers wait already; nothing was stored
-    └── HubClosed               the hub has ended; nothing was stored
+├── InvalidRequest (400)            the request can't be used; the message names the field and what is expected
+│   ├── InvalidEvent (400)          the fields don't make a valid event
+│   ├── BodyTooLarge (413)          the request body, or one event in it, is over its limit
+│   ├── UnsupportedContent (415)    the body's content type, charset or encoding is not supported
+│   └── IdempotencyConflict (422)   the idempotency key was used before, for different events
+├── TokenError (401)                a token is missing, malformed, expired, or its signature is wrong
+├── ControlKeyError (401)           the control key is missing or wrong
+├── Forbidden (403)                 the request comes from a foreign web page, or its Host is not allowed
+├── ConfigError                     a setting can't be used; the command exits with code 2
+├── AddressError                    an address can't be bound; the command exits with code 3
+├── WrongEventLoop                  the call would block its own event loop, or belongs in another one
+└── Unavailable (503)               try again later; the event may or may not be stored
+    ├── BrokerUnavailable           the log can't be reached; if so at start, the command exits with code 3
+    ├── Overloaded                  too many publishers are waiting already; nothing was stored
+    └── HubClosed                   the hub is closed; nothing was stored
 """
 
 from __future__ import annotations
 
 
 class SSEHubError(Exception):
-    """The base of all. `status` is the HTTP status that the apps answer with."""
+    """Base of all exceptions of this package. `status` is the HTTP status that the apps respond with."""
 
     status = 500
 

@@ -1,4 +1,4 @@
-"""A client of the control app: publishes to a hub in another process, and asks it for tokens.
+"""An HTTP client of the control app: publishes to a hub in another process, and gets tokens from it.
 
 Needs httpx: `pip install 'ssehub[cli]'`.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Any, NamedTuple, Required, Self, TypedDict, Unpack
 from uuid import uuid4
 
 try:
@@ -23,93 +23,15 @@ from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSE
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 RETRY_SECONDS = (0.2, 1.0)
-"""How long to wait before the same is sent again."""
-NOT_NOW = (502, 503, 504)
+"""How long to wait before each further attempt."""
+TEMPORARY_STATUSES = (502, 503, 504)
 _ERRORS: dict[int, type[SSEHubError]] = {401: ControlKeyError, 403: Forbidden}
-_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 _Outcome = httpx.Response | httpx.HTTPError
 
 
-class _Calls:
-    """What is sent and how answers are read, the same for both publishers."""
-
-    def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
-        try:
-            parts = httpx.URL(url)
-        except (httpx.InvalidURL, TypeError) as exc:
-            raise ConfigError(f"{url!r} is no URL such as {DEFAULT_URL}: {exc}") from exc
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise ConfigError(f"{url!r} is no URL such as {DEFAULT_URL}")
-        self._url = url.rstrip("/")
-        _check_header("control_key", control_key)
-        headers = {"Content-Type": "application/json"}
-        if control_key is not None:
-            headers["Authorization"] = f"Bearer {control_key}"
-        # With a transport of its own httpx asks no proxy that the environment names: a hub's private port is near.
-        self._options: dict[str, Any] = {"base_url": self._url, "headers": headers, "timeout": timeout_seconds}
-
-    @staticmethod
-    def _check_open(client: httpx.Client | httpx.AsyncClient) -> None:
-        if client.is_closed:
-            raise Unavailable("the publisher has been closed: make a new one; nothing was sent")
-
-    @staticmethod
-    def _body(value: object) -> bytes:
-        try:
-            return json.dumps(value, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise InvalidRequest(f"the event can't be written as JSON ({exc}): give what JSON can hold") from exc
-
-    def _answer(self, outcome: _Outcome) -> Any:
-        if isinstance(outcome, httpx.HTTPError):
-            raise self._no_answer(outcome) from outcome
-        if outcome.status_code == 200:
-            try:
-                return _Answer(outcome.json())
-            except (TypeError, ValueError):
-                raise Unavailable(f"{self._url} answers as no hub does: {outcome.text[:80]!r}") from None
-        kind = _ERRORS.get(outcome.status_code, InvalidRequest if outcome.status_code < 500 else Unavailable)
-        raise kind(f"{self._url} answered {outcome.status_code}: {_reason(outcome)}")
-
-    @staticmethod
-    def _headers(key: str | None) -> dict[str, str]:
-        _check_header("idempotency_key", key)
-        return {"Idempotency-Key": key or uuid4().hex}
-
-    def _no_answer(self, exc: httpx.HTTPError) -> Unavailable:
-        if isinstance(exc, _NO_CONNECTION):
-            return Unavailable(f"{self._url} can't be reached ({exc}): nothing was sent")
-        return Unavailable(f"{self._url} gave no answer ({type(exc).__name__}): the event may or may not be stored")
-
-
-def _may_repeat(outcome: _Outcome, *, has_key: bool) -> bool:
-    """Whether sending the same once more may help, and does nothing twice."""
-    if isinstance(outcome, httpx.HTTPError):
-        return has_key or isinstance(outcome, _NO_CONNECTION)
-    return has_key and outcome.status_code in NOT_NOW
-
-
-class _Answer(dict[str, Any]):
-    """What a hub answers: an object, in which nothing is missed."""
-
-    def __missing__(self, name: str) -> Any:
-        raise Unavailable(f"the answer has no {name}: what answers is no hub")
-
-
-def _check_header(name: str, value: str | None) -> None:
-    if value is not None and not (isinstance(value, str) and value.isascii() and value.isprintable()):
-        raise InvalidRequest(f"{name} can't stand in a header: write printable ASCII")
-
-
-def _reason(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(response.text.split())[:500]
-
-
 class EventFields(TypedDict, total=False):
-    """One event, in the words of `Hub.publish`; `payload` is raw stream text in place of the rest."""
+    """One event, with the field names of `Hub.publish`. `payload` is raw stream text that replaces the other fields."""
 
     channel: Required[str | Sequence[str]]
     user_id: Required[str | Sequence[str]]
@@ -122,27 +44,71 @@ class EventFields(TypedDict, total=False):
     ttl: float | None
 
 
-_WIRE_NAMES = {"user_id": "userId", "type": "event"}
+class _Call(NamedTuple):
+    """One POST request. With an idempotency key in its headers, it is safe to send it again."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+
+    def may_be_repeated(self, outcome: _Outcome) -> bool:
+        """True if another attempt may succeed, and can't do anything twice."""
+        has_key = bool(self.headers)
+        if isinstance(outcome, httpx.HTTPError):
+            return has_key or isinstance(outcome, _NOT_CONNECTED)
+        return has_key and outcome.status_code in TEMPORARY_STATUSES
 
 
-def _wire(event: EventFields) -> dict[str, object]:
-    """`event` as `POST /emit/` takes it."""
-    wire = {_WIRE_NAMES.get(name, name): value for name, value in event.items() if value is not None}
-    if "data" in event and event["data"] is None:
-        wire["data"] = "null"  # as `Hub.publish` writes it
-    return wire
+class _Client:
+    """What both publishers share: the options of their httpx clients, and how responses are read."""
+
+    def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
+        try:
+            parts = httpx.URL(url)
+        except (httpx.InvalidURL, TypeError) as exc:
+            raise ConfigError(f"{url!r} is not a URL such as {DEFAULT_URL}: {exc}") from exc
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ConfigError(f"{url!r} is not a URL such as {DEFAULT_URL}")
+        self._url = url.rstrip("/")
+        headers = {"Content-Type": "application/json"}
+        if control_key is not None:
+            headers["Authorization"] = f"Bearer {_header_value('control_key', control_key)}"
+        # The publishers add a transport of their own: httpx then ignores proxies that the environment names.
+        self._options: dict[str, Any] = {"base_url": self._url, "headers": headers, "timeout": timeout_seconds}
+
+    def _read(self, outcome: _Outcome) -> dict[str, Any]:
+        if isinstance(outcome, _NOT_CONNECTED):
+            raise Unavailable(f"{self._url} can't be reached ({outcome}): nothing was sent") from outcome
+        if isinstance(outcome, httpx.HTTPError):
+            kind = type(outcome).__name__
+            raise Unavailable(f"no response from {self._url} ({kind}): the event may or may not be stored") from outcome
+        if outcome.status_code != 200:
+            status = outcome.status_code
+            error = _ERRORS.get(status, InvalidRequest if status < 500 else Unavailable)
+            raise error(f"{self._url} responded with {status}: {_reason(outcome)}")
+        try:
+            return _Fields(outcome.json())
+        except (TypeError, ValueError):
+            raise Unavailable(f"{self._url} is not a hub: unexpected response {outcome.text[:80]!r}") from None
 
 
-class Publisher(_Calls):
-    """Publishes over HTTP, blocking. Use it in `with`, or `close` it; it may be shared by threads.
+class _Fields(dict[str, Any]):
+    """The JSON object that a hub responds with. A missing field raises Unavailable."""
 
-    It tries twice more where it can't connect, and where an event is not answered, or by 502, 503 or 504: its
-    idempotency key sees to it that nothing is published twice. The key is a random one unless you give
-    `idempotency_key`, to be safe across restarts of your own program, too. `timeout_seconds` is for connecting, and for
-    each wait for the answer.
+    def __missing__(self, name: str) -> Any:
+        raise Unavailable(f"not a hub: the response has no field {name}")
 
-    Raises InvalidRequest for what the hub refuses, ControlKeyError and Forbidden for who asks, Unavailable when it
-    can't be reached or says to try again later.
+
+class Publisher(_Client):
+    """Publishes over HTTP and blocks meanwhile. Use it in `with`, or call `close`. Threads may share one.
+
+    It makes up to two further attempts if it can't connect and, for events, if there is no response or if it is 502,
+    503 or 504. An idempotency key makes sure that nothing is published twice. The key is random, unless you give
+    `idempotency_key` so that your program can safely publish again after a restart. `timeout_seconds` applies to
+    connecting, and to each wait for the response.
+
+    Raises InvalidRequest if the hub refuses the request, ControlKeyError or Forbidden if it refuses the caller, and
+    Unavailable if the hub can't be reached or asks to try again later.
     """
 
     def __init__(
@@ -156,33 +122,31 @@ class Publisher(_Calls):
         self._http = httpx.Client(transport=httpx.HTTPTransport(), **self._options)
 
     def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
-        """Publish one event, and return its id."""
-        return str(self._post("/emit/", _wire(event), self._headers(idempotency_key))["id"])
+        """Publish one event and return its id."""
+        return str(self._post(_emit(_wire(event), idempotency_key))["id"])
 
     def emit_many(self, events: Sequence[EventFields], *, idempotency_key: str | None = None) -> list[str]:
-        """Publish a batch, all or none, and return the ids."""
-        headers = self._headers(idempotency_key)
-        ids: list[str] = self._post("/emit/", [_wire(event) for event in events], headers)["ids"]
+        """Publish a batch, all of it or nothing, and return the ids."""
+        ids: list[str] = self._post(_emit([_wire(event) for event in events], idempotency_key))["ids"]
         return ids
 
     def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
-        """A token for `user_id` on one channel or several."""
-        return str(self._post("/token/", _token_fields(user_id, channel, expires_in_seconds))["token"])
+        """Return a token for `user_id` on one channel or several."""
+        return str(self._post(_issue_token(user_id, channel, expires_in_seconds))["token"])
 
-    def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
-        self._check_open(self._http)
-        body = self._body(value)
-        outcome = self._try(path, body, headers)
+    def _post(self, call: _Call) -> dict[str, Any]:
+        _check_open(self._http)
+        outcome = self._attempt(call)
         for wait in RETRY_SECONDS:
-            if not _may_repeat(outcome, has_key=headers is not None):
+            if not call.may_be_repeated(outcome):
                 break
             time.sleep(wait)
-            outcome = self._try(path, body, headers)
-        return self._answer(outcome)
+            outcome = self._attempt(call)
+        return self._read(outcome)
 
-    def _try(self, path: str, body: bytes, headers: dict[str, str] | None) -> _Outcome:
+    def _attempt(self, call: _Call) -> _Outcome:
         try:
-            return self._http.post(path, content=body, headers=headers)
+            return self._http.post(call.path, content=call.body, headers=call.headers)
         except httpx.HTTPError as exc:
             return exc
 
@@ -198,10 +162,11 @@ class Publisher(_Calls):
         self.close()
 
 
-class AsyncPublisher(_Calls):
-    """`Publisher` for code in an event loop. Use it in `async with`, or `aclose` it.
+class AsyncPublisher(_Client):
+    """`Publisher` for code in an event loop. Use it in `async with`, or call `aclose`.
 
-    It goes on in a new event loop when the old one has ended, and raises WrongEventLoop where that still lives.
+    If its event loop has been closed, it continues in a new one. While the first loop still exists, calls from another
+    one raise WrongEventLoop.
     """
 
     def __init__(
@@ -213,49 +178,47 @@ class AsyncPublisher(_Calls):
     ) -> None:
         super().__init__(url, control_key, timeout_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._http = self._client()
+        self._http = self._new_client()
 
-    def _client(self) -> httpx.AsyncClient:
+    def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(), **self._options)
 
     async def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
-        """As `Publisher.emit`."""
-        return str((await self._post("/emit/", _wire(event), self._headers(idempotency_key)))["id"])
+        """Publish one event and return its id."""
+        return str((await self._post(_emit(_wire(event), idempotency_key)))["id"])
 
     async def emit_many(self, events: Sequence[EventFields], *, idempotency_key: str | None = None) -> list[str]:
-        """As `Publisher.emit_many`."""
-        headers = self._headers(idempotency_key)
-        ids: list[str] = (await self._post("/emit/", [_wire(event) for event in events], headers))["ids"]
+        """Publish a batch, all of it or nothing, and return the ids."""
+        ids: list[str] = (await self._post(_emit([_wire(event) for event in events], idempotency_key)))["ids"]
         return ids
 
     async def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
-        """As `Publisher.token`."""
-        return str((await self._post("/token/", _token_fields(user_id, channel, expires_in_seconds)))["token"])
+        """Return a token for `user_id` on one channel or several."""
+        return str((await self._post(_issue_token(user_id, channel, expires_in_seconds)))["token"])
 
-    async def _post(self, path: str, value: object, headers: dict[str, str] | None = None) -> Any:
-        self._check_open(self._http)
-        body = self._body(value)
+    async def _post(self, call: _Call) -> dict[str, Any]:
+        _check_open(self._http)
         self._enter_loop(asyncio.get_running_loop())
-        outcome = await self._try(path, body, headers)
+        outcome = await self._attempt(call)
         for wait in RETRY_SECONDS:
-            if not _may_repeat(outcome, has_key=headers is not None):
+            if not call.may_be_repeated(outcome):
                 break
             await asyncio.sleep(wait)
-            outcome = await self._try(path, body, headers)
-        return self._answer(outcome)
+            outcome = await self._attempt(call)
+        return self._read(outcome)
 
     def _enter_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is loop:
             return
         if self._loop is not None:
             if not self._loop.is_closed():
-                raise WrongEventLoop("the publisher is at work in another event loop: make one for each")
-            self._http = self._client()  # the old one's connections ended with their loop
+                raise WrongEventLoop("the publisher is in use in another event loop: make one for each loop")
+            self._http = self._new_client()  # the connections of the old client ended with their loop
         self._loop = loop
 
-    async def _try(self, path: str, body: bytes, headers: dict[str, str] | None) -> _Outcome:
+    async def _attempt(self, call: _Call) -> _Outcome:
         try:
-            return await self._http.post(path, content=body, headers=headers)
+            return await self._http.post(call.path, content=call.body, headers=call.headers)
         except httpx.HTTPError as exc:
             return exc
 
@@ -271,7 +234,50 @@ class AsyncPublisher(_Calls):
         await self.aclose()
 
 
-def _token_fields(user_id: str, channel: str | Sequence[str], expires_in_seconds: int | None) -> dict[str, Any]:
+def _emit(event_or_batch: object, idempotency_key: str | None) -> _Call:
+    key = _header_value("idempotency_key", idempotency_key) if idempotency_key else uuid4().hex
+    return _Call("/emit/", _json(event_or_batch), {"Idempotency-Key": key})
+
+
+_WIRE_NAMES = {"user_id": "userId", "type": "event"}
+
+
+def _wire(event: EventFields) -> dict[str, object]:
+    """Return the fields of `event` with the names of `POST /emit/`."""
+    wire = {_WIRE_NAMES.get(name, name): value for name, value in event.items() if value is not None}
+    if "data" in event and event["data"] is None:
+        wire["data"] = "null"  # as `Hub.publish` writes it
+    return wire
+
+
+def _issue_token(user_id: str, channel: str | Sequence[str], expires_in_seconds: int | None) -> _Call:
     name = "channel" if isinstance(channel, str) else "channels"
     fields: dict[str, Any] = {"userId": user_id, name: channel if isinstance(channel, str) else list(channel)}
-    return fields if expires_in_seconds is None else {**fields, "exp": expires_in_seconds}
+    if expires_in_seconds is not None:
+        fields["exp"] = expires_in_seconds
+    return _Call("/token/", _json(fields), {})
+
+
+def _json(value: object) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"the event can't be written as JSON ({exc}): use values that JSON supports") from exc
+
+
+def _header_value(name: str, value: object) -> str:
+    if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+        raise InvalidRequest(f"{name} can't be sent in a header: use printable ASCII characters")
+    return value
+
+
+def _check_open(client: httpx.Client | httpx.AsyncClient) -> None:
+    if client.is_closed:
+        raise Unavailable("the publisher is closed: make a new one; nothing was sent")
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(response.text.split())[:500]

@@ -1,7 +1,7 @@
-"""Tokens: JSON Web Tokens (RFC 7519) with `userId`, `channel` and `exp`, signed by HMAC.
+"""Tokens: JSON Web Tokens (RFC 7519) with `userId`, `channel` and `exp`, signed with HMAC.
 
-The only room that knows python-jose and the names of claims. Whatever is wrong with a token, and whatever a library
-makes of it, is one TokenError: a caller learns that it is no good, a debug log learns why.
+The only module that uses python-jose and knows the names of claims. Every defect of a token, and every exception that
+python-jose raises for it, becomes a TokenError: clients learn only that the token is invalid, the debug log says why.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ MAX_TOKEN_LENGTH = 8_192
 MAX_CHANNELS = 100
 SHORT_SECRET_BYTES = 32
 MAX_TIME = 2**53
-"""Seconds that a float still counts one by one."""
+"""A float counts single seconds up to here."""
 _HMAC = (ALGORITHMS.HS256, ALGORITHMS.HS384, ALGORITHMS.HS512)
 _SEGMENT = r"(?=[\w-])(?:[\w-]{4})*(?:[\w-][AQgw]|[\w-]{2}[AEIMQUYcgkosw048])?"
-"""Base64url without padding (RFC 7515, 2) that is canonical: no bits behind the last byte (RFC 4648, 3.5)."""
+"""Canonical base64url without padding (RFC 7515, 2): the unused bits of the last character are 0 (RFC 4648, 3.5)."""
 _TOKEN = re.compile(rf"{_SEGMENT}\.{_SEGMENT}\.{_SEGMENT}", re.ASCII)
 _REFUSED_HEADERS = ("crit", "b64", "zip")
-"""Headers that change what a token means, which python-jose ignores. Those that name keys are never looked at."""
+"""Headers that change what a token means and that python-jose ignores. Headers that name keys are never used."""
 
 
 class Tokens:
-    """Issues and verifies tokens with one `secret`.
+    """Issues and verifies tokens with one `secret`. `now` returns Unix time in seconds.
 
-    `require_exp` False also takes tokens without `exp`, which then are valid for ever. `now` gives Unix time.
+    With `require_exp` False, tokens without `exp` are accepted too, and never expire.
     """
 
     def __init__(
@@ -49,51 +49,46 @@ class Tokens:
         now: Callable[[], float] = time.time,
     ) -> None:
         check_secret(secret)
-        # From the secret itself python-jose would make a key for each token.
+        # Given the secret itself, python-jose would construct a key for every token.
         self._keys = {name: jwk.construct(secret, name) for name in _HMAC}
         self._algorithm = algorithm
         self._require_exp = require_exp
         self._now = now
 
     def issue(self, user_id: str, channels: Sequence[str], *, expires_at: float) -> str:
-        """A token for `user_id` on `channels` until `expires_at` (Unix time, seconds). Raises InvalidEvent."""
+        """Return a token for `user_id` on `channels`, valid until `expires_at` (Unix time). Raises InvalidEvent."""
         claims: dict[str, Any] = {"userId": check_name("userId", user_id)}
-        if isinstance(channels, str) or not isinstance(channels, Collection):
-            raise InvalidEvent(f"channels must be a sequence of names, such as ['chat'], not {channels!r:.40}")
-        names = [check_name("channel", channel) for channel in channels]
-        if not 1 <= len(names) <= MAX_CHANNELS:
-            raise InvalidEvent(f"channel: {len(names)} were given, a token takes 1 to {MAX_CHANNELS}")
-        if len(names) == 1:
-            claims["channel"] = names[0]
-        else:
-            claims["channels"] = names
-        if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
-            raise InvalidEvent(
-                f"exp {expires_at!r:.40} is no Unix time in seconds, such as {int(self._now()) + 86_400}"
-            )
-        claims["exp"] = int(expires_at)
+        names = _checked_channels(channels)
+        claims |= {"channel": names[0]} if len(names) == 1 else {"channels": names}
+        claims["exp"] = self._checked_exp(expires_at)
         token: str = jwt.encode(claims, self._keys[self._algorithm], algorithm=self._algorithm)
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidEvent(
-                f"channel: the token would have {len(token)} characters, {MAX_TOKEN_LENGTH} are the most"
+                f"channel: the token would have {len(token)} characters: at most {MAX_TOKEN_LENGTH} are allowed"
             )
         return token
 
+    def _checked_exp(self, expires_at: float) -> int:
+        if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
+            example = int(self._now()) + 86_400
+            raise InvalidEvent(f"exp {expires_at!r:.40} is not a Unix time in seconds, such as {example}")
+        return int(expires_at)
+
     def verify(self, token: str) -> Claims:
-        """What `token` grants. Raises TokenError."""
+        """Return what `token` grants. Raises TokenError."""
         header = _header(token)
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in self._keys:
-            raise TokenError("it is not signed by HMAC")
+            raise TokenError(f"the token's algorithm is not one of {', '.join(self._keys)}")
         if any(name in header for name in _REFUSED_HEADERS):
-            raise TokenError("its header asks for what we don't do")
+            raise TokenError(f"the token's header has one of {', '.join(_REFUSED_HEADERS)}, which are not supported")
         try:
-            # jwt.decode would read the header again, and check claims more loosely than it is done below.
+            # jwt.decode would parse the header again, and it checks claims less strictly than `_claims` does.
             claims = json.loads(jws.verify(token, self._keys[algorithm], [algorithm]).decode())
         except (JOSEError, ValueError, RecursionError) as exc:
-            raise TokenError(f"{type(exc).__name__}: it can't be verified") from exc
+            raise TokenError(f"the token can't be verified ({type(exc).__name__})") from exc
         if not isinstance(claims, dict):
-            raise TokenError("its claims are no object")
+            raise TokenError("the token's claims are not a JSON object")
         return self._claims(claims)
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
@@ -109,64 +104,73 @@ class Tokens:
 
     def _expires_at(self, claims: dict[str, Any]) -> float | None:
         now = self._now()
-        if "nbf" in claims and _number("nbf", claims["nbf"]) > now:
-            raise TokenError("it is not valid yet")
+        if "nbf" in claims and _seconds("nbf", claims["nbf"]) > now:
+            raise TokenError("the token is not valid yet")
         if "exp" not in claims and not self._require_exp:
             return None
-        expires_at = _number("exp", claims.get("exp"))
+        expires_at = _seconds("exp", claims.get("exp"))
         if expires_at <= now:
-            raise TokenError("it has expired")
+            raise TokenError("the token has expired")
         return expires_at
 
 
+def _checked_channels(channels: Sequence[str]) -> list[str]:
+    if isinstance(channels, str) or not isinstance(channels, Collection):
+        raise InvalidEvent(f"channels must be a sequence of names, such as ['chat'], not {channels!r:.40}")
+    names = [check_name("channel", channel) for channel in channels]
+    if not 1 <= len(names) <= MAX_CHANNELS:
+        raise InvalidEvent(f"channel: {len(names)} names given: a token grants 1 to {MAX_CHANNELS} channels")
+    return names
+
+
 def _header(token: str) -> dict[str, Any]:
-    """The header of `token`, once its form is sound."""
+    """Return the header of `token`, if the token is well-formed."""
     if len(token) > MAX_TOKEN_LENGTH:
-        raise TokenError(f"it is longer than {MAX_TOKEN_LENGTH} characters")
+        raise TokenError(f"the token has more than {MAX_TOKEN_LENGTH} characters")
     if not _TOKEN.fullmatch(token):
-        raise TokenError("it has not the form of a token")
+        raise TokenError("the token is not made of three base64url segments")
     segment = token.partition(".")[0]
     try:
         header = json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)).decode())
     except (ValueError, RecursionError) as exc:
-        raise TokenError(f"{type(exc).__name__}: its header can't be read") from exc
+        raise TokenError(f"the token's header can't be decoded ({type(exc).__name__})") from exc
     if not isinstance(header, dict):
-        raise TokenError("its header is no object")
+        raise TokenError("the token's header is not a JSON object")
     return header
 
 
 def _channels(claims: dict[str, Any]) -> tuple[Any, ...]:
     channels = claims["channels"] if "channels" in claims else [claims.get("channel")]
     if not isinstance(channels, list) or not 1 <= len(channels) <= MAX_CHANNELS:
-        raise TokenError(f"channels must be a list of 1 to {MAX_CHANNELS} names")
+        raise TokenError(f"the token's channels are not a list of 1 to {MAX_CHANNELS} names")
     return tuple(channels)
 
 
-def _number(name: str, value: object) -> float:
+def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TokenError(f"{name} is no number")
+        raise TokenError(f"the token's {name} is not a number")
     try:
-        number = float(value)
+        seconds = float(value)
     except OverflowError as exc:
-        raise TokenError(f"{name} is out of range") from exc
-    if not 0 <= number < MAX_TIME:
-        raise TokenError(f"{name} is out of range")
-    return number
+        raise TokenError(f"the token's {name} is out of range") from exc
+    if not 0 <= seconds < MAX_TIME:
+        raise TokenError(f"the token's {name} is out of range")
+    return seconds
 
 
 def check_secret(secret: str) -> None:
-    """Raises ConfigError, which never shows it, for a `secret` that everybody knows or that can't sign."""
+    """Raise ConfigError if `secret` is publicly known or unusable for HMAC. The message never shows the secret."""
     if not isinstance(secret, str):
         raise ConfigError(f"the secret must be a string of 32 random bytes or more, not {type(secret).__name__}")
     if not secret.strip():
-        raise ConfigError("the secret is empty: give 32 random bytes or more, e.g. from `openssl rand -base64 32`")
+        raise ConfigError("the secret is empty: use 32 random bytes or more, e.g. from `openssl rand -base64 32`")
     if secret == "secret":
-        raise ConfigError("the secret is the original's default, which everybody knows: choose another")
+        raise ConfigError("the secret is a publicly known default: choose a random string")
     if "-----BEGIN" in secret or secret.startswith(("ssh-rsa", "ssh-ed25519")):
-        raise ConfigError("the secret is a PEM or SSH key: HMAC takes a random string")
+        raise ConfigError("the secret is a PEM or SSH key: tokens are signed with HMAC, choose a random string")
     try:
         value = json.loads(secret, parse_float=lambda _: 0)
     except (ValueError, RecursionError):
         value = 0
     if value is None or isinstance(value, str | list | dict | bool | float):
-        raise ConfigError("the secret is JSON, which python-jose would take for a key set: choose a random string")
+        raise ConfigError("the secret is JSON, which python-jose would read as a key set: choose a random string")

@@ -29,7 +29,7 @@ from .clock import Clock, Ticker
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
-from .index import Delivery, Index
+from .index import Index
 from .registry import Registry
 from .replays import Replays
 from .resume import Start, beginning
@@ -175,7 +175,7 @@ class Engine:
             return
         frames = self._rounds.begin(self._monotonic(), self.backlogs.capacity(len(self.index)))
         self.gate.open()
-        self._write_slice(_pairs(self.index.select(frames, frames[-1].position)))
+        self._write_slice(self._writes(frames))
 
     def _must_wait(self) -> bool:
         """End the streams that memory does not allow for; return True if the next round has to wait for the others."""
@@ -188,10 +188,16 @@ class Engine:
             self.registry.end(subscriber, CloseReason.SLOW)
         return False
 
+    def _writes(self, frames: list[Frame]) -> Iterator[tuple[Batch, Subscriber]]:
+        for batch, members in self.index.select(frames, frames[-1].position):
+            for subscriber in members:
+                yield batch, subscriber
+
     def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
         is_last = False
+        subscriber = None
         try:
             for batch, subscriber in islice(work, SLICE):
                 writes += 1
@@ -211,7 +217,8 @@ class Engine:
             is_last = writes < SLICE
         except Exception:
             logger.exception("writing a round failed at one stream, so it ends")
-            self.registry.end_failed(subscriber, FAILED)
+            if subscriber is not None:
+                self.registry.end_failed(subscriber, FAILED)
         finally:
             self._statistics.delivered += events
             self._statistics.delivered_bytes += size
@@ -227,15 +234,18 @@ class Engine:
         self._schedule_round()
 
     def _begin_ending(self, ending: Ending) -> None:
-        command = ending.command
-        named = self.index.named(command.users, command.channels)
-        # A stream that was opened after the command, with a token that is valid, is not meant.
-        open_then = [subscriber for subscriber in named if subscriber.attached_at < ending.position]
-        self._end_slice(iter(open_then), command.retry)
+        self._end_slice(self._named(ending), ending.command.retry)
+
+    def _named(self, ending: Ending) -> Iterator[Subscriber]:
+        for subscriber in self.index.named(ending.command.users, ending.command.channels):
+            # A stream that was opened after the command, with a token that is valid, is not meant.
+            if subscriber.attached_at < ending.position:
+                yield subscriber
 
     def _end_slice(self, rest: Iterator[Subscriber], retry_milliseconds: int) -> None:
-        some = list(islice(rest, SLICE))
+        some: list[Subscriber] = []
         try:
+            some = list(islice(rest, SLICE))
             for subscriber in some:
                 jitter = random.randrange(retry_milliseconds // 5 + 1)
                 self.registry.send(subscriber, "stream-revoked", {}, retry_milliseconds + jitter)
@@ -323,7 +333,6 @@ class Engine:
         now, wall = self._monotonic(), self._wall()
         for subscriber in self.backlogs.overdue(now):
             self.registry.end(subscriber, CloseReason.SLOW)
-        self._retry_round()
         self._replays.advance_all()
         self._history.expire(now)
         for subscriber, reason in self.clock.due(now, wall):
@@ -331,6 +340,7 @@ class Engine:
                 self.registry.end(subscriber, reason)
             else:
                 self.registry.send(subscriber, "stream-expiring", {"expiresAt": subscriber.expires_at})
+        self._retry_round()
         if bucket := self.clock.next_bucket():
             self._visit(iter(bucket), {}, slice_size)
 
@@ -358,6 +368,7 @@ class Engine:
             steps_left = max(1.0, (end - self._monotonic()) / DRAIN_STEP_SECONDS)
             for subscriber in list(islice(self.index.all, math.ceil(len(self.index) / steps_left))):
                 self.registry.end(subscriber, CloseReason.DRAINED)
+            self._retry_round()
             await asyncio.sleep(DRAIN_STEP_SECONDS)
 
     def stop(self) -> None:
@@ -384,9 +395,3 @@ class _SinkOwner:
 
     def sink_lost(self) -> None:
         self._engine.detach(self._subscriber)
-
-
-def _pairs(deliveries: list[Delivery]) -> Iterator[tuple[Batch, Subscriber]]:
-    for batch, members in deliveries:
-        for subscriber in members:
-            yield batch, subscriber

@@ -1,4 +1,4 @@
-"""Frames and batches: events encoded once, the batches they are written in, and the frames of the hub's own."""
+"""Frames and batches: events encoded once, the batches they are written in, and the hub's own frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of a hub's open streams: sends them the frames of the hub's own, and is the only place that ends one."""
+"""The registry of a hub's open streams: sends them the hub's own frames, and is the only place that ends one."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from .history import History, ResetReason
@@ -10,6 +11,8 @@ from .registry import Registry
 from .resume import next_part
 from .statistics import Statistics
 from .subscriber import FAILED, State, Subscriber
+
+logger = logging.getLogger("ssehub.hub")
 
 
 class Replays:
@@ -48,7 +51,12 @@ class Replays:
             return
         if subscriber.sink.is_paused or subscriber.sink.backlog > self._part_bytes:
             return
-        part = next_part(self._history, subscriber, self._part_bytes, self._monotonic())
+        try:
+            part = next_part(self._history, subscriber, self._part_bytes, self._monotonic())
+        except Exception:
+            logger.exception("a replay failed, so its stream ends")
+            self._registry.end_failed(subscriber, FAILED)
+            return
         if part is None:
             self._join(subscriber)
             self._registry.send_reset(subscriber, ResetReason.TOO_OLD)

@@ -20,8 +20,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 LINGER_SECONDS = 5.0
 """How long a client has to read what was written before its stream ended."""
 MAX_READ_BYTES = 64 * 2**10
-"""Most bytes that a task reads at once, unless the first chunk alone is larger: the server buffers them out of our
-sight.
+"""Most bytes that a task reads at once, unless the first chunk alone is larger: the server buffers them, where
+they are not counted as backlog.
 """
 
 

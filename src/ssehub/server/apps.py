@@ -11,6 +11,7 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
 from ..config import Config
 from ..errors import ConfigError
@@ -20,7 +21,7 @@ from ..platform import raise_descriptor_limit
 from ..settings import Backpressure, Idempotency, Limits, LogRetention, RedisOptions, Retention, Streams
 from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 from ..web.client import create_client_app
-from ..web.control import LOOPBACK_HOSTS, create_control_app
+from ..web.control import create_control_app
 
 logger = logging.getLogger("ssehub.apps")
 

@@ -1,1 +1,1 @@
-"""The two apps: the client app, which is public, and the control app, which is private."""
+"""The HTTP side: the public client app and the private control app."""

@@ -1,105 +1,65 @@
-"""What a request to the control app carries: its body, bounded, and the fields in it, each once and known."""
+"""Fields of requests to the control app: from forms, query strings and JSON, each known and given once."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncGenerator, Collection, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
 
-from ..errors import BodyTooLarge, InvalidRequest, UnsupportedContent
+from ..errors import InvalidEvent, InvalidRequest, UnsupportedContent
+from .requests import ControlRequest, RequestHeaders
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MAX_FIELDS = 1_000
-MAX_DROPPED_BYTES = 64 * 2**20
-MAX_DROPPING_SECONDS = 5.0
 
 
-RequestHeaders = Mapping[str, str]
-
-
-def request_headers(scope: Scope) -> RequestHeaders:
-    """Each header by its name in lower case; of one that is given twice the first, as Starlette has it.
-
-    Its own `Headers` searches a list at each look-up, of which a request takes seven.
-    """
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
-
-
-async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as it is known to be over `max_bytes`, and ClientDisconnect."""
-    if headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedContent("a compressed body is not read: send it without Content-Encoding")
-    declared = headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise BodyTooLarge(f"the body has {declared[:20]} bytes: {max_bytes} are the most")
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        if chunk := message.get("body", b""):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > max_bytes:
-                raise BodyTooLarge(f"the body is over {max_bytes} bytes")
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-async def drop_body(receive: Receive) -> None:
-    """Read what is left of a body that is refused, within bounds, and keep nothing of it.
-
-    Many clients read no answer before they have sent all, and closing on what they send loses it to them.
-    """
-    size = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(MAX_DROPPING_SECONDS):
-            while size < MAX_DROPPED_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-
-
-def content_type(headers: RequestHeaders, body: bytes) -> str:
-    """The media type of `body`; FORM where there is no body. Raises UnsupportedContent for what we don't read."""
-    kind, _, parameters = headers.get("content-type", "").partition(";")
+def media_type(request: ControlRequest) -> str:
+    """Return the media type of the body; FORM if it is empty, unless declared as JSON. Raises UnsupportedContent."""
+    kind, _, parameters = request.headers.get("content-type", "").partition(";")
     kind = kind.strip().lower()
-    if not body:
+    if not request.body:
         return kind if kind in (JSON, NDJSON) else FORM
     if kind not in (FORM, MULTIPART, JSON, NDJSON):
         raise UnsupportedContent(
-            f"content type {kind[:100]!r} is not read: send {FORM}, {MULTIPART}, {JSON} or {NDJSON}"
+            f"unsupported content type {kind[:100]!r}: send {FORM}, {MULTIPART}, {JSON} or {NDJSON}"
         )
     charset = parameters.lower().replace('"', "").replace(" ", "").partition("charset=")[2].partition(";")[0]
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
-        raise UnsupportedContent(f"charset {charset[:40]!r} is not read: send UTF-8")
+        raise UnsupportedContent(f"unsupported charset {charset[:40]!r}: send UTF-8")
     return kind
 
 
-async def form_fields(
-    scope: Scope, headers: RequestHeaders, kind: str, body: bytes, known: Collection[str]
-) -> dict[str, str]:
-    """The fields of a form and of the query string; one of the body wins over one of the query."""
-    query = _urlencoded("the query", scope["query_string"])
+async def read_fields(
+    request: ControlRequest, known: Collection[str], known_in_json: Collection[str] | None = None
+) -> tuple[Mapping[str, Any], bool]:
+    """Return the fields of a form or of one JSON object, and True if it was JSON."""
+    kind = media_type(request)
+    if kind in (JSON, NDJSON):
+        return known_object(parse_json("the body", request.body), known_in_json or known), True
+    return await form_fields(request, kind, known), False
+
+
+async def form_fields(request: ControlRequest, kind: str, known: Collection[str]) -> dict[str, Any]:
+    """Return the fields of the query string and of a form, which takes precedence, with values as in JSON."""
+    query = _urlencoded("the query", request.query_string)
     if kind == MULTIPART:
-        sent = await _multipart(headers, body)
+        sent = await _multipart(request.headers, request.body)
     else:
-        sent = _urlencoded("the body", body)
-    return {**_checked(query, known), **_checked(sent, known)}
+        sent = _urlencoded("the body", request.body)
+    fields: dict[str, Any] = {**_known_once(query, known), **_known_once(sent, known)}
+    for name, read in _FORM_VALUES.items():
+        if name in fields:
+            fields[name] = read(fields[name])
+    return fields
 
 
 def _urlencoded(where: str, text: bytes) -> list[tuple[str, str]]:
@@ -108,7 +68,7 @@ def _urlencoded(where: str, text: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{where} is no UTF-8") from exc
+        raise InvalidRequest(f"{where} is not valid UTF-8") from exc
     except ValueError as exc:
         raise InvalidRequest(f"{where} has more than {MAX_FIELDS} fields") from exc
 
@@ -118,56 +78,59 @@ async def _multipart(headers: RequestHeaders, body: bytes) -> list[tuple[str, st
         yield body
 
     try:
-        body.decode()  # the parser takes what is no UTF-8 for Latin-1
+        body.decode()  # the parser would read invalid UTF-8 as Latin-1
         parser = _MultiPartParser(
             Headers(headers), stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body)
         )
         form = await parser.parse()
     except UnicodeDecodeError as exc:
-        raise InvalidRequest("the body is no UTF-8") from exc
+        raise InvalidRequest("the body is not valid UTF-8") from exc
     except (MultiPartException, FormParserError, KeyError) as exc:
-        raise InvalidRequest(f"the multipart body can't be read: {exc} (files are not taken)") from exc
-    if not parser.is_whole:
-        raise InvalidRequest("the multipart body is cut off: its closing boundary is missing")
+        raise InvalidRequest(f"the multipart body can't be parsed: {exc} (files are not accepted)") from exc
+    if not parser.is_complete:
+        raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
     return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
 
 
 class _MultiPartParser(MultiPartParser):
-    """Starlette's, which leaves out a part that is cut off, and says nothing."""
+    """Starlette's parser, which silently leaves out a truncated part, with a mark that the body was complete."""
 
-    is_whole = False
+    is_complete = False
 
     def on_end(self) -> None:
-        self.is_whole = True
+        self.is_complete = True
 
 
-def _checked(fields: list[tuple[str, str]], known: Collection[str]) -> dict[str, str]:
+def _known_once(fields: list[tuple[str, str]], known: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in fields:
         if name in found:
-            raise InvalidRequest(f"{name} is given twice: give it once")
+            raise InvalidRequest(f"{name} is given twice: send it once")
         if name not in known:
-            refuse_unknown(name, known)
+            _refuse_unknown(name, known)
         found[name] = value
     return found
 
 
-def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
-    raise InvalidRequest(f"{name[:100]!r} is no field: there are {', '.join(known)}")
+def _refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
+    raise InvalidRequest(f"unknown field {name[:100]!r}: expected {', '.join(known)}")
+
+
+# JSON
 
 
 def parse_json(where: str, text: bytes) -> Any:
-    """What `text` says, strictly: UTF-8, no NaN, no name twice in one object."""
+    """Parse JSON strictly: valid UTF-8, no NaN, no name twice in one object. `where` names the text in errors."""
     try:
         return _STRICT.decode(text.decode())
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{where} is no UTF-8") from exc
+        raise InvalidRequest(f"{where} is not valid UTF-8") from exc
     except json.JSONDecodeError as exc:
-        raise InvalidRequest(f"{where} is no JSON: {exc}") from exc
+        raise InvalidRequest(f"{where} is not valid JSON: {exc}") from exc
     except ValueError as exc:
         raise InvalidRequest(f"{where}: {exc}") from exc
     except RecursionError as exc:
-        raise InvalidRequest(f"{where} is nested too deep") from exc
+        raise InvalidRequest(f"{where} is nested too deeply") from exc
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,17 +142,75 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+_JSON_TYPES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
 
 
 def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:
-    """`value` if it is an object of `known` names."""
+    """Return `value` if it is an object whose names are all `known`."""
     if not isinstance(value, dict):
-        raise InvalidRequest(f"an object is needed, not {type(value).__name__}")
+        raise InvalidRequest(f"expected a JSON object, not {_JSON_TYPES.get(type(value), 'an array')}")
     for name in value:
         if name not in known:
-            refuse_unknown(name, known)
+            _refuse_unknown(name, known)
     return value
+
+
+# Values of single fields
+
+
+def required(fields: Mapping[str, Any], name: str) -> Any:
+    value = fields.get(name)
+    if value is None:
+        raise InvalidRequest(f"{name} is missing")
+    return value
+
+
+def names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return the required field `name`, which is one name or a list of names."""
+    value = fields.get(name)
+    if isinstance(value, str):
+        return (value,)
+    value = required(fields, name)
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def refuse_null(fields: Mapping[str, Any]) -> None:
+    if None in fields.values():
+        name = next(name for name, value in fields.items() if value is None)
+        raise InvalidEvent(f"{name} is null: leave it out, or give a value")
+
+
+def lifetime_seconds(fields: Mapping[str, Any], default: float) -> float:
+    """Return the field `exp`, which is a number of seconds, also as text."""
+    value = fields.get("exp")
+    if value is None:
+        return default
+    seconds = int(value[:40]) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 2**40:
+        raise InvalidRequest(f"exp {value!r:.42} is not a number of seconds from now, such as 86400")
+    return float(seconds)
+
+
+def _retry(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise InvalidEvent(f"retry {text[:40]!r} is not a number of milliseconds: write digits only")
+    return int(text)
+
+
+def _store(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise InvalidEvent(f"store must be true or false, not {text[:40]!r}")
+    return text == "true"
+
+
+def _ttl(text: str) -> float:
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
+        raise InvalidEvent(f"ttl {text[:40]!r} is not a positive number of seconds")
+    return float(text)
+
+
+_FORM_VALUES: dict[str, Callable[[str], Any]] = {"retry": _retry, "store": _store, "ttl": _ttl}

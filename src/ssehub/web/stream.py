@@ -1,7 +1,7 @@
-"""One subscriber's HTTP response: sse-starlette's, with the hub as the one who writes.
+"""The HTTP response of one stream: the status, headers and framing of sse-starlette's, with the hub as its writer.
 
-sse-starlette's response sends from tasks of its own, five a connection. Here its headers, `HEAD` and framing are kept,
-and the hub writes to the connection itself; this coroutine only starts the response, waits, and ends it.
+sse-starlette's response runs five tasks per connection to send. Here the hub writes to the connection itself, and the
+response only sends the headers and, where the server doesn't hand over its transport, what the hub has written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..claims import Claims
 from ..event import SEPARATOR
-from ..fanout.resume import NOW, Start
+from ..fanout.resume import Start
 from ..fanout.sinks import TaskSink, TransportSink
 from ..fanout.subscriber import Subscriber
 from ..hub import Hub
@@ -27,34 +27,32 @@ from ..hub import Hub
 logger = logging.getLogger("ssehub.stream")
 
 EXTENSION = "ssehub.transport"
-"""The ASGI extension under which a server hands its transport to the app."""
+"""Name of the ASGI extension in which a server hands its transport to the app."""
 DROP = "ssehub.drop_connection"
-"""The extension under which something tells the app how to drop its connection, where the server writes."""
+"""Name of the extension with a function that drops the connection, for servers that write themselves."""
 END = {"type": "http.response.body", "body": b"", "more_body": False}
-
-
 EXIT_SECONDS = 2.0
-"""In which a server that has been told to exit gets rid of its streams."""
+"""Drain window for the streams of a server that has been told to exit."""
 
 
 class Connection(Protocol):
-    """What the extension holds as `connection`: the server's protocol for this connection."""
+    """The server's protocol object of one connection: `connection` in the extension."""
 
     @property
     def has_started(self) -> bool:
-        """Whether the response's headers have been written."""
+        """True if the server has received the response's head from the app."""
 
     def open_stream(self) -> TransportSink | None:
-        """A sink that is to write to this connection's transport, in place of the server; None if it is gone."""
+        """Return a sink that writes to the transport in place of the server, None if the connection is lost."""
 
     def hand_over(self) -> bytes:
-        """Leave the rest of the response, and the connection, to that sink: the app may return.
+        """Leave the rest of the response and the connection to the sink, so that the app may return.
 
-        Returns what is still to be written of the response's head.
+        Returns the part of the response's head that is still to be written.
         """
 
     def close_stream(self) -> None:
-        """Let the server write after all."""
+        """Discard the sink: the server writes the response."""
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -67,19 +65,19 @@ def _response() -> EventSourceResponse:
 
 
 class EventStream:
-    """Streams to one client what `claims` grant, until the hub ends it or the client goes; an ASGI app.
+    """An ASGI app that streams what `claims` grant, from `start` on, until the hub ends it or the client leaves.
 
-    `start` says where it begins. Where the server hands over its transport this returns as
-    soon as the response has begun, because each frame that waits costs memory for as long as a stream lasts.
+    If the server hands over its transport, the app returns as soon as the response has started: a coroutine that waits
+    would take memory for as long as the stream lasts.
     """
 
-    _head = _response()
-    """Whose status and headers every stream has."""
+    _template = _response()
+    """The status and headers of every stream."""
 
-    def __init__(self, hub: Hub, claims: Claims, start: Start = NOW) -> None:
+    def __init__(self, hub: Hub, claims: Claims, start: Start) -> None:
         self._hub = hub
         self._claims = claims
-        self._begin = start
+        self._start = start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -88,18 +86,18 @@ class EventStream:
         extensions = scope.get("extensions", {})
         connection: Connection | None = extensions.get(EXTENSION, {}).get("connection")
         if connection is None:
-            await self._send_by_task(TaskSink(extensions.get(DROP)), receive, send)
+            await self._send_from_task(TaskSink(extensions.get(DROP)), receive, send)
         else:
-            await self._write_to(connection, receive, send)
+            await self._write_to_transport(connection, receive, send)
 
-    async def _write_to(self, connection: Connection, receive: Receive, send: Send) -> None:
+    async def _write_to_transport(self, connection: Connection, receive: Receive, send: Send) -> None:
         sink = connection.open_stream()
         if sink is None:
-            logger.debug("a client has gone before its stream began")
+            logger.debug("the client left before its stream began")
             return
-        subscriber = self._hub.attach(self._claims, sink, self._begin)
+        subscriber = self._hub.attach(self._claims, sink, self._start)
         try:
-            await self._start(send, closes=not sink.is_chunked)
+            await self._send_head(send, closes=not sink.is_chunked)
             if not connection.has_started:
                 connection.close_stream()
                 await self._move_to_task(subscriber, sink, receive, send)
@@ -109,34 +107,34 @@ class EventStream:
             raise
         sink.uncork(connection.hand_over())
 
-    async def _start(self, send: Send, *, closes: bool = False) -> None:
-        headers = list(self._head.raw_headers)  # theirs who send it on, to add to
+    async def _send_head(self, send: Send, *, closes: bool = False) -> None:
+        headers = list(self._template.raw_headers)  # a copy: middleware may append to it
         if closes:
             MutableHeaders(raw=headers)["Connection"] = "close"
-        await send({"type": "http.response.start", "status": self._head.status_code, "headers": headers})
+        await send({"type": "http.response.start", "status": self._template.status_code, "headers": headers})
 
     async def _move_to_task(self, subscriber: Subscriber, corked: TransportSink, receive: Receive, send: Send) -> None:
-        """Some middleware keeps the headers until it has a body: then the body has to go through it, too."""
+        """Let the server write. Middleware that keeps the headers until it has a body must get the body, too."""
         sink = TaskSink(corked.abort)
         self._hub.reattach(subscriber, sink, corked.pop_corked())
         await _copy(sink, receive, send)
         self._hub.detach(subscriber)
 
-    async def _send_by_task(self, sink: TaskSink, receive: Receive, send: Send) -> None:
-        subscriber = self._hub.attach(self._claims, sink, self._begin)
+    async def _send_from_task(self, sink: TaskSink, receive: Receive, send: Send) -> None:
+        subscriber = self._hub.attach(self._claims, sink, self._start)
         try:
-            await self._start(send)
+            await self._send_head(send)
             await _copy(sink, receive, send)
         finally:
             self._hub.detach(subscriber)
 
 
 async def _copy(sink: TaskSink, receive: Receive, send: Send) -> None:
-    """Send what is written to `sink` until it is closed and empty, or the client has gone."""
+    """Send what the hub writes to `sink` until the sink is closed and empty, or the client leaves."""
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_wait_for_disconnect, receive, group.cancel_scope)
-            with contextlib.suppress(OSError):  # what `send` raises by ASGI 2.4 when the client has gone
+            with contextlib.suppress(OSError):  # raised by `send` if the client has left (ASGI 2.4)
                 while data := await sink.read():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send(END)
@@ -152,9 +150,9 @@ async def _wait_for_disconnect(receive: Receive, streaming: anyio.CancelScope) -
 
 
 class ExitListener:
-    """Ends a hub's streams when the server is told to exit: one task a hub, where sse-starlette has one a stream.
+    """Ends a hub's streams when the server is told to exit: one task per hub, where sse-starlette has one per stream.
 
-    A server waits for its responses to end before it tells its apps that it is about to.
+    The end of the lifespan would be too late: uvicorn waits for all responses before it ends the lifespan.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -162,7 +160,7 @@ class ExitListener:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Listen in the running event loop, unless that is done already."""
+        """Listen in the running event loop, at most once per loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
@@ -170,7 +168,7 @@ class ExitListener:
 
     async def _listen(self) -> None:
         try:
-            await EventSourceResponse._listen_for_exit_signal()
+            await EventSourceResponse._listen_for_exit_signal()  # sse-starlette offers no public function for this
             await self._hub.drain(EXIT_SECONDS)
         finally:
             self._loop = None

@@ -1,0 +1,80 @@
+"""The base of the control app's endpoints: it checks the method, reads the body, and turns errors into responses."""
+
+from __future__ import annotations
+
+import logging
+from typing import ClassVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import ControlKeyError, SSEHubError, Unavailable
+from .forms import JSON, NDJSON
+from .requests import ControlRequest, RequestHeaders, drop_body, read_body, request_headers
+
+logger = logging.getLogger("ssehub.control")
+
+RETRY_AFTER_SECONDS = "1"
+
+
+class Endpoint:
+    """An ASGI app for one path and one method. Starlette calls an app faster than a function.
+
+    A subclass implements `respond`. A POST endpoint also passes the limit of its request bodies.
+    """
+
+    path: ClassVar[str]
+    method: ClassVar[str]
+
+    def __init__(self, max_body_bytes: int = 0) -> None:
+        self._max_body_bytes = max_body_bytes
+
+    async def respond(self, request: ControlRequest) -> Response:
+        """Handle `request`. SSEHubErrors become responses with their status."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = request_headers(scope)
+        response: Response
+        if scope["method"] != self.method and (scope["method"], self.method) != ("HEAD", "GET"):
+            response = PlainTextResponse(f"method not allowed: use {self.method}\n", 405, {"Allow": self.method})
+        else:
+            try:
+                body = await read_body(headers, receive, self._max_body_bytes) if self.method == "POST" else b""
+            except ClientDisconnect:
+                return
+            except SSEHubError as exc:
+                await _refuse_body(error_response(exc, headers), receive, send)
+                return
+            try:
+                response = await self.respond(ControlRequest(scope["query_string"], headers, body))
+            except SSEHubError as exc:
+                response = error_response(exc, headers)
+        await response(scope, receive, send)
+
+
+async def _refuse_body(response: Response, receive: Receive, send: Send) -> None:
+    """Send the whole response at once, but end it only after the rest of the request.
+
+    Clients that read while they send then stop early, and the others still get the response.
+    """
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    await drop_body(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
+    """Return the response for `exc`: JSON if the request was JSON, otherwise one line of text."""
+    extra = {}
+    if isinstance(exc, Unavailable):
+        extra["Retry-After"] = RETRY_AFTER_SECONDS
+        logger.warning("request refused with 503: %s", exc)
+    if isinstance(exc, ControlKeyError):
+        extra["WWW-Authenticate"] = "Bearer"
+    message = str(exc).encode(errors="backslashreplace").decode()
+    if headers.get("content-type", "").partition(";")[0].strip().lower() in (JSON, NDJSON):
+        return JSONResponse({"error": message}, exc.status, extra)
+    return PlainTextResponse(f"{message}\n", exc.status, extra)

@@ -1,0 +1,85 @@
+"""The guard of the control app: keeps out web pages and, if a control key is set, clients without it."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import ControlKeyError, Forbidden, SSEHubError
+from .endpoint import error_response
+from .origins import is_cross_origin
+from .requests import RequestHeaders, request_headers
+
+OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
+"""Load balancers call these without a key, and under any name."""
+
+
+class Guard:
+    """Middleware that refuses requests from web pages and, if a control key is set, requests without it.
+
+    Any web page can make a browser POST a form to this machine. The browser then sends `Origin` or `Sec-Fetch-Site`.
+    A page can also rebind its own DNS name to this machine, and is then of the same origin. So without a key, `Host`
+    must be one of `allowed_hosts`, and the address that was called must not be reachable from other machines.
+    """
+
+    def __init__(self, app: ASGIApp, control_key: str | None, allowed_hosts: Collection[str]) -> None:
+        self._app = app
+        self._key = control_key.encode() if control_key is not None else None
+        self._hosts = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+            headers = request_headers(scope)
+            try:
+                self._check(headers, scope.get("server"))
+            except SSEHubError as exc:
+                await error_response(exc, headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> None:
+        if self._key is None:
+            self._check_host(headers.get("host", "").lower(), server)
+        if is_cross_origin(headers):
+            raise Forbidden("a web page of another origin can't call the control app: call it from a backend")
+        if self._key is not None:
+            _check_key(self._key, headers.get("authorization", ""))
+
+    def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
+        """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
+        if _host_name(host) not in self._hosts:
+            raise Forbidden("this Host is not allowed: call a loopback name, or add the name to control_hosts")
+        if server is not None and server[1] is not None and not self._is_private(str(server[0])):
+            raise Forbidden("other machines can reach this address: set a control key, or listen on loopback only")
+
+    def _is_private(self, address: str) -> bool:
+        """True for a loopback address, and for a name in `allowed_hosts`."""
+        is_loopback = _is_loopback(address)
+        return address in self._hosts if is_loopback is None else is_loopback
+
+
+def _check_key(key: bytes, authorization: str) -> None:
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), key):
+        raise ControlKeyError("the control key is missing or wrong: send it as 'Authorization: Bearer KEY'")
+
+
+@lru_cache(64)
+def _is_loopback(address: str) -> bool | None:
+    """True if `address` is on loopback, None if it is a name."""
+    try:
+        return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+    except ValueError:
+        return None
+
+
+def _host_name(host: str) -> str:
+    """Return a `Host` without its port (RFC 9110, 7.2)."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

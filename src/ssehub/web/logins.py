@@ -1,0 +1,105 @@
+"""Logins of the client app: what a request for a stream may listen to, by its token or by the host application."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection, cookie_parser
+from starlette.types import Scope
+
+from ..claims import Claims
+from ..errors import ConfigError, Forbidden, TokenError
+from ..tokens import Tokens
+from .origins import is_cross_origin
+
+MAX_QUERY_FIELDS = 100
+
+
+class StreamRequest:
+    """A request for a stream, with its headers and its query parsed once."""
+
+    __slots__ = ("headers", "query", "scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.headers = Headers(scope=scope)
+        self.query = _parse_query(scope["query_string"])
+        """The first field of each name, None if there are more than MAX_QUERY_FIELDS."""
+
+
+def _parse_query(query_string: bytes) -> dict[str, str] | None:
+    """Invalid UTF-8 is replaced, as in a header: an unknown cursor then leads to a reset, and not to an error."""
+    if not query_string:
+        return {}
+    try:
+        fields = parse_qsl(query_string.decode(errors="replace"), errors="replace", max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError:
+        return None
+    return dict(reversed(fields))
+
+
+Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
+"""A login of the host application: returns what the request may listen to, None if it is not logged in."""
+
+Login = Callable[[StreamRequest], Awaitable[Claims]]
+"""Returns what the request may listen to. Raises TokenError or Forbidden."""
+
+
+def choose_login(
+    tokens: Tokens | None, authenticate: Authenticate | None, token_cookie: str | None, cors_origins: Sequence[str]
+) -> Login:
+    if tokens is not None and authenticate is None:
+        return TokenLogin(tokens, token_cookie, frozenset(cors_origins))
+    if authenticate is not None and tokens is None:
+        return HostLogin(authenticate)
+    raise ConfigError("create_client_app needs either tokens or authenticate")
+
+
+class TokenLogin:
+    """The login by token. The first token found counts: in `Authorization` (RFC 6750, 2.1), the cookie, the query."""
+
+    def __init__(self, tokens: Tokens, cookie: str | None, cors_origins: frozenset[str]) -> None:
+        self._tokens = tokens
+        self._cookie = cookie
+        self._cors_origins = cors_origins
+
+    async def __call__(self, request: StreamRequest) -> Claims:
+        return self._tokens.verify(self._token(request))
+
+    def _token(self, request: StreamRequest) -> str:
+        headers = request.headers
+        authorization = headers.get("authorization", "")
+        if authorization[:6].lower() == "bearer":
+            return authorization[7:]
+        if self._cookie is not None and (token := cookie_parser(headers.get("cookie", "")).get(self._cookie)):
+            self._check_origin(headers)
+            return token
+        if request.query is not None and "token" in request.query:
+            return request.query["token"]
+        raise TokenError("the request has no token")
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Browsers send cookies with requests of any page, so a cookie counts only for our own and listed origins."""
+        origin = headers.get("origin")
+        if is_cross_origin(headers) and origin not in self._cors_origins:
+            page = "a page of another origin" if origin is None else f"a page of origin {origin[:100]!r}"
+            raise Forbidden(f"{page} can't listen with a cookie: add its origin to cors_origins")
+
+
+class HostLogin:
+    """The login by the host application's `authenticate`."""
+
+    def __init__(self, authenticate: Authenticate) -> None:
+        self._authenticate = authenticate
+
+    async def __call__(self, request: StreamRequest) -> Claims:
+        claims = await self._authenticate(HTTPConnection(request.scope))
+        if claims is None:
+            raise TokenError("authenticate returned None")
+        if not isinstance(claims, Claims):
+            raise TypeError(
+                f"authenticate returned {type(claims).__name__}: return ssehub.Claims, or None if not logged in"
+            )
+        return claims

@@ -1,0 +1,100 @@
+"""`GET /metrics`: the statistics of hubs in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from ..fanout.statistics import Statistics
+from ..hub import Hub
+from .endpoint import Endpoint
+from .requests import ControlRequest
+
+GatherStatistics = Callable[[], Awaitable[Mapping[str, Statistics]]]
+"""Returns the statistics of all workers, by worker."""
+
+
+class Metrics(Endpoint):
+    """`GET /metrics`."""
+
+    path = "/metrics"
+    method = "GET"
+
+    def __init__(self, hub: Hub, gather: GatherStatistics | None) -> None:
+        super().__init__()
+        self._hub = hub
+        self._gather = gather
+
+    async def respond(self, request: ControlRequest) -> Response:
+        statistics = {"": self._hub.statistics} if self._gather is None else await self._gather()
+        registry = CollectorRegistry()
+        registry.register(HubCollector(statistics))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class HubCollector(Collector):
+    """Turns statistics into metrics when they are asked for, so that counting costs the hubs nothing.
+
+    `statistics` are by worker. A worker named `""` gets no label.
+    """
+
+    def __init__(self, statistics: Mapping[str, Statistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric once, with the samples of all workers."""
+        for metrics in zip(*[_metrics(statistics) for statistics in self._statistics.values()], strict=True):
+            merged = metrics[0]
+            merged.samples = [
+                sample._replace(labels={"worker": worker, **sample.labels} if worker else sample.labels)
+                for worker, metric in zip(self._statistics, metrics, strict=True)
+                for sample in metric.samples
+            ]
+            yield merged
+
+
+def _metrics(stats: Statistics) -> Iterator[Metric]:
+    for name, help, value in (
+        ("subscribers", "Open streams.", stats.subscribers),
+        ("channels", "Channels with at least one open stream.", stats.channels),
+        ("lagging", "Streams whose backlog is over its bound.", stats.lagging),
+        ("backlog_bytes", "Bytes in backlogs, which connections have not accepted yet.", stats.backlog_bytes),
+        ("waiting_bytes", "Bytes of events that wait for a round.", stats.waiting_bytes),
+        ("waiting_publishers", "Publishers that wait for capacity.", stats.waiting_publishers),
+        ("history_events", "Retained events.", stats.history_events),
+        ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
+        ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
+        ("loop_lag_seconds", "Delay of the event loop's last clock tick.", stats.loop_lag_seconds),
+    ):
+        yield GaugeMetricFamily(f"ssehub_{name}", help, value)
+    for name, help, value in (
+        ("streams", "Streams opened.", stats.connected),
+        ("events_published", "Events published through this hub and stored.", stats.published),
+        ("events_delivered", "Events written to streams.", stats.delivered),
+        ("events_replayed", "Events written to streams of reconnecting clients from history.", stats.replayed),
+        ("delivered_bytes", "Bytes of events written to streams.", stats.delivered_bytes),
+        ("log_skipped_entries", "Entries of the log skipped as foreign or broken.", stats.log_skipped_entries),
+    ):
+        yield CounterMetricFamily(f"ssehub_{name}", help, value)
+    yield _by_reason("endings", "Streams ended, by reason.", stats.endings)
+    yield _by_reason("resets", "Clients told that they may have missed events, by reason.", stats.resets)
+    yield _round_seconds(stats)
+
+
+def _by_reason(name: str, help: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"ssehub_{name}", help, labels=["reason"])
+    for reason, count in counts.items():
+        family.add_metric([reason], count)
+    return family
+
+
+def _round_seconds(stats: Statistics) -> Metric:
+    total, buckets = 0, []
+    for bound, count in zip((*stats.round_bounds, "+Inf"), stats.round_counts, strict=True):
+        total += count
+        buckets.append((str(bound), total))
+    return HistogramMetricFamily("ssehub_round_seconds", "Duration of rounds.", buckets, stats.round_seconds)

@@ -1,0 +1,79 @@
+"""Requests to the control app: their headers, and their bodies, which are read within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from ..errors import BodyTooLarge, UnsupportedContent
+
+MAX_DROPPED_BYTES = 64 * 2**20
+MAX_DROPPING_SECONDS = 5.0
+
+RequestHeaders = Mapping[str, str]
+
+
+class ControlRequest:
+    """A request to the control app whose whole body has been read."""
+
+    __slots__ = ("body", "headers", "query_string")
+
+    def __init__(self, query_string: bytes, headers: RequestHeaders, body: bytes) -> None:
+        self.query_string = query_string
+        self.headers = headers
+        self.body = body
+
+
+def request_headers(scope: Scope) -> RequestHeaders:
+    """Return the headers by lower-case name. The first of several with one name counts, as in Starlette's `Headers`.
+
+    Starlette's class searches a list at each lookup, and a request takes seven lookups.
+    """
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
+
+
+async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
+    """Return the whole body.
+
+    Raises UnsupportedContent, BodyTooLarge as soon as the body is known to be larger than `max_bytes`, and
+    ClientDisconnect.
+    """
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedContent(f"unsupported Content-Encoding {encoding[:40]!r}: send the body uncompressed")
+    declared = headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if chunk := message.get("body", b""):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > max_bytes:
+                raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def drop_body(receive: Receive) -> None:
+    """Read and discard the rest of a refused body, within bounds.
+
+    Many clients read no response before they have sent everything. If the connection is closed while they send, the
+    response is lost to them.
+    """
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MAX_DROPPING_SECONDS):
+            while size < MAX_DROPPED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return

@@ -1,0 +1,159 @@
+"""The response of a stream, over real sockets: its head and framing, how it ends, and what else it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from conftest import RunningHub
+from streams import RawStream, get, listen
+
+
+def test_head_answers_headers_only(hub: RunningHub) -> None:
+    before = hub.metric("ssehub_streams_total")
+    response = httpx.head(f"{hub.url}/events/", params={"token": hub.token()})
+
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert hub.metric("ssehub_streams_total") == before
+    assert httpx.head(f"{hub.url}/events/").status_code == 401
+
+
+def test_first_frame_is_sent_at_once(hub: RunningHub) -> None:
+    stream = listen(hub.port, hub.token())
+    stream.close()
+
+    assert stream.body.startswith(b": ok\nid: ")
+
+
+def test_http_1_0_client_gets_a_body_that_ends_with_the_connection(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub()
+    request = f"GET /events/?token={hub.token(exp=2)} HTTP/1.0\r\nHost: x\r\n\r\n"
+    stream = RawStream(hub.port, request)
+    stream.read_until(b"\n\n")
+    hub.emit(data="hi")
+    stream.read_to_end()
+
+    head = stream.bytes.partition(b"\r\n\r\n")[0].lower()
+    assert b"chunked" not in head and head.count(b"connection: close") == 1 and b"keep-alive" not in head
+    assert [event.event for event in stream.events] == ["message", "stream-expiring", "stream-expired"]
+
+
+def test_connection_close_client_gets_an_unframed_body_too(hub: RunningHub) -> None:
+    stream = RawStream(hub.port, get(f"/events/?token={hub.token()}", "Connection: close"))
+    stream.read_until(b"\n\n")
+    hub.emit(data="hi")
+    stream.read_until(b"data: hi\n\n")
+    stream.close()
+
+    assert b"chunked" not in stream.bytes
+
+
+def test_a7_second_request_on_a_stream_aborts_the_connection(hub: RunningHub) -> None:
+    token = hub.token()
+    later = listen(hub.port, token)
+    later.socket.sendall(get("/events/").encode())
+    at_once = RawStream(hub.port, get(f"/events/?token={token}") * 2)
+
+    for stream in (later, at_once):
+        stream.read_to_end()
+        stream.close()
+    hub.wait_for("ssehub_subscribers", 0)
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "shutdown"])
+def test_a6_client_that_leaves_is_noticed(hub: RunningHub, how: str) -> None:
+    hub.wait_for("ssehub_subscribers", 0)
+    ended = 'ssehub_endings_total{reason="disconnected"}'
+    before = hub.metric(ended)
+    stream = listen(hub.port, hub.token())
+
+    if how == "reset":
+        stream.reset()
+    elif how == "close":
+        stream.close()
+    else:
+        stream.socket.shutdown(socket.SHUT_WR)
+
+    hub.wait_for(ended, before + 1)
+    stream.close()
+
+
+def test_a21_two_streams_of_one_token_are_both_served(hub: RunningHub) -> None:
+    token = hub.token()
+    streams = [listen(hub.port, token) for _ in range(2)]
+    hub.emit(data="both")
+
+    for stream in streams:
+        stream.read_until(b"data: both\n\n")
+        stream.close()
+
+
+def test_b17_stream_is_warned_and_ends_with_its_token(hub: RunningHub) -> None:
+    token = hub.token(exp=2)
+    stream = RawStream(hub.port, get(f"/events/?token={token}"))
+    stream.read_until(b"0\r\n\r\n", seconds=6)
+    stream.close()
+
+    assert [event.event for event in stream.events] == ["stream-expiring", "stream-expired"]
+    assert httpx.get(f"{hub.url}/events/", params={"token": token}).status_code == 401
+
+
+def test_a22_heartbeats_are_sent_at_their_interval(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--heartbeat-seconds", "0.5")
+    stream = listen(hub.port, hub.token())
+    stream.read_until(b": ping\n\n")
+    position = hub.emit(channel="elsewhere", data="x")
+    stream.read_until(f": ping\nid: {position}\n\n".encode())
+    stream.close()
+
+    assert stream.events == []
+
+
+def test_unmodified_event_source_response_sends_the_same_headers_and_body(start_hub: Callable[..., RunningHub]) -> None:
+    """The reference is sse-starlette's own response with the same events and ping."""
+    hub = start_hub("--heartbeat-seconds", "0.4")
+    stream = listen(hub.port, hub.token())
+    first = stream.body.decode().split("id: ")[1].strip()
+    # In one batch, so that no heartbeat comes between them.
+    fields: list[dict[str, Any]] = [
+        {"data": "one\ntwo", "event": "note"},
+        {"data": "ü", "id": "own", "retry": 5},
+        {"data": ""},
+    ]
+    ids = hub.emit_batch([{"userId": "*", "channel": "chat", **one} for one in fields])
+    stream.read_until(b": ping\n\n")
+    stream.close()
+
+    def ping() -> ServerSentEvent:
+        return ServerSentEvent(comment="ping", sep="\n")
+
+    async def events() -> AsyncIterator[ServerSentEvent | dict[str, Any]]:
+        yield ServerSentEvent(comment="ok", id=first, sep="\n")
+        yield {"data": "one\ntwo", "event": "note", "id": ids[0]}
+        yield {"data": "ü", "id": "own", "retry": 5}
+        yield {"data": "", "id": ids[2]}
+        await asyncio.sleep(0.3)
+
+    async def endpoint(request: Any) -> EventSourceResponse:
+        return EventSourceResponse(events(), sep="\n", ping=0.2, ping_message_factory=ping)
+
+    async def reference_response() -> httpx.Response:
+        transport = httpx.ASGITransport(Starlette(routes=[Route("/", endpoint)]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/")
+
+    reference = asyncio.run(reference_response())
+    head, _, _ = stream.bytes.decode().partition("\r\n\r\n")
+    ours = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+    assert {name: ours[name] for name in reference.headers} == dict(reference.headers)
+    assert set(ours) - set(reference.headers) == {"date", "transfer-encoding"}
+    assert reference.text == stream.body.decode()
