@@ -23,6 +23,8 @@ import pytest
 import uvloop
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from streams import RawStream
+
 SECRET = "a secret for tests that has 32 bytes or more"
 START_SECONDS = 20.0
 ERROR_LINES = re.compile(r"ERROR|Traceback|Exception")
@@ -57,6 +59,12 @@ class CheckedLoop(uvloop.Loop):
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, type[CheckedLoop]]]:
     return "asyncio", {"loop_factory": CheckedLoop}
+
+
+@pytest.fixture(autouse=True)
+def close_streams() -> Iterator[None]:
+    yield
+    RawStream.close_all()
 
 
 def require(present: object, what: str) -> None:
