@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import uvloop
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from streams import RawStream
 
 SECRET = "a secret for tests that has 32 bytes or more"
 START_SECONDS = 20.0
@@ -37,9 +41,30 @@ FLAGS = [
 ]
 
 
+class CheckedLoop(uvloop.Loop):
+    """uvloop, with its warnings of unclosed transports issued after `close`.
+
+    pytest raises warnings as errors. An error raised within libuv would keep the transport open, and `close` would wait
+    for it without end.
+    """
+
+    def close(self) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().close()
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": True}
+def anyio_backend() -> tuple[str, dict[str, type[CheckedLoop]]]:
+    return "asyncio", {"loop_factory": CheckedLoop}
+
+
+@pytest.fixture(autouse=True)
+def close_streams() -> Iterator[None]:
+    yield
+    RawStream.close_all()
 
 
 def require(present: object, what: str) -> None:

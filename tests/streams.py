@@ -7,6 +7,8 @@ import re
 import socket
 import struct
 import time
+from typing import ClassVar
+from weakref import WeakSet
 
 from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
@@ -15,7 +17,10 @@ from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 class RawStream:
     """A connection on which a request has been sent, and the bytes received so far."""
 
+    _all: ClassVar[WeakSet[RawStream]] = WeakSet()
+
     def __init__(self, port: int, request: str | bytes, *, receive_buffer: int | None = None) -> None:
+        self._all.add(self)
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -64,6 +69,12 @@ class RawStream:
 
     def close(self) -> None:
         self.socket.close()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close what a failed test has left open: the warnings of its sockets would fail other tests."""
+        for stream in list(cls._all):
+            stream.close()
 
 
 def unchunked(data: bytes) -> bytes:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,6 +24,7 @@ from redis_nodes import Node, two_nodes
 from redis_servers import STREAM, RedisServer
 from ssehub.brokers import create_broker
 from ssehub.brokers.redis import RedisBroker
+from ssehub.brokers.redis.connection import Server
 from ssehub.errors import BrokerUnavailable, ConfigError
 from ssehub.hub import Hub
 from ssehub.settings import RedisOptions
@@ -200,6 +202,27 @@ async def test_server_that_is_not_a_usable_redis_is_refused(kind: str, start_ser
     port = start_server(answer)
 
     assert expected in await refusal_and_problem(f"redis://127.0.0.1:{port}")
+
+
+async def test_connection_is_closed_if_its_task_is_cancelled_while_closing_it(valkey: RedisServer) -> None:
+    closing = asyncio.Event()
+
+    async def use() -> None:
+        async with Server(valkey.url, "ssehub").connect(1):
+            closing.set()
+
+    task = asyncio.create_task(use())
+    await closing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await until(lambda: not connections_to(valkey.port))
+
+
+def connections_to(port: int) -> list[int]:
+    """Return the file descriptors of this process's connections to a port."""
+    return [found.fd for found in psutil.Process().net_connections() if found.raddr and found.raddr.port == port]
 
 
 async def test_host_that_does_not_accept_connections_is_refused() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -84,7 +85,7 @@ async def _multipart(headers: RequestHeaders, body: bytes) -> list[tuple[str, st
         form = await parser.parse()
     except UnicodeDecodeError as exc:
         raise InvalidRequest("the body is not valid UTF-8") from exc
-    except (MultiPartException, KeyError) as exc:
+    except (MultiPartException, FormParserError, KeyError) as exc:
         raise InvalidRequest(f"the multipart body can't be parsed: {exc} (files are not accepted)") from exc
     if not parser.is_complete:
         raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")

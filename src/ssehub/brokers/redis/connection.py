@@ -136,14 +136,18 @@ class Server:
     async def connect(self, timeout_seconds: float) -> AsyncIterator[Connection]:
         """Open a connection on which every reply must arrive within `timeout_seconds`, and close it at the end."""
         pool = self._pool()
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]  # as above
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # as above
+                await connection.connect()
                 await _disconnect_sentinels(pool)
             yield Connection(connection, self._keys, timeout_seconds)
         finally:
-            await _disconnect_sentinels(pool)
-            await pool.disconnect()
+            try:
+                # Not by the pool, which closes its connections in tasks: a cancellation may end them before they start.
+                await connection.disconnect()
+            finally:
+                await asyncio.shield(_disconnect_sentinels(pool))
 
     def _pool(self) -> ConnectionPool:
         options: dict[str, Any] = {
