@@ -162,16 +162,23 @@ class Backlogs:
         """Yield the subscribers that have to end before the next round, as memory runs short and they read nothing."""
         for subscriber in self._paused:
             self._observe(subscriber, now)
-        if self._paused and not self._is_outrun(now, subscribers) and not self._is_filled_by_readers(now):
+        if not self._is_outrun(now, subscribers) and not self._is_filled_by_readers(now):
             yield from self._largest(
                 subscriber
                 for subscriber, paused_at in self._paused.items()
                 if subscriber.read_at < paused_at and now - paused_at > self._bounds.grace_seconds
             )
 
+    def is_clear(self) -> bool:
+        """Return True if no sink is paused, so that the next round can begin at once."""
+        if self._paused:
+            return False
+        self._waiting_until = None
+        return True
+
     def must_wait(self, now: float, subscribers: int) -> bool:
         """Return True if the next round has to wait for clients to read; it waits for at most the grace time."""
-        if not self._paused or not self._is_pressed(now, subscribers):
+        if not self._is_pressed(now, subscribers):
             self._waiting_until = None
             return False
         if self._waiting_until is None:

@@ -127,7 +127,7 @@ class Engine:
     def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
         """Retain the next `entries` of the log for clients that reconnect, and give them to the next round."""
         history, rounds = self._history, self._rounds
-        has_listeners = len(self.index) > 0 or rounds.is_under_way
+        has_listeners = bool(self.index.all) or rounds.is_under_way
         now, wall = self._monotonic(), self._wall() * 1000
         for at, event in entries:
             if isinstance(event, Disconnect):
@@ -179,7 +179,10 @@ class Engine:
 
     def _must_wait(self) -> bool:
         """End the streams that memory does not allow for; return True if the next round has to wait for the others."""
-        now, backlogs = self._monotonic(), self.backlogs
+        backlogs = self.backlogs
+        if backlogs.is_clear():
+            return False
+        now = self._monotonic()
         for subscriber in backlogs.stopped(now, len(self.index)):
             self.registry.end(subscriber, CloseReason.SLOW)
         if backlogs.must_wait(now, len(self.index)):

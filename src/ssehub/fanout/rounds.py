@@ -51,13 +51,17 @@ class RoundState(Enum):
     WRITING = "writing"
     ENDING = "ending"
 
+    __hash__ = object.__hash__  # Enum's own is a Python function, which costs more than the rest of a transition
+
+
+IDLE, SCHEDULED, WAITING, WRITING, ENDING = RoundState
 
 _NEXT: dict[RoundState, tuple[RoundState, ...]] = {
-    RoundState.IDLE: (RoundState.SCHEDULED,),
-    RoundState.SCHEDULED: (RoundState.WRITING, RoundState.ENDING, RoundState.WAITING),
-    RoundState.WAITING: (RoundState.SCHEDULED,),
-    RoundState.WRITING: (RoundState.IDLE,),
-    RoundState.ENDING: (RoundState.IDLE,),
+    IDLE: (SCHEDULED,),
+    SCHEDULED: (WRITING, ENDING, WAITING),
+    WAITING: (SCHEDULED,),
+    WRITING: (IDLE,),
+    ENDING: (IDLE,),
 }
 
 
@@ -65,7 +69,7 @@ class Rounds:
     """The batch that waits, and the state and pace of the rounds. Times are seconds of the monotonic clock."""
 
     def __init__(self, base: Position, max_waiting_bytes: int) -> None:
-        self.state = RoundState.IDLE
+        self.state = IDLE
         self.waiting_bytes = 0
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting: deque[Frame | Ending] = deque()
@@ -77,7 +81,7 @@ class Rounds:
 
     @property
     def is_under_way(self) -> bool:
-        return self.state in (RoundState.WRITING, RoundState.ENDING)
+        return self.state in (WRITING, ENDING)
 
     @property
     def is_idle(self) -> bool:
@@ -95,28 +99,28 @@ class Rounds:
             self.waiting_bytes += len(item.data)
 
     def schedule(self, now: float) -> float | None:
-        """Return in how many seconds the next round is to begin, or None if it is not to be scheduled now."""
-        if not self._waiting or self.state not in (RoundState.IDLE, RoundState.WAITING):
+        """Return in how many seconds the next round begins, or None if it is not to be scheduled now."""
+        if not self._waiting or self.state not in (IDLE, WAITING):
             return None
-        self._enter(RoundState.SCHEDULED)
+        self._enter(SCHEDULED)
         return max(0.0, self._next_at() - now)
 
     def wait(self) -> None:
-        """The round does not begin yet; `schedule` says when to try again."""
-        self._enter(RoundState.WAITING)
+        """The round does not begin yet; it has to be scheduled again."""
+        self._enter(WAITING)
 
     def next_ending(self) -> Ending | None:
         """Remove and return the command that comes next, and begin to end streams; None if an event comes next."""
         first = self._waiting[0]
         if not isinstance(first, Ending):
             return None
-        self._enter(RoundState.ENDING)
+        self._enter(ENDING)
         self._waiting.popleft()
         return first
 
     def begin(self, now: float, capacity_bytes: int) -> list[Frame]:
         """Begin to write. Remove and return the next events: as many as the capacity allows, and at least one."""
-        self._enter(RoundState.WRITING)
+        self._enter(WRITING)
         waiting = self._waiting
         frames: list[Frame] = []
         size = 0
@@ -136,13 +140,13 @@ class Rounds:
 
     def finish(self, now: float) -> float:
         """All slices of the round have been written; return how many seconds it took."""
-        self._enter(RoundState.IDLE)
+        self._enter(IDLE)
         self._ended = now
         return now - self._began
 
     def finish_ending(self) -> None:
         """All streams that the command named have been ended."""
-        self._enter(RoundState.IDLE)
+        self._enter(IDLE)
 
     def _enter(self, state: RoundState) -> None:
         assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"

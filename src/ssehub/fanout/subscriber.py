@@ -52,6 +52,8 @@ class State(Enum):
     LAGGING = "lagging"
     ENDED = "ended"
 
+    __hash__ = object.__hash__  # Enum's own is a Python function, which costs more than the rest of a transition
+
 
 _NEXT: dict[State, tuple[State, ...]] = {
     State.REPLAYING: (State.LIVE, State.ENDED),
