@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from ..event import Event, encode, encode_fields, ends_with_position
@@ -78,8 +79,9 @@ class Batch(Chunk):
         return self._rest[1]
 
 
+@lru_cache(8)
 def hello(position: Position | None, retry_milliseconds: int | None) -> Chunk:
-    """Return the first frame of a stream."""
+    """Return the first frame of a stream. Clients that connect while nothing is published share it."""
     return Chunk(encode_fields(comment="ok", id=_text(position), retry=retry_milliseconds))
 
 
