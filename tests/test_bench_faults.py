@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from command import run_bench
+from commands import run_bench
 from conftest import free_port
 from faulty_servers import (
     Fault,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from command import run, run_bench
+from commands import run, run_bench
 from conftest import RunningHub
 from ssehub.bench.run import busy_share
 
