@@ -390,6 +390,18 @@ def test_imports_form_no_circle() -> None:
         visit(room)
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_no_file_of_the_tests_imports_a_test_file(path: Path) -> None:
+    imported = [
+        name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    ]
+
+    assert [name for name in imported if name.startswith("test_")] == []
+
+
 def test_all_is_true() -> None:
     for name in ("ssehub", "ssehub.brokers"):
         module = importlib.import_module(name)
