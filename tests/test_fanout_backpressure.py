@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -317,3 +318,51 @@ async def test_lagging_stream_that_moves_to_a_sink_that_reads_receives_what_was_
         assert was_lagging and slow.state is State.LIVE
         assert [data[0] for data in sink.data()] == ["0", "1", "2", "3"]
         assert hub.statistics.backlog_bytes == 0
+
+
+async def test_client_that_reads_everything_and_is_paused_by_what_was_held_counts_as_reading() -> None:
+    class TimedSink(FakeSink):
+        paused_at = 0.0
+
+        def write(self, chunk: Chunk) -> None:
+            was_paused = self.is_paused
+            super().write(chunk)
+            if self.is_paused and not was_paused:
+                self.paused_at = time.monotonic()
+
+    async with running_hub(max_backlog_bytes=100_000) as hub:
+        sink = TimedSink(reads=False)
+        slow, _ = join(hub, sink=sink)
+        for _ in range(5):
+            await publish(hub, "x" * 60_000)
+            await hub.flush()
+
+        sink.read_all()
+
+        assert sink.is_paused and slow.state is State.LAGGING
+        assert slow.read_at >= sink.paused_at
+
+
+async def test_sink_that_can_neither_write_nor_abort_ends_its_stream_and_no_other() -> None:
+    class BrokenSink(FakeSink):
+        def write(self, chunk: Chunk) -> None:
+            if b"data:" in chunk.data:
+                raise RuntimeError("the handler is closed")
+
+        def abort(self) -> None:
+            raise RuntimeError("the handler is closed")
+
+        def close(self, linger_seconds: float = 5.0) -> None:
+            raise RuntimeError("the handler is closed")
+
+    async with running_hub() as hub:
+        broken, _ = join(hub, sink=BrokenSink())
+        _, sink = join(hub)
+
+        for data in ("1", "2"):
+            await publish(hub, data)
+            await hub.flush()
+
+        assert broken.reason is CloseReason.DISCONNECTED
+        assert sink.data() == ["1", "2"]
+        assert hub.statistics.backlog_bytes == hub.statistics.lagging == 0

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from hubs import join, publish, running_hub
+from conftest import until
+from fakes import FakeSink
+from hubs import hub_settings, join, publish, running_hub
 from ssehub import Hub
-from ssehub.brokers import create_broker
-from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
+from ssehub.brokers import Follower, create_broker
+from ssehub.brokers.memory import MemoryBroker
+from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, Unavailable, WrongEventLoop
 from ssehub.event import Event
+from ssehub.fanout.engine import Engine
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +46,43 @@ async def test_first_use_that_is_cancelled_leaves_the_hub_usable() -> None:
     await hub.aclose()
 
     assert sink.data() == ["3", "{}"]
+
+
+async def test_start_that_fails_after_the_log_was_followed_leaves_nothing_behind() -> None:
+    class FailingBroker(MemoryBroker):
+        @asynccontextmanager
+        async def run(self, follower: Follower) -> AsyncIterator[None]:
+            async with super().run(follower):
+                raise BrokerUnavailable("the log can be read, but not written")
+            yield
+
+    hub = Hub(FailingBroker())
+
+    for _ in range(5):
+        with pytest.raises(BrokerUnavailable, match="not written"):
+            await hub.start()
+    gc.collect()
+
+    engines = [one for one in gc.get_objects() if isinstance(one, Engine)]
+    assert len(engines) <= 1  # the traceback of the last error may refer to one
+
+
+async def test_publishers_that_wait_for_a_round_are_answered_when_the_hub_closes() -> None:
+    hub = Hub(**hub_settings(max_backlog_bytes=70_000, max_waiting_bytes=1_000))
+    await hub.start()
+    _, sink = join(hub, sink=FakeSink(reads=False))
+    for _ in range(2):
+        await publish(hub, "x" * 60_000)
+        await hub.flush()
+    sink.read(30_000)
+    publishing = [asyncio.create_task(publish(hub, "x" * 2_000)) for _ in range(3)]
+    await until(lambda: hub.statistics.waiting_publishers == 3)
+
+    await hub.aclose()
+
+    _, pending = await asyncio.wait(publishing, timeout=2)
+    assert pending == set()
+    assert all(task.exception() is None or isinstance(task.exception(), Unavailable) for task in publishing)
 
 
 async def test_closing_hub_first_writes_what_was_published() -> None:

@@ -18,7 +18,7 @@ class Claims:
     expires_at: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises InvalidEvent for what no token could grant."""
+        """Raises InvalidEvent for values that a token cannot have."""
         check_name("userId", self.user_id)
         if isinstance(self.channels, str) or not self.channels:
             raise InvalidEvent(f"channels must be a tuple of names, such as ('chat',), not {self.channels!r}")

@@ -111,6 +111,8 @@ class Hub:
         except BaseException:
             if self._run is run and not run.is_started:
                 self._run = None
+                if run.engine is not None:  # the log had been followed before the start failed
+                    run.engine.stop()
             raise
         run.is_started = True
 
@@ -159,7 +161,7 @@ class Hub:
         return self._statistics
 
     def _follow(self, base: Position) -> Engine:
-        """Build the engine when the broker begins to deliver the log."""
+        """Build the engine, and start its ticker, when the broker begins to deliver the log."""
         engine = self._build(base)
         engine.ticker.start()
         return engine

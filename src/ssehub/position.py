@@ -22,13 +22,13 @@ class Position(NamedTuple):
 
     @property
     def before(self) -> Self:
-        """A position that is above every earlier one and below this."""
+        """A position between this one and every earlier one."""
         if self.sequence:
             return self._replace(sequence=self.sequence - 1)
         return self._replace(milliseconds=self.milliseconds - 1, sequence=LAST_SEQUENCE)
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The position that `text` writes out, or None if it is something else."""
+        """Parse `text`, such as `1795633044736-0.loh23qqu`; return None if it is not a position."""
         match = _POSITION.fullmatch(text)
         return cls(int(match[1]), int(match[2]), match[3]) if match else None

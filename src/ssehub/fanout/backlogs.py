@@ -5,9 +5,10 @@ it, by reference, until it has read its backlog or the grace time is over. Round
 single slow client. They wait, within bounds, in two cases: when more subscribers lag *and read* than keep up, because
 then the publishers are faster than the connections; and when memory runs short.
 
-Whether a client reads is observed: its backlog is compared before each round, and a client counts as reading for a
-second after its backlog has shrunk. So clients that have stopped reading delay nobody, even if they are the majority.
-A client whose first lag begins is not known to read yet, which costs it nothing: what it misses is held for it.
+Whether a client reads is observed: its backlog is compared before each round, and a client that lags counts as reading
+for a second after its backlog has shrunk. So clients that have stopped reading delay nobody, even if they are the
+majority. A client whose first lag begins is not known to read yet, which costs it nothing: what it misses is held for
+it.
 
 All backlogs together, with what is held counted once, have a bound. When reading clients use half of it, the next
 round waits for them. When everything together uses three quarters, those clients end first that have read nothing for

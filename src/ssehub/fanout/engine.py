@@ -166,7 +166,12 @@ class Engine:
             self._schedule_round()
 
     def _begin_round(self) -> None:
-        if self._must_wait():
+        try:
+            must_wait = self._must_wait()
+        except Exception:
+            logger.exception("checking the backlogs failed, so the round does not wait for them")
+            must_wait = False
+        if must_wait:
             self._rounds.wait()
             return
         ending = self._rounds.next_ending()
@@ -267,9 +272,10 @@ class Engine:
 
     def sink_resumed(self, subscriber: Subscriber) -> None:
         """Write what was held for `subscriber`, or is to be replayed to it, as far as its client reads that, too."""
-        self.backlogs.resume(subscriber, self._monotonic())
         if subscriber.state is LAGGING:
             self._write_held(subscriber)
+        # After that, because what was held may have paused the sink again, and its client has read all the same.
+        self.backlogs.resume(subscriber, self._monotonic())
         self.backlogs.settle(subscriber)
         if subscriber.state is REPLAYING:
             self._replays.advance(subscriber)
@@ -383,6 +389,7 @@ class Engine:
         self.ticker.stop()
         for subscriber in list(self.index.all):
             self.registry.end(subscriber, CloseReason.DRAINED)
+        self._retry_round()  # publishers wait for it, who then learn that the hub has closed
 
 
 class _SinkOwner:

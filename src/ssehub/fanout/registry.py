@@ -96,7 +96,7 @@ class Registry:
         subscriber.reason = reason
         subscriber.enter(State.ENDED)
         if farewell is not None and not subscriber.send(farewell, None):
-            subscriber.sink.abort()
+            _abort(subscriber.sink)
         self._close(subscriber.sink, reason)
         self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
@@ -113,7 +113,7 @@ class Registry:
         if failure == OVERRUN:
             self.end(subscriber, CloseReason.SLOW)
         else:
-            subscriber.sink.abort()
+            _abort(subscriber.sink)
             self.end(subscriber, CloseReason.DISCONNECTED)
 
     def _farewell(self, subscriber: Subscriber, reason: CloseReason) -> Chunk | None:
@@ -127,14 +127,14 @@ class Registry:
     def _close(self, sink: Sink, reason: CloseReason) -> None:
         try:
             if reason is CloseReason.SLOW:
-                sink.abort()
+                _abort(sink)
             elif reason is CloseReason.DRAINED:
                 sink.close(self._drain_seconds_left() + DRAIN_LINGER_SECONDS)
             else:
                 sink.close()
         except Exception:
             logger.warning("closing a stream failed, so its connection is dropped", exc_info=True)
-            sink.abort()
+            _abort(sink)
 
     def comeback_milliseconds(self) -> int:
         """Return a jittered `retry:` for a client that is to come back after the drain and a restart."""
@@ -142,6 +142,13 @@ class Registry:
 
     def _drain_seconds_left(self) -> float:
         return 0.0 if self.drain_until is None else max(0.0, self.drain_until - self._monotonic())
+
+
+def _abort(sink: Sink) -> None:
+    try:
+        sink.abort()
+    except Exception:
+        logger.warning("dropping a connection failed", exc_info=True)
 
 
 def comeback_milliseconds(seconds: float = 0.0) -> int:

@@ -6,7 +6,7 @@
     LAGGING     its backlog is over the bound; batches are held for it          LIVE, ENDED
     ENDED       its sink is closed, and nothing is written any more
 
-A stream begins REPLAYING if there is something to replay, else LIVE. Only the engine changes the state, by `enter`.
+A stream begins REPLAYING if there is something to replay, else LIVE. The state changes by `enter` alone.
 
 Two things are independent of it, and belong to the sink: *corked* (the response's head has not been sent, so writing
 only adds to the backlog) and *paused* (the connection does not read as fast as it is written to). A paused subscriber
