@@ -41,9 +41,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.running = self.cycle
 
     def open_stream(self) -> TransportSink | None:
-        if self.running is None or self.transport.is_closing():
+        if self.running is None:
             return None
-        if self.pipeline or self.flow.write_paused:
+        if self.pipeline or self.flow.write_paused or self.transport.is_closing():
             # A client that has sent further requests, or leaves earlier responses unread, is not waiting for a stream.
             self.running.disconnected = True
             self.transport.abort()
