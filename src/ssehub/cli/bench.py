@@ -126,7 +126,9 @@ def _progress(is_shown: bool) -> Iterator[Progress]:
         from rich.progress import Progress as Bar
     except ImportError:
         raise click.ClickException("bench needs rich: pip install 'ssehub[cli]'") from None
-    with Bar(console=Console(stderr=True), transient=True, disable=not is_shown) as bar:
+    console = Console(stderr=True)
+    # Elsewhere than on a terminal, rich before 15 prints an empty line in place of the bars.
+    with Bar(console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
