@@ -127,8 +127,10 @@ def _progress(is_shown: bool) -> Iterator[Progress]:
     except ImportError:
         raise click.ClickException("bench needs rich: pip install 'ssehub[cli]'") from None
     console = Console(stderr=True)
-    # Elsewhere than on a terminal, rich before 15 prints an empty line in place of the bars.
-    with Bar(console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
+    if not (is_shown and console.is_terminal):  # rich before 15 prints an empty line even for a disabled bar
+        yield lambda what, done, total: None
+        return
+    with Bar(console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
