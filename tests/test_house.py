@@ -221,6 +221,7 @@ ROOMS: dict[str, set[str]] = {
         "web.client",
         "web.control",
     },
+    "server.collector": {"hub"},
     "server.embedded": {
         "config",
         "errors",
@@ -243,6 +244,7 @@ ROOMS: dict[str, set[str]] = {
         "platform",
         "server.announce",
         "server.apps",
+        "server.collector",
         "server.health",
         "server.http_server",
         "server.logs",
