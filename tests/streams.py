@@ -101,8 +101,9 @@ def decode(stream: bytes) -> list[ServerSentEvent]:
 
 
 def get(path: str, *headers: str, version: str = "1.1") -> str:
-    """Return the text of a GET request."""
-    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""])
+    """Return the text of a GET request, with a `Host` of its own unless `headers` have one."""
+    host = [] if any(header.startswith("Host:") for header in headers) else ["Host: 127.0.0.1"]
+    return "\r\n".join([f"GET {path} HTTP/{version}", *host, *headers, "", ""])
 
 
 def listen(port: int, token: str, *headers: str, receive_buffer: int | None = None) -> RawStream:

@@ -18,6 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,7 +27,7 @@ from uvicorn.server import ServerState
 from conftest import SECRET, until
 from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
 from ssehub.server import HttpProtocol
-from ssehub.web.stream import EXTENSION
+from streams import get
 
 pytestmark = pytest.mark.anyio
 
@@ -284,13 +285,21 @@ async def test_connection_with_unread_responses_gets_no_stream(caplog: pytest.Lo
     async with Hub() as hub:
         client_app = create_client_app(hub, tokens=TOKENS, drains_on_exit=False)
 
-        async def behind_unread_responses(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["extensions"][EXTENSION]["connection"].flow.pause_writing()
-            await client_app(scope, receive, send)
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            is_large = scope["path"] == "/large"
+            await (PlainTextResponse("x" * 20_000_000) if is_large else client_app)(scope, receive, send)
 
-        async with serving(behind_unread_responses) as port, listening(port) as client:
+        async with serving(app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stream = get(f"/events/?token={TOKENS.issue('alex', ['chat'], expires_at=FAR)}")
+            writer.write((get("/large") + stream).encode())
+            await asyncio.sleep(0.2)
+            received = b""
             with contextlib.suppress(ConnectionError):
-                assert await client.reader.read() == b""
+                while part := await reader.read(2**20):
+                    received += part
+            writer.close()
 
+        assert b"text/event-stream" not in received
         assert hub.statistics.connected == 0
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -182,6 +182,26 @@ class Limits(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits(Settings):
+    """How large the head of an HTTP request may be, how long a client may take to send a request, and how many may."""
+
+    max_head_bytes: int = setting(
+        32 * 2**10, "largest head of a request: its URL and headers", Range(least=1_024, most=2**20)
+    )
+    max_head_fields: int = setting(100, "most headers of a request", POSITIVE)
+    head_seconds: float = setting(10, "how long a client may take to send the head of a request", SECONDS)
+    body_seconds: float = setting(
+        30, "how long a client may take to send a request body that is slower than the least rate", SECONDS
+    )
+    min_body_bytes_per_second: int = setting(
+        16 * 2**10, "the least rate of a request body that takes longer than body_seconds", Range(least=0)
+    )
+    max_control_connections: int | None = setting(
+        None, "most connections to the control app; if not set, as many as the descriptor limit leaves", POSITIVE
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Idempotency(Settings):
     """How many idempotency keys a broker remembers, and for how long."""
 

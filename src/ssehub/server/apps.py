@@ -19,7 +19,17 @@ from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..memory import SHARE, available_bytes
 from ..platform import raise_descriptor_limit
-from ..settings import Backpressure, Idempotency, Limits, LogRetention, Memory, RedisOptions, Retention, Streams
+from ..settings import (
+    Backpressure,
+    Idempotency,
+    Limits,
+    LogRetention,
+    Memory,
+    RedisOptions,
+    RequestLimits,
+    Retention,
+    Streams,
+)
 from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 from ..web.client import create_client_app
 from ..web.control import create_control_app
@@ -32,6 +42,7 @@ SPARE_DESCRIPTORS = 500
 """Descriptors left for publishers, the log and everything else that the process opens."""
 SPARE_CONNECTIONS = 250
 """Connections beyond the maximum of streams, for clients that are told to come back later."""
+MIN_CONTROL_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +171,13 @@ def max_client_connections(config: Config) -> int:
     """Return how many connections the client app accepts: all streams, and some more if descriptors are left."""
     streams = max_streams(config)
     return streams + max(0, min(SPARE_CONNECTIONS, (raise_descriptor_limit() - streams) // 2))
+
+
+def max_control_connections(config: Config) -> int:
+    """Return how many connections the control app accepts: the setting, or what the client app leaves.
+
+    A quarter of that is left for the broker, the log and everything else that the process opens.
+    """
+    if (setting := config.group(RequestLimits).max_control_connections) is not None:
+        return setting
+    return max(MIN_CONTROL_CONNECTIONS, (raise_descriptor_limit() - max_client_connections(config)) * 3 // 4 - 8)

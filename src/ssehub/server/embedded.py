@@ -13,9 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..config import Config
 from ..errors import AddressError, ConfigError, SSEHubError
 from ..hub import Hub
-from ..settings import TcpOptions
+from ..settings import RequestLimits, TcpOptions
 from ..web.stream import DROP
 from .announce import announce_control
+from .apps import max_control_connections
 from .http_server import MIN_CONTROL_SECONDS, serve_control_app
 from .logs import logging_to_stderr
 from .sockets import CONTROL_MODE, listen, reserve
@@ -84,7 +85,8 @@ async def serving_control(app: ASGIApp, config: Config) -> AsyncIterator[None]:
         return
     options = config.group(TcpOptions)
     with _single_process_hint(config), listen(config.control_bind, options=options, mode=CONTROL_MODE) as sock:
-        server = serve_control_app(app, sock)
+        limits = config.group(RequestLimits)
+        server = serve_control_app(app, sock, limits=limits, max_connections=max_control_connections(config))
         announce_control(sock.getsockname())
         try:
             yield

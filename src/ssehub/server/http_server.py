@@ -6,12 +6,14 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from .protocol import HttpProtocol, capped
+from ..settings import RequestLimits
+from .protocol import HttpProtocol
 
 MIN_CONTROL_SECONDS = 1.0
 """Time that requests to the control app have to finish, even if the drain window is over."""
@@ -40,19 +42,23 @@ class HttpServer:
         self.task.cancel()
 
 
-def serve_client_app(app: ASGIApp, sock: socket.socket, *, max_connections: int) -> HttpServer:
+def serve_client_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimits, max_connections: int) -> HttpServer:
     """Start to serve the client app in the running event loop."""
-    return _start(app, sock, http=capped(max_connections))
+    return _start(app, sock, limits, max_connections)
 
 
-def serve_control_app(app: ASGIApp, sock: socket.socket) -> HttpServer:
+def serve_control_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimits, max_connections: int) -> HttpServer:
     """Start to serve the control app in the running event loop. Publishers keep their connections for a minute."""
-    return _start(app, sock, http=HttpProtocol, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
+    return _start(app, sock, limits, max_connections, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
 
 
-def _start(app: ASGIApp, sock: socket.socket, **options: Any) -> HttpServer:
+def _start(
+    app: ASGIApp, sock: socket.socket, limits: RequestLimits, max_connections: int, **options: Any
+) -> HttpServer:
+    protocol: Any = partial(HttpProtocol, limits=limits, max_connections=max_connections)
     config = uvicorn.Config(
         app,
+        http=protocol,
         ws="none",
         loop="none",
         lifespan="off",

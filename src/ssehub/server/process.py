@@ -21,9 +21,9 @@ from ..config import Config
 from ..errors import ConfigError
 from ..hub import Hub
 from ..platform import loop_factory
-from ..settings import TcpOptions
+from ..settings import RequestLimits, TcpOptions
 from .announce import announce
-from .apps import Apps, create_apps, max_client_connections
+from .apps import Apps, create_apps, max_client_connections, max_control_connections
 from .collector import collecting
 from .health import HealthChecks
 from .http_server import MIN_CONTROL_SECONDS, HttpServer, serve_client_app, serve_control_app
@@ -91,8 +91,11 @@ async def _main(
     signals = StopSignals(action, stop=stop.set, stop_at_once=stop_at_once.set)
     checks = HealthChecks(apps.control, apps.hub)
     async with apps.hub, beside:
-        client = serve_client_app(apps.client, sockets[0], max_connections=max_client_connections(config))
-        control = serve_control_app(checks, sockets[1])
+        limits = config.group(RequestLimits)
+        client = serve_client_app(
+            apps.client, sockets[0], limits=limits, max_connections=max_client_connections(config)
+        )
+        control = serve_control_app(checks, sockets[1], limits=limits, max_connections=max_control_connections(config))
         with collecting(apps.hub):
             on_ready()
             await _first(stop.wait(), client.task, control.task)

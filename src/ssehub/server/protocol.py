@@ -1,184 +1,456 @@
-"""The HTTP protocol: uvicorn's on httptools, extended so that an app can write a stream directly to the transport."""
+"""The HTTP protocol: HTTP/1.1 and 1.0 on httptools, for uvicorn, with bounds on everything that a client sends.
+
+Each connection has one request that is being answered and, behind it, a few that a client has sent ahead. An app may
+take the connection over, to write a stream to the transport itself: `scope["extensions"]["ssehub.transport"]`.
+
+What uvicorn's own protocol leaves open is bounded here: the size of a request's head, trailers and chunk extensions,
+the number of requests that are read ahead, the time that a client takes, and the number of connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import contextvars
+import logging
+from collections import deque
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import httptools
+import uvicorn
+from starlette.types import ASGIApp, Scope
+from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.server import ServerState
 
-from ..fanout.sinks import TransportSink
+from ..settings import RequestLimits
 from ..web.stream import EXTENSION
+from .connection import RATE_SECONDS, Connection, Port
+from .deadlines import Wait
+from .exchange import Exchange
 
-NO_SCOPE: Any = {}
+logger = logging.getLogger("ssehub.http")
+
+MAX_AHEAD = 8
+"""How many requests a client may send before the first of them is answered, besides that one."""
+PART_BYTES = 16 * 2**10
+"""Heads and chunked bodies are parsed in parts of this size: the parser collects an unfinished field in memory."""
+MAX_DISCARDED_BYTES = 32 * 2**20
+"""How much of a request's body is read and discarded after the response to it."""
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """Lets an app open a stream on the connection's transport, through `scope["extensions"]["ssehub.transport"]`.
+SERVICE_UNAVAILABLE: Any = service_unavailable  # typed with uvicorn's own types of messages
 
-    While a stream is open, anything that the client sends aborts the connection. uvicorn would queue a second,
-    pipelined request behind the stream for ever, and would then not notice that the client has disconnected.
+
+class Refusal(NamedTuple):
+    """The answer to a request that the server does not pass to the app."""
+
+    status: int
+    phrase: str
+    message: str
+
+
+BAD_REQUEST = Refusal(400, "Bad Request", "Invalid HTTP request received.")
+BAD_HOST = Refusal(400, "Bad Request", "A request needs exactly one Host header.")
+BAD_METHOD = Refusal(501, "Not Implemented", "CONNECT is not supported.")
+BAD_VERSION = Refusal(505, "HTTP Version Not Supported", "Use HTTP/1.1 or HTTP/1.0.")
+TIMEOUT = Refusal(408, "Request Timeout", "The request took too long.")
+URL_TOO_LONG = Refusal(414, "URI Too Long", "The URL is too long.")
+HEAD_TOO_LARGE = Refusal(431, "Request Header Fields Too Large", "The header is too large, or has too many fields.")
+CHUNKS_TOO_LARGE = Refusal(400, "Bad Request", "The chunk extensions are too large.")
+
+
+class Refused(Exception):
+    """Raised by a callback of the parser, to stop it."""
+
+
+class Reading(Enum):
+    """What of a request is being read."""
+
+    BETWEEN = "between"
+    """Nothing: the next request has not begun."""
+    HEAD = "head"
+    BODY = "body"
+    NOTHING = "nothing"
+    """Nothing more of this connection: it ends after the responses that are due, or belongs to a stream."""
+
+    __hash__ = object.__hash__  # Enum's own is a Python function
+
+
+class HttpProtocol(Connection):
+    """Parses the requests of one connection, and runs the app for one after the other.
+
+    While a stream is open, anything that the client sends drops the connection: such a client is not waiting for the
+    stream, and behind a request that is not read the server would not notice that it disconnects.
     """
 
-    __slots__ = ("running", "stream")  # in the instance's dict they would cost 1.4 KB
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.stream: TransportSink | None = None
-        self.running: RequestResponseCycle | None = None
-        """The request that is being answered. `cycle` is the newest request, which may still be queued behind it."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {"connection": self}}
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        cycle: Any = self.cycle
-        if cycle is not None and cycle.transport is self.transport:
-            cycle.transport = _Output(self.transport, cycle, self.loop)
-        if not self.pipeline:
-            self.running = self.cycle
-
-    def open_stream(self) -> TransportSink | None:
-        if self.running is None:
-            return None
-        if self.pipeline or self.flow.write_paused or self.transport.is_closing():
-            # A client that has sent further requests, or leaves earlier responses unread, is not waiting for a stream.
-            self.running.disconnected = True
-            self.transport.abort()
-            return None
-        is_chunked = self.running.keep_alive
-        if not is_chunked:
-            # Otherwise uvicorn sends chunks to HTTP/1.0 clients, too.
-            self.running.chunked_encoding = False
-        self.stream = TransportSink(self.transport, is_chunked=is_chunked)
-        return self.stream
-
-    @property
-    def has_started(self) -> bool:
-        return self.running is not None and self.running.response_started
-
-    def hand_over(self) -> bytes:
-        assert self.running is not None
-        # uvicorn logs an error if an app returns before its response is complete, unless the client has disconnected.
-        self.running.disconnected = True
-        self.loop.call_soon(self._forget_request)
-        head = self._output.take_head()
-        self.running.transport = self.transport
-        return head
-
-    @property
-    def _output(self) -> _Output:
-        assert self.running is not None
-        return cast(_Output, self.running.transport)  # set in on_headers_complete
-
-    def _forget_request(self) -> None:
-        """Release the memory of the request for the time that its stream is open."""
-        if self.running is not None:
-            self.running.scope = self.scope = NO_SCOPE
-            self.headers = []
-            self.url = b""
-
-    def close_stream(self) -> None:
-        self.stream = None
-        if self.running is not None:
-            self.running.chunked_encoding = None
-
-    def data_received(self, data: bytes) -> None:
-        if self.stream is not None:
-            self.transport.abort()
-        else:
-            super().data_received(data)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        self.logger.debug("a client asked to upgrade its connection: the request is answered without the upgrade")
-
-    def on_response_complete(self) -> None:
-        self.stream = None
-        if self.running is not None:
-            self._output.flush()
-        self.running = self.pipeline[-1][0] if self.pipeline else None
-        super().on_response_complete()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.stream is not None:
-            self.stream.pause_writing()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.stream is not None:
-            self.stream.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        stream, self.stream = self.stream, None
-        running, self.running = self.running, None
-        super().connection_lost(exc)
-        if running is not None:
-            # uvicorn does this only for the newest request.
-            running.disconnected = True
-            running.message_event.set()
-        if stream is not None:
-            stream.connection_lost()
-
-
-class _Output:
-    """The transport as one response sees it. The head of the response is written together with what follows it.
-
-    Each write is a system call and a packet. If the app does not write again in the same turn of the event loop, the
-    head is written alone.
-    """
-
-    __slots__ = ("_cycle", "_head", "_loop", "_transport")
+    __slots__ = (
+        "_ahead",
+        "_discarded_bytes",
+        "_exchange",
+        "_has_body_part",
+        "_head_bytes",
+        "_headers",
+        "_overhead_bytes",
+        "_parser",
+        "_rated_bytes",
+        "_reading",
+        "_receiving",
+        "_refusal",
+        "_trailers",
+        "_url",
+    )
 
     def __init__(
-        self, transport: asyncio.Transport, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: RequestLimits = RequestLimits(),
+        max_connections: int | None = None,
     ) -> None:
-        self._transport = transport
-        self._cycle = cycle
-        self._loop = loop
-        self._head: bytes | None = None
+        loop = _loop or asyncio.get_event_loop()
+        make = partial(Port, config, server_state, app_state, loop, limits, max_connections)
+        super().__init__(Port.shared(server_state, make))
+        self._exchange: Exchange | None = None
+        """The request that is being answered."""
+        self._ahead: deque[tuple[Exchange, ASGIApp, Scope]] = deque()
+        """The requests behind it, in order."""
+        # The request that is being read
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._reading = Reading.BETWEEN
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        """Size of the parts that the head has taken so far, without the last one."""
+        self._receiving: Exchange | None = None
+        """The exchange that gets the body; None if nobody wants it any more."""
+        self._has_body_part = False
+        self._overhead_bytes = 0
+        """Size of the parts since the last one with some of the body: chunk extensions and trailers."""
+        self._trailers = 0
+        self._rated_bytes = 0
+        """How much has arrived in this interval of the body's deadline."""
+        self._discarded_bytes = 0
+        self._refusal: Refusal | None = None
 
-    def write(self, data: bytes) -> None:
-        if self._head is None and self._cycle.response_started:
-            self._head = data
-            self._loop.call_soon(self.flush)
+    # What arrives
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_reading():
+            self.drop()
+            return
+        self._rated_bytes += len(data)
+        if len(data) <= PART_BYTES:
+            self._feed(data)
         else:
-            self._transport.write(self.take_head() + data)
+            rest = memoryview(data)
+            while rest and self._is_reading():
+                self._feed(rest[:PART_BYTES])
+                rest = rest[PART_BYTES:]
+        self._set_deadline()
 
-    def take_head(self) -> bytes:
-        """Return the head if it has not been written yet; the caller writes it."""
-        head = self._head
-        if not head:
-            return b""
-        self._head = b""
-        return head
+    def _is_reading(self) -> bool:
+        return self._reading is not Reading.NOTHING
 
-    def flush(self) -> None:
-        if head := self.take_head():
-            self._transport.write(head)
+    def _feed(self, part: bytes | memoryview) -> None:
+        try:
+            self._parser.feed_data(part)
+        except httptools.HttpParserUpgrade as exc:
+            self._upgrade(bytes(part[exc.args[0] :]))
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or BAD_REQUEST)
+        else:
+            self._check_size(len(part))
 
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
+    def _check_size(self, part_bytes: int) -> None:
+        limits = self.port.limits
+        if self._reading is Reading.HEAD:
+            self._head_bytes += part_bytes
+            # The first part may contain other requests before this one.
+            if self._head_bytes > limits.max_head_bytes + PART_BYTES:
+                self._refuse(self._oversize())
+        elif self._reading is Reading.BODY:
+            self._overhead_bytes = 0 if self._has_body_part else self._overhead_bytes + part_bytes
+            self._has_body_part = False
+            if self._overhead_bytes > limits.max_head_bytes:
+                self._refuse(CHUNKS_TOO_LARGE)
+            elif self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self._refuse(BAD_REQUEST)
 
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
+    def _oversize(self) -> Refusal:
+        return HEAD_TOO_LARGE if self._headers else URL_TOO_LONG
 
+    def _set_deadline(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._reading is Reading.HEAD:
+            self.wait_for(Wait.HEAD)
+        elif self._reading is Reading.BODY:
+            if self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
+                self._rated_bytes = 0
+                self.wait_for(Wait.BODY)
+        elif self._exchange is not None or self.stream is not None:
+            self.wait_for(None)
+        elif self._wait is not Wait.HEAD:  # which a new connection waits for from the beginning
+            self.wait_for(Wait.REQUEST)
 
-def capped(max_connections: int) -> type[HttpProtocol]:
-    """Return the protocol for a server that accepts at most `max_connections`. Further ones are dropped at once.
+    # Callbacks of the parser
 
-    uvicorn's own limit applies only when a request is complete, and an EventSource stops for good at its 503.
-    """
+    def on_message_begin(self) -> None:
+        if len(self._ahead) >= MAX_AHEAD:
+            raise Refused
+        self._reading = Reading.HEAD
+        self._head_bytes = 0
+        self._url = b""
+        self._headers = []
 
-    class CappedProtocol(HttpProtocol):
-        __slots__ = ()
+    def on_url(self, url: bytes) -> None:
+        self._url += url
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
-            super().connection_made(transport)
-            if len(self.connections) > max_connections:
-                transport.abort()
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self._headers
+        if self._reading is Reading.BODY:  # trailers, which nobody uses
+            self._trailers += 1
+        else:
+            headers.append((name.lower(), value))
+        if len(headers) + self._trailers > self.port.limits.max_head_fields:
+            self._raise(HEAD_TOO_LARGE)
 
-    return CappedProtocol
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        parser = self._parser
+        if parser.should_upgrade():
+            if parser.get_method() == b"CONNECT":
+                self._raise(BAD_METHOD)
+            return  # the parser skips the body, and raises HttpParserUpgrade
+        if self._wait is Wait.HEAD:
+            self.wait_for(None)
+        self._begin_body()
+        version = parser.get_http_version()
+        method = parser.get_method().decode("ascii")
+        scope = self._scope(method, version)
+        exchange = Exchange(
+            self,
+            method=method,
+            version=version,
+            is_persistent=version == "1.1" and parser.should_keep_alive(),
+            needs_continue=(b"expect", b"100-continue") in self._headers,
+        )
+        scope["extensions"] = {EXTENSION: {"connection": exchange}}
+        self._receiving = exchange
+        self._begin(exchange, scope)
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body_part = True
+        if self._receiving is not None:
+            self._receiving.body_received(body)
+        else:
+            self._discarded_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._reading is Reading.HEAD:  # an upgrade
+            return
+        self._reading = Reading.BETWEEN
+        if self._wait is Wait.BODY or self._wait is Wait.MORE_BODY:
+            self.wait_for(None)
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            receiving.body_ended()
+
+    def _begin_body(self) -> None:
+        self._reading = Reading.BODY
+        self._has_body_part = True  # this part contains the head, which does not count as overhead
+        self._overhead_bytes = self._trailers = self._discarded_bytes = 0
+
+    def _check_head(self) -> None:
+        limits, headers = self.port.limits, self._headers
+        if self._head_bytes or limits.max_head_bytes < PART_BYTES:
+            size = len(self._url) + sum([len(name) + len(value) + 4 for name, value in headers])
+            if size > limits.max_head_bytes:
+                self._raise(URL_TOO_LONG if len(self._url) > size // 2 else HEAD_TOO_LARGE)
+        version = self._parser.get_http_version()
+        if version != "1.1" and version != "1.0":
+            self._raise(BAD_VERSION)
+        hosts = [name for name, _ in headers].count(b"host")
+        if hosts > 1 or (not hosts and version == "1.1"):  # RFC 9112, section 3.2
+            self._raise(BAD_HOST)
+
+    def _raise(self, refusal: Refusal) -> NoReturn:
+        self._refusal = refusal
+        raise Refused
+
+    def _scope(self, method: str, version: str) -> Scope:
+        url = httptools.parse_url(self._url)
+        raw_path = url.path
+        path = raw_path.decode("ascii")
+        root_path = self.port.config.root_path
+        return {
+            "type": "http",
+            "asgi": self.port.asgi,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": method,
+            "root_path": root_path,
+            "path": root_path + (unquote(path) if "%" in path else path),
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": url.query or b"",
+            "headers": self._headers,
+            "state": self.port.app_state.copy(),
+        }
+
+    # Upgrades
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Hand the connection to the WebSocket protocol, or ignore any other upgrade (RFC 9110, section 7.8)."""
+        headers = dict(self._headers)
+        if self.port.ws_protocol_class is not None and headers[b"upgrade"].lower() == b"websocket":
+            self._upgrade_to_websocket(rest)
+        else:
+            logger.debug("a client asked to upgrade its connection: the request is answered without the upgrade")
+            self._headers = [(name, value) for name, value in self._headers if name != b"upgrade"]
+            head = self._head()
+            self._parser = httptools.HttpRequestParser(self)
+            self._feed(head + rest)
+
+    def _upgrade_to_websocket(self, rest: bytes) -> None:
+        if self._exchange is not None:  # the upgrade would have to wait for a response
+            self._refuse(BAD_REQUEST)
+            return
+        port = self.port
+        port.connections.discard(self)
+        self.wait_for(None)
+        protocol = port.ws_protocol_class(config=port.config, server_state=port.state, app_state=port.app_state)
+        protocol.connection_made(self.transport)
+        protocol.data_received(self._head() + rest)
+        self.transport.set_protocol(protocol)
+        self._parser = None
+
+    def _head(self) -> bytes:
+        """Return the head of the request as the client has sent it, apart from the headers that were removed."""
+        parser = self._parser
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._url, parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self._headers]
+        return b"\r\n".join([*lines, b"", b""])
+
+    # Exchanges
+
+    def _begin(self, exchange: Exchange, scope: Scope) -> None:
+        app = self.port.app if self.port.has_concurrency_left() else SERVICE_UNAVAILABLE
+        if self._exchange is None:
+            self._run(exchange, app, scope)
+        else:
+            self.pause_reading()
+            self._ahead.append((exchange, app, scope))
+
+    def _run(self, exchange: Exchange, app: ASGIApp, scope: Scope) -> None:
+        self._exchange = exchange
+        port = self.port
+        context = contextvars.Context() if port.config.reset_contextvars else None
+        work = exchange.run(app, scope)
+        task = port.loop.create_task(work) if context is None else port.loop.create_task(work, context=context)
+        port.state.tasks.add(task)
+        task.add_done_callback(port.state.tasks.discard)
+
+    def has_further_requests(self) -> bool:
+        return bool(self._ahead) or self._reading is Reading.HEAD or not self._is_reading()
+
+    def response_completed(self, is_persistent: bool) -> None:
+        self.port.state.total_requests += 1
+        exchange, self._exchange = self._exchange, None
+        if self._receiving is exchange:
+            self._receiving = None
+        if self.transport.is_closing():
+            return
+        if not is_persistent:
+            self._ahead.clear()
+            self.close()
+            return
+        if self._ahead:
+            self._run(*self._ahead.popleft())
+        if not self._ahead:
+            self.resume_reading()
+        self._set_deadline()
+
+    def stream_begun(self) -> None:
+        self._reading = Reading.NOTHING
+        self._exchange = self._receiving = self._parser = None
+        self._headers = []
+        self._url = b""
+        self.wait_for(None)
+        self.resume_reading()
+
+    # The end
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
+        self._reading = Reading.NOTHING
+        self._parser = None
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None and self._ahead and self._ahead[-1][0] is receiving:
+            self._ahead.pop()
+        if self._exchange is None:
+            self._answer(refusal)
+        elif receiving is self._exchange:
+            receiving.disconnected()
+            if receiving.has_started:
+                self.close()
+            else:
+                self._answer(refusal)
+        else:  # the responses that are due come first
+            last = self._ahead[-1][0] if self._ahead else self._exchange
+            last.is_persistent = False
+
+    def _answer(self, refusal: Refusal) -> None:
+        logger.info("request refused: %d %s, from %s", refusal.status, refusal.message, self.client)
+        message = refusal.message.encode()
+        lines = [b"HTTP/1.1 %d %b" % (refusal.status, refusal.phrase.encode())]
+        lines += [b"%b: %b" % header for header in self.port.state.default_headers]
+        lines += [
+            b"content-type: text/plain; charset=utf-8",
+            b"content-length: %d" % len(message),
+            b"connection: close",
+            b"",
+            message,
+        ]
+        self.transport.write(b"\r\n".join(lines))
+        self.close()
+
+    def expire(self, wait: Wait) -> None:
+        if wait is Wait.HEAD and self._reading is Reading.HEAD:
+            self._refuse(TIMEOUT)
+        elif wait is Wait.REQUEST or wait is Wait.HEAD:
+            self.close()
+        elif wait is Wait.FLUSH:
+            self.drop()
+        else:
+            self._check_rate(self.port.limits.body_seconds if wait is Wait.BODY else RATE_SECONDS)
+
+    def _check_rate(self, seconds: float) -> None:
+        """Go on waiting for a body that arrives fast enough, or that the app does not read."""
+        if self.is_read_paused or self._rated_bytes >= seconds * self.port.limits.min_body_bytes_per_second:
+            self._rated_bytes = 0
+            self.wait_for(Wait.MORE_BODY)
+        else:
+            self._refuse(TIMEOUT)
+
+    def shutdown(self) -> None:
+        """Close the connection, once the request that is being answered has its response: uvicorn stops."""
+        if self._exchange is not None:
+            self._exchange.is_persistent = False
+        elif self.stream is None:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._reading = Reading.NOTHING
+        self._receiving = self._parser = None
+        self._ahead.clear()
+        super().connection_lost(exc)
+        if exchange is not None:
+            exchange.disconnected()

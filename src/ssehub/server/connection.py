@@ -1,0 +1,230 @@
+"""One connection of an HTTP server, apart from what HTTP says on it: its flow control, deadlines and end.
+
+    wait         the server waits for …                                started
+    HEAD         a request, or the rest of its head                    by the connection, or the head's first byte
+    BODY         the rest of a body                                    by the end of the head
+    MORE_BODY    enough of a body that takes longer                    when BODY has passed
+    REQUEST      the next request, on a connection that is kept alive  by the end of a response
+    FLUSH        the client to read what was written before the end    by `close`
+    None         the app, or the hub: no deadline
+
+`wait_for` alone changes the wait. Whatever a client does, one of these ends its connection, unless an app or the hub
+still has something for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.server import ServerState
+
+from ..fanout.sinks import LINGER_SECONDS, TransportSink
+from ..settings import RequestLimits
+from .deadlines import Deadlines, Wait
+
+logger = logging.getLogger("ssehub.http")
+
+RATE_SECONDS = 10.0
+"""A body that takes longer than `body_seconds` is measured in intervals of this length."""
+_PORT = "ssehub"
+"""Name of the attribute of uvicorn's ServerState that has our part of it."""
+
+
+class Port:
+    """What all connections of one uvicorn server share: its configuration, books and deadlines."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        app_state: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        limits: RequestLimits,
+        max_connections: int | None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.app: ASGIApp = config.loaded_app
+        self.app_state = app_state
+        self.config = config
+        self.loop = loop
+        self.limits = limits
+        self.max_connections = max_connections
+        self.state = state
+        self.connections: set[Any] = state.connections  # typed as uvicorn's own protocols there
+        self.ws_protocol_class: Any = config.ws_protocol_class  # None, or called with keywords of uvicorn's own
+        access_logger = logging.getLogger("uvicorn.access")
+        self.access_logger = access_logger if config.access_log and access_logger.hasHandlers() else None
+        self.asgi = {"version": config.asgi_version, "spec_version": "2.3"}
+        self.deadlines: Deadlines[Connection] = Deadlines(
+            loop,
+            {
+                Wait.HEAD: limits.head_seconds,
+                Wait.BODY: limits.body_seconds,
+                Wait.MORE_BODY: RATE_SECONDS,
+                Wait.REQUEST: config.timeout_keep_alive,
+                Wait.FLUSH: LINGER_SECONDS,
+            },
+            Connection.expired,
+        )
+
+    @classmethod
+    def shared(cls, state: ServerState, make: Callable[[], Port]) -> Port:
+        """Return the port of the server with this `state`, which `make` makes for its first connection."""
+        attributes = vars(state)
+        port = attributes.get(_PORT)
+        if port is None:
+            port = attributes[_PORT] = make()
+        return port
+
+    def has_concurrency_left(self) -> bool:
+        limit = self.config.limit_concurrency
+        return limit is None or (len(self.connections) < limit and len(self.state.tasks) < limit)
+
+
+class Connection(asyncio.Protocol):
+    """The transport of one client, and everything about it that does not depend on what the client has sent."""
+
+    __slots__ = (
+        "_wait",
+        "_writable",
+        "client",
+        "is_read_paused",
+        "is_write_paused",
+        "port",
+        "scheme",
+        "server",
+        "stream",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.client: tuple[str, int] | None = None
+        """The client's address, for `scope["client"]`."""
+        self.server: tuple[str, int | None] | None = None
+        self.scheme = "http"
+        self.stream: TransportSink | None = None
+        """The stream that writes to the transport in place of the server."""
+        self.is_read_paused = False
+        self.is_write_paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._wait: Wait | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses of it
+        self.client = get_remote_addr(self.transport)
+        self.server = get_local_addr(self.transport)
+        if is_ssl(self.transport):
+            self.scheme = "https"
+        port = self.port
+        port.connections.add(self)
+        self.wait_for(Wait.HEAD)
+        if port.max_connections is not None and len(port.connections) > port.max_connections:
+            self._drop_oldest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.port.connections.discard(self)
+        self.wait_for(None)
+        stream, self.stream = self.stream, None
+        self.resume_writing()
+        if stream is not None:
+            stream.connection_lost()
+
+    def wait_for(self, wait: Wait | None) -> None:
+        """Start the deadline of `wait`, unless it is running already, in place of any other."""
+        before = self._wait
+        if wait is before:
+            return
+        if before is not None:
+            self.port.deadlines.stop(self, before)
+        self._wait = wait
+        if wait is not None:
+            self.port.deadlines.start(self, wait)
+
+    def expired(self, wait: Wait) -> None:
+        """The deadline of `wait` has passed."""
+        self._wait = None
+        self.expire(wait)
+
+    def drop(self) -> None:
+        """Close the connection at once, whatever is on it."""
+        self.port.connections.discard(self)
+        self.wait_for(None)
+        self.transport.abort()
+
+    def _drop_oldest(self) -> None:
+        """Make room for this connection: drop the one that has sent no complete head for longest."""
+        deadlines = self.port.deadlines
+        oldest = deadlines.oldest(Wait.HEAD)
+        if oldest is self:
+            oldest = deadlines.oldest(Wait.REQUEST, Wait.HEAD)
+        assert oldest is not None  # this connection waits for its head
+        oldest.drop()
+
+    def close(self) -> None:
+        """Close the connection when the client has read what was written, at the latest after the linger time."""
+        transport = self.transport
+        if transport.is_closing():
+            return
+        transport.close()
+        self.wait_for(Wait.FLUSH if transport.get_write_buffer_size() else None)
+
+    # What HTTP says
+
+    def expire(self, wait: Wait) -> None:
+        """The client has not sent in time what `wait` names."""
+        raise NotImplementedError
+
+    def has_further_requests(self) -> bool:
+        """True if the client has sent anything after the request that is being answered."""
+        raise NotImplementedError
+
+    def response_completed(self, is_persistent: bool) -> None:
+        """The response to the request that is being answered has been written."""
+        raise NotImplementedError
+
+    def stream_begun(self) -> None:
+        """The rest of the response and the connection belong to `stream`."""
+        raise NotImplementedError
+
+    # Flow control
+
+    def pause_reading(self) -> None:
+        if not self.is_read_paused:
+            self.is_read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_read_paused:
+            self.is_read_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        if self.stream is not None:
+            self.stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+        if self.stream is not None:
+            self.stream.resume_writing()
+
+    async def drain(self) -> None:
+        """Wait until the client has read most of what was written, or the connection is lost."""
+        while self.is_write_paused:
+            if self._writable is None:
+                self._writable = self.port.loop.create_future()
+            await asyncio.shield(self._writable)
