@@ -365,7 +365,9 @@ class Engine:
         """Free memory if it is short: history first, then the largest backlogs, a slice of them at a time."""
         missing = self.pressure.check(now)
         if missing:
-            missing -= self._history.shrink(missing, now)
+            # What is held for lagging subscribers is the newest part of history: evicting that frees nothing.
+            unshared = max(0, self._history.bytes - self.backlogs.held_bytes)
+            missing -= min(unshared, self._history.shrink(missing, now))
             if self.pressure.reading.excess > 0:
                 for subscriber in islice(self.backlogs.furthest_behind(missing), RELIEF_SLICE):
                     self.registry.end(subscriber, CloseReason.SLOW)
