@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import statistics
 import time
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, wait_until
-from crowd import Crowd, crowds, wait_for_last
+from crowd import crowds, wait_for_last
 from streams import get
 
 SOAK = "SOAK" in os.environ
@@ -165,15 +166,38 @@ def test_d6_memory_is_flat_over_a_million_events(start_hub: StartHub) -> None:
     assert last < settled + 5 * MIB
 
 
+COUNTING_TASKS = """
+import asyncio, signal, sys
+from ssehub.cli import main
+
+def count(*_):
+    sys.stderr.write(f"tasks: {len(asyncio.all_tasks())}\\n")
+    sys.stderr.flush()
+
+signal.signal(signal.SIGUSR1, count)
+main()
+"""
+"""A hub that shows its number of tasks on SIGUSR1."""
+
+
+def task_count(hub: RunningHub) -> int:
+    before = len(re.findall(r"tasks: \d+\n", hub.log))
+    hub.signal(signal.SIGUSR1)
+    wait_until(lambda: len(re.findall(r"tasks: \d+\n", hub.log)) > before)
+    return int(re.findall(r"tasks: (\d+)\n", hub.log)[-1])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(2_700)
 def test_f14_memory_and_tasks_stay_constant_under_churn(start_hub: StartHub) -> None:
     seconds, streams = (1_800, 1_000) if SOAK else (12, 100)
-    hub = start_hub("--history-events", "1000", "--heartbeat-seconds", "2")
+    hub = start_hub("--history-events", "1000", "--heartbeat-seconds", "2", code=COUNTING_TASKS)
     process = psutil.Process(hub.process.pid)
     with crowds(hub, streams) as (crowd,):
-        samples = asyncio.run(churn_for(hub, crowd, process, seconds))
+        tasks = task_count(hub)
+        samples = asyncio.run(churn_for(hub, process, seconds))
         result = crowd.report()
+        wait_until(lambda: task_count(hub) <= tasks, 30)
     tail = samples[len(samples) // 3 :]
     slope = statistics.linear_regression([at for at, _, _ in tail], [size for _, size, _ in tail]).slope
     share = slope * 600 / statistics.mean([size for _, size, _ in tail])
@@ -188,9 +212,7 @@ def test_f14_memory_and_tasks_stay_constant_under_churn(start_hub: StartHub) -> 
     assert not ERROR_LINES.search(hub.log)
 
 
-async def churn_for(
-    hub: RunningHub, crowd: Crowd, process: psutil.Process, seconds: float
-) -> Sequence[tuple[float, int, int]]:
+async def churn_for(hub: RunningHub, process: psutil.Process, seconds: float) -> Sequence[tuple[float, int, int]]:
     """Open and close streams, and publish, for so long; return times, resident memory and descriptors once a second."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
