@@ -105,7 +105,6 @@ def collecting(hub: Hub) -> Iterator[None]:
 
     loop = asyncio.get_running_loop()
     collector = Collector(expected, lambda: hub.is_short_of_memory)
-    before = gc.get_threshold()
     collector.start(loop.time())
     timer: asyncio.TimerHandle
 
@@ -118,6 +117,4 @@ def collecting(hub: Hub) -> Iterator[None]:
     try:
         yield
     finally:
-        timer.cancel()
-        gc.set_threshold(*before)
-        gc.unfreeze()
+        timer.cancel()  # the process ends: what is frozen stays frozen, so that nothing looks at it any more
