@@ -109,11 +109,16 @@ class Exchange:
         finally:
             self._access_scope = None  # it refers to this object
 
+    @property
+    def _is_lost(self) -> bool:
+        """True if nobody reads the response any more."""
+        return self.is_disconnected or self._connection.transport.is_closing()
+
     def _failure(self, result: object) -> str | None:
         """Return in which way an app that returned `result` was wrong."""
         if result is not None:
             return f"should return None, but returned '{result}'."
-        if self._is_complete or self._is_handed_over or self.is_disconnected:
+        if self._is_complete or self._is_handed_over or self._is_lost:
             return None
         return f"returned without {'completing' if self.has_started else 'starting'} response."
 
@@ -177,7 +182,7 @@ class Exchange:
         connection = self._connection
         if connection.is_write_paused and not self.is_disconnected:
             await connection.drain()
-        if self.is_disconnected:
+        if self._is_lost:
             return
         kind = message["type"]
         if self._is_complete:
@@ -268,14 +273,14 @@ class Exchange:
         return head
 
     def flush(self) -> None:
-        if self._head and not (self.is_disconnected or self._connection.transport.is_closing()):
+        if self._head and not self._is_lost:
             self._connection.transport.write(self.take_head())
 
     # A stream in place of the response
 
     def open_stream(self) -> TransportSink | None:
         connection = self._connection
-        if self.is_disconnected or connection.transport.is_closing():
+        if self._is_lost:
             return None
         if connection.is_write_paused or connection.has_further_requests():
             # A client that has sent further requests, or leaves earlier responses unread, is not waiting for a stream.

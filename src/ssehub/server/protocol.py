@@ -5,7 +5,7 @@ take the connection over, to write a stream to the transport itself: `scope["ext
 
     reading   of the request that arrives                                   next
     BETWEEN   nothing yet                                                   HEAD, NOTHING
-    HEAD      its URL and headers, again if an upgrade is ignored            BODY, HEAD, NOTHING
+    HEAD      its URL and headers, again if an upgrade is ignored           BODY, HEAD, NOTHING
     BODY      its body, which is empty in most requests, and its trailers   BETWEEN, NOTHING
     NOTHING   nothing more is read: the connection ends after the responses
               that are due, belongs to a stream, or is lost
