@@ -228,6 +228,14 @@ def test_a10_slow_body_is_answered_408(impatient: RunningHub) -> None:
     assert answer.startswith(b"HTTP/1.1 408 ") and b"too long" in answer
 
 
+def test_body_that_does_not_end_after_its_answer_is_not_answered_again(impatient: RunningHub) -> None:
+    head = f"{POST}Content-Length: 99\r\n\r\n".replace("/emit/", "/nothing/")
+
+    answer = RawStream(impatient.control_port, head).read_to_end()
+
+    assert answer.startswith(b"HTTP/1.1 404 ") and answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_long_body_that_goes_on_at_the_least_rate_is_read(impatient: RunningHub) -> None:
     def body() -> Iterator[bytes]:
         yield b"userId=*&channel=chat&data="

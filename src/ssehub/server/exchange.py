@@ -31,7 +31,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110, section 5.5
-_WITHOUT_BODY = (204, 304)  # RFC 9110, section 6.4.1
+_WITHOUT_BODY = (204, 304)
 _MAX_CACHED_BYTES = 100
 
 
@@ -48,11 +48,11 @@ class Exchange:
         "_ends_with_connection",
         "_has_body_ended",
         "_has_delivered_end",
+        "_has_no_body",
         "_head",
         "_is_chunked",
         "_is_complete",
         "_is_handed_over",
-        "_is_head_request",
         "_remaining",
         "_waiter",
         "has_started",
@@ -65,7 +65,8 @@ class Exchange:
         self, connection: Connection, *, method: str, version: str, is_persistent: bool, needs_continue: bool
     ) -> None:
         self._connection = connection
-        self._is_head_request = method == "HEAD"
+        self._has_no_body = method == "HEAD"
+        """True if whatever the app sends as a body is left out (RFC 9110, section 6.4.1)."""
         self._ends_with_connection = version == "1.0"
         """True if the response is not chunked: the end of the connection is its end."""
         self.is_persistent = is_persistent
@@ -237,7 +238,9 @@ class Exchange:
             )
 
     def _choose_framing(self, status: int, lines: list[bytes]) -> None:
-        if self._is_head_request or status in _WITHOUT_BODY or self._is_chunked or self._remaining is not None:
+        if status in _WITHOUT_BODY:
+            self._has_no_body = True
+        if self._has_no_body or self._is_chunked or self._remaining is not None:
             return
         if self._ends_with_connection:
             self.is_persistent = False
@@ -246,7 +249,7 @@ class Exchange:
         lines.append(b"transfer-encoding: chunked\r\n")
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
-        if self._is_head_request:
+        if self._has_no_body:
             body, self._remaining = b"", None
         elif self._is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""

@@ -411,12 +411,15 @@ class HttpProtocol(Connection):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
+        is_answered = self._reading is Reading.BODY and self._exchange is None
         self._enter(Reading.NOTHING)
         self._parser = None
         receiving, self._receiving = self._receiving, None
         if receiving is not None and self._ahead and self._ahead[-1][0] is receiving:
             self._ahead.pop()
-        if self._exchange is None:
+        if is_answered:
+            self.close()
+        elif self._exchange is None:
             self._answer(refusal)
         elif receiving is self._exchange:
             receiving.disconnected()
