@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from conftest import ERROR_LINES, RunningHub, StartHub, report, require, wait_until
+from conftest import ERROR_LINES, RunningHub, StartHub, report, require, wait_until, works
 from streams import RawStream, get, listen
 
 SOAK = "SOAK" in os.environ
@@ -296,10 +296,6 @@ def test_f1_sigterm_at_scale(start_hub: StartHub) -> None:
 
 OWN_NETWORK = (["unshare", "-rn"], ["unshare", "-n"])
 """The first one needs no root; the second one works in a chroot."""
-
-
-def works(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("kind", [pytest.param("idle", id="A4-idle"), pytest.param("busy", id="A5-busy")])
