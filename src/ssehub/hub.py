@@ -28,9 +28,10 @@ from .fanout.sinks import Chunk, Sink
 from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
 from .fields import json_text, one_or_many
+from .memory import MemoryMeter
 from .position import Position
 from .publication import Disconnect, IdempotencyKey, Publication
-from .settings import Backpressure, Retention, Streams
+from .settings import Backpressure, Memory, Retention, Streams
 from .subscription import Subscription
 
 FLUSH_SECONDS = 1.0
@@ -53,6 +54,7 @@ class Hub:
         retention: Retention = Retention(),
         backpressure: Backpressure = Backpressure(),
         streams: Streams = Streams(),
+        memory: Memory = Memory(),
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +71,7 @@ class Hub:
             statistics=self._statistics,
             wall=now,
             monotonic=monotonic,
+            meter=MemoryMeter.for_limit(memory.max_memory_bytes),
         )
         self._run: _Run | None = None
         self._entered = 0
@@ -332,9 +335,17 @@ class Hub:
 
     @property
     def is_full(self) -> bool:
-        """True if there are as many streams as `max_connections` allows."""
+        """True if there are as many streams as `max_connections` allows, or memory is short."""
         engine = self._engine
-        return engine is not None and self._max_connections is not None and len(engine) >= self._max_connections
+        if engine is None:
+            return False
+        has_most = self._max_connections is not None and len(engine) >= self._max_connections
+        return has_most or engine.pressure.is_short
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """True if the process uses more than `max_memory_bytes`, or has until a few seconds ago."""
+        return self._engine is not None and self._engine.pressure.is_short
 
     @property
     def is_draining(self) -> bool:

@@ -161,6 +161,18 @@ class Backpressure(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory(Settings):
+    """How much memory the process may use before the hub frees some."""
+
+    max_memory_bytes: int | None = setting(
+        None,
+        "memory above which a process opens no stream, shrinks history and ends the largest backlogs; if not set, "
+        "80 % of what the machine or its cgroup has, divided by the workers; 0 for no limit",
+        Range(least=0),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(Settings):
     """How large requests to the control app may be."""
 

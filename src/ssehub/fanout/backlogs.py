@@ -22,7 +22,7 @@ the next, because held bytes only fall when the last holder of a shared batch ha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..settings import Backpressure
 from .frames import Batch
@@ -192,6 +192,25 @@ class Backlogs:
     def largest(self) -> Iterator[Subscriber]:
         """Yield the subscribers that have to end so that the next round need not wait any longer, largest first."""
         return self._largest(self._paused)
+
+    def furthest_behind(self, size: int) -> Iterator[Subscriber]:
+        """Yield the subscribers with the most left to read, until `size` bytes have been freed by ending them.
+
+        Those of one audience share the bytes that they have not read, so nothing is freed before all of them end.
+        """
+
+        def behind(subscriber: Subscriber) -> int:
+            return subscriber.sink.backlog + self.held_for(subscriber)
+
+        audiences: dict[tuple[str, Sequence[str]], list[Subscriber]] = {}
+        for subscriber in self._paused:
+            audiences.setdefault((subscriber.user_id, subscriber.channels), []).append(subscriber)
+        freed, held = 0, self.held_bytes
+        for audience in sorted(audiences.values(), key=lambda members: max(map(behind, members)), reverse=True):
+            if freed + held - self.held_bytes >= size:
+                return
+            freed += max([subscriber.sink.backlog for subscriber in audience])
+            yield from audience
 
     def _largest(self, candidates: Iterable[Subscriber]) -> Iterator[Subscriber]:
         unread = self.bytes - self.held_bytes

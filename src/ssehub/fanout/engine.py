@@ -30,6 +30,7 @@ from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Index
+from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
 from .resume import Start, beginning
@@ -41,6 +42,8 @@ from .subscriber import FAILED, CloseReason, State, Subscriber
 logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
+RELIEF_SLICE = 500
+"""The most streams that are ended at a time when memory is short: ending one takes about 60 µs."""
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
 
 
@@ -57,6 +60,7 @@ class Engine:
         statistics: Statistics,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
+        meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._retention = retention
@@ -69,6 +73,7 @@ class Engine:
         self.backlogs = Backlogs(backpressure, retention.history_bytes)
         self._rounds = Rounds(base, backpressure.max_waiting_bytes)
         self.clock = Clock(streams)
+        self.pressure = Pressure(meter)
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
         self._replays = Replays(self._history, self.registry, statistics, backpressure.round_bytes, monotonic)
         self.gate = Gate(self._rounds.has_capacity, backpressure.max_waiting_publishers)
@@ -102,6 +107,8 @@ class Engine:
         statistics.history_events = len(self._history)
         statistics.history_bytes = self._history.bytes
         statistics.loop_lag_seconds = self.ticker.lag_seconds
+        statistics.memory_bytes, statistics.memory_limit_bytes = self.pressure.reading
+        statistics.memory_is_short = self.pressure.is_short
 
     # The log
 
@@ -344,6 +351,7 @@ class Engine:
             self.registry.end(subscriber, CloseReason.SLOW)
         self._replays.advance_all()
         self._history.expire(now)
+        self._relieve(now)
         for subscriber, reason in self.clock.due(now, wall):
             if reason is not None:
                 self.registry.end(subscriber, reason)
@@ -352,6 +360,19 @@ class Engine:
         self._retry_round()
         if bucket := self.clock.next_bucket():
             self._visit(iter(bucket), {}, slice_size)
+
+    def _relieve(self, now: float) -> None:
+        """Free memory if it is short: history first, then the largest backlogs, a slice of them at a time."""
+        missing = self.pressure.check(now)
+        if missing:
+            # What is held for lagging subscribers is the newest part of history: evicting that frees nothing.
+            unshared = max(0, self._history.bytes - self.backlogs.held_bytes)
+            missing -= min(unshared, self._history.shrink(missing, now))
+            if self.pressure.reading.excess > 0:
+                for subscriber in islice(self.backlogs.furthest_behind(missing), RELIEF_SLICE):
+                    self.registry.end(subscriber, CloseReason.SLOW)
+        elif self.pressure.may_regrow(now):
+            self._history.regrow()
 
     def _visit(self, rest: Iterator[Subscriber], frames: dict[Position | None, Chunk], slice_size: int) -> None:
         """Send the next slice of heartbeats. `frames` keeps those already made, by the position they carry."""

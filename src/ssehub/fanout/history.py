@@ -25,6 +25,8 @@ FRAME_BYTES = 600
 QUEUE_BYTES = 900
 """Approximate memory of the queue that each further user, on each channel, of an event may need."""
 MAX_FLOORS = 10_000
+SHRINK_SLICE = 10_000
+"""The most events that are evicted at a time when memory is short: evicting one takes about 2 µs."""
 
 
 class ResetReason(StrEnum):
@@ -88,6 +90,7 @@ class History:
         self.visited = 0
         """The number of events that replays have looked at so far."""
         self._retention = retention
+        self._max_bytes = retention.history_bytes
         self._max_floors = max_floors
         self._frames: deque[Frame] = deque()
         self._channels: dict[str, _Channel] = {}
@@ -111,9 +114,25 @@ class History:
                 stream.append(frame)
             if frame.ids or frame.inner_ids:
                 channel.note_ids(frame)
-        bounds = self._retention
-        while len(self._frames) > bounds.history_events or self.bytes > bounds.history_bytes:
+        while len(self._frames) > self._retention.history_events or self.bytes > self._max_bytes:
             self._evict(frame.arrived_at)
+
+    def shrink(self, size: int, now: float) -> int:
+        """Evict at least `size` bytes, as far as there are any, but at most a slice of the events at a time.
+
+        History keeps to what is left until `regrow`. Returns how many bytes were evicted.
+        """
+        before = self.bytes
+        for _ in range(min(SHRINK_SLICE, len(self._frames))):
+            if before - self.bytes >= size:
+                break
+            self._evict(now)
+        self._max_bytes = min(self._max_bytes, self.bytes)
+        return before - self.bytes
+
+    def regrow(self) -> None:
+        """Retain as much as the settings allow again."""
+        self._max_bytes = self._retention.history_bytes
 
     def expire(self, now: float) -> None:
         """Evict what is too old."""

@@ -35,6 +35,9 @@ class Statistics:
     round_counts: list[int] = field(default_factory=lambda: [0] * (len(ROUND_BOUNDS) + 1))
     round_seconds: float = 0.0
     loop_lag_seconds: float = 0.0
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    memory_is_short: bool = False
     broker_ready: bool = True
     log_skipped_entries: int = 0
 

@@ -17,8 +17,19 @@ from ..config import Config
 from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
+from ..memory import SHARE, available_bytes
 from ..platform import raise_descriptor_limit
-from ..settings import Backpressure, Idempotency, Limits, LogRetention, RedisOptions, RequestLimits, Retention, Streams
+from ..settings import (
+    Backpressure,
+    Idempotency,
+    Limits,
+    LogRetention,
+    Memory,
+    RedisOptions,
+    RequestLimits,
+    Retention,
+    Streams,
+)
 from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 from ..web.client import create_client_app
 from ..web.control import create_control_app
@@ -85,6 +96,7 @@ def _hub(config: Config) -> Hub:
         retention=config.group(Retention),
         backpressure=config.group(Backpressure),
         streams=replace(config.group(Streams), max_connections=max_streams(config)),
+        memory=replace(config.group(Memory), max_memory_bytes=max_memory_bytes(config)),
     )
 
 
@@ -147,6 +159,14 @@ def max_streams(config: Config) -> int:
         return setting
     limit = raise_descriptor_limit()
     return max(limit - SPARE_DESCRIPTORS, limit // 2)
+
+
+def max_memory_bytes(config: Config) -> int | None:
+    """Return the memory that this process may use: the setting, or its share of 80 % of what there is."""
+    if (setting := config.group(Memory).max_memory_bytes) is not None:
+        return setting
+    available = available_bytes()
+    return None if available is None else int(available * SHARE) // config.workers
 
 
 def max_client_connections(config: Config) -> int:

@@ -69,6 +69,17 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
         ("loop_lag_seconds", "Delay of the event loop's last clock tick.", stats.loop_lag_seconds),
+        (
+            "memory_bytes",
+            "Memory of the process that counts against the limit; 0 if it is not watched.",
+            stats.memory_bytes,
+        ),
+        (
+            "memory_limit_bytes",
+            "Memory above which the hub frees some; 0 if it is not watched.",
+            stats.memory_limit_bytes,
+        ),
+        ("memory_short", "1 while memory is short and new streams are told to come back.", stats.memory_is_short),
     ):
         yield GaugeMetricFamily(f"ssehub_{name}", help, value)
     for name, help, value in (

@@ -1,0 +1,123 @@
+"""The garbage collector of a process that serves a hub: many small steps instead of rare long pauses.
+
+Nothing that the hub does for each event, connection or request makes cycles, so reference counting frees all of it. The
+collector is there for what libraries leave behind. CPython looks at every object that it has not frozen, which with
+10,000 streams takes a tenth of a second. So objects that exist at the start, or have survived a step, are frozen, and
+each step looks only at what is new:
+
+    step     every `STEP_OBJECTS` new objects, and at least every `STEP_SECONDS`. It collects everything that is not
+             frozen. If that took longer than `FREEZE_SECONDS`, what is left is frozen, so that no step takes long.
+    whole    once a minute the frozen objects are counted, which takes milliseconds. If there are far more than the
+             streams and the events in history account for, garbage may be among them. Only then, or when memory is
+             short, everything is looked at.
+
+Frozen objects that are no longer used are freed like any others. Only cycles among them have to wait for a whole
+collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..hub import Hub
+
+logger = logging.getLogger("ssehub.server")
+
+TICK_SECONDS = 0.1
+STEP_OBJECTS = 5_000
+STEP_SECONDS = 10.0
+FREEZE_SECONDS = 0.002
+"""A collection that took longer has looked at about 5,000 to 10,000 objects."""
+COUNT_SECONDS = 60.0
+OBJECTS_PER_STREAM = 30
+OBJECTS_PER_EVENT = 8
+"""Upper estimates of the objects that an open stream, or an event in history, consists of."""
+SPARE_OBJECTS = 200_000
+"""How many more objects there may be before a whole collection."""
+BURST_OBJECTS = 50_000
+"""If so many objects are made within a tick, CPython itself collects the youngest."""
+NEVER = 1_000_000
+
+
+class Collector:
+    """Collects garbage in steps. `expected` returns how many objects are in use besides those of the start.
+
+    `is_urgent` returns True if memory is short.
+    """
+
+    def __init__(self, expected: Callable[[], int], is_urgent: Callable[[], bool]) -> None:
+        self._expected = expected
+        self._is_urgent = is_urgent
+        self._stepped_at = self._counted_at = 0.0
+        self._others = 0
+        """Objects that the latest whole collection left, besides those that were expected."""
+        self._was_urgent = False
+
+    def start(self, now: float) -> None:
+        """Freeze what exists now, and take over from CPython's own schedule."""
+        self._stepped_at = self._counted_at = now
+        self._collect_whole()
+        gc.set_threshold(BURST_OBJECTS, NEVER, NEVER)
+
+    def tick(self, now: float) -> None:
+        """Do a step or a whole collection if it is due. Call this every `TICK_SECONDS`."""
+        youngest, bursts, _ = gc.get_count()
+        is_urgent = self._is_urgent()
+        if (is_urgent and not self._was_urgent) or (now - self._counted_at >= COUNT_SECONDS and self._has_garbage(now)):
+            self._collect_whole()
+            self._stepped_at = now
+        elif youngest >= STEP_OBJECTS or bursts or now - self._stepped_at >= STEP_SECONDS:
+            self._step()
+            self._stepped_at = now
+        self._was_urgent = is_urgent
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        gc.collect()
+        if time.perf_counter() - began > FREEZE_SECONDS:
+            gc.freeze()
+
+    def _has_garbage(self, now: float) -> bool:
+        self._counted_at = now
+        return gc.get_freeze_count() > self._others + self._expected() + SPARE_OBJECTS
+
+    def _collect_whole(self) -> None:
+        began = time.perf_counter()
+        gc.unfreeze()
+        found = gc.collect()
+        gc.freeze()
+        self._others = gc.get_freeze_count() - self._expected()
+        logger.debug("collected %d objects in %.0f ms", found, 1000 * (time.perf_counter() - began))
+
+
+@contextmanager
+def collecting(hub: Hub) -> Iterator[None]:
+    """Collect garbage in steps inside the context, in the running event loop."""
+
+    def expected() -> int:
+        statistics = hub.statistics
+        return statistics.subscribers * OBJECTS_PER_STREAM + statistics.history_events * OBJECTS_PER_EVENT
+
+    loop = asyncio.get_running_loop()
+    collector = Collector(expected, lambda: hub.is_short_of_memory)
+    before = gc.get_threshold()
+    collector.start(loop.time())
+    timer: asyncio.TimerHandle
+
+    def tick() -> None:
+        nonlocal timer
+        timer = loop.call_later(TICK_SECONDS, tick)
+        collector.tick(loop.time())
+
+    timer = loop.call_later(TICK_SECONDS, tick)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        gc.set_threshold(*before)
+        gc.unfreeze()
