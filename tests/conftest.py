@@ -76,6 +76,11 @@ def require(present: object, what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
+def works(*command: str) -> bool:
+    """Return True if the command can be run here."""
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 class HubProcess:
     """A hub in a process of its own, and the calls that tests make to it."""
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from commands import run
-from conftest import SECRET, RunningHub, free_port, report, require, wait_until
+from conftest import SECRET, RunningHub, free_port, report, require, wait_until, works
 from ssehub.subscription import MessageReader
 from streams import RawStream, get, listen, unchunked
 
@@ -323,10 +323,6 @@ def test_log_command_prints_the_log_of_a_running_hub(start_hub: Callable[..., Ru
 
 UNSHARE = (["unshare", "-rm"], ["unshare", "-m", "--propagation", "unchanged"])
 """For any user; for root in a chroot, where user namespaces are refused and `/` is not a mount point."""
-
-
-def works(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_f9_full_disk_is_503_until_there_is_space(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from conftest import ERROR_LINES, RunningHub, StartHub, report, wait_until
+from conftest import ERROR_LINES, RunningHub, StartHub, report, require, wait_until, works
 from streams import RawStream, get, listen
 
 SOAK = "SOAK" in os.environ
@@ -291,3 +292,26 @@ def test_f1_sigterm_at_scale(start_hub: StartHub) -> None:
     for stream in stopped:
         stream.close()
     report(f"{count} streams ended in {took:.1f} s")
+
+
+OWN_NETWORK = (["unshare", "-rn"], ["unshare", "-n"])
+"""The first one needs no root; the second one works in a chroot."""
+
+
+@pytest.mark.parametrize("kind", [pytest.param("idle", id="A4-idle"), pytest.param("busy", id="A5-busy")])
+def test_stream_whose_network_disappears_ends_in_time(kind: str) -> None:
+    heartbeat, user_timeout = 1, 2
+    namespace = next((command for command in OWN_NETWORK if works(*command, "true")), None)
+    require(namespace and shutil.which("ip"), "unshare, the right to make a network namespace, or ip")
+    assert namespace is not None
+    options = ("--heartbeat-seconds", str(heartbeat), "--tcp-user-timeout-seconds", str(user_timeout))
+
+    result = subprocess.run(
+        [*namespace, sys.executable, str(Path(__file__).parent / "half_open.py"), kind, *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < heartbeat + user_timeout + 4

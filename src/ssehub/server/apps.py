@@ -39,10 +39,12 @@ logger = logging.getLogger("ssehub.apps")
 GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
 """Returns the statistics of all workers by their names; its argument is the hub of this worker."""
 SPARE_DESCRIPTORS = 500
-"""Descriptors left for publishers, the log and everything else that the process opens."""
-SPARE_CONNECTIONS = 250
+"""Descriptors left for publishers, the broker, the log and everything else that the process opens."""
+SPARE_CONNECTIONS = 100
 """Connections beyond the maximum of streams, for clients that are told to come back later."""
 MIN_CONTROL_CONNECTIONS = 4
+OTHER_DESCRIPTORS = 64
+"""Descriptors left for the broker, the log and everything else that is no connection, or half of what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +176,8 @@ def max_client_connections(config: Config) -> int:
 
 
 def max_control_connections(config: Config) -> int:
-    """Return how many connections the control app accepts: the setting, or what the client app leaves.
-
-    A quarter of that is left for the broker, the log and everything else that the process opens.
-    """
+    """Return how many connections the control app accepts: the setting, or what everything else leaves."""
     if (setting := config.group(RequestLimits).max_control_connections) is not None:
         return setting
-    return max(MIN_CONTROL_CONNECTIONS, (raise_descriptor_limit() - max_client_connections(config)) * 3 // 4 - 8)
+    left = raise_descriptor_limit() - max_client_connections(config)
+    return max(MIN_CONTROL_CONNECTIONS, left - min(OTHER_DESCRIPTORS, left // 2))

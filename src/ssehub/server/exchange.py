@@ -31,7 +31,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110, section 5.5
-_WITHOUT_BODY = (204, 304)  # RFC 9110, section 6.4.1
+_WITHOUT_BODY = (204, 304)
 _MAX_CACHED_BYTES = 100
 
 
@@ -48,11 +48,11 @@ class Exchange:
         "_ends_with_connection",
         "_has_body_ended",
         "_has_delivered_end",
+        "_has_no_body",
         "_head",
         "_is_chunked",
         "_is_complete",
         "_is_handed_over",
-        "_is_head_request",
         "_remaining",
         "_waiter",
         "has_started",
@@ -65,7 +65,8 @@ class Exchange:
         self, connection: Connection, *, method: str, version: str, is_persistent: bool, needs_continue: bool
     ) -> None:
         self._connection = connection
-        self._is_head_request = method == "HEAD"
+        self._has_no_body = method == "HEAD"
+        """True if whatever the app sends as a body is left out (RFC 9110, section 6.4.1)."""
         self._ends_with_connection = version == "1.0"
         """True if the response is not chunked: the end of the connection is its end."""
         self.is_persistent = is_persistent
@@ -109,11 +110,16 @@ class Exchange:
         finally:
             self._access_scope = None  # it refers to this object
 
+    @property
+    def _is_lost(self) -> bool:
+        """True if nobody reads the response any more."""
+        return self.is_disconnected or self._connection.transport.is_closing()
+
     def _failure(self, result: object) -> str | None:
         """Return in which way an app that returned `result` was wrong."""
         if result is not None:
             return f"should return None, but returned '{result}'."
-        if self._is_complete or self._is_handed_over or self.is_disconnected:
+        if self._is_complete or self._is_handed_over or self._is_lost:
             return None
         return f"returned without {'completing' if self.has_started else 'starting'} response."
 
@@ -177,7 +183,7 @@ class Exchange:
         connection = self._connection
         if connection.is_write_paused and not self.is_disconnected:
             await connection.drain()
-        if self.is_disconnected:
+        if self._is_lost:
             return
         kind = message["type"]
         if self._is_complete:
@@ -232,7 +238,9 @@ class Exchange:
             )
 
     def _choose_framing(self, status: int, lines: list[bytes]) -> None:
-        if self._is_head_request or status in _WITHOUT_BODY or self._is_chunked or self._remaining is not None:
+        if status in _WITHOUT_BODY:
+            self._has_no_body = True
+        if self._has_no_body or self._is_chunked or self._remaining is not None:
             return
         if self._ends_with_connection:
             self.is_persistent = False
@@ -241,7 +249,7 @@ class Exchange:
         lines.append(b"transfer-encoding: chunked\r\n")
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
-        if self._is_head_request:
+        if self._has_no_body:
             body, self._remaining = b"", None
         elif self._is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
@@ -268,14 +276,14 @@ class Exchange:
         return head
 
     def flush(self) -> None:
-        if self._head and not (self.is_disconnected or self._connection.transport.is_closing()):
+        if self._head and not self._is_lost:
             self._connection.transport.write(self.take_head())
 
     # A stream in place of the response
 
     def open_stream(self) -> TransportSink | None:
         connection = self._connection
-        if self.is_disconnected or connection.transport.is_closing():
+        if self._is_lost:
             return None
         if connection.is_write_paused or connection.has_further_requests():
             # A client that has sent further requests, or leaves earlier responses unread, is not waiting for a stream.

@@ -3,6 +3,15 @@
 Each connection has one request that is being answered and, behind it, a few that a client has sent ahead. An app may
 take the connection over, to write a stream to the transport itself: `scope["extensions"]["ssehub.transport"]`.
 
+    reading   of the request that arrives                                   next
+    BETWEEN   nothing yet                                                   HEAD, NOTHING
+    HEAD      its URL and headers, again if an upgrade is ignored           BODY, HEAD, NOTHING
+    BODY      its body, which is empty in most requests, and its trailers   BETWEEN, NOTHING
+    NOTHING   nothing more is read: the connection ends after the responses
+              that are due, belongs to a stream, or is lost
+
+`_enter` alone changes what is read. What is answered is independent of that: `_exchange`, and `_ahead` behind it.
+
 What uvicorn's own protocol leaves open is bounded here: the size of a request's head, trailers and chunk extensions,
 the number of requests that are read ahead, the time that a client takes, and the number of connections.
 """
@@ -76,6 +85,14 @@ class Reading(Enum):
     """Nothing more of this connection: it ends after the responses that are due, or belongs to a stream."""
 
     __hash__ = object.__hash__  # Enum's own is a Python function
+
+
+_NEXT: dict[Reading, tuple[Reading, ...]] = {
+    Reading.BETWEEN: (Reading.HEAD, Reading.NOTHING),
+    Reading.HEAD: (Reading.BODY, Reading.HEAD, Reading.NOTHING),  # an upgrade is ignored: the head is read again
+    Reading.BODY: (Reading.BETWEEN, Reading.NOTHING),
+    Reading.NOTHING: (Reading.NOTHING,),
+}
 
 
 class HttpProtocol(Connection):
@@ -203,7 +220,7 @@ class HttpProtocol(Connection):
     def on_message_begin(self) -> None:
         if len(self._ahead) >= MAX_AHEAD:
             raise Refused
-        self._reading = Reading.HEAD
+        self._enter(Reading.HEAD)
         self._head_bytes = 0
         self._url = b""
         self._headers = []
@@ -254,7 +271,7 @@ class HttpProtocol(Connection):
     def on_message_complete(self) -> None:
         if self._reading is Reading.HEAD:  # an upgrade
             return
-        self._reading = Reading.BETWEEN
+        self._enter(Reading.BETWEEN)
         if self._wait is Wait.BODY or self._wait is Wait.MORE_BODY:
             self.wait_for(None)
         receiving, self._receiving = self._receiving, None
@@ -262,7 +279,7 @@ class HttpProtocol(Connection):
             receiving.body_ended()
 
     def _begin_body(self) -> None:
-        self._reading = Reading.BODY
+        self._enter(Reading.BODY)
         self._has_body_part = True  # this part contains the head, which does not count as overhead
         self._overhead_bytes = self._trailers = self._discarded_bytes = 0
 
@@ -278,6 +295,11 @@ class HttpProtocol(Connection):
         hosts = [name for name, _ in headers].count(b"host")
         if hosts > 1 or (not hosts and version == "1.1"):  # RFC 9112, section 3.2
             self._raise(BAD_HOST)
+
+    def _enter(self, reading: Reading) -> None:
+        """Change what is read. The table at the head of this file says what may follow what."""
+        assert reading in _NEXT[self._reading], f"{self._reading} cannot be followed by {reading}"
+        self._reading = reading
 
     def _raise(self, refusal: Refusal) -> NoReturn:
         self._refusal = refusal
@@ -378,7 +400,7 @@ class HttpProtocol(Connection):
         self._set_deadline()
 
     def stream_begun(self) -> None:
-        self._reading = Reading.NOTHING
+        self._enter(Reading.NOTHING)
         self._exchange = self._receiving = self._parser = None
         self._headers = []
         self._url = b""
@@ -389,12 +411,15 @@ class HttpProtocol(Connection):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
-        self._reading = Reading.NOTHING
+        is_answered = self._reading is Reading.BODY and self._exchange is None
+        self._enter(Reading.NOTHING)
         self._parser = None
         receiving, self._receiving = self._receiving, None
         if receiving is not None and self._ahead and self._ahead[-1][0] is receiving:
             self._ahead.pop()
-        if self._exchange is None:
+        if is_answered:
+            self.close()
+        elif self._exchange is None:
             self._answer(refusal)
         elif receiving is self._exchange:
             receiving.disconnected()
@@ -448,7 +473,7 @@ class HttpProtocol(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
-        self._reading = Reading.NOTHING
+        self._enter(Reading.NOTHING)
         self._receiving = self._parser = None
         self._ahead.clear()
         super().connection_lost(exc)
