@@ -270,11 +270,14 @@ class Hub:
         if engine is None:
             positions = await self.broker.publish(publications)
         else:
-            await engine.gate.enter()
+            gate = engine.gate
+            if gate.laggards:
+                await gate.wait_for_readers(_channels(publications))
+            await gate.enter()
             try:
                 positions = await self.broker.publish(publications)
             finally:
-                engine.gate.open()
+                gate.open()
         self._statistics.published += len(positions)
         return positions
 
@@ -385,6 +388,17 @@ class Hub:
         """End a stream whose client has disconnected. A stream that has ended already is left alone."""
         if self._engine is not None:
             self._engine.detach(subscriber)
+
+
+def _channels(publications: Sequence[Publication]) -> set[str]:
+    """Return the channels of all events. A command is carried out whatever its channel's clients read."""
+    return {
+        name
+        for publication in publications
+        for event in publication.events
+        if isinstance(event, Event)
+        for name in event.channels
+    }
 
 
 def _has_reached(engine: Engine, position: Position) -> bool:
