@@ -112,7 +112,7 @@ class Hub:
             if self._run is run and not run.is_started:
                 self._run = None
                 if run.engine is not None:  # the log had been followed before the start failed
-                    run.engine.stop()
+                    await run.engine.stop()
             raise
         run.is_started = True
 
@@ -131,7 +131,7 @@ class Hub:
                 async with asyncio.timeout(FLUSH_SECONDS):
                     await self.flush()
         if run.engine is not None:
-            run.engine.stop()
+            await run.engine.stop()
             run.engine.measure()
         self._run = None
         await run.session.stop()

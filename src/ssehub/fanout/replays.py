@@ -1,9 +1,14 @@
-"""Replays: sends subscribers what they have missed, part by part as their clients read it, until they are live."""
+"""Replays: sends subscribers what they have missed, part by part as their clients read it, until they are live.
+
+However many replay at once, only a few milliseconds of each pass of the event loop are spent on them: they take turns,
+a part each.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from .history import History, ResetReason
@@ -13,6 +18,9 @@ from .statistics import Statistics
 from .subscriber import FAILED, State, Subscriber
 
 logger = logging.getLogger("ssehub.hub")
+
+BUDGET_SECONDS = 0.003
+"""No further part is made in a pass of the event loop in which this time has been spent on replays."""
 
 
 class Replays:
@@ -36,6 +44,10 @@ class Replays:
         self._part_bytes = part_bytes
         self._monotonic = monotonic
         self._subscribers: set[Subscriber] = set()
+        self._ready: dict[Subscriber, None] = {}
+        """Those whose turn comes in one of the next passes of the loop, in this order."""
+        self._spent_seconds = 0.0
+        self._is_scheduled = False
 
     def add(self, subscriber: Subscriber) -> None:
         """Begin to replay to a subscriber that is REPLAYING."""
@@ -46,9 +58,40 @@ class Replays:
         """Forget every replay: from now on they come from another history."""
         self._history = history
         self._subscribers.clear()
+        self._ready.clear()
 
     def advance(self, subscriber: Subscriber) -> None:
-        """Write the next part, if the client has read the ones before. After the last part, the subscriber is live."""
+        """Write the next part, if the client has read the ones before. After the last part, the subscriber is live.
+
+        If there is no time for it in this pass of the loop, that is done in one of the next.
+        """
+        if subscriber not in self._subscribers:
+            return
+        if self._ready or self._spent_seconds >= BUDGET_SECONDS:
+            self._ready[subscriber] = None
+        else:
+            self._write_part_timed(subscriber)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._take_turns)
+
+    def _take_turns(self) -> None:
+        self._is_scheduled = False
+        self._spent_seconds = 0.0
+        while self._ready and self._spent_seconds < BUDGET_SECONDS:
+            subscriber = next(iter(self._ready))
+            del self._ready[subscriber]
+            self._write_part_timed(subscriber)
+        if self._ready or self._spent_seconds:
+            self._is_scheduled = True
+            self._loop.call_soon(self._take_turns)
+
+    def _write_part_timed(self, subscriber: Subscriber) -> None:
+        began = time.perf_counter()
+        self._write_part(subscriber)
+        self._spent_seconds += time.perf_counter() - began
+
+    def _write_part(self, subscriber: Subscriber) -> None:
         if subscriber.state is not State.REPLAYING:
             self._subscribers.discard(subscriber)
             return
@@ -73,7 +116,8 @@ class Replays:
         if part.is_last:
             self._join(subscriber)
         else:
-            self._loop.call_soon(self.advance, subscriber)
+            subscriber.sent = max(subscriber.sent, part.reached)
+            self._ready[subscriber] = None
 
     def advance_all(self) -> None:
         """Go on with every replay: some sinks do not report that their backlog has shrunk a little."""
