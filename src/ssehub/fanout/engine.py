@@ -75,7 +75,14 @@ class Engine:
         self._rounds = Rounds(base, backpressure.max_waiting_bytes)
         self.clock = Clock(streams)
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
-        self._replays = Replays(self._history, self.registry, statistics, backpressure.round_bytes, monotonic)
+        self._replays = Replays(
+            self._history,
+            self.registry,
+            statistics,
+            backpressure.round_bytes,
+            lambda: self._rounds.has_command,
+            monotonic,
+        )
         self.gate = Gate(
             self._rounds.has_capacity,
             backpressure.max_waiting_publishers,

@@ -17,8 +17,8 @@ Turn = asyncio.Future[None]
 class Gate:
     """Lets publishers through while `has_capacity` returns True, and `must_wait` False for each of their channels.
 
-    The others wait: at most `max_waiting` of them for capacity, and as many for clients. `must_wait` is only asked about
-    channels that are in `laggards`.
+    The others wait: at most `max_waiting` of them for capacity, and as many for clients. `must_wait` is only asked
+    about channels that are in `laggards`.
     """
 
     def __init__(

@@ -261,7 +261,7 @@ class History:
                 count -= 1
                 if not count:
                     return frame.position.before
-        return self.floor(channels)
+        return min([stream[0].position for stream in streams]).before if streams else self.floor(channels)
 
 
 def _size(frame: Frame) -> int:

@@ -19,14 +19,18 @@ from .subscriber import FAILED, State, Subscriber
 
 logger = logging.getLogger("ssehub.hub")
 
-BUDGET_SECONDS = 0.003
-"""No further part is made in a pass of the event loop in which this time has been spent on replays."""
+BUDGET_SECONDS = 0.005
+"""No further part is made in a pass of the event loop in which this CPU time has been spent on replays."""
+WAIT_SECONDS = 0.001
+"""How soon a replay that has to wait for a command tries again."""
 
 
 class Replays:
     """The subscribers in the state REPLAYING. A part of a replay has at most `part_bytes`, or is a single event.
 
-    A subscriber whose stream ends leaves the set lazily, when `advance` next visits it: at the next tick at the latest.
+    While `must_wait` returns True nothing is written: a command that waits may end a stream, which is then not to be
+    sent what was published after the command. A subscriber whose stream ends leaves the set lazily, when `advance` next
+    visits it: at the next tick at the latest.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Replays:
         registry: Registry,
         statistics: Statistics,
         part_bytes: int,
+        must_wait: Callable[[], bool],
         monotonic: Callable[[], float],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,6 +47,7 @@ class Replays:
         self._registry = registry
         self._statistics = statistics
         self._part_bytes = part_bytes
+        self._must_wait = must_wait
         self._monotonic = monotonic
         self._subscribers: set[Subscriber] = set()
         self._ready: dict[Subscriber, None] = {}
@@ -67,7 +73,7 @@ class Replays:
         """
         if subscriber not in self._subscribers:
             return
-        if self._ready or self._spent_seconds >= BUDGET_SECONDS:
+        if self._ready or self._spent_seconds >= BUDGET_SECONDS or self._must_wait():
             self._ready[subscriber] = None
         else:
             self._write_part_timed(subscriber)
@@ -78,6 +84,10 @@ class Replays:
     def _take_turns(self) -> None:
         self._is_scheduled = False
         self._spent_seconds = 0.0
+        if self._ready and self._must_wait():
+            self._is_scheduled = True
+            self._loop.call_later(WAIT_SECONDS, self._take_turns)
+            return
         while self._ready and self._spent_seconds < BUDGET_SECONDS:
             subscriber = next(iter(self._ready))
             del self._ready[subscriber]
@@ -87,9 +97,9 @@ class Replays:
             self._loop.call_soon(self._take_turns)
 
     def _write_part_timed(self, subscriber: Subscriber) -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         self._write_part(subscriber)
-        self._spent_seconds += time.perf_counter() - began
+        self._spent_seconds += time.thread_time() - began
 
     def _write_part(self, subscriber: Subscriber) -> None:
         if subscriber.state is not State.REPLAYING:

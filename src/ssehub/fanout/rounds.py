@@ -69,6 +69,7 @@ class Rounds:
     def __init__(self, base: Position, max_waiting_bytes: int) -> None:
         self.state = IDLE
         self.waiting_bytes = 0
+        self._commands = 0
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting: deque[Frame | Ending] = deque()
         self._began = self._ended = 0.0
@@ -86,6 +87,11 @@ class Rounds:
         """True if everything has been written."""
         return not self._waiting and not self.is_under_way
 
+    @property
+    def has_command(self) -> bool:
+        """True if a command waits or is being carried out."""
+        return self._commands > 0
+
     def has_capacity(self) -> bool:
         """Return True if publishers need not wait."""
         return self.waiting_bytes < self._max_waiting_bytes
@@ -95,6 +101,8 @@ class Rounds:
         self._waiting.append(item)
         if isinstance(item, Frame):
             self.waiting_bytes += len(item.data)
+        else:
+            self._commands += 1
 
     def schedule(self, now: float) -> float | None:
         """Return in how many seconds the next round begins, or None if it is not to be scheduled now."""
@@ -141,6 +149,7 @@ class Rounds:
     def finish_ending(self) -> None:
         """All streams that the command named have been ended."""
         self._enter(IDLE)
+        self._commands -= 1
 
     def _enter(self, state: RoundState) -> None:
         assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
