@@ -1,19 +1,19 @@
-"""Backlogs: the books on what is unread and held, who has to end, and when the next round waits.
+"""Backlogs: the books on what is unread and held, who lags, and who has to end.
 
 `test_fanout_backpressure.py` shows what a hub does by them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from builders import at, batch, subscriber
 from fakes import FakeSink
-from ssehub.fanout.backlogs import OVERRUN, READING_SECONDS, Backlogs
+from ssehub.fanout.backlogs import OVERRUN, Backlogs
 from ssehub.fanout.frames import Batch
+from ssehub.fanout.index import Index
 from ssehub.fanout.subscriber import Subscriber
 from ssehub.settings import Backpressure
 
@@ -22,11 +22,12 @@ LATER = 10.0
 """A time at which the grace time of whatever began at 0 is over."""
 ROOM = 750
 """Three quarters of the bound on all backlogs: above this, memory runs short."""
+BOUND = 1_000
 
 
 def backlogs_of(*, max_held_bytes: int = 10_000, **bounds: Any) -> Backlogs:
-    small = {"max_backlog_bytes": 100, "max_total_backlog_bytes": 1_000, "grace_seconds": GRACE, "round_bytes": 200}
-    return Backlogs(Backpressure(**{**small, **bounds}), max_held_bytes)
+    small = {"max_backlog_bytes": 100, "max_total_backlog_bytes": BOUND, "grace_seconds": GRACE, "round_bytes": 200}
+    return Backlogs(Backpressure(**{**small, **bounds}), max_held_bytes, Index())
 
 
 def paused(backlogs: Backlogs, backlog: int, since: float = 0.0) -> Subscriber:
@@ -200,34 +201,65 @@ def test_capacity_of_a_round_leaves_all_backlogs_within_their_bound(
     assert backlogs.capacity(subscribers) == capacity
 
 
+@pytest.mark.parametrize(("unread", "is_over"), [(250, False), (251, True)])
+def test_when_a_quarter_of_the_bound_is_unread_whoever_is_paused_lags(unread: int, is_over: bool) -> None:
+    backlogs = backlogs_of()
+    one = paused(backlogs, 50)
+    paused(backlogs, unread - 50)
+
+    before = backlogs.is_over(one, 0)
+    backlogs.capacity(2)
+
+    assert not before
+    assert backlogs.is_over(one, 0) is is_over
+    assert backlogs.is_tight is is_over
+
+
+def test_pressure_ends_when_nobody_is_paused_any_more() -> None:
+    backlogs = backlogs_of()
+    one = paused(backlogs, 500)
+    backlogs.capacity(1)
+    backlogs.remove(one)
+
+    assert (backlogs.capacity(1), backlogs.is_tight) == (200, False)
+
+
 # Who has to end
 
-Ends = Callable[[Backlogs], Iterator[Subscriber]]
-BOTH = pytest.mark.parametrize(
-    "who_ends",
-    [lambda backlogs: backlogs.stopped(LATER, 10), lambda backlogs: backlogs.largest()],
-    ids=["stopped", "largest"],
-)
 
-
-@BOTH
-def test_largest_backlogs_end_first_until_there_is_room(who_ends: Ends) -> None:
+def test_largest_backlogs_of_those_that_have_stopped_end_first_until_there_is_room() -> None:
     backlogs = backlogs_of()
     _, largest, _, large = (paused(backlogs, backlog) for backlog in (200, 400, 300, 350))
 
-    assert list(who_ends(backlogs)) == [largest, large]
+    assert list(backlogs.excess(LATER)) == [largest, large]
 
 
-@BOTH
-def test_nobody_ends_while_there_is_room(who_ends: Ends) -> None:
+def test_above_the_whole_bound_readers_end_too_and_those_furthest_behind_first() -> None:
+    backlogs = backlogs_of()
+    held = batch_of(300)
+    readers = [paused(backlogs, backlog) for backlog in (400, 500)]
+    behind = lagging(backlogs, held, backlog=350)
+    for one in (*readers, behind):
+        backlogs.is_over(one, 0)
+        read(one, 10)
+
+    ends = []
+    for one in backlogs.excess(1.0):
+        ends.append(one)
+        backlogs.remove(one)
+
+    assert ends == [behind]
+
+
+@pytest.mark.parametrize(("unread", "now"), [(ROOM, LATER), (BOUND, 1.0)], ids=["stopped", "any"])
+def test_nobody_ends_while_there_is_room(unread: int, now: float) -> None:
     backlogs = backlogs_of()
     paused(backlogs, 300)
-    paused(backlogs, ROOM - 300)
+    paused(backlogs, unread - 300)
 
-    assert list(who_ends(backlogs)) == []
+    assert list(backlogs.excess(now)) == []
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("is_shared", "is_removed", "expected"),
     [
@@ -237,10 +269,10 @@ def test_nobody_ends_while_there_is_room(who_ends: Ends) -> None:
     ],
 )
 def test_ending_one_changes_who_follows_because_held_bytes_fall_with_the_last_holder(
-    who_ends: Ends, is_shared: bool, is_removed: bool, expected: list[str]
+    is_shared: bool, is_removed: bool, expected: list[str]
 ) -> None:
     backlogs = backlogs_of()
-    held = batch_of(700)
+    held = batch_of(800)
     members = {
         "third": lagging(backlogs, backlog=101),
         "first": lagging(backlogs, held, backlog=120),
@@ -249,22 +281,23 @@ def test_ending_one_changes_who_follows_because_held_bytes_fall_with_the_last_ho
     names = {member: name for name, member in members.items()}
 
     ended = []
-    for one in who_ends(backlogs):
+    for one in backlogs.excess(LATER):
         ended.append(names[one])
         if is_removed:
             backlogs.remove(one)
 
-    assert ended == expected
+    assert ended[: len(expected)] == expected
+    assert not is_removed or len(ended) == len(expected)
 
 
 def test_only_those_end_as_stopped_that_have_read_nothing_for_the_grace_time() -> None:
     backlogs = backlogs_of()
-    stopped, reader, recent = paused(backlogs, 300), paused(backlogs, 400), paused(backlogs, 350, since=LATER - GRACE)
+    stopped, reader, recent = paused(backlogs, 300), paused(backlogs, 300), paused(backlogs, 350, since=LATER - GRACE)
     for one in (stopped, reader, recent):
         backlogs.is_over(one, 0)
     read(reader, 5)
 
-    ends = list(backlogs.stopped(LATER, 10))
+    ends = list(backlogs.excess(LATER))
 
     assert ends == [stopped]
 
@@ -276,7 +309,7 @@ def test_client_reads_if_its_backlog_shrinks_by_a_64th_of_the_bound(size: int, c
     backlogs.is_over(one, 0)
     read(one, size)
 
-    assert list(backlogs.stopped(LATER, 10)) == ([] if counts else [one])
+    assert list(backlogs.excess(LATER)) == ([] if counts else [one])
 
 
 def test_bytes_that_are_written_meanwhile_do_not_hide_that_a_client_reads() -> None:
@@ -287,73 +320,14 @@ def test_bytes_that_are_written_meanwhile_do_not_hide_that_a_client_reads() -> N
     read(one, 50)
     write(backlogs, one, 60)
 
-    assert list(backlogs.stopped(LATER, 10)) == []
+    assert list(backlogs.excess(LATER)) == []
 
 
-def test_nobody_ends_as_stopped_while_readers_fill_half_of_the_bound() -> None:
+def test_stream_that_has_caught_up_is_not_overdue() -> None:
     backlogs = backlogs_of()
-    stopped, reader = paused(backlogs, 300), paused(backlogs, 600)
-    for one in (stopped, reader):
-        backlogs.is_over(one, 0)
-    read(reader, 10)
+    one = lagging(backlogs)
 
-    assert list(backlogs.stopped(LATER, 10)) == []
-    assert backlogs.must_wait(LATER, 10)
+    overdue = backlogs.is_overdue(one, GRACE)
+    backlogs.end_lag(one)
 
-
-@pytest.mark.parametrize(("subscribers", "nobody_ends"), [(2, True), (10, False)], ids=["nobody-keeps-up", "most-do"])
-def test_nobody_ends_as_stopped_while_more_subscribers_lag_and_read_than_keep_up(
-    subscribers: int, nobody_ends: bool
-) -> None:
-    backlogs = backlogs_of()
-    stopped, reader = lagging(backlogs, backlog=ROOM), lagging(backlogs)
-    read(reader, 50)
-
-    assert list(backlogs.stopped(LATER, subscribers)) == ([] if nobody_ends else [stopped])
-    assert backlogs.must_wait(LATER, subscribers)
-
-
-# When the next round waits
-
-
-def test_round_does_not_wait_for_clients_that_are_not_paused() -> None:
-    assert not backlogs_of().must_wait(0.0, 10)
-
-
-@pytest.mark.parametrize(
-    ("subscribers", "waits"),
-    [
-        pytest.param(3, True, id="one-keeps-up"),
-        pytest.param(4, False, id="as-many-keep-up"),
-        pytest.param(10, False, id="most-keep-up"),
-    ],
-)
-def test_round_waits_if_more_subscribers_lag_and_read_than_keep_up(subscribers: int, waits: bool) -> None:
-    backlogs = backlogs_of()
-    for one in (lagging(backlogs), lagging(backlogs)):
-        backlogs.resume(one, 1.0)
-
-    assert backlogs.must_wait(1.0 + READING_SECONDS, subscribers) is waits
-    assert not backlogs.must_wait(1.1 + READING_SECONDS, subscribers), "a client counts as reading for a second"
-
-
-def test_round_waits_for_memory_for_the_grace_time_and_then_begins() -> None:
-    backlogs = backlogs_of()
-    paused(backlogs, ROOM + 1)
-
-    waits = [backlogs.must_wait(now, 10) for now in (20.0, 24.9, 25.0, 25.1, 30.0, 30.2)]
-
-    assert waits == [True, True, False, True, True, False]
-
-
-def test_wait_that_was_not_needed_after_all_begins_anew() -> None:
-    backlogs = backlogs_of()
-    one = paused(backlogs, ROOM + 1)
-    first = backlogs.must_wait(20.0, 10)
-    read(one, 100)
-    between = backlogs.must_wait(23.0, 10)
-    write(backlogs, one, 100)
-
-    assert (first, between) == (True, False)
-    assert backlogs.must_wait(25.0, 10) and backlogs.must_wait(29.9, 10)
-    assert not backlogs.must_wait(30.0, 10)
+    assert overdue and not backlogs.is_overdue(one, GRACE)

@@ -10,7 +10,7 @@ from conftest import until
 from fakes import FakeSink
 from hubs import join, publish, running_hub
 from ssehub.errors import Overloaded
-from ssehub.fanout.gate import Gate
+from ssehub.fanout.gate import REVIEW_SECONDS, Gate
 from ssehub.hub import Hub
 
 pytestmark = pytest.mark.anyio
@@ -119,6 +119,79 @@ async def test_publisher_that_is_cancelled_when_its_turn_has_come_passes_the_tur
     assert gate.passed == [1]
 
 
+class SlowChannels:
+    """A gate whose channels in `slow` have clients that publishers wait for."""
+
+    def __init__(self, *slow: str, max_waiting: int = 100) -> None:
+        self.slow = set(slow)
+        self.passed: list[str] = []
+        self.gate = Gate(lambda: True, max_waiting, self.slow, self.slow.__contains__)
+
+    async def publish(self, *channels: str) -> None:
+        await self.gate.wait_for_readers(channels)
+        await self.gate.enter()
+        self.passed.append("+".join(channels))
+        self.gate.open()
+
+    async def start(self, *channels: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self.publish(*channels))
+        await asyncio.sleep(0)
+        return task
+
+
+async def test_publishers_of_a_slow_channel_wait_and_no_others() -> None:
+    road = SlowChannels("busy")
+
+    waiting = [await road.start("busy"), await road.start("calm", "busy")]
+    await road.start("calm")
+    passed_at_first, waiting_at_first = list(road.passed), len(road.gate)
+    road.slow.clear()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+    assert (passed_at_first, waiting_at_first) == (["calm"], 2)
+    assert road.passed == ["calm", "busy", "calm+busy"]
+    assert len(road.gate) == 0
+
+
+async def test_publisher_of_several_slow_channels_waits_for_each() -> None:
+    road = SlowChannels("one", "two")
+    waiting = await road.start("one", "two")
+
+    still_waiting = []
+    for channel in ("one", "two"):
+        await asyncio.sleep(3 * REVIEW_SECONDS)
+        still_waiting.append(not waiting.done())
+        road.slow.discard(channel)
+    await asyncio.wait_for(waiting, 5)
+
+    assert still_waiting == [True, True]
+
+
+async def test_too_many_that_wait_for_clients_raise_overloaded_and_other_channels_go_on() -> None:
+    road = SlowChannels("busy", max_waiting=2)
+    waiting = [await road.start("busy") for _ in range(2)]
+
+    with pytest.raises(Overloaded, match="2 publishers are waiting for slow clients"):
+        await road.publish("busy")
+    await road.publish("calm")
+
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert len(road.gate) == 0
+
+
+async def test_publishers_of_a_slow_channel_pass_in_their_order_one_by_one() -> None:
+    road = SlowChannels("busy")
+    waiting = [await road.start("busy", str(number)) for number in range(5)]
+    waiting[2].cancel()
+
+    road.slow.clear()
+    await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+
+    assert road.passed == [f"busy+{number}" for number in (0, 1, 3, 4)]
+
+
 async def test_too_many_waiting_publishers_are_refused_before_anything_is_stored() -> None:
     async with running_hub(max_backlog_bytes=70_000, max_waiting_bytes=1_000, max_waiting_publishers=2) as hub:
         _, sink = join(hub, sink=FakeSink(reads=False))
@@ -140,8 +213,11 @@ async def test_too_many_waiting_publishers_are_refused_before_anything_is_stored
 
 
 async def test_waiting_publisher_that_gives_up_lets_the_next_one_through() -> None:
-    async with running_hub(max_backlog_bytes=70_000, max_waiting_bytes=1_000) as hub:
+    async with running_hub(max_backlog_bytes=70_000) as hub:
         _, sink = join(hub, sink=FakeSink(reads=False))
+        await publish(hub, "x" * 80_000)
+        await hub.flush()
+        sink.read(5_000)
         tasks = [asyncio.create_task(publish(hub, f"{n}" * 70_000)) for n in range(6)]
         await until(lambda: hub.statistics.waiting_publishers >= 3)
 

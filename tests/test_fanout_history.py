@@ -42,7 +42,7 @@ class FilledHistory(History):
 
     def after(self, position: Position, *channels: str, user: str = "alex") -> list[Position]:
         """Return the positions of the events that a client with this position has missed."""
-        frames, _ = self.replay(position, channels or ("chat",), user, now=self.clock.monotonic)
+        frames, _, _ = self.replay(position, channels or ("chat",), user, now=self.clock.monotonic)
         return [frame.position for frame in frames]
 
     def after_cursor(self, cursor: str) -> list[Position]:
@@ -84,13 +84,43 @@ def test_replay_returns_at_most_max_bytes_but_at_least_one_event() -> None:
     history = FilledHistory()
     positions = [history.put(data="x" * 1_000) for _ in range(5)]
 
-    frames, is_last = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=2_500)
-    one, _ = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=1)
-    rest = history.replay(frames[-1].position, ("chat",), "alex", now=0.0, max_bytes=10_000)
+    part = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=2_500)
+    one = history.replay(BASE, ("chat",), "alex", now=0.0, max_bytes=1)
+    rest = history.replay(part.reached, ("chat",), "alex", now=0.0, max_bytes=10_000)
 
-    assert ([frame.position for frame in frames], is_last) == (positions[:2], False)
-    assert [frame.position for frame in one] == positions[:1]
-    assert ([frame.position for frame in rest[0]], rest[1]) == (positions[2:], True)
+    assert [frame.position for frame in part.frames] == positions[:2]
+    assert [frame.position for frame in one.frames] == positions[:1]
+    assert [frame.position for frame in rest.frames] == positions[2:]
+    assert (part.is_last, one.is_last, rest.is_last) == (False, False, True)
+
+
+def test_replay_looks_at_no_more_than_max_visits_and_says_how_far_it_got() -> None:
+    history = FilledHistory()
+    expired = [history.put("chat", "news", ttl=1) for _ in range(5)]
+    wanted = history.put("chat", "news")
+    history.clock.pass_seconds(2)
+
+    found, after = [], BASE
+    reached = []
+    for _ in range(3):
+        part = history.replay(after, ("chat", "news"), "alex", now=history.clock.monotonic, max_visits=4)
+        found += part.frames
+        after = part.reached
+        reached.append(after)
+
+    assert reached == [expired[1], expired[3], wanted]
+    assert [frame.position for frame in found] == [wanted] and part.is_last
+
+
+def test_history_expires_in_slices() -> None:
+    history = FilledHistory(history_seconds=10)
+    for _ in range(5):
+        history.put()
+    history.clock.pass_seconds(11)
+
+    more = [(history.expire(history.clock.monotonic, 2), len(history)) for _ in range(3)]
+
+    assert more == [(True, 3), (True, 1), (False, 0)]
 
 
 @pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 3 * 1_700}, {"history_seconds": 25.0}])
@@ -221,6 +251,21 @@ def test_start_of_last_counts_the_events_of_the_audience() -> None:
     assert history.after(start) == positions[-2:]
     assert history.after(history.start_of_last(100, ("chat",), "alex", now=0.0)) == positions
     assert history.start_of_last(3, ("empty",), "alex", now=0.0) == BASE
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 100])
+def test_start_of_last_counts_each_event_once_and_none_that_has_expired(count: int) -> None:
+    history = FilledHistory()
+    positions = []
+    for number in range(6):
+        positions.append(history.put("chat", "news", users=("alex", "*")[: 1 + number % 2]))
+        history.put("chat", ttl=1)
+        history.put("news", users=("kim",))
+    history.clock.pass_seconds(2)
+
+    start = history.start_of_last(count, ("chat", "news"), "alex", now=history.clock.monotonic)
+
+    assert history.after(start, "chat", "news") == positions[-count:]
 
 
 def test_events_for_many_users_count_the_memory_they_use() -> None:

@@ -33,7 +33,7 @@ class Books(Registry):
     def __init__(self) -> None:
         self.times = ManualClock()
         self.index = Index()
-        self.backlogs = Backlogs(Backpressure(), 10**6)
+        self.backlogs = Backlogs(Backpressure(), 10**6, self.index)
         self.clock = Clock(Streams())
         self.statistics = Statistics()
         super().__init__(self.index, self.backlogs, self.clock, self.statistics, BASE, lambda: self.times.monotonic)

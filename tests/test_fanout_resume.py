@@ -14,10 +14,11 @@ from hubs import engine_of, join, manual_hub, publish, running_hub
 from ssehub.claims import Claims
 from ssehub.errors import InvalidRequest
 from ssehub.fanout.history import History, ResetReason
-from ssehub.fanout.resume import Beginning, Start, beginning, next_part
+from ssehub.fanout.resume import PART_EVENTS, Beginning, Start, beginning, next_part
 from ssehub.fanout.subscriber import CloseReason, State, Subscriber
 from ssehub.position import Position
 from ssehub.settings import Retention
+from ssehub.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
 
@@ -116,7 +117,7 @@ def test_replay_comes_in_parts_of_at_most_max_bytes() -> None:
 def test_last_part_of_a_replay_may_be_empty() -> None:
     one = subscriber(sent=at(3), head=HEAD)
 
-    assert next_part(history_of(1, 2, 3), one, 1_000, now=0.0) == (None, True)
+    assert next_part(history_of(1, 2, 3), one, 1_000, now=0.0) == (None, at(3), True)
 
 
 def test_replay_that_eviction_has_overtaken_has_no_next_part() -> None:
@@ -127,6 +128,35 @@ def test_replay_that_eviction_has_overtaken_has_no_next_part() -> None:
 
 
 # In a whole hub
+
+
+async def test_replay_passes_over_any_number_of_events_that_have_expired() -> None:
+    clock = ManualClock()
+    async with running_hub(clock) as hub:
+        await publish(hub, *["x"] * (2 * PART_EVENTS + 10), ttl=1)
+        await publish(hub, "wanted")
+        clock.pass_seconds(2)
+
+        replaying, sink = join(hub, since="earliest")
+        await until(lambda: replaying.state is State.LIVE)
+
+        assert sink.data() == ["wanted"]
+
+
+async def test_replays_take_turns_and_leave_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssehub.fanout.replays.BUDGET_SECONDS", 1e-9)
+    async with running_hub(round_bytes=1_000) as hub:
+        await publish(hub, *["x" * 900] * 5)
+        sinks = [join(hub, since="earliest")[1] for _ in range(3)]
+
+        counts = []
+        for _ in range(9):
+            counts.append(sorted(len(sink.data()) for sink in sinks))
+            await asyncio.sleep(0)
+        await until(lambda: all(len(sink.data()) == 5 for sink in sinks))
+
+        assert all(most - least <= 2 for least, _, most in counts)
+        assert len({sum(three) for three in counts}) > 5, "one part in each pass of the loop"
 
 
 async def test_missed_events_come_first_then_live_events() -> None:

@@ -18,14 +18,13 @@ from ssehub.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
 
-IDLE, SCHEDULED, WAITING = RoundState.IDLE, RoundState.SCHEDULED, RoundState.WAITING
+IDLE, SCHEDULED = RoundState.IDLE, RoundState.SCHEDULED
 WRITING, ENDING = RoundState.WRITING, RoundState.ENDING
 NOW = 100.0
 COMMAND = Ending(at(2), Disconnect(("alex",), ()))
 
 STEPS: dict[str, Callable[[Rounds], object]] = {
     "schedule": lambda rounds: rounds.schedule(NOW),
-    "wait": lambda rounds: rounds.wait(),
     "begin": lambda rounds: rounds.begin(NOW, 1_000),
     "next_ending": lambda rounds: rounds.next_ending(),
     "finish": lambda rounds: rounds.finish(NOW),
@@ -33,12 +32,10 @@ STEPS: dict[str, Callable[[Rounds], object]] = {
 }
 LEADS_TO = {
     (IDLE, "schedule"): SCHEDULED,
-    (WAITING, "schedule"): SCHEDULED,
     # A round that is scheduled or under way is not scheduled again.
     (SCHEDULED, "schedule"): SCHEDULED,
     (WRITING, "schedule"): WRITING,
     (ENDING, "schedule"): ENDING,
-    (SCHEDULED, "wait"): WAITING,
     (SCHEDULED, "begin"): WRITING,
     (SCHEDULED, "next_ending"): ENDING,
     (WRITING, "finish"): IDLE,
@@ -63,10 +60,8 @@ def rounds_in(state: RoundState, *waiting: Ending | int) -> Rounds:
         rounds.next_ending()
     for item in waiting:
         rounds.add(item if isinstance(item, Ending) else frame(item))
-    if state in (SCHEDULED, WAITING):
+    if state is SCHEDULED:
         rounds.schedule(NOW)
-    if state is WAITING:
-        rounds.wait()
     assert rounds.state is state
     return rounds
 

@@ -12,8 +12,10 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -142,6 +144,252 @@ def test_a3_stopped_majority_on_another_channel_costs_the_others_nothing(start_h
     report(f"p99 {p99 * 1000:.1f} ms, longest POST {longest * 1000:.0f} ms")
 
     assert p99 < 0.5 and longest < 1  # a round that waited would take the grace time, 5 s
+
+
+class SlowReaders:
+    """Streams of one token that are read slowly, in a thread: `size` bytes from each, every `pause` seconds.
+
+    With `reconnects`, each stream that ends is opened again.
+    """
+
+    def __init__(
+        self, hub: RunningHub, token: str, count: int, *, size: int, pause: float, reconnects: bool = True
+    ) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(hub, token, count, size, pause, reconnects))
+        self.opened = threading.Event()
+
+    def _read(self, hub: RunningHub, token: str, count: int, size: int, pause: float, reconnects: bool) -> None:
+        streams = [listen(hub.port, token, receive_buffer=4_096) for _ in range(count)]
+        self.opened.set()
+        while not self._stop.wait(pause):
+            for number, stream in enumerate(streams):
+                stream.socket.settimeout(0.001)
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        received = stream.socket.recv(size)
+                    except ConnectionError:
+                        received = b""
+                    if not received and reconnects:
+                        stream.close()
+                        streams[number] = listen(hub.port, token, receive_buffer=4_096)
+        for stream in streams:
+            stream.close()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        assert self.opened.wait(60)
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def publish_until(hub: RunningHub, channel: str, size: int, end: float, pause: float = 0.0) -> list[float]:
+    """Publish stamped events until `end`, as fast as they are answered; return how long each took."""
+    took = []
+    with httpx.Client(timeout=60) as http:
+        while time.monotonic() < end:
+            began = time.monotonic()
+            data = f"{time.time():.6f} {'x' * size}"
+            body = {"userId": "*", "channel": channel, "data": data}
+            http.post(f"{hub.control_url}/emit/", json=body).raise_for_status()
+            took.append(time.monotonic() - began)
+            time.sleep(pause)
+    return took
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("slow_channel", ["busy", "chat"], ids=["another-channel", "the-same-channel"])
+def test_a3_slow_readers_of_one_token_delay_no_one_else(start_hub: StartHub, slow_channel: str) -> None:
+    """The next round waited while more streams lagged and read than kept up, counted over the whole process."""
+    slow, honest, seconds = 15, 10, 20.0 if SOAK else 8.0
+    hub = start_hub("--max-backlog-bytes", str(2**18 if not SOAK else 2**20))
+    with listeners(hub, honest) as others:
+        published = len(publish_until(hub, "chat", 10, time.monotonic() + 2, pause=0.05))
+        before = wait_for_all(others, published)
+        with SlowReaders(hub, hub.token("mallory", slow_channel), slow, size=2_000, pause=0.1):
+            end = time.monotonic() + seconds
+            with ThreadPoolExecutor(1) as executor:
+                busy = executor.submit(publish_until, hub, slow_channel, 2_000, end)
+                published += len(publish_until(hub, "chat", 10, end, pause=0.05))
+                longest_posts = busy.result()
+            if slow_channel == "chat":
+                published += len(longest_posts)
+            p99 = wait_for_all(others, published)
+    report(
+        f"p99 of the others {before * 1000:.1f} ms before, {p99 * 1000:.1f} ms during; "
+        f"{len(longest_posts)} events to the slow channel, longest POST {max(longest_posts) * 1000:.0f} ms"
+    )
+
+    assert hub.metric('ssehub_endings_total{reason="slow"}') > 0, "the slow readers did not lag"
+    assert p99 < 0.5  # it was 1 s
+    if slow_channel == "chat":
+        assert max(longest_posts) < 2.5, "15 streams of one user are one user, and most users keep up"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a3_many_slow_clients_are_bounded_and_the_others_go_on(start_hub: StartHub) -> None:
+    slow, events = (500, 300) if SOAK else (60, 150)
+    backlog = 2**18
+    hub = start_hub("--max-backlog-bytes", str(backlog))
+    process = psutil.Process(hub.process.pid)
+    tokens = [hub.token(f"slow-{number}") for number in range(5)]
+    with listeners(hub, 10) as others, contextlib.ExitStack() as stack:
+        publish_stamped(hub, 50, 8_192, 0.01)
+        before = wait_for_all(others, 50)
+        memory = process.memory_info().rss
+        for token in tokens:
+            stack.enter_context(SlowReaders(hub, token, slow // 5, size=50, pause=0.05, reconnects=False))
+        publish_stamped(hub, events, 8_192, 0.01)
+        p99 = wait_for_all(others, 50 + events)
+        grown = process.memory_info().rss - memory
+    report(f"p99 of the others {before * 1000:.1f} ms before, {p99 * 1000:.1f} ms during; rss +{grown >> 20} MiB")
+
+    assert p99 < 1
+    assert grown < slow * (backlog + 2**17) + 40 * 2**20
+
+
+def test_a2_client_that_reads_a_byte_a_second_is_bounded_and_ends(start_hub: StartHub) -> None:
+    hub = start_hub("--grace-seconds", "2", "--max-backlog-bytes", "200000")
+    process = psutil.Process(hub.process.pid)
+    stream = listen(hub.port, hub.token(), receive_buffer=4_096)
+    publish_stamped(hub, 5, 100, 0)
+    memory = process.memory_info().rss
+    largest, end = 0.0, time.monotonic() + 30
+    with httpx.Client() as http:
+        while not hub.metric('ssehub_endings_total{reason="slow"}'):
+            assert time.monotonic() < end
+            body = {"userId": "*", "channel": "chat", "data": "x" * 8_192, "store": False}
+            for _ in range(10):
+                http.post(f"{hub.control_url}/emit/", json=body).raise_for_status()
+            largest = max(largest, hub.metric("ssehub_backlog_bytes"))
+            with contextlib.suppress(TimeoutError):
+                stream.socket.settimeout(0.001)
+                stream.socket.recv(1)
+            time.sleep(0.2)
+    grown = process.memory_info().rss - memory
+    stream.close()
+    report(f"backlog {largest / 1024:.0f} KiB at most, rss +{grown / 2**20:.1f} MiB")
+
+    # What is written to it is bounded; what is held for it meanwhile is 8 KiB for each event published in 2 s.
+    assert 200_000 < largest < 200_000 + 300_000 + 40 * 10 * 8_192
+    assert grown < 20 * 2**20
+
+
+def test_a1_stopped_client_that_runs_again_resumes_without_a_gap(start_hub: StartHub) -> None:
+    hub = start_hub("--grace-seconds", "1", "--max-backlog-bytes", "100000")
+    token = hub.token()
+    wanted = [f"{number} {'x' * 8_192}" for number in range(150)]
+    command = [sys.executable, "-c", RESUMING_CLIENT, str(hub.port), token, str(len(wanted))]
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    assert client.stdout
+    try:
+        assert client.stdout.readline() == "open\n"
+        for text in wanted[:10]:
+            hub.emit(data=text, userId="*")
+        assert client.stdout.readline() == "10\n"
+        os.kill(client.pid, signal.SIGSTOP)
+        for text in wanted[10:]:
+            hub.emit(data=text, userId="*")
+        hub.wait_for('ssehub_endings_total{reason="slow"}', 1, 20)
+        os.kill(client.pid, signal.SIGCONT)
+        received = client.stdout.readline()
+    finally:
+        client.kill()
+        client.wait()
+        client.stdout.close()
+
+    assert received == " ".join(str(number) for number in range(len(wanted))) + "\n"
+    assert hub.metric("ssehub_streams_total") == 2
+
+
+RESUMING_CLIENT = """
+import sys
+from streams import listen
+
+port, token, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+received, last_id = [], None
+print("open", flush=True)
+while len(received) < count:
+    stream = listen(port, token, *([f"Last-Event-ID: {last_id}"] if last_id else []), receive_buffer=4096)
+    seen = 0
+    while len(received) < count:
+        try:
+            data = stream.socket.recv(65536)
+        except ConnectionError:
+            break
+        if not data:
+            break
+        stream.bytes += data
+        for event in stream.events[seen:]:
+            seen += 1
+            assert event.event == "message", event
+            received.append(event.data.split()[0])
+            last_id = event.id
+            if len(received) == 10:
+                print("10", flush=True)
+    stream.close()
+print(*received, flush=True)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_d7_replay_of_all_history_to_slow_clients_leaves_the_loop_to_others(start_hub: StartHub) -> None:
+    slow = 50 if SOAK else 10
+    hub = start_hub("--max-backlog-bytes", "100000", "--history-events", "20000")
+    history = [{"userId": "*", "channel": "past", "data": f"{number} {'x' * 200}"} for number in range(10_000)]
+    for start in range(0, len(history), 1_000):
+        httpx.post(f"{hub.control_url}/emit/", json=history[start : start + 1_000]).raise_for_status()
+    memory = psutil.Process(hub.process.pid).memory_info().rss
+    token = hub.token("kim", "past")
+    with listeners(hub, 5) as others:
+        publish_stamped(hub, 50, 10, 0.02)
+        before = wait_for_all(others, 50)
+        path = f"/events/?token={token}&since=earliest"
+        streams = [RawStream(hub.port, get(path), receive_buffer=4_096) for _ in range(slow)]
+        publish_stamped(hub, 100, 10, 0.02)
+        p99 = wait_for_all(others, 150)
+        grown = psutil.Process(hub.process.pid).memory_info().rss - memory
+        lag = hub.metric("ssehub_loop_lag_seconds")
+        streams[0].read_until(b"data: 9999 ", 60)
+        for stream in streams:
+            stream.close()
+    report(
+        f"p99 of the others {before * 1000:.1f} ms before, {p99 * 1000:.1f} ms during; "
+        f"loop late by {lag * 1000:.1f} ms, rss +{grown / 2**20:.1f} MiB for {slow} replays"
+    )
+
+    assert [event.data.split()[0] for event in streams[0].events] == [str(number) for number in range(10_000)]
+    assert p99 < 0.5 and lag < 0.5
+    assert grown < slow * 700_000 + 20 * 2**20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_many_tokens_that_end_together_leave_the_loop_to_others(start_hub: StartHub) -> None:
+    count = 4_000 if SOAK else 300
+    hub = start_hub()
+    lifetime = 25 if SOAK else 6
+    token, expires_at = hub.token("kim", "ending", lifetime), time.time() + lifetime
+    with listeners(hub, 5) as others:
+        streams = [RawStream(hub.port, get(f"/events/?token={token}")) for _ in range(count)]
+        hub.wait_for("ssehub_subscribers", count + 5, 20)
+        published = len(publish_until(hub, "chat", 10, time.monotonic() + 1, pause=0.005))
+        before = wait_for_all(others, published)
+        while time.time() < expires_at - 0.5:
+            time.sleep(0.05)
+        published += len(publish_until(hub, "chat", 10, time.monotonic() + 3, pause=0.005))
+        during = wait_for_all(others, published)
+        hub.wait_for('ssehub_endings_total{reason="expired"}', count, 20)
+        for stream in streams:
+            stream.close()
+    report(f"p99 of the others {before * 1000:.1f} ms before, {during * 1000:.1f} ms while {count} streams ended")
+
+    assert during < 0.3
 
 
 @pytest.mark.timeout(120)

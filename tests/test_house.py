@@ -132,7 +132,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "event": {"errors", "fields", "payload", "position"},
     "fanout": set(),
-    "fanout.backlogs": {"fanout.frames", "fanout.subscriber", "settings"},
+    "fanout.backlogs": {"fanout.frames", "fanout.index", "fanout.subscriber", "fanout.waits", "settings"},
     "fanout.clock": {"fanout.subscriber", "settings"},
     "fanout.engine": {
         "brokers.base",
@@ -149,6 +149,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.resume",
         "fanout.rounds",
         "fanout.sinks",
+        "fanout.slices",
         "fanout.statistics",
         "fanout.subscriber",
         "position",
@@ -175,8 +176,10 @@ ROOMS: dict[str, set[str]] = {
     "fanout.resume": {"claims", "errors", "fanout.frames", "fanout.history", "fanout.subscriber", "position"},
     "fanout.rounds": {"fanout.frames", "position"},
     "fanout.sinks": set(),
+    "fanout.slices": set(),
     "fanout.statistics": {"fanout.history", "fanout.subscriber"},
     "fanout.subscriber": {"claims", "fanout.frames", "fanout.sinks", "position"},
+    "fanout.waits": {"fanout.index", "fanout.subscriber"},
     "fields": {"errors", "position"},
     "hub": {
         "brokers.base",

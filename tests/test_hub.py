@@ -67,8 +67,8 @@ async def test_start_that_fails_after_the_log_was_followed_leaves_nothing_behind
     assert len(engines) <= 1  # the traceback of the last error may refer to one
 
 
-async def test_publishers_that_wait_for_a_round_are_answered_when_the_hub_closes() -> None:
-    hub = Hub(**hub_settings(max_backlog_bytes=70_000, max_waiting_bytes=1_000))
+async def test_publishers_that_wait_for_clients_are_answered_when_the_hub_closes() -> None:
+    hub = Hub(**hub_settings(max_backlog_bytes=70_000))
     await hub.start()
     _, sink = join(hub, sink=FakeSink(reads=False))
     for _ in range(2):

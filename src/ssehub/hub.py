@@ -115,7 +115,7 @@ class Hub:
             if self._run is run and not run.is_started:
                 self._run = None
                 if run.engine is not None:  # the log had been followed before the start failed
-                    run.engine.stop()
+                    await run.engine.stop()
             raise
         run.is_started = True
 
@@ -134,7 +134,7 @@ class Hub:
                 async with asyncio.timeout(FLUSH_SECONDS):
                     await self.flush()
         if run.engine is not None:
-            run.engine.stop()
+            await run.engine.stop()
             run.engine.measure()
         self._run = None
         await run.session.stop()
@@ -273,11 +273,14 @@ class Hub:
         if engine is None:
             positions = await self.broker.publish(publications)
         else:
-            await engine.gate.enter()
+            gate = engine.gate
+            if gate.laggards:
+                await gate.wait_for_readers(_channels(publications))
+            await gate.enter()
             try:
                 positions = await self.broker.publish(publications)
             finally:
-                engine.gate.open()
+                gate.open()
         self._statistics.published += len(positions)
         return positions
 
@@ -396,6 +399,17 @@ class Hub:
         """End a stream whose client has disconnected. A stream that has ended already is left alone."""
         if self._engine is not None:
             self._engine.detach(subscriber)
+
+
+def _channels(publications: Sequence[Publication]) -> set[str]:
+    """Return the channels of all events. A command is carried out whatever its channel's clients read."""
+    return {
+        name
+        for publication in publications
+        for event in publication.events
+        if isinstance(event, Event)
+        for name in event.channels
+    }
 
 
 def _has_reached(engine: Engine, position: Position) -> bool:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,4 +105,5 @@ class ManualHub(Hub):
             if self._engine is not None:
                 self._engine.advance(slice_size=len(self._engine) + 1)
             left -= step
+            await asyncio.sleep(0)
         await self.flush()

@@ -1,35 +1,32 @@
 """Backlogs: who does not read as fast as the hub writes, what is held for them, and who has to end.
 
 A subscriber whose sink is paused has a backlog. When that exceeds its bound the subscriber lags: batches are held for
-it, by reference, until it has read its backlog or the grace time is over. Rounds and publishers do not wait for a
-single slow client. They wait, within bounds, in two cases: when more subscribers lag *and read* than keep up, because
-then the publishers are faster than the connections; and when memory runs short.
+it, by reference, until it has read its backlog or the grace time is over. Rounds do not wait for it. Whether the
+publishers of its channels do is decided in waits.py.
 
-Whether a client reads is observed: its backlog is compared before each round, and a client that lags counts as reading
-for a second after its backlog has shrunk. So clients that have stopped reading delay nobody, even if they are the
-majority. A client whose first lag begins is not known to read yet, which costs it nothing: what it misses is held for
-it.
+All backlogs together, with what is held counted once, have a bound. When a quarter of it is unread, whoever is paused
+lags, so that nothing more is written to it: what is held for many takes the memory of one copy. A client that reads
+costs that nothing. When everything together exceeds three quarters of the bound, those clients end that have read
+nothing for the grace time, and above the whole bound any, in both cases those that are furthest behind first.
 
-All backlogs together, with what is held counted once, have a bound. When reading clients use half of it, the next
-round waits for them. When everything together uses three quarters, those clients end first that have read nothing for
-the grace time, the largest backlog first; only if that is not enough does the next round wait.
+Whether a client reads is observed: its backlog is compared with what it would be if the client had read nothing.
 
-Nothing here ends a stream. `overdue` returns the subscribers that have to end because their time is over. `stopped` and
-`largest` yield those that have to end because memory runs short, lazily: the engine ends each one before it asks for
-the next, because held bytes only fall when the last holder of a shared batch has ended.
+Nothing here ends a stream. `overdue` returns the subscribers that have to end because their time is over. `excess`
+yields those that have to end because memory runs short, lazily: the engine ends each one before it asks for the next,
+because held bytes only fall when the last holder of a shared batch has ended.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ..settings import Backpressure
 from .frames import Batch
+from .index import Index
 from .subscriber import Subscriber
+from .waits import NOT_AGAIN_SECONDS, Waits
 
-READING_SECONDS = 1.0
-"""How long a client counts as reading after its backlog has shrunk."""
 READING_SHARE = 64
 """The backlog has to shrink by this part of its bound to be noticed: far less than a client in time would read."""
 OVERRUN = -2
@@ -50,7 +47,7 @@ class _Lag:
 class Backlogs:
     """Keeps the books on all backlogs of a hub. Times are seconds of the monotonic clock."""
 
-    def __init__(self, bounds: Backpressure, max_held_bytes: int) -> None:
+    def __init__(self, bounds: Backpressure, max_held_bytes: int, index: Index) -> None:
         self._bounds = bounds
         self._max_held_bytes = max_held_bytes
         self._min_read_bytes = max(1, bounds.max_backlog_bytes // READING_SHARE)
@@ -59,13 +56,19 @@ class Backlogs:
         self._paused: dict[Subscriber, float] = {}
         """When each paused subscriber was paused."""
         self._lags: dict[Subscriber, _Lag] = {}
-        self._waiting_until: float | None = None
-        """When the round that waits begins at the latest."""
+        self.waits = Waits(index, self._observe)
+        """For whom publishers wait."""
+        self.is_tight = False
+        """True if so much was unread when the last round began that whoever is paused lags."""
 
     @property
     def bytes(self) -> int:
         """Bytes that clients have not read, and bytes held for them."""
-        return self.held_bytes + sum([subscriber.sink.backlog for subscriber in self._paused])
+        return self.held_bytes + self._unread
+
+    @property
+    def _unread(self) -> int:
+        return sum([subscriber.sink.backlog for subscriber in self._paused])
 
     @property
     def lagging(self) -> int:
@@ -73,9 +76,18 @@ class Backlogs:
         return len(self._lags)
 
     def capacity(self, subscribers: int) -> int:
-        """Return how many bytes a round may write to each of `subscribers`, so that all stay within the bound."""
+        """A round begins: return how many bytes it may write to each of `subscribers`.
+
+        So all backlogs together stay within their bound.
+        """
         total = self._bounds.max_total_backlog_bytes
-        return min(self._bounds.round_bytes, min(total // 2, total - self.bytes) // max(1, subscribers))
+        if not self._paused:
+            self.is_tight = False
+            return min(self._bounds.round_bytes, total // 2 // max(1, subscribers))
+        unread = self._unread
+        self.is_tight = unread > total // 4
+        left = min(total // 2, total - self.held_bytes - unread)
+        return min(self._bounds.round_bytes, left // max(1, subscribers))
 
     # Single subscribers
 
@@ -94,17 +106,18 @@ class Backlogs:
             self._paused.pop(subscriber, None)
 
     def is_over(self, subscriber: Subscriber, written_bytes: int) -> bool:
-        """Return True if the backlog exceeds its bound, after `written_bytes` were written to the paused sink."""
+        """True if the subscriber has to lag, after `written_bytes` were written to the paused sink."""
         backlog = subscriber.sink.backlog
         unread = subscriber.unread_bytes
         subscriber.unread_bytes = backlog if unread is None else unread + written_bytes
-        return backlog > self._bounds.max_backlog_bytes
+        return self.is_tight or backlog > self._bounds.max_backlog_bytes
 
     def start_lag(self, subscriber: Subscriber, now: float) -> None:
         """Hold batches for `subscriber` from now on. What is held already stays; the grace time begins anew."""
         lag = self._lags.get(subscriber)
         if lag is None:
             lag = self._lags[subscriber] = _Lag()
+            self.waits.add(subscriber)
         lag.deadline = now + self._bounds.grace_seconds
 
     def hold(self, subscriber: Subscriber, batch: Batch) -> int:
@@ -136,12 +149,16 @@ class Backlogs:
             pass
 
     def end_lag(self, subscriber: Subscriber) -> None:
-        """Hold nothing for `subscriber` any more."""
+        """Hold nothing for `subscriber` any more: it has caught up."""
         self.drop_held(subscriber)
-        self._lags.pop(subscriber, None)
+        if self._lags.pop(subscriber, None) is not None:
+            self.waits.remove(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
         """The stream has ended."""
+        lag = self._lags.get(subscriber)
+        if lag is not None:
+            self.waits.exclude(subscriber, until=lag.deadline + NOT_AGAIN_SECONDS)
         self.end_lag(subscriber)
         self._paused.pop(subscriber, None)
 
@@ -159,68 +176,53 @@ class Backlogs:
         """Return the subscribers whose grace time is over."""
         return [subscriber for subscriber, lag in self._lags.items() if lag.deadline <= now]
 
-    def stopped(self, now: float, subscribers: int) -> Iterator[Subscriber]:
-        """Yield the subscribers that have to end before the next round, as memory runs short and they read nothing."""
+    def is_overdue(self, subscriber: Subscriber, now: float) -> bool:
+        """True if the grace time of `subscriber` is over."""
+        lag = self._lags.get(subscriber)
+        return lag is not None and lag.deadline <= now
+
+    def excess(self, now: float) -> Iterator[Subscriber]:
+        """Yield the subscribers that have to end because memory runs short, those furthest behind first."""
+        if not self._paused:
+            return
+        total = self._bounds.max_total_backlog_bytes
+        unread = self._unread
+        if unread + self.held_bytes <= total * 3 // 4:
+            return
         for subscriber in self._paused:
             self._observe(subscriber, now)
-        if not self._is_outrun(now, subscribers) and not self._is_filled_by_readers(now):
-            yield from self._largest(
-                subscriber
-                for subscriber, paused_at in self._paused.items()
-                if subscriber.read_at < paused_at and now - paused_at > self._bounds.grace_seconds
-            )
-
-    def is_clear(self) -> bool:
-        """Return True if no sink is paused, so that the next round can begin at once."""
-        if self._paused:
-            return False
-        self._waiting_until = None
-        return True
-
-    def must_wait(self, now: float, subscribers: int) -> bool:
-        """Return True if the next round has to wait for clients to read; it waits for at most the grace time."""
-        if not self._is_pressed(now, subscribers):
-            self._waiting_until = None
-            return False
-        if self._waiting_until is None:
-            self._waiting_until = now + self._bounds.grace_seconds
-        if now < self._waiting_until:
-            return True
-        self._waiting_until = None
-        return False
-
-    def largest(self) -> Iterator[Subscriber]:
-        """Yield the subscribers that have to end so that the next round need not wait any longer, largest first."""
-        return self._largest(self._paused)
+        stopped = [
+            subscriber
+            for subscriber, paused_at in self._paused.items()
+            if subscriber.read_at < paused_at and now - paused_at > self._bounds.grace_seconds
+        ]
+        for candidates, bound in ((stopped, total * 3 // 4), (self._paused, total)):
+            if unread + self.held_bytes <= bound:
+                return
+            for subscriber in sorted(candidates, key=self._behind, reverse=True):
+                if unread + self.held_bytes <= bound:
+                    return
+                unread -= subscriber.sink.backlog
+                yield subscriber
 
     def furthest_behind(self, size: int) -> Iterator[Subscriber]:
         """Yield the subscribers with the most left to read, until `size` bytes have been freed by ending them.
 
         Those of one audience share the bytes that they have not read, so nothing is freed before all of them end.
         """
-
-        def behind(subscriber: Subscriber) -> int:
-            return subscriber.sink.backlog + self.held_for(subscriber)
-
         audiences: dict[tuple[str, Sequence[str]], list[Subscriber]] = {}
         for subscriber in self._paused:
             audiences.setdefault((subscriber.user_id, subscriber.channels), []).append(subscriber)
         freed, held = 0, self.held_bytes
-        for audience in sorted(audiences.values(), key=lambda members: max(map(behind, members)), reverse=True):
+        for audience in sorted(audiences.values(), key=lambda members: max(map(self._behind, members)), reverse=True):
             if freed + held - self.held_bytes >= size:
                 return
             freed += max([subscriber.sink.backlog for subscriber in audience])
             yield from audience
 
-    def _largest(self, candidates: Iterable[Subscriber]) -> Iterator[Subscriber]:
-        unread = self.bytes - self.held_bytes
-        if self._has_room(unread + self.held_bytes):
-            return
-        for subscriber in sorted(candidates, key=lambda one: -one.sink.backlog):
-            if self._has_room(unread + self.held_bytes):
-                return
-            unread -= subscriber.sink.backlog
-            yield subscriber
+    def _behind(self, subscriber: Subscriber) -> int:
+        """Return how many bytes `subscriber` has yet to read."""
+        return subscriber.sink.backlog + self.held_for(subscriber)
 
     def _observe(self, subscriber: Subscriber, now: float) -> None:
         backlog = subscriber.sink.backlog
@@ -228,24 +230,3 @@ class Backlogs:
         if unread is not None and unread - backlog >= self._min_read_bytes:
             subscriber.unread_bytes = backlog
             subscriber.read_at = now
-
-    def _is_pressed(self, now: float, subscribers: int) -> bool:
-        return self._is_outrun(now, subscribers) or self._is_filled_by_readers(now) or not self._has_room(self.bytes)
-
-    def _is_outrun(self, now: float, subscribers: int) -> bool:
-        """True if more subscribers lag but still read than keep up."""
-        reading = sum([1 for subscriber in self._lags if subscriber.read_at >= now - READING_SECONDS])
-        return reading > subscribers - len(self._lags)
-
-    def _is_filled_by_readers(self, now: float) -> bool:
-        """True if clients that read use half of the bound on all backlogs."""
-        grace = self._bounds.grace_seconds
-        reading = 0
-        for subscriber, paused_at in self._paused.items():
-            has_read = subscriber.read_at >= paused_at
-            if now - max(subscriber.read_at, paused_at) <= (grace if has_read else READING_SECONDS):
-                reading += subscriber.sink.backlog
-        return reading > self._bounds.max_total_backlog_bytes // 2
-
-    def _has_room(self, used: int) -> bool:
-        return used <= self._bounds.max_total_backlog_bytes * 3 // 4

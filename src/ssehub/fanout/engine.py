@@ -34,16 +34,19 @@ from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
 from .resume import Start, beginning
-from .rounds import SLICE, Rounds, RoundState
+from .rounds import SLICE, Rounds
 from .sinks import Chunk, Sink
+from .slices import each_in_slices, in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 
 logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
-RELIEF_SLICE = 500
-"""The most streams that are ended at a time when memory is short: ending one takes about 60 µs."""
+END_SLICE = 50
+"""Streams that are ended before the loop goes on: ending one takes about 60 µs."""
+EVICT_SLICE = 500
+"""Events that leave history before the loop goes on."""
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
 
 
@@ -70,14 +73,28 @@ class Engine:
         self._monotonic = monotonic
         self.index = Index()
         self._history = History(base, retention)
-        self.backlogs = Backlogs(backpressure, retention.history_bytes)
+        self.backlogs = Backlogs(backpressure, retention.history_bytes, self.index)
         self._rounds = Rounds(base, backpressure.max_waiting_bytes)
         self.clock = Clock(streams)
         self.pressure = Pressure(meter)
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
-        self._replays = Replays(self._history, self.registry, statistics, backpressure.round_bytes, monotonic)
-        self.gate = Gate(self._rounds.has_capacity, backpressure.max_waiting_publishers)
+        self._replays = Replays(
+            self._history,
+            self.registry,
+            statistics,
+            backpressure.round_bytes,
+            lambda: self._rounds.has_command,
+            monotonic,
+        )
+        self.gate = Gate(
+            self._rounds.has_capacity,
+            backpressure.max_waiting_publishers,
+            self.backlogs.waits.laggards,
+            lambda channel: self.backlogs.waits.must_wait(channel, monotonic()),
+        )
         """Publishers pass it before they publish."""
+        self._is_ending_due = False
+        """True while the streams whose time has come are being ended."""
         self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
         """Calls `advance` while it is started."""
 
@@ -118,11 +135,17 @@ class Engine:
         reason = ResetReason.TOO_OLD if self.head.log == base.log else ResetReason.LOG_LOST
         self._history = History(base, self._retention)
         self._replays.start_over(self._history)
-        self.registry.head = self.registry.settled = base
-        for subscriber in list(self.index.all):
-            self.backlogs.drop_held(subscriber)
-            subscriber.start_over(base)
-            self.registry.send_reset(subscriber, reason)
+        self.registry.head = base
+
+        def reset(subscriber: Subscriber) -> None:
+            if subscriber.state is not State.ENDED:
+                self.backlogs.drop_held(subscriber)
+                subscriber.start_over(base)
+                self.registry.send_reset(subscriber, reason)
+
+        await each_in_slices(list(self.index.all), reset, SLICE)
+        # Not before: until a stream is sent the reset, it must not be sent an id that is above what it has received.
+        self.registry.settled = base
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         """Dispatch the next `entries` of the log, which then ends at `position`; return when there is room for more."""
@@ -167,41 +190,23 @@ class Engine:
         else:
             self._loop.call_soon(self._begin_round)
 
-    def _retry_round(self) -> None:
-        """Clients have read, or streams have ended: a round that waits for that may begin."""
-        if self._rounds.state is RoundState.WAITING:
-            self._schedule_round()
-
     def _begin_round(self) -> None:
-        try:
-            must_wait = self._must_wait()
-        except Exception:
-            logger.exception("checking the backlogs failed, so the round does not wait for them")
-            must_wait = False
-        if must_wait:
-            self._rounds.wait()
-            return
         ending = self._rounds.next_ending()
         if ending is not None:
             self._begin_ending(ending)
             return
+        try:
+            self._make_room()
+        except Exception:
+            logger.exception("checking the backlogs failed, so no stream ends because of them")
         frames = self._rounds.begin(self._monotonic(), self.backlogs.capacity(len(self.index)))
         self.gate.open()
         self._write_slice(self._writes(frames))
 
-    def _must_wait(self) -> bool:
-        """End the streams that memory does not allow for; return True if the next round has to wait for the others."""
-        backlogs = self.backlogs
-        if backlogs.is_clear():
-            return False
-        now = self._monotonic()
-        for subscriber in backlogs.stopped(now, len(self.index)):
+    def _make_room(self) -> None:
+        """End the streams that memory does not allow for, at most a slice of them at a time."""
+        for subscriber in islice(self.backlogs.excess(self._monotonic()), END_SLICE):
             self.registry.end(subscriber, CloseReason.SLOW)
-        if backlogs.must_wait(now, len(self.index)):
-            return True
-        for subscriber in backlogs.largest():
-            self.registry.end(subscriber, CloseReason.SLOW)
-        return False
 
     def _writes(self, frames: list[Frame]) -> Iterator[tuple[Batch, Subscriber]]:
         for batch, members in self.index.select(frames, frames[-1].position):
@@ -212,10 +217,13 @@ class Engine:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
         is_last = False
+        is_tight = self.backlogs.is_tight
         subscriber = None
         try:
             for batch, subscriber in islice(work, SLICE):
                 writes += 1
+                if is_tight and subscriber.state is LIVE and subscriber.sink.is_paused:
+                    self._check_backlog(subscriber, 0)
                 if subscriber.state is LIVE:
                     written = subscriber.write(batch)
                 elif subscriber.state is LAGGING:
@@ -249,28 +257,21 @@ class Engine:
         self._schedule_round()
 
     def _begin_ending(self, ending: Ending) -> None:
-        self._end_slice(self._named(ending), ending.command.retry)
+        retry_milliseconds = ending.command.retry
 
-    def _named(self, ending: Ending) -> Iterator[Subscriber]:
-        for subscriber in self.index.named(ending.command.users, ending.command.channels):
+        def revoke(subscriber: Subscriber) -> None:
             # A stream that was opened after the command, with a token that is valid, is not meant.
             if subscriber.attached_at < ending.position:
-                yield subscriber
-
-    def _end_slice(self, rest: Iterator[Subscriber], retry_milliseconds: int) -> None:
-        some: list[Subscriber] = []
-        try:
-            some = list(islice(rest, SLICE))
-            for subscriber in some:
                 jitter = random.randrange(retry_milliseconds // 5 + 1)
                 self.registry.send(subscriber, "stream-revoked", {}, retry_milliseconds + jitter)
                 self.registry.end(subscriber, CloseReason.REVOKED)
-        finally:
-            if len(some) == SLICE:
-                self._loop.call_soon(self._end_slice, rest, retry_milliseconds)
-            else:
-                self._rounds.finish_ending()
-                self._schedule_round()
+
+        named = self.index.named(ending.command.users, ending.command.channels)
+        in_slices(iter(named), revoke, END_SLICE, self._finish_ending)
+
+    def _finish_ending(self) -> None:
+        self._rounds.finish_ending()
+        self._schedule_round()
 
     # Sinks
 
@@ -286,12 +287,10 @@ class Engine:
         self.backlogs.settle(subscriber)
         if subscriber.state is REPLAYING:
             self._replays.advance(subscriber)
-        self._retry_round()
 
     def detach(self, subscriber: Subscriber) -> None:
         """End a stream whose client has disconnected."""
         self.registry.end(subscriber, CloseReason.DISCONNECTED)
-        self._retry_round()
 
     def _write_held(self, subscriber: Subscriber) -> None:
         is_over = False
@@ -341,50 +340,64 @@ class Engine:
 
     # Time
 
-    def advance(self, slice_size: int = SLICE) -> None:
+    def advance(self, slice_size: int = END_SLICE) -> None:
         """Do the work of one tick: end the streams whose time has come, and send the next share of the heartbeats.
 
-        The heartbeats are sent in slices, between which the loop goes on.
+        All of it is done in slices, between which the loop goes on.
         """
         now, wall = self._monotonic(), self._wall()
-        for subscriber in self.backlogs.overdue(now):
-            self.registry.end(subscriber, CloseReason.SLOW)
         self._replays.advance_all()
-        self._history.expire(now)
-        self._relieve(now)
-        for subscriber, reason in self.clock.due(now, wall):
-            if reason is not None:
-                self.registry.end(subscriber, reason)
-            else:
-                self.registry.send(subscriber, "stream-expiring", {"expiresAt": subscriber.expires_at})
-        self._retry_round()
+        self._relieve(now, slice_size)
+        self._expire_history(max(slice_size, EVICT_SLICE))
+        if not self._is_ending_due:
+            self._is_ending_due = True
+            in_slices(self._due(now, wall), self._end_or_warn, slice_size, self._finish_due)
         if bucket := self.clock.next_bucket():
-            self._visit(iter(bucket), {}, slice_size)
+            self._visit(bucket, slice_size)
 
-    def _relieve(self, now: float) -> None:
-        """Free memory if it is short: history first, then the largest backlogs, a slice of them at a time."""
-        missing = self.pressure.check(now)
-        if missing:
-            # What is held for lagging subscribers is the newest part of history: evicting that frees nothing.
+    def _relieve(self, now: float, slice_size: int) -> None:
+        """Free memory if it is short: history first, then the largest backlogs."""
+        if missing := self.pressure.check(now):
+            # Evicting what is held for lagging subscribers, the newest part of history, frees nothing.
             unshared = max(0, self._history.bytes - self.backlogs.held_bytes)
             missing -= min(unshared, self._history.shrink(missing, now))
             if self.pressure.reading.excess > 0:
-                for subscriber in islice(self.backlogs.furthest_behind(missing), RELIEF_SLICE):
-                    self.registry.end(subscriber, CloseReason.SLOW)
+                slow = self.backlogs.furthest_behind(missing)
+                in_slices(slow, lambda subscriber: self.registry.end(subscriber, CloseReason.SLOW), slice_size)
         elif self.pressure.may_regrow(now):
             self._history.regrow()
 
-    def _visit(self, rest: Iterator[Subscriber], frames: dict[Position | None, Chunk], slice_size: int) -> None:
-        """Send the next slice of heartbeats. `frames` keeps those already made, by the position they carry."""
-        now, wall = self._monotonic(), self._wall()
-        some = list(islice(rest, slice_size))
-        if len(some) == slice_size:
-            self._loop.call_soon(self._visit, rest, frames, slice_size)
-        for subscriber in some:
+    def _expire_history(self, slice_size: int) -> None:
+        if self._history.expire(self._monotonic(), slice_size):
+            self._loop.call_soon(self._expire_history, slice_size)
+
+    def _due(self, now: float, wall: float) -> Iterator[tuple[Subscriber, CloseReason | None]]:
+        """Yield each stream whose time has come, with the reason to end it, or None if its token expires soon."""
+        for subscriber in self.backlogs.overdue(now):
+            if self.backlogs.is_overdue(subscriber, now):  # it may have read since the list was made
+                yield subscriber, CloseReason.SLOW
+        yield from self.clock.due(now, wall)
+
+    def _end_or_warn(self, due: tuple[Subscriber, CloseReason | None]) -> None:
+        subscriber, reason = due
+        if reason is not None:
+            self.registry.end(subscriber, reason)
+        else:
+            self.registry.send(subscriber, "stream-expiring", {"expiresAt": subscriber.expires_at})
+
+    def _finish_due(self) -> None:
+        self._is_ending_due = False
+
+    def _visit(self, bucket: list[Subscriber], slice_size: int) -> None:
+        frames: dict[Position | None, Chunk] = {}  # those already made, by the position they carry
+
+        def beat(subscriber: Subscriber) -> None:
             if subscriber.state is not State.ENDED:
-                self.clock.look_ahead(subscriber, now, wall)
+                self.clock.look_ahead(subscriber, self._monotonic(), self._wall())
                 if self._streams.heartbeat_seconds:
                     self.registry.beat(subscriber, frames)
+
+        in_slices(iter(bucket), beat, slice_size)
 
     async def drain(self, window_seconds: float) -> None:
         """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window."""
@@ -400,17 +413,22 @@ class Engine:
             # Each step ends its share: the streams that are left, divided by the steps that fit into the time left. A
             # step that was late makes the next ones larger; when the time is over, one step ends all.
             steps_left = max(1.0, (end - self._monotonic()) / DRAIN_STEP_SECONDS)
-            for subscriber in list(islice(self.index.all, math.ceil(len(self.index) / steps_left))):
-                self.registry.end(subscriber, CloseReason.DRAINED)
-            self._retry_round()
+            share = list(islice(self.index.all, math.ceil(len(self.index) / steps_left)))
+            await each_in_slices(share, self._end_drained, END_SLICE)
             await asyncio.sleep(DRAIN_STEP_SECONDS)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End every stream at once, and the ticker."""
         self.ticker.stop()
-        for subscriber in list(self.index.all):
-            self.registry.end(subscriber, CloseReason.DRAINED)
-        self._retry_round()  # publishers wait for it, who then learn that the hub has closed
+        try:
+            while self.index.all:
+                await each_in_slices(list(self.index.all), self._end_drained, END_SLICE)
+        finally:
+            for subscriber in list(self.index.all):  # there are none, unless this was cancelled
+                self._end_drained(subscriber)
+
+    def _end_drained(self, subscriber: Subscriber) -> None:
+        self.registry.end(subscriber, CloseReason.DRAINED)
 
 
 class _SinkOwner:

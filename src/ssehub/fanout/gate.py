@@ -1,24 +1,49 @@
-"""The gate that publishers pass: first come, first served, while there is capacity."""
+"""The gate that publishers pass: first come, first served, while there is capacity and their channels' clients read."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 from ..errors import Overloaded
 
+REVIEW_SECONDS = 0.005
+"""While publishers wait for the clients of a channel, this is how often the gate asks whether they still have to."""
+
+Turn = asyncio.Future[None]
+
 
 class Gate:
-    """Lets publishers through while `has_capacity` returns True. The others wait, at most `max_waiting` of them."""
+    """Lets publishers through while `has_capacity` returns True, and `must_wait` False for each of their channels.
 
-    def __init__(self, has_capacity: Callable[[], bool], max_waiting: int) -> None:
+    The others wait: at most `max_waiting` of them for capacity, and as many for clients. `must_wait` is only asked
+    about channels that are in `laggards`.
+    """
+
+    def __init__(
+        self,
+        has_capacity: Callable[[], bool],
+        max_waiting: int,
+        laggards: Container[str] = (),
+        must_wait: Callable[[str], bool] = lambda channel: False,
+    ) -> None:
         self._has_capacity = has_capacity
         self._max_waiting = max_waiting
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self.laggards = laggards
+        """The channels that have lagging subscribers. It is empty on a healthy hub."""
+        self._must_wait = must_wait
+        self._queue: deque[Turn] = deque()
+        self._held_up: dict[str, deque[Turn]] = {}
+        """The publishers that wait for the clients of a channel."""
+        self._review: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._queue)
+        """Return the number of publishers that wait."""
+        return len(self._queue) + self._held_up_count()
+
+    def _held_up_count(self) -> int:
+        return sum(map(len, self._held_up.values()))
 
     async def enter(self) -> None:
         """Return when there is capacity. Raises Overloaded if too many are waiting already."""
@@ -28,10 +53,28 @@ class Gate:
             raise Overloaded(f"{len(self._queue)} publishers are waiting already: try again in a second")
         await self.wait()
 
+    async def wait_for_readers(self, channels: Iterable[str]) -> None:
+        """Return when most clients of each of `channels` have caught up, or have had their time.
+
+        Raises Overloaded if too many are waiting already.
+        """
+        for channel in channels:
+            while channel in self.laggards and self._must_wait(channel):
+                if self._held_up_count() >= self._max_waiting:
+                    raise Overloaded(
+                        f"{self._max_waiting} publishers are waiting for slow clients already: try again in a second"
+                    )
+                if self._review is None:
+                    self._review_later()
+                await self._wait_in(self._held_up.setdefault(channel, deque()))
+
     async def wait(self) -> None:
         """Wait for capacity, however many are waiting already."""
+        await self._wait_in(self._queue)
+
+    async def _wait_in(self, queue: deque[Turn]) -> None:
         turn = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -39,13 +82,39 @@ class Gate:
                 self.open()
             raise
         finally:
-            if turn in self._queue:
-                self._queue.remove(turn)
+            if turn in queue:
+                queue.remove(turn)
 
     def open(self) -> None:
-        """Let the first in the queue through if there is capacity. Call this whenever there may be some."""
+        """Let the first in each queue through that need not wait. Call this whenever that may have changed."""
         while self._queue and self._has_capacity():
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            if _let_through(self._queue):
                 return
+        if self._held_up and not self._queue:
+            self._open_channels()
+
+    def _open_channels(self) -> None:
+        for channel in [name for name in self._held_up if not self._must_wait(name)]:
+            if self._has_capacity():
+                _let_through(self._held_up[channel])
+        for channel in [name for name, queue in self._held_up.items() if not queue]:
+            del self._held_up[channel]
+
+    def _review_later(self) -> None:
+        self._review = asyncio.get_running_loop().call_later(REVIEW_SECONDS, self._do_review)
+
+    def _do_review(self) -> None:
+        self._review = None
+        self.open()
+        if self._held_up:
+            self._review_later()
+
+
+def _let_through(queue: deque[Turn]) -> bool:
+    """Let the first in `queue` through; return False if there is nobody left who waits."""
+    while queue:
+        turn = queue.popleft()
+        if not turn.done():
+            turn.set_result(None)
+            return True
+    return False

@@ -58,8 +58,9 @@ class Registry:
 
     def position_of(self, subscriber: Subscriber) -> Position:
         """Return the position up to which everything for `subscriber` has been written."""
-        is_settled = subscriber.state is State.LIVE and subscriber.sent < self.settled
-        return self.settled if is_settled else subscriber.sent
+        settled, sent = self.settled, subscriber.sent
+        is_settled = subscriber.state is State.LIVE and sent < settled and sent.log == settled.log
+        return settled if is_settled else sent
 
     def send(self, subscriber: Subscriber, type: str, data: object, retry_milliseconds: int | None = None) -> None:
         """Send a control event."""

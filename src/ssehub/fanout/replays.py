@@ -1,9 +1,14 @@
-"""Replays: sends subscribers what they have missed, part by part as their clients read it, until they are live."""
+"""Replays: sends subscribers what they have missed, part by part as their clients read it, until they are live.
+
+However many replay at once, only a few milliseconds of each pass of the event loop are spent on them: they take turns,
+a part each.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from .history import History, ResetReason
@@ -14,11 +19,18 @@ from .subscriber import FAILED, State, Subscriber
 
 logger = logging.getLogger("ssehub.hub")
 
+BUDGET_SECONDS = 0.005
+"""No further part is made in a pass of the event loop in which this CPU time has been spent on replays."""
+WAIT_SECONDS = 0.001
+"""How soon a replay that has to wait for a command tries again."""
+
 
 class Replays:
     """The subscribers in the state REPLAYING. A part of a replay has at most `part_bytes`, or is a single event.
 
-    A subscriber whose stream ends leaves the set lazily, when `advance` next visits it: at the next tick at the latest.
+    While `must_wait` returns True nothing is written: a command that waits may end a stream, which is then not to be
+    sent what was published after the command. A subscriber whose stream ends leaves the set lazily, when `advance` next
+    visits it: at the next tick at the latest.
     """
 
     def __init__(
@@ -27,6 +39,7 @@ class Replays:
         registry: Registry,
         statistics: Statistics,
         part_bytes: int,
+        must_wait: Callable[[], bool],
         monotonic: Callable[[], float],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -34,8 +47,13 @@ class Replays:
         self._registry = registry
         self._statistics = statistics
         self._part_bytes = part_bytes
+        self._must_wait = must_wait
         self._monotonic = monotonic
         self._subscribers: set[Subscriber] = set()
+        self._ready: dict[Subscriber, None] = {}
+        """Those whose turn comes in one of the next passes of the loop, in this order."""
+        self._spent_seconds = 0.0
+        self._is_scheduled = False
 
     def add(self, subscriber: Subscriber) -> None:
         """Begin to replay to a subscriber that is REPLAYING."""
@@ -46,9 +64,44 @@ class Replays:
         """Forget every replay: from now on they come from another history."""
         self._history = history
         self._subscribers.clear()
+        self._ready.clear()
 
     def advance(self, subscriber: Subscriber) -> None:
-        """Write the next part, if the client has read the ones before. After the last part, the subscriber is live."""
+        """Write the next part, if the client has read the ones before. After the last part, the subscriber is live.
+
+        If there is no time for it in this pass of the loop, that is done in one of the next.
+        """
+        if subscriber not in self._subscribers:
+            return
+        if self._ready or self._spent_seconds >= BUDGET_SECONDS or self._must_wait():
+            self._ready[subscriber] = None
+        else:
+            self._write_part_timed(subscriber)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._take_turns)
+
+    def _take_turns(self) -> None:
+        self._is_scheduled = False
+        self._spent_seconds = 0.0
+        if self._ready and self._must_wait():
+            self._is_scheduled = True
+            self._loop.call_later(WAIT_SECONDS, self._take_turns)
+            return
+        while self._ready and self._spent_seconds < BUDGET_SECONDS:
+            subscriber = next(iter(self._ready))
+            del self._ready[subscriber]
+            self._write_part_timed(subscriber)
+        if self._ready or self._spent_seconds:
+            self._is_scheduled = True
+            self._loop.call_soon(self._take_turns)
+
+    def _write_part_timed(self, subscriber: Subscriber) -> None:
+        began = time.thread_time()
+        self._write_part(subscriber)
+        self._spent_seconds += time.thread_time() - began
+
+    def _write_part(self, subscriber: Subscriber) -> None:
         if subscriber.state is not State.REPLAYING:
             self._subscribers.discard(subscriber)
             return
@@ -73,7 +126,8 @@ class Replays:
         if part.is_last:
             self._join(subscriber)
         else:
-            self._loop.call_soon(self.advance, subscriber)
+            subscriber.sent = max(subscriber.sent, part.reached)
+            self._ready[subscriber] = None
 
     def advance_all(self) -> None:
         """Go on with every replay: some sinks do not report that their backlog has shrunk a little."""

@@ -12,6 +12,9 @@ from .frames import Batch
 from .history import History, ResetReason
 from .subscriber import Subscriber
 
+PART_EVENTS = 1_000
+"""Most events that one part of a replay looks at, so that the event loop is soon free again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -78,9 +81,10 @@ def beginning(history: History, head: Position, claims: Claims, start: Start, no
 
 
 class Part(NamedTuple):
-    """The next part of a replay: a batch, unless nothing is left, and whether it is the last part."""
+    """The next part of a replay: a batch, unless it is empty, how far it reaches, and whether it is the last part."""
 
     batch: Batch | None
+    reached: Position
     is_last: bool
 
 
@@ -88,7 +92,7 @@ def next_part(history: History, subscriber: Subscriber, max_bytes: int, now: flo
     """Return the next part of what `subscriber` has missed, or None if some of it has been evicted meanwhile."""
     if subscriber.sent < history.floor(subscriber.channels):
         return None
-    frames, is_last = history.replay(
-        subscriber.sent, subscriber.channels, subscriber.user_id, now=now, max_bytes=max_bytes
+    frames, reached, is_last = history.replay(
+        subscriber.sent, subscriber.channels, subscriber.user_id, now=now, max_bytes=max_bytes, max_visits=PART_EVENTS
     )
-    return Part(Batch(frames, frames[-1].position) if frames else None, is_last)
+    return Part(Batch(frames, reached) if frames else None, reached, is_last)

@@ -6,13 +6,13 @@ an event leaves at once, under load one write carries many.
 
     state       meaning                                                             next
     IDLE        nothing waits                                                       SCHEDULED
-    SCHEDULED   a call of the loop will begin the next round                        WRITING, ENDING, WAITING
-    WAITING     something waits, but clients must read first; see backlogs.py       SCHEDULED
+    SCHEDULED   a call of the loop will begin the next round                        WRITING, ENDING
     WRITING     the slices of a round are being written                             IDLE
     ENDING      the streams that a command names are being ended, also in slices    IDLE
 
 Only one round is under way at any time, and commands stand between the events in the order of the log. So every
-subscriber receives events in log order, and a command ends a stream after everything published before it.
+subscriber receives events in log order, and a command ends a stream after everything published before it. No round
+waits for a client: what a slow one cannot be written yet is held for it (backlogs.py).
 
 After WRITING or ENDING the state is IDLE for an instant; if something waits, it becomes SCHEDULED in the same call.
 """
@@ -47,19 +47,17 @@ class RoundState(Enum):
 
     IDLE = "idle"
     SCHEDULED = "scheduled"
-    WAITING = "waiting"
     WRITING = "writing"
     ENDING = "ending"
 
     __hash__ = object.__hash__  # Enum's own is a Python function, which costs more than the rest of a transition
 
 
-IDLE, SCHEDULED, WAITING, WRITING, ENDING = RoundState
+IDLE, SCHEDULED, WRITING, ENDING = RoundState
 
 _NEXT: dict[RoundState, tuple[RoundState, ...]] = {
     IDLE: (SCHEDULED,),
-    SCHEDULED: (WRITING, ENDING, WAITING),
-    WAITING: (SCHEDULED,),
+    SCHEDULED: (WRITING, ENDING),
     WRITING: (IDLE,),
     ENDING: (IDLE,),
 }
@@ -71,6 +69,7 @@ class Rounds:
     def __init__(self, base: Position, max_waiting_bytes: int) -> None:
         self.state = IDLE
         self.waiting_bytes = 0
+        self._commands = 0
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting: deque[Frame | Ending] = deque()
         self._began = self._ended = 0.0
@@ -88,6 +87,11 @@ class Rounds:
         """True if everything has been written."""
         return not self._waiting and not self.is_under_way
 
+    @property
+    def has_command(self) -> bool:
+        """True if a command waits or is being carried out."""
+        return self._commands > 0
+
     def has_capacity(self) -> bool:
         """Return True if publishers need not wait."""
         return self.waiting_bytes < self._max_waiting_bytes
@@ -97,17 +101,15 @@ class Rounds:
         self._waiting.append(item)
         if isinstance(item, Frame):
             self.waiting_bytes += len(item.data)
+        else:
+            self._commands += 1
 
     def schedule(self, now: float) -> float | None:
         """Return in how many seconds the next round begins, or None if it is not to be scheduled now."""
-        if not self._waiting or self.state not in (IDLE, WAITING):
+        if not self._waiting or self.state is not IDLE:
             return None
         self._enter(SCHEDULED)
         return max(0.0, self._next_at() - now)
-
-    def wait(self) -> None:
-        """The round does not begin yet; it has to be scheduled again."""
-        self._enter(WAITING)
 
     def next_ending(self) -> Ending | None:
         """Remove and return the command that comes next, and begin to end streams; None if an event comes next."""
@@ -147,6 +149,7 @@ class Rounds:
     def finish_ending(self) -> None:
         """All streams that the command named have been ended."""
         self._enter(IDLE)
+        self._commands -= 1
 
     def _enter(self, state: RoundState) -> None:
         assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
