@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 
 import pytest
 from hypothesis import example, given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from event_decoding import POSITION, decode, event
 from ssehub.errors import InvalidEvent
-from ssehub.event import encode, ends_with_position
+from ssehub.event import Event, encode, ends_with_position
 from ssehub.payload import ParsedPayload
 
 
@@ -198,6 +199,45 @@ def test_browser_reads_the_same_events_wherever_a_payload_is_in_a_stream() -> No
     assert accepted > 5_000
 
 
-def test_megabyte_of_short_lines_is_parsed_in_time() -> None:
-    for line in ("\n", "data\n", "id: x\n", "\r\n", "data", "\n\r"):
-        assert event(payload=line * (2**20 // len(line))).size <= 2**20
+SHORT_LINES = (
+    "\n",
+    "data\n",
+    "id: x\n",
+    "\r\n",
+    "data",
+    "\n\r",
+    "xdata",
+    "\ndatax",
+    "event:x\n",
+    "retry:1\n",
+    "idid",
+    "idx\n",
+)
+
+
+@pytest.mark.parametrize("line", SHORT_LINES)
+def test_megabyte_of_short_lines_is_decided_in_time(line: str) -> None:
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        try:
+            assert event(payload=line * (2**20 // len(line))).size <= 2**20
+        except InvalidEvent as exc:
+            assert "more than 10000 ids" in str(exc)
+        times.append(time.process_time() - began)
+
+    assert min(times) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("ids", "channels", "is_accepted"), [(10_000, 1, True), (10_001, 1, False), (11, 1_000, False)]
+)
+def test_ids_times_channels_are_bounded(ids: int, channels: int, is_accepted: bool) -> None:
+    payload = "".join(f"id: i{n}\ndata: x\n\n" for n in range(ids))
+    names = tuple(f"c{n}" for n in range(channels))
+
+    if is_accepted:
+        assert Event(names, ("*",), payload=payload).id == f"i{ids - 1}"
+    else:
+        with pytest.raises(InvalidEvent, match="10000"):
+            Event(names, ("*",), payload=payload)
