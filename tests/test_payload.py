@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from event_decoding import POSITION, decode, event
 from ssehub.errors import InvalidEvent
 from ssehub.event import Event, encode, ends_with_position
 from ssehub.payload import ParsedPayload
+
+SOAK = "SOAK" in os.environ
 
 
 @pytest.mark.parametrize(
@@ -241,3 +244,47 @@ def test_ids_times_channels_are_bounded(ids: int, channels: int, is_accepted: bo
     else:
         with pytest.raises(InvalidEvent, match="10000"):
             Event(names, ("*",), payload=payload)
+
+
+PIECES = [
+    "data",
+    "id",
+    "retry",
+    "event",
+    ":",
+    ": ",
+    " ",
+    "\n",
+    "\r",
+    "\r\n",
+    "\n\n",
+    "x",
+    "1",
+    "é",
+    "\u2028",
+    "stream-",
+    "ï",
+]
+
+
+@settings(max_examples=20_000 if SOAK else 300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).map("".join))
+@example("id\ndata:x")
+@example("data:x\nidx\nid:1")
+@example("atad\ndata\rdata:1\n\ndata:2\n\nid:y")
+@example("retry:\ndata:x")
+@example("event:streamdata:x\n\n")
+def test_independent_decoder_reads_the_data_and_the_id_of_a_payload(payload: str) -> None:
+    try:
+        made = event(payload=payload)
+    except InvalidEvent:
+        return
+    parsed = ParsedPayload.parse(payload)
+
+    before = [shown for shown in decode((payload + "\n\n").encode()) if shown.data]
+    after = [shown for shown in decode(encode(made, POSITION)) if shown.data]
+
+    assert [(shown.event, shown.data) for shown in after] == [(shown.event, shown.data) for shown in before]
+    assert set(parsed.ids + parsed.inner_ids) >= {shown.id for shown in before if shown.id}
+    if after:
+        assert after[-1].id in (str(POSITION), *parsed.ids)

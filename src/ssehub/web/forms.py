@@ -95,6 +95,10 @@ async def _large_urlencoded(body: bytes, pace: Pace, max_value_bytes: int) -> li
     """Return what `_urlencoded` returns, decoded in slices. Values that are certainly too large are not decoded."""
     if body.count(b"&") >= MAX_FIELDS:
         raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields")
+    try:
+        body.decode()  # what is no UTF-8 as it stands must not become so by what is decoded beside it
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the body is not valid UTF-8") from exc
     fields = []
     for piece in filter(None, body.split(b"&")):
         name, _, value = piece.partition(b"=")

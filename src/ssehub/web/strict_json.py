@@ -22,15 +22,18 @@ MAX_BODY_VALUES = 400_000
 _COUNTED_CHARACTERS = 16 * 1024
 _NUMBER_CHARACTERS = 20
 """Long numbers take as long as several values: each 20 characters outside strings count as one more."""
+_ESCAPES = 40
+"""A string of escapes takes longer than another one: each 40 backslashes count as one more value."""
 _MARGIN = 16
 """An error so close to the end of a window may be due to the cut."""
 _SPACE = re.compile(r"[ \t\n\r]*")
-_LINE = re.compile(rb"[^ \t\n\r][^\n]*")
+_NO_SPACE = re.compile(rb"[^ \t\n\r]")
 
 
 def parse_json(where: str, text: bytes) -> Any:
     """Parse JSON strictly: valid UTF-8, no NaN, no name twice in one object. `where` names the text in errors."""
-    return _decode(where, _to_text(where, text))
+    decoded = _to_text(where, text)
+    return _decode(where, decoded, _skip_space(decoded, 0))
 
 
 async def read_json(where: str, body: bytes, max_elements: int, pace: Pace) -> Any:
@@ -40,7 +43,7 @@ async def read_json(where: str, body: bytes, max_elements: int, pace: Pace) -> A
     start = _skip_space(text, 0)
     if not text.startswith("[", start):
         await _check_values(where, text, MAX_EVENT_VALUES, pace)
-        return _decode(where, text)
+        return _decode(where, text, start)
     await _check_values(where, text, MAX_BODY_VALUES, pace)
     try:
         return await _Elements(text, max_elements, pace).read(start + 1)
@@ -53,15 +56,21 @@ async def read_ndjson(body: bytes, max_lines: int, pace: Pace | None) -> list[An
     if pace is not None:
         await _check_values("the body", body.decode("latin-1"), MAX_BODY_VALUES, pace)
     values: list[Any] = []
-    for match in _LINE.finditer(body):
+    at = 0
+    while at < len(body):
+        if pace is not None and pace.is_due:
+            await pace.rest()
+        found = _NO_SPACE.search(body, at, at + SMALL_BODY_BYTES)
+        if found is None:
+            at += SMALL_BODY_BYTES
+            continue
         if len(values) == max_lines:
             raise too_many_events(max_lines)
-        line, where = match[0], f"line {len(values) + 1}"
-        if pace is not None:
-            if len(line) > SMALL_BODY_BYTES:
-                await _check_values(where, line.decode("latin-1"), MAX_EVENT_VALUES, pace)
-            if pace.is_due:
-                await pace.rest()
+        end = body.find(b"\n", found.start())
+        at = len(body) if end < 0 else end + 1
+        line, where = body[found.start() : at], f"line {len(values) + 1}"
+        if pace is not None and len(line) > SMALL_BODY_BYTES:
+            await _check_values(where, line.decode("latin-1"), MAX_EVENT_VALUES, pace)
         values.append(parse_json(where, line))
     return values
 
@@ -165,6 +174,7 @@ async def _counted_end(text: str, start: int, most: int, pace: Pace) -> tuple[in
         pieces = chunk.replace("\\\\", "").replace('\\"', "").split('"')
         outside = "".join(pieces[in_string::2])
         in_string ^= len(pieces) % 2 == 0
+        count += chunk.count("\\") // _ESCAPES
         count += outside.count(",") + outside.count("[") + outside.count("{")
         count += (len(outside) - sum(map(outside.count, " \n\r\t"))) // _NUMBER_CHARACTERS
         if count > most:
@@ -187,9 +197,9 @@ def _to_text(where: str, text: bytes) -> str:
         raise InvalidRequest(f"{where} is not valid UTF-8") from exc
 
 
-def _decode(where: str, text: str) -> Any:
+def _decode(where: str, text: str, start: int) -> Any:
     try:
-        value, end = _raw_decode(where, text, _skip_space(text, 0))
+        value, end = _raw_decode(where, text, start)
         end = _skip_space(text, end)
         if end != len(text):
             raise json.JSONDecodeError("Extra data", text, end)
