@@ -17,7 +17,7 @@ from sse_starlette import ServerSentEvent
 
 from .errors import InvalidEvent
 from .fields import EVERYONE, MAX_NAMES, check_id, check_names, check_retry, check_store, check_ttl, check_type, to_utf8
-from .payload import MAX_CHECKED_FIELDS, ParsedPayload, without_ids
+from .payload import MAX_CHECKED_FIELDS, ParsedPayload, without_checked_fields
 from .position import Position
 
 SEPARATOR = "\n"
@@ -146,7 +146,7 @@ def _without_ids(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of an event without the publisher's ids."""
     kept = {name: value for name, value in fields.items() if name != "id"}
     if isinstance(payload := kept.get("payload"), str):
-        kept["payload"] = without_ids(payload)
+        kept["payload"] = without_checked_fields(payload)
     return kept
 
 

@@ -87,9 +87,9 @@ def _check_count(count: int) -> None:
         raise InvalidEvent(f"payload has more than {MAX_CHECKED_FIELDS} ids or retry fields: publish several payloads")
 
 
-def without_ids(text: str) -> str:
-    """Return a payload with a comment line in place of each id."""
-    return _ID_FIELD.sub(":", text)
+def without_checked_fields(text: str) -> str:
+    """Return a payload with a comment line in place of each id, and of each `retry` of ten digits or more."""
+    return _RETRY_FIELD.sub(":", _ID_FIELD.sub(":", text))
 
 
 def _check_retry(text: str) -> None:
