@@ -78,7 +78,7 @@ def paced_lines(body: bytes, pace: Pace | None) -> Any:
         return REFUSED
 
 
-@settings(max_examples=2_000 if SOAK else 8, deadline=None)
+@settings(max_examples=150 if SOAK else 8, deadline=None)
 @given(
     st.lists(VALUES, min_size=1, max_size=6),
     st.sampled_from([None, 1]),
@@ -111,7 +111,7 @@ def max_weight(values: object) -> int:
     return max((len(json.dumps(value)) for value in values), default=0) if isinstance(values, list) else 0
 
 
-@settings(max_examples=5_000 if SOAK else 80, deadline=None)
+@settings(max_examples=3_000 if SOAK else 80, deadline=None)
 @given(st.lists(st.binary(max_size=8) | VALUES.map(lambda value: json.dumps(value).encode()), max_size=8))
 @example([b"1", b"", b" \t\r", b"{", b"2"])
 @example([b"\xff"])
@@ -123,7 +123,7 @@ def test_lines_are_read_as_the_plain_parser_reads_them(lines: list[bytes]) -> No
     assert paced_lines(body + b" " * 70_000 + b"\n", Pace()) == plain_lines(body)
 
 
-@settings(max_examples=5_000 if SOAK else 80, deadline=None)
+@settings(max_examples=3_000 if SOAK else 80, deadline=None)
 @given(st.binary(max_size=30) | VALUES.map(lambda value: json.dumps(value).encode()))
 @example(b"[1,]")
 @example(b"[1] x")
