@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -38,9 +39,14 @@ def test_data_arrives_as_it_was_sent(data: str) -> None:
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1, max_size=255)
+CONTROLS = "".join(map(chr, (*range(32), 127)))
+ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=CONTROLS), min_size=1, max_size=255).filter(
+    lambda id: id.strip(" ") == id and not Position.parse(id)
+)
 
 
-@given(names.filter(lambda name: not name.startswith("stream-")), names.filter(lambda name: not Position.parse(name)))
+@given(names.filter(lambda name: not name.startswith("stream-")), ids)
+@example("\x85", "\x85\u00a0")
 def test_type_and_id_arrive_as_they_were_sent(type: str, id: str) -> None:
     shown = decode(encode(event(data="x", type=type, id=id, retry=5), POSITION))
 
@@ -157,3 +163,65 @@ def test_entry_that_was_not_dumped_is_rejected_or_loaded_with_valid_names(channe
         return
 
     assert all(isinstance(channel, str) for channel in loaded.channels)
+
+
+@pytest.mark.parametrize("character", [*CONTROLS])
+@pytest.mark.parametrize("where", ["{}a", "a{}b", "a{}"])
+def test_c2_control_characters_in_ids_are_refused(character: str, where: str) -> None:
+    id = where.format(character)
+    with pytest.raises(InvalidEvent, match=r"^id .* contains"):
+        event(data="x", id=id)
+    with pytest.raises(InvalidEvent, match=r"^payload: id "):
+        event(payload=f"data: x\nid: a{character if character not in chr(10) + chr(13) else chr(0)}b")
+
+
+@pytest.mark.parametrize("id", [" a", "a ", " 1795633044736-0.loh23qqu", "1795633044736-0.loh23qqu ", " "])
+def test_c2_spaces_around_ids_are_refused(id: str) -> None:
+    with pytest.raises(InvalidEvent, match="begins or ends with a space"):
+        event(data="x", id=id)
+    with pytest.raises(InvalidEvent, match=r"payload: id .* (begins or ends with a space|looks like a position)"):
+        event(payload=f"data: x\nid: {id}")
+
+
+@pytest.mark.parametrize("id", ["é", "\x80", "\x85", "\x9f", "\u00a0x\u00a0", "\u2028", "\u3000a", "🦜", "a b"])
+def test_c2_ids_that_survive_http_are_accepted(id: str) -> None:
+    assert decode(encode(event(data="x", id=id), POSITION)) == [Shown("message", "x", id)]
+    # As a browser sends it back, and as an HTTP server reads it: without spaces and tabs around it.
+    assert id.encode().strip(b" \t").decode() == id
+
+
+@pytest.mark.parametrize("id", ["a\x1bb", "\x7f", " a", "a\t"])
+def test_c2_stored_events_with_ids_of_an_older_version_get_their_position(id: str) -> None:
+    structured = Event.load(json.dumps({"channels": ["chat"], "users": ["*"], "data": "x", "id": id}))
+    payload = f"id: {id}\ndata: 1\n\nid:  {id}\ndata: 2\n\n"
+    raw = Event.load(json.dumps({"channels": ["chat"], "users": ["*"], "payload": payload}))
+
+    assert decode(encode(structured, POSITION)) == [Shown("message", "x", str(POSITION))]
+    assert [(shown.data, shown.id) for shown in decode(encode(raw, POSITION))] == [("1", ""), ("2", str(POSITION))]
+    assert raw.ids == raw.inner_ids == ()
+
+
+@given(
+    st.lists(names, min_size=1, max_size=3),
+    st.lists(names, min_size=1, max_size=3),
+    texts,
+    st.none() | names.filter(lambda name: not name.startswith("stream-")),
+    st.none() | ids,
+    st.none() | st.integers(0, 2**31 - 1),
+    st.none() | st.integers(1, 10**6),
+)
+def test_event_is_the_same_after_it_was_stored(
+    channels: list[str],
+    users: list[str],
+    data: str,
+    type: str | None,
+    id: str | None,
+    retry: int | None,
+    ttl: int | None,
+) -> None:
+    stored = Event(channels, users, data, type, id, retry, ttl=ttl)
+
+    loaded = Event.load(stored.dump())
+
+    assert loaded == stored
+    assert encode(loaded, POSITION) == encode(stored, POSITION)

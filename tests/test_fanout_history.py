@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -123,7 +125,7 @@ def test_history_expires_in_slices() -> None:
     assert more == [(True, 3), (True, 1), (False, 0)]
 
 
-@pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 3 * 1_700}, {"history_seconds": 25.0}])
+@pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 6_000}, {"history_seconds": 25.0}])
 def test_history_is_bounded_by_count_bytes_and_age(limit: dict[str, Any]) -> None:
     history = FilledHistory(**limit)
     positions = []
@@ -268,22 +270,64 @@ def test_start_of_last_counts_each_event_once_and_none_that_has_expired(count: i
     assert history.after(start, "chat", "news") == positions[-count:]
 
 
-def test_events_for_many_users_count_the_memory_they_use() -> None:
-    history = FilledHistory(history_bytes=100 * 2**20)
+def _names(count: int, start: str = "name") -> tuple[str, ...]:
+    return tuple(f"{start} {number}" for number in range(count))
+
+
+def _payload(ids: int, start: str) -> str:
+    return "".join(f"id: {start}-{number}\ndata: x\n\n" for number in range(ids))
+
+
+EVENTS_OF_A_KIND: dict[str, tuple[int, Callable[[int], Event]]] = {
+    "small": (2_000, lambda n: Event(("chat",), ("*",), "x")),
+    "kilobyte": (1_000, lambda n: Event(("chat",), ("*",), "x" * 1_024)),
+    "own-ids": (2_000, lambda n: Event(("chat",), ("*",), "x", id=f"id {n}")),
+    "user-each": (2_000, lambda n: Event(("chat",), (f"user {n}",), "x")),
+    "channel-each": (2_000, lambda n: Event((f"channel {n}",), ("*",), "x")),
+    "many-users": (10, lambda n: Event(("chat",), _names(1_000, f"{n}"), "x")),
+    "same-users": (200, lambda n: Event(("chat",), _names(50), "x")),
+    "many-channels": (10, lambda n: Event(_names(1_000, f"{n}"), ("*",), "x")),
+    "many-channels-with-id": (10, lambda n: Event(_names(1_000, f"{n}"), ("*",), "x", id=f"id {n}")),
+    "users-by-channels": (10, lambda n: Event(_names(30, f"c{n}"), _names(30, f"u{n}"), "x")),
+    "payload-ids": (5, lambda n: Event(("chat",), ("*",), payload=_payload(9_000, f"{n}"))),
+    "payload-long-ids": (5, lambda n: Event(("chat",), ("*",), payload=_payload(1_000, f"{n}" * 200))),
+    "payload-wide-ids": (5, lambda n: Event(("chat",), ("*",), payload=_payload(1_000, f"\U0001f99c{n}" * 30))),
+    "payload-on-channels": (5, lambda n: Event(_names(90, f"{n}"), ("*",), payload=_payload(100, f"{n}"))),
+    "trailing-ids": (5, lambda n: Event(("chat",), ("*",), payload="data: x\n\n" + f"id: {n}x\n" * 5_000)),
+}
+
+
+@pytest.mark.parametrize(("count", "make"), EVENTS_OF_A_KIND.values(), ids=EVENTS_OF_A_KIND.keys())
+def test_d6_bytes_of_the_history_are_the_memory_it_takes(count: int, make: Callable[[int], Event]) -> None:
+    history = FilledHistory(history_bytes=2**30, history_events=10_000)
+    gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    for number in range(10):
-        history.put("chat", users=tuple(f"user {number} {n}" for n in range(1_000)))
+    for number in range(count):
+        event = Event.load(make(number).dump())
+        history.add(Frame(BASE._replace(milliseconds=BASE.milliseconds + 1 + number), event, 0.0))
+    del event
+    gc.collect()
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
 
-    assert 0.7 * used < history.bytes < 2 * used
-    history.expire(history.clock.monotonic + 3_601)
+    assert history.bytes / 1.5 < used < 1.5 * history.bytes
+    history.expire(3_601)
     assert history.bytes == 0
 
 
+def test_d6_ids_of_payloads_are_evicted_by_their_bytes() -> None:
+    history = FilledHistory(history_bytes=10 * 2**20, history_events=10_000)
+
+    for number in range(100):
+        history.put(payload=_payload(5_000, f"{number}"))
+
+    assert len(history) < 15  # 130 kB of text each, but their ids take a megabyte
+    assert history.bytes <= 10 * 2**20
+
+
 def test_memory_is_flat_under_many_channels() -> None:
-    history = FilledHistory(history_events=1_000, max_floors=1_000)
+    history = FilledHistory(history_events=1_000, history_bytes=10**7, max_floors=1_000)
     tracemalloc.start()
     sizes = []
     for round in range(3):

@@ -307,16 +307,20 @@ ROOMS: dict[str, set[str]] = {
         "web.forms",
         "web.guard",
         "web.metrics",
+        "web.pace",
         "web.requests",
+        "web.strict_json",
     },
     "web.endpoint": {"errors", "web.forms", "web.requests"},
-    "web.forms": {"errors", "web.requests"},
+    "web.forms": {"errors", "web.pace", "web.requests", "web.strict_json"},
     "web.guard": {"errors", "web.endpoint", "web.origins", "web.requests"},
     "web.logins": {"claims", "errors", "tokens", "web.origins"},
     "web.metrics": {"fanout.statistics", "hub", "web.endpoint", "web.requests"},
     "web.origins": set(),
+    "web.pace": set(),
     "web.requests": {"errors"},
     "web.stream": {"claims", "event", "fanout.resume", "fanout.sinks", "fanout.subscriber", "hub"},
+    "web.strict_json": {"errors", "web.pace"},
 }
 # Each foreign library lives in one room, or in the few named here.
 FOREIGN: dict[str, set[str]] = {

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from event_decoding import POSITION, decode, event
 from ssehub.errors import InvalidEvent
-from ssehub.event import encode, ends_with_position
+from ssehub.event import Event, encode, ends_with_position
 from ssehub.payload import ParsedPayload
+
+SOAK = "SOAK" in os.environ
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,89 @@ def test_browser_reads_the_same_events_wherever_a_payload_is_in_a_stream() -> No
     assert accepted > 5_000
 
 
-def test_megabyte_of_short_lines_is_parsed_in_time() -> None:
-    for line in ("\n", "data\n", "id: x\n", "\r\n", "data", "\n\r"):
-        assert event(payload=line * (2**20 // len(line))).size <= 2**20
+SHORT_LINES = (
+    "\n",
+    "data\n",
+    "id: x\n",
+    "\r\n",
+    "data",
+    "\n\r",
+    "xdata",
+    "\ndatax",
+    "event:x\n",
+    "retry:1\n",
+    "idid",
+    "idx\n",
+)
+
+
+@pytest.mark.parametrize("line", SHORT_LINES)
+def test_megabyte_of_short_lines_is_decided_in_time(line: str) -> None:
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        try:
+            assert event(payload=line * (2**20 // len(line))).size <= 2**20
+        except InvalidEvent as exc:
+            assert "more than 10000 ids" in str(exc)
+        times.append(time.process_time() - began)
+
+    assert min(times) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("ids", "channels", "is_accepted"), [(10_000, 1, True), (10_001, 1, False), (11, 1_000, False)]
+)
+def test_ids_times_channels_are_bounded(ids: int, channels: int, is_accepted: bool) -> None:
+    payload = "".join(f"id: i{n}\ndata: x\n\n" for n in range(ids))
+    names = tuple(f"c{n}" for n in range(channels))
+
+    if is_accepted:
+        assert Event(names, ("*",), payload=payload).id == f"i{ids - 1}"
+    else:
+        with pytest.raises(InvalidEvent, match="10000"):
+            Event(names, ("*",), payload=payload)
+
+
+PIECES = [
+    "data",
+    "id",
+    "retry",
+    "event",
+    ":",
+    ": ",
+    " ",
+    "\n",
+    "\r",
+    "\r\n",
+    "\n\n",
+    "x",
+    "1",
+    "é",
+    "\u2028",
+    "stream-",
+    "ï",
+]
+
+
+@settings(max_examples=5_000 if SOAK else 300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).map("".join))
+@example("id\ndata:x")
+@example("data:x\nidx\nid:1")
+@example("atad\ndata\rdata:1\n\ndata:2\n\nid:y")
+@example("retry:\ndata:x")
+@example("event:streamdata:x\n\n")
+def test_independent_decoder_reads_the_data_and_the_id_of_a_payload(payload: str) -> None:
+    try:
+        made = event(payload=payload)
+    except InvalidEvent:
+        return
+    parsed = ParsedPayload.parse(payload)
+
+    before = [shown for shown in decode((payload + "\n\n").encode()) if shown.data]
+    after = [shown for shown in decode(encode(made, POSITION)) if shown.data]
+
+    assert [(shown.event, shown.data) for shown in after] == [(shown.event, shown.data) for shown in before]
+    assert set(parsed.ids + parsed.inner_ids) >= {shown.id for shown in before if shown.id}
+    if after:
+        assert after[-1].id in (str(POSITION), *parsed.ids)

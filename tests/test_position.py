@@ -14,7 +14,22 @@ def test_position_is_parsed_from_what_it_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1-2", "1-2.", "-1-2.abc", "1-2.ABC", "1-2.abc\n", "1" * 20 + "-0.abc", "\u0661-\u0662.abc"]
+    "text",
+    [
+        "",
+        "1-2",
+        "1-2.",
+        "-1-2.abc",
+        "1-2.ABC",
+        "1-2.abc\n",
+        " 1-2.abc",
+        "1-2.abc ",
+        "\t1-2.abc",
+        "1-2.abc\x85",
+        "\u00a01-2.abc",
+        "1" * 20 + "-0.abc",
+        "\u0661-\u0662.abc",
+    ],
 )
 def test_other_text_is_not_a_position(text: str) -> None:
     assert Position.parse(text) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ from conftest import until
 from ssehub.brokers import Entry
 from ssehub.brokers.sqlite import LogFile, SqliteBroker
 from ssehub.errors import BrokerUnavailable
+from ssehub.event import Event
 from ssehub.position import Position
 from ssehub.publication import Publication
 from ssehub.settings import LogRetention, Retention
@@ -83,6 +85,31 @@ async def test_file_is_bounded_and_records_up_to_where_events_were_deleted(
     file.close()
 
     assert str(base) == ids[0] and [entry.event for entry in entries] == [event("new")]
+
+
+OLD_EVENTS = [
+    {"channels": ["chat"], "users": ["*"], "data": "x", "id": "a\x1bb"},
+    {"channels": ["chat"], "users": ["*"], "payload": "id:  a\ndata: x\n"},
+    {"channels": ["chat"], "users": ["*"], "payload": "".join(f"id: {n}\n" for n in range(10_001)) + "data: x"},
+    {"channels": ["chat"], "users": ["*"], "payload": "retry: 1000000000\n" * 10_001 + "data: x"},
+]
+
+
+@pytest.mark.parametrize("old", OLD_EVENTS, ids=["control", "space", "many-ids", "many-retries"])
+async def test_c2_log_of_an_older_version_with_ids_that_are_now_refused_is_read(
+    world: SqliteWorld, old: dict[str, object]
+) -> None:
+    async with world.running() as (broker, _):
+        await broker.publish([Publication([event("1"), event("2")])])
+    with contextlib.closing(sqlite3.connect(world.path)) as database:
+        database.execute("UPDATE events SET event = ? WHERE n = (SELECT MIN(n) FROM events)", [json.dumps(old)])
+        database.commit()
+
+    async with world.running() as (_, follower):
+        first, second = [entry.event for entry in follower.entries]
+
+        assert isinstance(first, Event) and (first.id, first.ids) == (None, ())
+        assert second == event("2")
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

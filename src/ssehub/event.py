@@ -11,13 +11,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 from sse_starlette import ServerSentEvent
 
 from .errors import InvalidEvent
 from .fields import EVERYONE, MAX_NAMES, check_id, check_names, check_retry, check_store, check_ttl, check_type, to_utf8
-from .payload import ParsedPayload
+from .payload import MAX_CHECKED_FIELDS, ParsedPayload, without_checked_fields
 from .position import Position
 
 SEPARATOR = "\n"
@@ -68,6 +68,7 @@ class Event:
             size = len(to_utf8("payload", payload))
             parsed = ParsedPayload.parse(payload)
             id = parsed.id
+            _check_id_count(parsed, channels)
         elif data is not None:
             size = len(to_utf8("data", data))
             if type is not None:
@@ -126,11 +127,27 @@ class Event:
 
     @classmethod
     def load(cls, text: str) -> Self:
-        """Return the event that `dump` returned as `text`. Raises InvalidEvent."""
+        """Return the event that `dump` returned as `text`. Raises InvalidEvent.
+
+        An older version may have stored ids that are not accepted any more. Such an event goes out without them, so
+        that clients get its position as id.
+        """
         try:
-            return cls(**json.loads(text))
+            fields = json.loads(text)
+            try:
+                return cls(**fields)
+            except InvalidEvent:
+                return cls(**_without_ids(fields))
         except (TypeError, ValueError, RecursionError) as exc:
             raise InvalidEvent(f"not a stored event: {exc}") from exc
+
+
+def _without_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an event without the publisher's ids."""
+    kept = {name: value for name, value in fields.items() if name != "id"}
+    if isinstance(payload := kept.get("payload"), str):
+        kept["payload"] = without_checked_fields(payload)
+    return kept
 
 
 _DUMPED = ("channels", "users", "data", "type", "id", "retry", "payload", "store", "ttl")
@@ -145,6 +162,16 @@ def _check_users(users: tuple[str, ...], channels: tuple[str, ...]) -> tuple[str
             f"may be at most {MAX_NAMES}, so publish several events"
         )
     return users
+
+
+def _check_id_count(parsed: ParsedPayload, channels: tuple[str, ...]) -> None:
+    """Each hub that retains an event remembers its ids for each of its channels."""
+    count = len(parsed.ids) + len(parsed.inner_ids)
+    if len(channels) * count > MAX_CHECKED_FIELDS:
+        raise InvalidEvent(
+            f"payload: {count} ids on {len(channels)} channels are too many for one event: ids times channels may be "
+            f"at most {MAX_CHECKED_FIELDS}, so publish several payloads"
+        )
 
 
 def _check_alone(**fields: object) -> None:

@@ -23,6 +23,7 @@ MAX_RETRY_MILLISECONDS = 2**31 - 1
 _MAX_LENGTH = 255
 _MAX_TTL_SECONDS = 2**40
 _BREAKS = re.compile(r"[\r\n\0]")
+_CONTROLS = re.compile(r"[\x01-\x1f\x7f]")
 
 
 def check_name(field_name: str, value: object) -> str:
@@ -75,6 +76,18 @@ def check_id(field_name: str, value: object) -> None:
     if not value:
         raise InvalidEvent(f"{field_name} is empty: give an id, or leave the field out to use the event's position")
     _check_text(field_name, value)
+    # A browser sends the id back in the header Last-Event-ID. HTTP (RFC 9110, section 5.5) forbids these characters
+    # there, so that its EventSource stops for good, and spaces around the value are removed on the way.
+    if found := _CONTROLS.search(value):
+        raise InvalidEvent(
+            f"{field_name} {value!r} contains the control character {found[0]!r}, which a browser can't send back in "
+            "Last-Event-ID: remove it"
+        )
+    if value[0] == " " or value[-1] == " ":
+        raise InvalidEvent(
+            f"{field_name} {value!r} begins or ends with a space, which is lost when a browser sends it back in "
+            "Last-Event-ID: remove it"
+        )
     if Position.parse(value) is not None:
         raise InvalidEvent(f"{field_name} {value!r} looks like a position in the log: use another format")
 

@@ -13,6 +13,7 @@ from .event import Event
 from .fields import EVERYONE, check_name, check_names, check_retry
 
 REVOKED_RETRY_MILLISECONDS = 600_000
+_DIGEST_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,36 @@ class IdempotencyKey(NamedTuple):
     @classmethod
     def make(cls, key: object, scope: Sequence[str], events: Sequence[Event]) -> Self:
         """Raises InvalidEvent unless `key` is a string of 1 to 255 characters."""
+        body = BodyDigest()
+        for event in events:
+            body.add(event)
+        return cls.of(key, scope, body)
+
+    @classmethod
+    def of(cls, key: object, scope: Sequence[str], body: BodyDigest) -> Self:
+        """Do what `make` does, for events that `body` has been made of, one at a time."""
         check_name("idempotencyKey", key)
-        body = [event.dump() for event in events]
-        return cls(_digest([key, *scope]), _digest(body))
+        return cls(_digest([key, *scope]), body.hexdigest())
+
+
+class BodyDigest:
+    """The hash of several events, which are added one at a time: hashing megabytes takes long."""
+
+    __slots__ = ("_hash", "_is_empty")
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._is_empty = True
+
+    def add(self, event: Event) -> None:
+        self._hash.update((("[" if self._is_empty else ", ") + json.dumps(event.dump())).encode())
+        self._is_empty = False
+
+    def hexdigest(self) -> str:
+        """Return the hash. It is that of a JSON array: logs remember such hashes, also across versions."""
+        whole = self._hash.copy()
+        whole.update(b"[]" if self._is_empty else b"]")
+        return whole.hexdigest()[:_DIGEST_CHARACTERS]
 
 
 class Publication(NamedTuple):
@@ -87,4 +115,4 @@ class Publication(NamedTuple):
 
 
 def _digest(parts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGEST_CHARACTERS]

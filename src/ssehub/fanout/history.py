@@ -8,6 +8,7 @@ quiet for long are merged into one, `base`, which applies to every channel that 
 from __future__ import annotations
 
 import heapq
+import sys
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +21,14 @@ from ..position import Position
 from ..settings import Retention
 from .frames import Frame
 
-FRAME_BYTES = 600
-"""Approximate memory of a retained event besides its bytes."""
-QUEUE_BYTES = 900
-"""Approximate memory of the queue that each further user, on each channel, of an event may need."""
+# The memory that things take besides the bytes of frames and strings, as tracemalloc shows it.
+FRAME_BYTES = 450
+CHANNEL_BYTES = 300
+QUEUE_BYTES = 850
+"""For each user with events on a channel."""
+ID_BYTES = 90
+"""For each of the publishers' ids in a channel."""
+_POINTER_BYTES = 8
 MAX_FLOORS = 10_000
 SHRINK_SLICE = 10_000
 """The most events that are evicted at a time when memory is short: evicting one takes about 2 µs."""
@@ -61,21 +66,27 @@ class _Channel:
         self.streams: dict[str, deque[Frame]] = {}
         self.ids: dict[str, _Use] = {}
 
-    def note_ids(self, frame: Frame) -> None:
+    def note_ids(self, frame: Frame) -> int:
+        """Return the number of ids that are new to this channel."""
+        known = len(self.ids)
         for id, cursor in _cursors(frame):
             use = self.ids.get(id)
             if use is None:
                 self.ids[id] = _Use(cursor)
             else:
                 use.times += 1
+        return len(self.ids) - known
 
-    def forget_ids(self, frame: Frame) -> None:
+    def forget_ids(self, frame: Frame) -> int:
+        """Return the number of ids that this channel does not have any more."""
+        known = len(self.ids)
         for id, _ in _cursors(frame):
             use = self.ids[id]
             use.cursor = None
             use.times -= 1
             if not use.times:
                 del self.ids[id]
+        return known - len(self.ids)
 
 
 class _Use:
@@ -95,6 +106,7 @@ class History:
         self.base = base
         """The floor of every channel that has none of its own."""
         self.bytes = 0
+        """The memory that is in use, nearly: shared strings count for each event, floors and spare capacity do not."""
         self.visited = 0
         """The number of events that replays have looked at so far."""
         self._retention = retention
@@ -115,13 +127,15 @@ class History:
             channel = self._channels.get(name)
             if channel is None:
                 channel = self._channels[name] = _Channel()
+                self.bytes += CHANNEL_BYTES
             for user in frame.users:
                 stream = channel.streams.get(user)
                 if stream is None:
                     stream = channel.streams[user] = deque()
+                    self.bytes += QUEUE_BYTES
                 stream.append(frame)
             if frame.ids or frame.inner_ids:
-                channel.note_ids(frame)
+                self.bytes += channel.note_ids(frame) * ID_BYTES
         while len(self._frames) > self._retention.history_events or self.bytes > self._max_bytes:
             self._evict(frame.arrived_at)
 
@@ -177,10 +191,12 @@ class History:
             stream.popleft()
             if not stream:
                 del channel.streams[user]
+                self.bytes -= QUEUE_BYTES
         if frame.ids or frame.inner_ids:
-            channel.forget_ids(frame)
+            self.bytes -= channel.forget_ids(frame) * ID_BYTES
         if not channel.streams:
             del self._channels[name]
+            self.bytes -= CHANNEL_BYTES
 
     def _raise_floor(self, name: str, floor: Floor) -> None:
         self._floors[name] = floor
@@ -284,11 +300,18 @@ class History:
 
 
 def _size(frame: Frame) -> int:
-    size = len(frame.data) + FRAME_BYTES
-    queues = len(frame.channels) * len(frame.users)
-    if queues > 1:
-        size += queues * QUEUE_BYTES + sum(map(len, frame.channels)) + sum(map(len, frame.users))
+    """Return the memory of a frame itself, with its names and ids. A single name is shared by all of its events."""
+    size = FRAME_BYTES + len(frame.data)
+    channels, users = frame.channels, frame.users
+    if len(channels) > 1 or len(users) > 1:
+        size += len(channels) * len(users) * _POINTER_BYTES + _strings_size(channels) + _strings_size(users)
+    if frame.ids or frame.inner_ids:
+        size += _strings_size(frame.ids) + _strings_size(frame.inner_ids)
     return size
+
+
+def _strings_size(strings: Sequence[str]) -> int:
+    return sum(map(sys.getsizeof, strings)) + len(strings) * _POINTER_BYTES
 
 
 def _cursors(frame: Frame) -> Iterator[tuple[str, Position]]:
@@ -296,8 +319,10 @@ def _cursors(frame: Frame) -> Iterator[tuple[str, Position]]:
 
     A client with an inner id has received only a part of the event, so that id stands for the position before it.
     """
-    for id in frame.inner_ids:
-        yield id, frame.position.before
+    if frame.inner_ids:
+        before = frame.position.before
+        for id in frame.inner_ids:
+            yield id, before
     for id in frame.ids:
         yield id, frame.position
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from ..errors import BodyTooLarge, ConfigError, InvalidRequest
 from ..event import Event
 from ..fields import check_name, json_text
 from ..hub import Hub
-from ..publication import IdempotencyKey, Publication
+from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..settings import Limits
 from ..tokens import Tokens
 from .endpoint import Endpoint
@@ -29,14 +30,15 @@ from .forms import (
     lifetime_seconds,
     media_type,
     names,
-    parse_json,
     read_fields,
     refuse_null,
     required,
 )
 from .guard import Guard
 from .metrics import GatherStatistics, Metrics
+from .pace import Pace, pace_for
 from .requests import ControlRequest
+from .strict_json import parse_json, read_json, read_ndjson, too_many_events
 
 EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
@@ -89,6 +91,9 @@ def create_control_app(
     return app
 
 
+_KeyedEvent = tuple[Event, str | None]
+
+
 class Emit(Endpoint):
     """`POST /emit/`: publishes one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
 
@@ -101,39 +106,58 @@ class Emit(Endpoint):
         self._max_event_bytes = limits.max_event_bytes
         self._max_batch_events = limits.max_batch_events
         self._control_key = control_key
+        self._turn = asyncio.Lock()
+        """Large bodies are read one after the other: each takes its slices, and all of them together would block."""
 
     async def respond(self, request: ControlRequest) -> Response:
         kind = media_type(request)
-        if kind == NDJSON:
-            lines = [line for line in request.body.split(b"\n") if line.strip()]
-            values = [parse_json(f"line {n}", line) for n, line in enumerate(lines, 1)]
-            return await self._publish_batch(request, values, "line {}", 1)
+        pace = pace_for(request.body)
+        if pace is None:
+            events, is_batch = await self._read(request, kind, None)
+        else:
+            async with self._turn:
+                events, is_batch = await self._read(request, kind, pace)
+        ids = await self._publish(request, events, pace)
+        if is_batch:
+            listed = '","'.join(ids)  # positions need no escapes in JSON
+            return Response(f'{{"ids":["{listed}"]}}', media_type=JSON)
         if kind == JSON:
-            value = parse_json("the body", request.body)
-            if isinstance(value, list):
-                return await self._publish_batch(request, value, "event {}", 0)
-            ids = await self._publish(request, [self._keyed_event(known_object(value, EMIT_FIELDS))])
             return Response(f'{{"id":"{ids[0]}"}}', media_type=JSON)
-        fields = await form_fields(request, kind, EMIT_FIELDS)
-        await self._publish(request, [self._keyed_event(fields)])
         return PlainTextResponse("OK")
 
-    async def _publish_batch(self, request: ControlRequest, values: list[Any], where: str, first: int) -> Response:
+    async def _read(self, request: ControlRequest, kind: str, pace: Pace | None) -> tuple[list[_KeyedEvent], bool]:
+        """Return the events of the request, and True if it is a batch. A large body needs a `pace`."""
+        if kind == NDJSON:
+            values = await read_ndjson(request.body, self._max_batch_events, pace)
+            return await self._batch(values, "line {}", 1, pace), True
+        if kind != JSON:
+            fields = await form_fields(request, kind, EMIT_FIELDS, pace, self._max_event_bytes)
+            return [self._keyed_event(fields)], False
+        if pace is None:
+            value = parse_json("the body", request.body)
+        else:
+            value = await read_json("the body", request.body, self._max_batch_events, pace)
+        if isinstance(value, list):
+            return await self._batch(value, "event {}", 0, pace), True
+        return [self._keyed_event(known_object(value, EMIT_FIELDS))], False
+
+    async def _batch(self, values: list[Any], where: str, first: int, pace: Pace | None) -> list[_KeyedEvent]:
         """`where` and `first` name the events in errors, as in `line 1`."""
         if not values:
             raise InvalidRequest("the batch is empty: send at least one event")
         if len(values) > self._max_batch_events:
-            raise BodyTooLarge(f"the batch has {len(values)} events: at most {self._max_batch_events} are allowed")
+            raise too_many_events(self._max_batch_events)
         events = []
         for number, value in enumerate(values, first):
+            if pace is not None and pace.is_due:
+                await pace.rest()
             try:
                 events.append(self._keyed_event(known_object(value, EMIT_FIELDS)))
             except InvalidRequest as exc:
                 raise type(exc)(f"{where.format(number)}: {exc}") from exc
-        ids = '","'.join(await self._publish(request, events))  # positions need no escapes in JSON
-        return Response(f'{{"ids":["{ids}"]}}', media_type=JSON)
+        return events
 
-    def _keyed_event(self, fields: Mapping[str, Any]) -> tuple[Event, str | None]:
+    def _keyed_event(self, fields: Mapping[str, Any]) -> _KeyedEvent:
         """Return the event that `fields` describe, and its own idempotency key."""
         key = fields.get("idempotencyKey")
         return self._event(fields), None if key is None else check_name("idempotencyKey", key)
@@ -158,7 +182,7 @@ class Emit(Endpoint):
             raise BodyTooLarge(f"{field} has {event.size} bytes: at most {self._max_event_bytes} are allowed")
         return event
 
-    async def _publish(self, request: ControlRequest, keyed_events: list[tuple[Event, str | None]]) -> list[str]:
+    async def _publish(self, request: ControlRequest, keyed_events: list[_KeyedEvent], pace: Pace | None) -> list[str]:
         """Publish events, each with its own idempotency key, or all together with the key of the header."""
         events = [event for event, _ in keyed_events]
         has_keys = any([key is not None for _, key in keyed_events])
@@ -169,17 +193,22 @@ class Emit(Endpoint):
             if has_keys:
                 raise InvalidRequest("Idempotency-Key and idempotencyKey are both given: leave one out")
             key = _header_key(header)
-            return await self._hub.publish_all([Publication(events, self._idempotency_key(key, events))])
+            return await self._hub.publish_all([Publication(events, await self._idempotency_key(key, events, pace))])
         return await self._hub.publish_all(
             [
-                Publication([event], None if key is None else self._idempotency_key(key, [event]))
+                Publication([event], None if key is None else await self._idempotency_key(key, [event], pace))
                 for event, key in keyed_events
             ]
         )
 
-    def _idempotency_key(self, key: str, events: list[Event]) -> IdempotencyKey:
+    async def _idempotency_key(self, key: str, events: list[Event], pace: Pace | None) -> IdempotencyKey:
         channels = sorted({channel for event in events for channel in event.channels})
-        return IdempotencyKey.make(key, (self._control_key, *channels), events)
+        body = BodyDigest()
+        for event in events:
+            if pace is not None and pace.is_due:
+                await pace.rest()
+            body.add(event)
+        return IdempotencyKey.of(key, (self._control_key, *channels), body)
 
 
 def _header_key(value: str) -> str:
@@ -203,7 +232,7 @@ class IssueToken(Endpoint):
         self._now = now
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS)
+        fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS, pace_for(request.body))
         expires_at = int(self._now() + lifetime_seconds(fields, self._lifetime_seconds))
         token = self._tokens.issue(required(fields, "userId"), _token_channels(fields), expires_at=expires_at)
         no_store = {"Cache-Control": "no-store"}
@@ -233,7 +262,7 @@ class Disconnect(Endpoint):
         self._hub = hub
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields, is_json = await read_fields(request, DISCONNECT_FIELDS)
+        fields, is_json = await read_fields(request, DISCONNECT_FIELDS, None, pace_for(request.body))
         refuse_null(fields)
         users, channels = (names(fields, name) if name in fields else () for name in ("userId", "channel"))
         position = await self._hub.disconnect(user_id=users, channel=channels, retry=fields.get("retry"))

@@ -58,6 +58,7 @@ async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -
             chunks.append(chunk)
             size += len(chunk)
             if size > max_bytes:
+                chunks.clear()  # the exception keeps this frame while the rest of the body is dropped
                 raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
         if not message.get("more_body", False):
             return b"".join(chunks)
