@@ -16,7 +16,7 @@ import pytest
 from jose import jwt
 
 from commands import run
-from conftest import SECRET, RunningHub
+from conftest import CONTROL_KEY, SECRET, RunningHub
 from ssehub.cli import ssehub
 from ssehub.cli.flags import double_dashes
 from ssehub.tokens import Tokens
@@ -193,14 +193,16 @@ def test_help_is_printed(arguments: list[str]) -> None:
 def test_emit_publishes_to_a_running_hub_and_prints_the_id(
     start_hub: Callable[..., RunningHub], tmp_path: Path
 ) -> None:
-    (tmp_path / "key").write_text("k")
-    hub = start_hub("--control-key", "k")
+    (tmp_path / "key").write_text(CONTROL_KEY)
+    hub = start_hub("--control-key", CONTROL_KEY)
     where = ["--channel", "chat", "--control-url", hub.control_url]
 
     plain = run("emit", *where, "--control-key-file", str(tmp_path / "key"), "--data", "-", stdin="from\nstdin")
-    raw = run("emit", *where, "--payload", "data: raw", "--user-id", "a", "--user-id", "b", SSEHUB_CONTROL_KEY="k")
+    raw = run(
+        "emit", *where, "--payload", "data: raw", "--user-id", "a", "--user-id", "b", SSEHUB_CONTROL_KEY=CONTROL_KEY
+    )
     refused = run("emit", *where, "--data", "x")
-    bad = run("emit", *where, "--data", "x", "--event", "stream-x", SSEHUB_CONTROL_KEY="k")
+    bad = run("emit", *where, "--data", "x", "--event", "stream-x", SSEHUB_CONTROL_KEY=CONTROL_KEY)
 
     assert plain.stdout.endswith("\n") and "-" in plain.stdout and raw.returncode == 0
     assert refused.returncode == bad.returncode == 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import RunningHub
+from conftest import CONTROL_KEY, RunningHub
 from ssehub import AsyncPublisher, Publisher
 from ssehub.errors import ControlKeyError, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
 from streams import listen
@@ -133,13 +133,13 @@ async def test_async_publisher_emits_events_and_gets_tokens(hub: RunningHub) -> 
 
 
 def test_refused_calls_raise_with_the_reason(start_hub: Callable[..., RunningHub]) -> None:
-    hub = start_hub("--control-key", "the key")
+    hub = start_hub("--control-key", CONTROL_KEY)
     with (
         Publisher(hub.control_url) as publisher,
         pytest.raises(ControlKeyError, match="control key is missing or wrong"),
     ):
         publisher.emit(channel="chat", user_id="*", data="x")
-    with Publisher(hub.control_url, control_key="the key") as publisher:
+    with Publisher(hub.control_url, control_key=CONTROL_KEY) as publisher:
         with pytest.raises(InvalidRequest, match="'stream-'"):
             publisher.emit(channel="chat", user_id="*", data="x", type="stream-mine")
         with pytest.raises(InvalidRequest, match="JSON"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 
-from conftest import SECRET
+from conftest import CONTROL_KEY, SECRET
 from control_requests import FORM, control_app, form
 from ssehub import Hub, Tokens, create_control_app
 from ssehub.errors import ConfigError
@@ -46,15 +48,15 @@ async def test_web_pages_and_foreign_hosts_are_refused(headers: dict[str, str], 
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
-        pytest.param("/emit/", {"authorization": "Bearer key"}, 200, id="key"),
+        pytest.param("/emit/", {"authorization": f"Bearer {CONTROL_KEY}"}, 200, id="key"),
         pytest.param("/emit/", {"authorization": "Bearer wrong"}, 401, id="C14-wrong"),
         pytest.param("/emit/", {"authorization": "Basic wrong"}, 401, id="C14-basic"),
         pytest.param("/emit/", {}, 401, id="C14-none"),
-        pytest.param("/emit/?key=key", {}, 401, id="C14-query"),
+        pytest.param(f"/emit/?key={quote(CONTROL_KEY)}", {}, 401, id="C14-query"),
     ],
 )
 async def test_control_key_is_required_if_one_is_set(path: str, headers: dict[str, str], status: int) -> None:
-    async with control_app(control_key="key") as app:
+    async with control_app(control_key=CONTROL_KEY) as app:
         response = await app.post(path, form(), {**FORM, "host": "any.name", **headers})
 
         assert response.status_code == status
@@ -64,12 +66,12 @@ async def test_control_key_is_required_if_one_is_set(path: str, headers: dict[st
 
 
 async def test_health_needs_neither_key_nor_host_and_metrics_need_the_key() -> None:
-    async with control_app(control_key="key") as app:
+    async with control_app(control_key=CONTROL_KEY) as app:
         host = {"host": "balancer"}
         ready = await app.http.get("/readyz", headers=host)
         health = await app.http.get("/healthz/", headers=host)
         closed = await app.http.get("/metrics", headers=host)
-        opened = await app.http.get("/metrics", headers={**host, "authorization": "Bearer key"})
+        opened = await app.http.get("/metrics", headers={**host, "authorization": f"Bearer {CONTROL_KEY}"})
         await app.hub.drain(0.01)
         draining = await app.http.get("/readyz", headers=host)
 

@@ -18,6 +18,7 @@ from .address import Address
 from .errors import ConfigError
 from .settings import (
     BROKERS,
+    LEEWAY,
     Backpressure,
     Idempotency,
     Limits,
@@ -29,6 +30,7 @@ from .settings import (
     TcpOptions,
     settings_of,
 )
+from .urls import without_credentials
 
 G = TypeVar("G", bound=Settings)
 C = TypeVar("C", bound=BaseSettings)
@@ -47,7 +49,6 @@ GROUPS: tuple[type[Settings], ...] = (
     TcpOptions,
 )
 _GROUP_SETTINGS = {setting.name: setting for group in GROUPS for setting in settings_of(group)}
-_CREDENTIALS = re.compile(r"(:/*).*@")
 _PYDANTIC_WORDING = re.compile(r"^Value error, |^((?:Input|String) should)\b")
 """The beginnings of pydantic's messages: `Input should be greater than 0` becomes `must be greater than 0`."""
 
@@ -121,6 +122,11 @@ class Config(BaseSettings):
     )
     workers: PositiveInt = Field(1, description="processes that serve the same addresses; more than one requires Redis")
     require_exp: bool = Field(True, description="reject tokens without 'exp', which would never expire")
+    leeway_seconds: float = Field(
+        5,
+        description="how far the clocks of machines that sign tokens may differ from this one's: when a stream begins, "
+        "'nbf' and 'iat' may be that far in the future, and 'exp' that far in the past",
+    )
     token_lifetime_seconds: Seconds = Field(
         86_400, description="how long a token from /token/ is valid if the request does not set 'exp'"
     )
@@ -151,6 +157,12 @@ class Config(BaseSettings):
     def _check_limit(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name in _GROUP_SETTINGS:
             _GROUP_SETTINGS[info.field_name].check(value)
+        return value
+
+    @field_validator("leeway_seconds")
+    @classmethod
+    def _check_leeway(cls, value: float) -> float:
+        LEEWAY.check(value)
         return value
 
     @field_validator("broker")
@@ -239,9 +251,13 @@ def _first_error(
         source, value = variable, os.environ[variable]
     else:
         source, value = f"{path}: {name}", from_file[name]
-    shown = "" if name in ("secret", "control_key") else " " + _CREDENTIALS.sub(r"\1...@", repr(value))
+    shown = "" if name in ("secret", "control_key") else f" {_shown(name, value)}"
     reason = _PYDANTIC_WORDING.sub(lambda found: "must" if found[1] else "", error["msg"])
     return f"{source}{shown}: {reason}"
+
+
+def _shown(name: str, value: object) -> str:
+    return repr(without_credentials(value) if name == "broker" and isinstance(value, str) else value)
 
 
 def _with_files(config: Config) -> Config:

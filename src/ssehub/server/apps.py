@@ -14,12 +14,13 @@ from starlette.routing import Mount
 from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
 from ..config import Config
+from ..credentials import SHORT_SECRET_BYTES, check_control_key, check_secret, is_short
 from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..platform import raise_descriptor_limit
 from ..settings import Backpressure, Idempotency, Limits, LogRetention, RedisOptions, Retention, Streams
-from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
+from ..tokens import Tokens
 from ..web.client import create_client_app
 from ..web.control import create_control_app
 
@@ -52,7 +53,7 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
     `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
     belongs to one of several workers.
     """
-    tokens = Tokens(_secret(config), require_exp=config.require_exp)
+    tokens = Tokens(_secret(config), require_exp=config.require_exp, leeway_seconds=config.leeway_seconds)
     key = _control_key(config)
     hub = _hub(config)
     client = create_client_app(
@@ -117,14 +118,18 @@ def _secret(config: Config) -> str:
         return random_secret()
     secret = config.secret.get_secret_value()
     check_secret(secret)
-    if len(secret.encode()) < SHORT_SECRET_BYTES:
+    if is_short(secret):
         logger.warning("the secret is short and might be guessed: use %d bytes or more", SHORT_SECRET_BYTES)
     return secret
 
 
 def _control_key(config: Config) -> str | None:
     if config.control_key is not None:
-        return config.control_key.get_secret_value()
+        key = config.control_key.get_secret_value()
+        check_control_key(key)
+        if is_short(key):
+            logger.warning("the control key is short and might be guessed: use %d bytes or more", SHORT_SECRET_BYTES)
+        return key
     if config.control_bind is not None and not config.control_bind.is_loopback:
         raise ConfigError(
             f"control_bind {config.control_bind} accepts connections from other machines: set a control key "
