@@ -94,7 +94,8 @@ async def test_c17_no_token_is_left_to_the_access_log(query: str, status: int) -
     answer = await head(create_client_app(Hub(), tokens=tokens), query.replace("TOKEN", token).encode())
 
     assert answer.status == status
-    assert token.encode() not in answer.query_left and b"token=..." in answer.query_left
+    names = answer.query_left.replace(b"=...", b"").split(b"&")
+    assert set(names) <= {b"token", b"%74oken", b"to%6ben", b"a"}
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class TokenLogin:
 
 
 def _cookie_pattern(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|;)\s*{re.escape(name)}\s*=\s*([^;]*)")
+    return re.compile(rf".*;\s*{re.escape(name)}\s*=\s*([^;]*)", re.DOTALL)
 
 
 def _last_value(pattern: re.Pattern[str], cookies: str) -> str:
@@ -105,8 +105,8 @@ def _last_value(pattern: re.Pattern[str], cookies: str) -> str:
     Starlette's `cookie_parser` also unquotes all other cookies, which takes time that grows with the square of their
     length in Python before 3.11.10 and 3.12.6 (CVE-2024-7592): a cookie of 32 KiB took 3.5 s.
     """
-    values = pattern.findall(cookies)
-    return values[-1].strip().strip('"') if values else ""
+    found = pattern.match(f";{cookies}")
+    return found[1].strip().strip('"') if found else ""
 
 
 class HostLogin:

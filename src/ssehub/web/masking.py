@@ -11,13 +11,14 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 EVENTS = "/events/"
-HIDDEN = "..."
+_MAX_SHOWN_PATH = 32
+"""Of other paths. In a token, no more than its header is so short."""
 _MAX_NAME_BYTES = 32
 _MAX_SHOWN_FIELDS = 20
 
 
 class Masking:
-    """Middleware that hides query values and everything below `/events/` from the server's access log.
+    """Middleware that hides query values, everything below `/events/` and the rest of long paths from access logs.
 
     It is not a coroutine: a stream would keep one more of them for as long as it lasts.
     """
@@ -44,9 +45,12 @@ def masked(scope: Scope) -> Scope:
 
 
 def _masked_path(path: str, root: str) -> str | None:
-    """Return the `path` to show in place of the one given, None if it may be shown."""
+    """Return the path to show in place of `path`, None if that may be shown."""
     below = path.removeprefix(root)
-    return f"{path[: len(path) - len(below)]}{EVENTS}{HIDDEN}" if below.startswith(EVENTS) and below != EVENTS else None
+    shown_length = len(EVENTS) if below.startswith(EVENTS) else _MAX_SHOWN_PATH
+    if len(below) <= shown_length:
+        return None
+    return f"{path[: len(path) - len(below)]}{below[:shown_length]}..."
 
 
 def mask_query(query: bytes) -> bytes:
