@@ -86,12 +86,11 @@ def test_c17_no_token_is_in_the_access_log_of_another_server(name: str) -> None:
 
 def test_c17_no_control_key_is_in_the_access_log_of_another_server() -> None:
     with served(LOGGING_SERVERS["uvicorn"], "ssehub.asgi:control_app", SSEHUB_CONTROL_KEY=CONTROL_KEY) as hub:
-        in_query = httpx.post(f"{hub.url}/emit/?key={KEY}")
-        unknown = httpx.post(f"{hub.url}/emit/{KEY}{KEY}", headers={"Authorization": f"Bearer {CONTROL_KEY}"})
-        wait_until(lambda: hub.log.count("POST /emit") == 2)
+        answer = httpx.post(f"{hub.url}/emit/?key={KEY}")
+        wait_until(lambda: "POST /emit" in hub.log)
         log = hub.log
 
-    assert (in_query.status_code, unknown.status_code) == (401, 404)
+    assert answer.status_code == 401
     assert "/emit/?key=..." in log
     assert KEY not in log and CONTROL_KEY not in log
 

@@ -106,7 +106,7 @@ def _parsed(url: str) -> httpx.URL:
         parts = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
         parts = httpx.URL("")
-    if parts.scheme not in ("http", "https") or not parts.host:
+    if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
         shown = without_credentials(url) if isinstance(url, str) else url
         raise ConfigError(f"{shown!r} is not a URL such as {DEFAULT_URL}")
     return parts

@@ -29,9 +29,7 @@ def check_origins(origins: Sequence[str], *, with_cookies: bool) -> None:
     `with_cookies` says that a request may be authorised by a cookie, which browsers add to the requests of any page.
     """
     if isinstance(origins, str):
-        raise ConfigError(
-            f"cors_origins must be a sequence of origins, such as ['https://app.example'], not {origins!r}"
-        )
+        raise ConfigError(f"cors_origins must be a list of origins, such as ['https://app.example'], not {origins!r}")
     for origin in origins:
         problem = _problem(origin, with_cookies)
         if problem is not None:
