@@ -293,7 +293,7 @@ async def test_password_in_the_url_is_sent_and_never_shown(caplog: pytest.LogCap
         "http://h?key=mackerel",
     ],
 )
-def test_invalid_url_is_refused_without_showing_its_password(url: str) -> None:
+def test_invalid_url_of_a_publisher_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(ConfigError, match="is not a URL such as") as caught:
         Publisher(url)
 

@@ -208,7 +208,7 @@ def test_c16_nothing_that_a_request_carries_can_break_a_log_line(start_hub: Star
     httpx.post(f"{hub.control_url}/disconnect/", data={"userId": name, "channel": name})
     odd = {b"Content-Type": b"a/b\x85", b"Content-Encoding": b"\x85\x1b", b"Idempotency-Key": b"\x85"}
     httpx.post(f"{hub.control_url}/emit/", headers=odd, content=b"x")
-    wait_until(lambda: hub.log.count("stream refused") >= 3 and hub.log.count("stream ended") >= 2)
+    wait_until(lambda: "stream refused" in hub.log and hub.log.count("stream ended") >= 2)
     hub.signal()
     hub.wait()
 
