@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -46,7 +47,7 @@ LOGGING_SERVERS = {
 
 
 @contextmanager
-def served(server: Server, app: str, **env: str) -> Iterator[ServedHub]:
+def served(server: Server, app: str, **env: Any) -> Iterator[ServedHub]:
     # The control app would be served by a uvicorn of its own, which turns off the access log of the whole process.
     hub = ServedHub(server, app, SSEHUB_CONTROL_BIND="off", **env)
     try:
