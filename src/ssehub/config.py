@@ -112,7 +112,8 @@ class Config(BaseSettings):
     secret_file: Path | None = Field(None, description="file that contains the secret")
     control_key: SecretStr | None = Field(
         None,
-        description="key that the control app requires as 'Authorization: Bearer KEY' (visible in ps: prefer a file)",
+        description="key of at least 16 bytes that the control app requires as 'Authorization: Bearer KEY' (visible in "
+        "ps: prefer a file)",
     )
     control_key_file: Path | None = Field(None, description="file that contains the control key")
     broker: str = Field(

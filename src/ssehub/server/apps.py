@@ -54,8 +54,8 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
     `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
     belongs to one of several workers.
     """
-    tokens = Tokens(_secret(config), require_exp=config.require_exp, leeway_seconds=config.leeway_seconds)
     key = _control_key(config)
+    tokens = Tokens(_secret(config), require_exp=config.require_exp, leeway_seconds=config.leeway_seconds)
     hub = _hub(config)
     client = create_client_app(
         hub,
