@@ -2,11 +2,12 @@
 
 Start it in this folder, then listen and publish in other terminals:
 
-CONTROL_KEY=a-key-of-yours uvicorn starlette_app:app --http ssehub.server:HttpProtocol
+export CONTROL_KEY=$(openssl rand -base64 32)
+uvicorn starlette_app:app --http ssehub.server:HttpProtocol
 
 TOKEN=$(curl -s http://127.0.0.1:8000/token)
 curl -N "http://127.0.0.1:8000/sse/events/?token=$TOKEN"
-curl -H 'Authorization: Bearer a-key-of-yours' -d 'userId=*&channel=clock&data=hi' http://127.0.0.1:8000/control/emit/
+curl -H "Authorization: Bearer $CONTROL_KEY" -d 'userId=*&channel=clock&data=hi' http://127.0.0.1:8000/control/emit/
 """
 
 from __future__ import annotations

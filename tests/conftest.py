@@ -26,6 +26,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from streams import RawStream
 
 SECRET = "a secret for tests that has 32 bytes or more"
+CONTROL_KEY = "a control key for tests that has 32 bytes or more"
 START_SECONDS = 20.0
 ERROR_LINES = re.compile(r"ERROR|Traceback|Exception")
 """What the log of a hub must not contain after a test."""

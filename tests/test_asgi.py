@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from conftest import ERROR_LINES, SECRET, connects, free_port, wait_until
+from conftest import CONTROL_KEY, ERROR_LINES, SECRET, connects, free_port, wait_until
 from readme import check_curl_lines
 from servers import HYPERCORN, SERVERS, UVICORN, UVICORN_WORKERS, ServedHub, Server, reloading_uvicorn
 from streams import listen
@@ -169,9 +169,9 @@ def test_combined_app_without_a_key_is_refused(serve: Serve) -> None:
 
 
 def test_combined_app_serves_both_apps_and_reserves_the_control_address(serve: Serve) -> None:
-    hub = serve(UVICORN, "ssehub.asgi:app", SSEHUB_CONTROL_KEY="the key")
+    hub = serve(UVICORN, "ssehub.asgi:app", SSEHUB_CONTROL_KEY=CONTROL_KEY)
     wait_until(lambda: connects(hub.port), 20)
-    key = {"Authorization": "Bearer the key"}
+    key = {"Authorization": f"Bearer {CONTROL_KEY}"}
     form = {"userId": "alex", "channel": "chat"}
 
     assert httpx.post(f"{hub.url}/control/token/", data=form).status_code == 401
@@ -184,14 +184,14 @@ def test_combined_app_serves_both_apps_and_reserves_the_control_address(serve: S
     assert httpx.get(f"{hub.url}/healthz").status_code == 404
 
     assert not connects(hub.control_port)
-    second = serve(UVICORN, "ssehub.asgi:app", SSEHUB_CONTROL_KEY="x", SSEHUB_CONTROL_BIND=hub.control_address)
+    second = serve(UVICORN, "ssehub.asgi:app", SSEHUB_CONTROL_KEY=CONTROL_KEY, SSEHUB_CONTROL_BIND=hub.control_address)
     assert second.wait() == 3
     assert "the port is in use" in second.log
 
 
 def test_unix_socket_that_was_reserved_is_removed_at_the_end(tmp_path: Path, serve: Serve) -> None:
     path = tmp_path / "control.sock"
-    env = {"SSEHUB_CONTROL_KEY": "x", "SSEHUB_CONTROL_BIND": f"unix:{path}"}
+    env = {"SSEHUB_CONTROL_KEY": CONTROL_KEY, "SSEHUB_CONTROL_BIND": f"unix:{path}"}
     hub = serve(UVICORN, "ssehub.asgi:app", **env)
     wait_until(lambda: connects(hub.port), 20)
     second = serve(UVICORN, "ssehub.asgi:app", **env)
@@ -219,7 +219,7 @@ def test_combined_app_needs_an_address_that_only_one_process_can_have(
 ) -> None:
     url = broker.format(path=tmp_path / "events.db")
 
-    hub = serve(UVICORN, "ssehub.asgi:app", SSEHUB_CONTROL_KEY="x", SSEHUB_CONTROL_BIND=bind, SSEHUB_BROKER=url)
+    hub = serve(UVICORN, "ssehub.asgi:app", SSEHUB_CONTROL_KEY=CONTROL_KEY, SSEHUB_CONTROL_BIND=bind, SSEHUB_BROKER=url)
 
     assert hub.wait() == 3
     assert f"ssehub: control_bind {bind}: asgi:app needs an address with a fixed port" in hub.log

@@ -16,7 +16,7 @@ import pytest
 from jose import jwt
 
 from commands import run
-from conftest import SECRET, RunningHub
+from conftest import CONTROL_KEY, SECRET, RunningHub
 from ssehub.cli import ssehub
 from ssehub.cli.flags import double_dashes
 from ssehub.tokens import Tokens
@@ -64,6 +64,22 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "B20-secret-of-the-original": (["-secret", "secret"], 2, "the secret is a publicly known default"),
     "B20-secret-null": (["-secret", "null"], 2, "the secret is JSON"),
     "B20-secret-json": (["-secret", '"x"'], 2, "the secret is JSON"),
+    "B20-secret-changeme": (["-secret", "!ChangeMe!"], 2, "the secret is a publicly known default"),
+    "control-key-of-one-letter": (["--control-key", "a"], 2, "control_key is a publicly known default"),
+    "control-key-well-known": (["--control-key", "changeme"], 2, "control_key is a publicly known default"),
+    "control-key-short": (["--control-key", "x7Qk-2"], 2, "control_key has 6 bytes: at least 16 are required"),
+    "cors-null-with-a-cookie": (
+        ["--cors-origins", "https://app.example,null", "--token-cookie", "sse"],
+        2,
+        "cors_origins 'null': every page can send it",
+    ),
+    "cors-path": (["--cors-origins", "https://app.example/"], 2, "cors_origins 'https://app.example/': no browser"),
+    "cors-pattern": (
+        ["--cors-origins", "https://*.example.org"],
+        2,
+        "cors_origins 'https://*.example.org': no browser",
+    ),
+    "leeway": (["--leeway-seconds", "601"], 2, "--leeway-seconds '601': must be at most 600"),
     "control-off-loopback": (["--control-bind", ":0"], 2, "set a control key"),
     "F16-broker": (["--broker", "kafka://x"], 2, "unknown broker"),
     "address-elsewhere": (["--bind", "192.0.2.1:1"], 3, "can't listen on 192.0.2.1:1: "),
@@ -193,14 +209,16 @@ def test_help_is_printed(arguments: list[str]) -> None:
 def test_emit_publishes_to_a_running_hub_and_prints_the_id(
     start_hub: Callable[..., RunningHub], tmp_path: Path
 ) -> None:
-    (tmp_path / "key").write_text("k")
-    hub = start_hub("--control-key", "k")
+    (tmp_path / "key").write_text(CONTROL_KEY)
+    hub = start_hub("--control-key", CONTROL_KEY)
     where = ["--channel", "chat", "--control-url", hub.control_url]
 
     plain = run("emit", *where, "--control-key-file", str(tmp_path / "key"), "--data", "-", stdin="from\nstdin")
-    raw = run("emit", *where, "--payload", "data: raw", "--user-id", "a", "--user-id", "b", SSEHUB_CONTROL_KEY="k")
+    raw = run(
+        "emit", *where, "--payload", "data: raw", "--user-id", "a", "--user-id", "b", SSEHUB_CONTROL_KEY=CONTROL_KEY
+    )
     refused = run("emit", *where, "--data", "x")
-    bad = run("emit", *where, "--data", "x", "--event", "stream-x", SSEHUB_CONTROL_KEY="k")
+    bad = run("emit", *where, "--data", "x", "--event", "stream-x", SSEHUB_CONTROL_KEY=CONTROL_KEY)
 
     assert plain.stdout.endswith("\n") and "-" in plain.stdout and raw.returncode == 0
     assert refused.returncode == bad.returncode == 1

@@ -69,7 +69,7 @@ def test_command_line_wins_over_environment_over_file_over_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "hub.toml"
-    file.write_text('drain_seconds = 1\ngrace_seconds = 1\nexpiring_seconds = 1\ncors_origins = ["a"]\n')
+    file.write_text('drain_seconds = 1\ngrace_seconds = 1\nexpiring_seconds = 1\ncors_origins = ["https://a"]\n')
     monkeypatch.setenv("SSEHUB_DRAIN_SECONDS", "2")
     monkeypatch.setenv("SSEHUB_GRACE_SECONDS", "2")
     monkeypatch.setenv("SSEHUB_CONTROL_HOSTS", "x, y,")
@@ -78,7 +78,7 @@ def test_command_line_wins_over_environment_over_file_over_default(
 
     streams = config.group(Streams)
     assert (config.drain_seconds, config.group(Backpressure).grace_seconds, streams.expiring_seconds) == (3, 2, 1)
-    assert (config.cors_origins, config.control_hosts, streams.heartbeat_seconds) == (["a"], ["x", "y"], 15)
+    assert (config.cors_origins, config.control_hosts, streams.heartbeat_seconds) == (["https://a"], ["x", "y"], 15)
 
 
 def test_variable_counts_in_any_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from conftest import SECRET, until
+from conftest import CONTROL_KEY, SECRET, until
 from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
 from ssehub.server import HttpProtocol
 from streams import get
@@ -184,7 +184,7 @@ async def test_two_hubs_in_one_process_are_independent() -> None:
 
 async def test_mounted_control_app_answers_health_checks_without_a_key() -> None:
     hub = Hub()
-    app = Starlette(routes=[Mount("/control", create_control_app(hub, tokens=TOKENS, control_key="key"))])
+    app = Starlette(routes=[Mount("/control", create_control_app(hub, tokens=TOKENS, control_key=CONTROL_KEY))])
     async with (
         serving(app) as port,
         requesting(port, "/control/healthz") as good,

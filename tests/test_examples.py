@@ -66,12 +66,12 @@ def test_fastapi_example_uses_its_own_login(start: Callable[..., int]) -> None:
 
 
 def test_starlette_example_ticks_and_accepts_events(start: Callable[..., int]) -> None:
-    port = start("starlette_app:app", CONTROL_KEY="a-key-of-yours")
+    port = start("starlette_app:app", CONTROL_KEY="a-random-control-key-of-yours")
     base = f"http://127.0.0.1:{port}"
     stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))
     stream.read_until(b"event: tick\n")
     form = {"userId": "*", "channel": "clock", "data": "by hand"}
-    key = {"Authorization": "Bearer a-key-of-yours"}
+    key = {"Authorization": "Bearer a-random-control-key-of-yours"}
 
     assert httpx.post(f"{base}/control/emit/", data=form).status_code == 401
     assert httpx.post(f"{base}/control/emit/", data=form, headers=key).text == "OK"

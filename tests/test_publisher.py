@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from conftest import RunningHub
+from conftest import CONTROL_KEY, RunningHub, free_port
 from ssehub import AsyncPublisher, Publisher
-from ssehub.errors import ControlKeyError, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
+from ssehub.errors import ConfigError, ControlKeyError, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
 from streams import listen
 
 
@@ -133,13 +135,13 @@ async def test_async_publisher_emits_events_and_gets_tokens(hub: RunningHub) -> 
 
 
 def test_refused_calls_raise_with_the_reason(start_hub: Callable[..., RunningHub]) -> None:
-    hub = start_hub("--control-key", "the key")
+    hub = start_hub("--control-key", CONTROL_KEY)
     with (
         Publisher(hub.control_url) as publisher,
         pytest.raises(ControlKeyError, match="control key is missing or wrong"),
     ):
         publisher.emit(channel="chat", user_id="*", data="x")
-    with Publisher(hub.control_url, control_key="the key") as publisher:
+    with Publisher(hub.control_url, control_key=CONTROL_KEY) as publisher:
         with pytest.raises(InvalidRequest, match="'stream-'"):
             publisher.emit(channel="chat", user_id="*", data="x", type="stream-mine")
         with pytest.raises(InvalidRequest, match="JSON"):
@@ -249,6 +251,59 @@ def test_async_publisher_continues_in_a_new_event_loop_once_the_old_one_is_close
 def test_invalid_url_is_refused_at_once(url: Any) -> None:
     with pytest.raises(SSEHubError, match="is not a URL such as"):
         Publisher(url)
+
+
+@pytest.mark.anyio
+async def test_password_in_the_url_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """httpx logs the URL of every request, and its exceptions refer to it."""
+    caplog.set_level(logging.DEBUG)
+    requests: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    shown = []
+    async with server:
+        for address in (f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"):
+            publisher = AsyncPublisher(f"http://alex:mackerel@{address}/hub")
+            with pytest.raises(SSEHubError) as caught:
+                await publisher.token("alex", "chat")
+            cause = caught.value.__cause__
+            shown += [str(caught.value), *map(repr, (caught.value, cause, getattr(cause, "request", None), publisher))]
+            await publisher.aclose()
+
+    assert b"POST /hub/token/" in requests[0]
+    assert f"authorization: basic {base64.b64encode(b'alex:mackerel').decode()}".lower() in requests[0].decode().lower()
+    assert all("127.0.0.1" in text for text in shown[::5])
+    assert "mackerel" not in "".join(shown) + caplog.text
+    assert "HTTP Request: POST http://127.0.0.1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http//alex:mackerel@h",
+        "ftp://alex:mackerel@h",
+        "http://alex:mackerel@[::1",
+        "http://alex:mack/erel@h:x",
+        "http://h?key=mackerel",
+    ],
+)
+def test_invalid_url_of_a_publisher_is_refused_without_showing_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="is not a URL such as") as caught:
+        Publisher(url)
+
+    assert "mack" not in str(caught.value) and "erel" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_password_in_the_url_and_control_key_are_refused_together() -> None:
+    with pytest.raises(ConfigError, match=r"http://h: a user name in the URL and control_key can't both be sent"):
+        Publisher("http://alex:mackerel@h", control_key="x")
 
 
 @pytest.mark.parametrize("key", ["line\nbreak", "é", 5])

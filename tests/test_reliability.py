@@ -105,7 +105,8 @@ def fail_with(problems: list[str]) -> None:
 
 def test_every_part_of_the_page_is_read() -> None:
     assert [part.letter for part in parts()] == list("ABCDEF")
-    assert all(part.shown and part.missing for part in parts())
+    assert all(part.shown for part in parts())
+    assert any(part.missing for part in parts())
     assert len(functions()) > 400
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import ERROR_LINES, StartHub, wait_until
+from conftest import CONTROL_KEY, ERROR_LINES, StartHub, wait_until
 from readme import check_curl_lines
 from ssehub.tokens import Tokens
 from streams import listen
@@ -56,11 +56,11 @@ def test_random_secret_is_announced_and_never_shown() -> None:
 @pytest.mark.parametrize("is_unix", [False, True], ids=["tcp", "unix"])
 def test_first_curl_to_try_works_as_printed(is_unix: bool, tmp_path: Path, start_hub: StartHub) -> None:
     address = f"unix:{tmp_path}/control.sock" if is_unix else "127.0.0.1:0"
-    hub = start_hub("--secret", SECRET, "--control-bind", address, "--control-key", "k")
+    hub = start_hub("--secret", SECRET, "--control-bind", address, "--control-key", CONTROL_KEY)
     command = re.search(r"try: (.*)", hub.log)
     assert command
 
-    environment = {**os.environ, "KEY": "k"}
+    environment = {**os.environ, "KEY": CONTROL_KEY}
     printed = subprocess.run(["bash", "-c", command[1]], capture_output=True, text=True, env=environment, timeout=20)
 
     assert Tokens(SECRET).verify(printed.stdout).user_id == "alex", printed
@@ -71,7 +71,7 @@ def test_curl_lines_of_the_readme_work_as_printed(start_hub: StartHub) -> None:
 
 
 def test_control_app_on_every_interface_runs_with_a_key(start_hub: StartHub) -> None:
-    hub = start_hub("--control-bind", ":0", "--control-key", "k")
+    hub = start_hub("--control-bind", ":0", "--control-key", CONTROL_KEY)
 
     answer = httpx.post(f"{hub.control_url}/token/", data={"userId": "a", "channel": "b"})
 

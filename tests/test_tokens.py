@@ -18,8 +18,9 @@ import ssehub
 from asgi_requests import head
 from ssehub import Hub, create_client_app
 from ssehub.claims import Claims
+from ssehub.credentials import check_secret
 from ssehub.errors import ConfigError, InvalidEvent, TokenError
-from ssehub.tokens import MAX_TOKEN_LENGTH, Tokens, check_secret
+from ssehub.tokens import MAX_HEADER_LENGTH, MAX_TOKEN_LENGTH, Tokens
 
 SECRET = "MySuperPassword42 and enough more of it"
 NOW = 1_700_000_000.0
@@ -54,6 +55,8 @@ def with_exp(text: str) -> str:
     return raw(b'{"userId":"alex","channel":"chat","exp":' + text.encode() + b"}")
 
 
+OTHER_SECRET = "another secret that is long enough too"
+OTHER_JWK = {"kty": "oct", "k": b64(OTHER_SECRET.encode())}
 VALID = make()
 HEAD, BODY, SIGNATURE = VALID.split(".")
 
@@ -74,6 +77,7 @@ BROKEN = {
     "B3-header-no-utf8": raw(header=b"\xff\xfe"),
     "B3-header-deep": raw(header=b"[" * 5_000),
     "B3-header-number": raw(header=b"9" * 5_000),
+    "B3-header-long": raw(header=b'{"alg":"HS256","x":"%b"}' % (b"x" * MAX_HEADER_LENGTH)),
     "B4-payload-no-json": raw(b"nonsense"),
     "B4-payload-list": raw(b"[]"),
     "B4-payload-no-utf8": raw(b"\xff"),
@@ -90,13 +94,15 @@ BROKEN = {
     "B6-crit": make({"crit": ["exp"]}),
     "B6-b64": make({"b64": False}),
     "B6-zip": make({"zip": "DEF"}),
+    "B6-signed-with-the-key-in-the-token": make({"jwk": OTHER_JWK}, secret=OTHER_SECRET),
+    "B6-signed-with-an-empty-file": make({"kid": "../../dev/null"}, secret=""),
     "B7-signature-empty": f"{HEAD}.{BODY}.",
     "B7-signature-cut": VALID[:-4],
     "B7-signature-flipped": f"{HEAD}.{BODY}.{'A' if SIGNATURE[0] != 'A' else 'B'}{SIGNATURE[1:]}",
     "B7-signature-junk": f"{HEAD}.{BODY}.!!!!",
     "B7-signature-padded": f"{VALID}=",
     "B7-not-canonical": VALID[:-1] + chr(ord(VALID[-1]) + 1),
-    "B8-other-secret": make(secret="another secret that is long enough too"),
+    "B8-other-secret": make(secret=OTHER_SECRET),
     "B9-exp-missing": make(exp=...),
     "B9-exp-null": make(exp=None),
     "B9-exp-string": make(exp=str(int(NOW) + 60)),
@@ -110,10 +116,16 @@ BROKEN = {
     "B9-exp-1e30": with_exp(str(10**30)),
     "B9-exp-huge": with_exp("9" * 4_000),
     "B9-exp-negative": make(exp=-1),
-    "B9-exp-now": make(exp=int(NOW)),
-    "B9-exp-past": make(exp=int(NOW) - 1),
-    "B10-nbf-future": make(nbf=int(NOW) + 5),
+    "B9-exp-end-of-leeway": make(exp=int(NOW) - 5),
+    "B9-exp-past": make(exp=int(NOW) - 6),
+    "B10-nbf-future": make(nbf=int(NOW) + 6),
     "B10-nbf-string": make(nbf="soon"),
+    "B10-iat-future": make(iat=int(NOW) + 6),
+    "B10-iat-string": make(iat="garbage"),
+    "B10-iat-null": make(iat=None),
+    "B10-iat-true": make(iat=True),
+    "B10-iat-NaN": raw(b'{"userId":"alex","channel":"chat","exp":1700000060,"iat":NaN}'),
+    "B10-iat-negative": make(iat=-1),
     "B12-user-missing": make(userId=...),
     "B12-user-empty": make(userId=""),
     "B12-user-null": make(userId=None),
@@ -175,11 +187,18 @@ def test_token_made_by_hand_verifies(algorithm: str) -> None:
         pytest.param(make(userId="*"), Claims("*", ("chat",), NOW + 60), id="star"),
         pytest.param(make(exp=NOW + 0.5), Claims("alex", ("chat",), NOW + 0.5), id="float"),
         pytest.param(make(nbf=int(NOW)), Claims("alex", ("chat",), NOW + 60), id="B10-nbf-now"),
-        pytest.param(make(iat="garbage"), Claims("alex", ("chat",), NOW + 60), id="B10-iat-is-ignored"),
+        pytest.param(make(nbf=int(NOW) + 5), Claims("alex", ("chat",), NOW + 60), id="B18-nbf-within-the-leeway"),
+        pytest.param(make(iat=int(NOW) + 5), Claims("alex", ("chat",), NOW + 60), id="B18-iat-within-the-leeway"),
+        pytest.param(make(iat=0), Claims("alex", ("chat",), NOW + 60), id="B10-iat-past"),
+        pytest.param(make(exp=int(NOW)), Claims("alex", ("chat",), NOW + 5), id="B18-exp-now"),
+        pytest.param(make(exp=int(NOW) - 4), Claims("alex", ("chat",), NOW + 1), id="B18-exp-within-the-leeway"),
         pytest.param(make(aud="x", iss="y"), Claims("alex", ("chat",), NOW + 60), id="B11-not-configured"),
         pytest.param(
-            make({"jku": "http://x", "kid": "../../dev/null"}), Claims("alex", ("chat",), NOW + 60), id="B6-keys"
+            make({"jku": "http://x", "x5u": "http://x", "kid": "../../dev/null"}),
+            Claims("alex", ("chat",), NOW + 60),
+            id="B6-keys",
         ),
+        pytest.param(make({"jwk": OTHER_JWK}), Claims("alex", ("chat",), NOW + 60), id="B6-key-in-the-token"),
         pytest.param(
             raw(b'{"userId":"a","userId":"alex","channel":"chat","exp":1700000060}'),
             Claims("alex", ("chat",), NOW + 60),
@@ -189,6 +208,36 @@ def test_token_made_by_hand_verifies(algorithm: str) -> None:
 )
 def test_token_of_another_form_verifies(token: str, claims: Claims) -> None:
     assert TOKENS.verify(token) == claims
+
+
+@pytest.mark.parametrize(("skew", "is_accepted"), [(-90, False), (-30, True), (0, True), (30, True), (90, False)])
+def test_b18_token_of_a_machine_with_another_clock_verifies_within_the_leeway(skew: int, is_accepted: bool) -> None:
+    """The token is valid for one second, by the clock of the machine that signed it."""
+    own = Tokens(SECRET, leeway_seconds=60, now=lambda: NOW)
+    signed_at = int(NOW) + skew
+    token = make(iat=signed_at, nbf=signed_at, exp=signed_at + 1)
+
+    if is_accepted:
+        end = signed_at + 1 if signed_at + 1 > NOW else signed_at + 61
+        assert own.verify(token).expires_at == end
+    else:
+        with pytest.raises(TokenError, match=r"expired|in the future"):
+            own.verify(token)
+
+
+@pytest.mark.parametrize("claims", [{"nbf": NOW + 0.1}, {"iat": NOW + 0.1}, {"exp": NOW}])
+def test_b18_no_leeway_is_given_if_it_is_set_to_0(claims: dict[str, Any]) -> None:
+    exact = Tokens(SECRET, leeway_seconds=0, now=lambda: NOW)
+
+    exact.verify(make(nbf=NOW, iat=NOW, exp=NOW + 0.1))
+    with pytest.raises(TokenError):
+        exact.verify(make(**claims))
+
+
+@pytest.mark.parametrize("leeway", [-1, 601, float("nan"), float("inf")])
+def test_leeway_out_of_range_is_refused(leeway: float) -> None:
+    with pytest.raises(ConfigError, match="leeway_seconds"):
+        Tokens(SECRET, leeway_seconds=leeway)
 
 
 def test_token_without_exp_verifies_only_if_allowed() -> None:
@@ -259,6 +308,15 @@ def test_b16_no_mutation_of_a_token_verifies() -> None:
         "",
         "  ",
         "secret",
+        "SECRET",
+        "changeme",
+        "!ChangeMe!",
+        "change-me-123",
+        "password",
+        "keyboard cat",
+        "your-256-bit-secret",
+        "a-string-secret-at-least-256-bits-long",
+        "!ChangeThisMercureHubJWTSecretKey!",
         "null",
         "true",
         "NaN",

@@ -94,7 +94,8 @@ async def test_c17_no_token_is_left_to_the_access_log(query: str, status: int) -
     answer = await head(create_client_app(Hub(), tokens=tokens), query.replace("TOKEN", token).encode())
 
     assert answer.status == status
-    assert token.encode() not in answer.query_left and b"token=..." in answer.query_left
+    names = answer.query_left.replace(b"=...", b"").split(b"&")
+    assert set(names) <= {b"token", b"%74oken", b"to%6ben", b"a"}
 
 
 @pytest.mark.parametrize(
@@ -205,4 +206,7 @@ def test_query_with_too_many_fields_is_refused(hub: RunningHub) -> None:
     headers = {"Authorization": f"Bearer {hub.token()}"}
     answer = httpx.get(f"{hub.url}/events/?{'a=1&' * 101}", headers=headers)
 
-    assert (answer.status_code, answer.text) == (400, "the query has more than 100 fields\n")
+    assert (answer.status_code, answer.text) == (
+        400,
+        "the query has more than 100 fields, 2000 percent-escapes or 65536 bytes\n",
+    )

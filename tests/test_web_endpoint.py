@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from conftest import CONTROL_KEY
 from control_requests import FORM, JSON, control_app, event_json, form
 from ssehub.errors import BrokerUnavailable, Overloaded
 
@@ -81,12 +82,12 @@ async def test_client_that_leaves_before_its_body_is_complete_is_no_error(caplog
 @pytest.mark.parametrize(
     ("authorization", "status"),
     [
-        pytest.param(["Bearer right", "Bearer wrong"], 200, id="right first"),
-        pytest.param(["Bearer wrong", "Bearer right"], 401, id="wrong first"),
+        pytest.param([f"Bearer {CONTROL_KEY}", "Bearer wrong"], 200, id="right first"),
+        pytest.param(["Bearer wrong", f"Bearer {CONTROL_KEY}"], 401, id="wrong first"),
     ],
 )
 async def test_first_of_two_headers_of_one_name_counts(authorization: list[str], status: int) -> None:
-    async with control_app(control_key="right") as app:
+    async with control_app(control_key=CONTROL_KEY) as app:
         headers = [("content-type", FORM["content-type"])]
         headers += [("authorization", value) for value in authorization]
         response = await app.http.post("/emit/", content="userId=*&channel=chat&data=x", headers=headers)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import pytest
+from jose import jwt
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from conftest import RunningHub
+from conftest import SECRET, RunningHub
+from ssehub import Tokens
 from streams import RawStream, get, listen
 
 
@@ -97,7 +100,8 @@ def test_a21_two_streams_of_one_token_are_both_served(hub: RunningHub) -> None:
         stream.close()
 
 
-def test_b17_stream_is_warned_and_ends_with_its_token(hub: RunningHub) -> None:
+def test_b17_stream_is_warned_and_ends_with_its_token(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--leeway-seconds", "0")
     token = hub.token(exp=2)
     stream = RawStream(hub.port, get(f"/events/?token={token}"))
     stream.read_until(b"0\r\n\r\n", seconds=6)
@@ -105,6 +109,40 @@ def test_b17_stream_is_warned_and_ends_with_its_token(hub: RunningHub) -> None:
 
     assert [event.event for event in stream.events] == ["stream-expiring", "stream-expired"]
     assert httpx.get(f"{hub.url}/events/", params={"token": token}).status_code == 401
+
+
+def test_b18_stream_that_begins_after_its_token_has_expired_ends_with_the_leeway(
+    start_hub: Callable[..., RunningHub],
+) -> None:
+    hub = start_hub("--leeway-seconds", "3")
+    exp = int(time.time()) - 1
+    token = Tokens(SECRET).issue("alex", ["chat"], expires_at=exp)
+    streams = 0
+
+    while httpx.head(f"{hub.url}/events/", params={"token": token}).status_code == 200:
+        stream = RawStream(hub.port, get(f"/events/?token={token}"))
+        stream.read_until(b"0\r\n\r\n", seconds=10)
+        stream.close()
+        streams += 1
+
+    assert streams <= 1  # more would be a client that is sent round in a loop
+    assert time.time() >= exp + 3
+    if streams:
+        assert [event.event for event in stream.events] == ["stream-expiring", "stream-expired"]
+        assert stream.events[-1].json() == {"expiresAt": exp + 3}
+
+
+def test_b18_token_from_a_clock_that_is_ahead_opens_a_stream(start_hub: Callable[..., RunningHub]) -> None:
+    hub = start_hub("--leeway-seconds", "60")
+    statuses = {}
+
+    for skew in (-90, -30, 30, 90):
+        signed_at = int(time.time()) + skew
+        claims = {"userId": "a", "channel": "chat", "iat": signed_at, "nbf": signed_at, "exp": signed_at + 1}
+        token = jwt.encode(claims, SECRET)
+        statuses[skew] = httpx.head(f"{hub.url}/events/", params={"token": token}).status_code
+
+    assert statuses == {-90: 401, -30: 200, 30: 200, 90: 401}
 
 
 def test_a22_heartbeats_are_sent_at_their_interval(start_hub: Callable[..., RunningHub]) -> None:

@@ -18,6 +18,7 @@ from .address import Address
 from .errors import ConfigError
 from .settings import (
     BROKERS,
+    LEEWAY,
     Backpressure,
     Idempotency,
     Limits,
@@ -31,6 +32,7 @@ from .settings import (
     TcpOptions,
     settings_of,
 )
+from .urls import without_credentials
 
 G = TypeVar("G", bound=Settings)
 C = TypeVar("C", bound=BaseSettings)
@@ -51,7 +53,6 @@ GROUPS: tuple[type[Settings], ...] = (
     TcpOptions,
 )
 _GROUP_SETTINGS = {setting.name: setting for group in GROUPS for setting in settings_of(group)}
-_CREDENTIALS = re.compile(r"(:/*).*@")
 _PYDANTIC_WORDING = re.compile(r"^Value error, |^((?:Input|String) should)\b")
 """The beginnings of pydantic's messages: `Input should be greater than 0` becomes `must be greater than 0`."""
 
@@ -115,7 +116,8 @@ class Config(BaseSettings):
     secret_file: Path | None = Field(None, description="file that contains the secret")
     control_key: SecretStr | None = Field(
         None,
-        description="key that the control app requires as 'Authorization: Bearer KEY' (visible in ps: prefer a file)",
+        description="key of at least 16 bytes that the control app requires as 'Authorization: Bearer KEY' (visible in "
+        "ps: prefer a file)",
     )
     control_key_file: Path | None = Field(None, description="file that contains the control key")
     broker: str = Field(
@@ -125,6 +127,11 @@ class Config(BaseSettings):
     )
     workers: PositiveInt = Field(1, description="processes that serve the same addresses; more than one requires Redis")
     require_exp: bool = Field(True, description="reject tokens without 'exp', which would never expire")
+    leeway_seconds: float = Field(
+        5,
+        description="how far the clocks of machines that sign tokens may differ from this one's: when a stream begins, "
+        "'nbf' and 'iat' may be that far in the future, and 'exp' that far in the past",
+    )
     token_lifetime_seconds: Seconds = Field(
         86_400, description="how long a token from /token/ is valid if the request does not set 'exp'"
     )
@@ -155,6 +162,12 @@ class Config(BaseSettings):
     def _check_limit(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name in _GROUP_SETTINGS:
             _GROUP_SETTINGS[info.field_name].check(value)
+        return value
+
+    @field_validator("leeway_seconds")
+    @classmethod
+    def _check_leeway(cls, value: float) -> float:
+        LEEWAY.check(value)
         return value
 
     @field_validator("broker")
@@ -243,9 +256,13 @@ def _first_error(
         source, value = variable, os.environ[variable]
     else:
         source, value = f"{path}: {name}", from_file[name]
-    shown = "" if name in ("secret", "control_key") else " " + _CREDENTIALS.sub(r"\1...@", repr(value))
+    shown = "" if name in ("secret", "control_key") else f" {_shown(name, value)}"
     reason = _PYDANTIC_WORDING.sub(lambda found: "must" if found[1] else "", error["msg"])
     return f"{source}{shown}: {reason}"
+
+
+def _shown(name: str, value: object) -> str:
+    return repr(without_credentials(value) if name == "broker" and isinstance(value, str) else value)
 
 
 def _with_files(config: Config) -> Config:

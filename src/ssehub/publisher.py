@@ -19,6 +19,7 @@ except ImportError as exc:
     raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
 
 from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
+from .urls import without_credentials
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -63,18 +64,25 @@ class _Client:
     """What both publishers share: the options of their httpx clients, and how responses are read."""
 
     def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
-        try:
-            parts = httpx.URL(url)
-        except (httpx.InvalidURL, TypeError) as exc:
-            raise ConfigError(f"{url!r} is not a URL such as {DEFAULT_URL}: {exc}") from exc
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise ConfigError(f"{url!r} is not a URL such as {DEFAULT_URL}")
-        self._url = url.rstrip("/")
+        parts = _parsed(url)
+        # httpx logs the URL of each request, and an exception refers to its request: neither may show the password.
+        login = (parts.username, parts.password) if parts.userinfo else None
+        base_url = parts.copy_with(userinfo=b"")
+        self._url = without_credentials(str(base_url)).rstrip("/")
         headers = {"Content-Type": "application/json"}
         if control_key is not None:
+            if login is not None:
+                raise ConfigError(
+                    f"{self._url}: a user name in the URL and control_key can't both be sent: remove one of them"
+                )
             headers["Authorization"] = f"Bearer {_header_value('control_key', control_key)}"
         # The publishers add a transport of their own: httpx then ignores proxies that the environment names.
-        self._options: dict[str, Any] = {"base_url": self._url, "headers": headers, "timeout": timeout_seconds}
+        self._options: dict[str, Any] = {
+            "base_url": base_url,
+            "auth": login,
+            "headers": headers,
+            "timeout": timeout_seconds,
+        }
 
     def _read(self, outcome: _Outcome) -> dict[str, Any]:
         if isinstance(outcome, _NOT_CONNECTED):
@@ -90,6 +98,18 @@ class _Client:
             return _Fields(outcome.json())
         except (TypeError, ValueError):
             raise Unavailable(f"{self._url} is not a hub: unexpected response {outcome.text[:80]!r}") from None
+
+
+def _parsed(url: str) -> httpx.URL:
+    """Raises ConfigError, which does not show a password in `url`."""
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        parts = httpx.URL("")
+    if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
+        shown = without_credentials(url) if isinstance(url, str) else url
+        raise ConfigError(f"{shown!r} is not a URL such as {DEFAULT_URL}")
+    return parts
 
 
 class _Fields(dict[str, Any]):

@@ -59,6 +59,8 @@ class Pattern:
 
 POSITIVE = Range(above=0)
 SECONDS = Range(above=0, below=2**31)
+LEEWAY = Range(least=0, most=600)
+"""Seconds by which clocks may differ. More would let access outlive its token for long."""
 
 
 def setting(default: Any, description: str, limit: Range | Pattern | None = None) -> Any:

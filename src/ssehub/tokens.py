@@ -11,25 +11,27 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
-from jose import jwk, jws, jwt
+from jose import jwk, jwt
 from jose.constants import ALGORITHMS
-from jose.exceptions import JOSEError
 
 from .claims import Claims
+from .credentials import check_secret
 from .errors import ConfigError, InvalidEvent, TokenError
 from .fields import check_name
+from .settings import LEEWAY
 
 MAX_TOKEN_LENGTH = 8_192
+MAX_HEADER_LENGTH = 1_024
 MAX_CHANNELS = 100
-SHORT_SECRET_BYTES = 32
 MAX_TIME = 2**53
 """A float counts single seconds up to here."""
 _HMAC = (ALGORITHMS.HS256, ALGORITHMS.HS384, ALGORITHMS.HS512)
-_SEGMENT = r"(?=[\w-])(?:[\w-]{4})*(?:[\w-][AQgw]|[\w-]{2}[AEIMQUYcgkosw048])?"
-"""Canonical base64url without padding (RFC 7515, 2): the unused bits of the last character are 0 (RFC 4648, 3.5)."""
-_TOKEN = re.compile(rf"{_SEGMENT}\.{_SEGMENT}\.{_SEGMENT}", re.ASCII)
+_TOKEN = re.compile(r"([\w-]++)\.([\w-]++)\.([\w-]++)", re.ASCII)
+_LAST_CHARACTERS = {0: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}
+"""How a segment may end, by its length modulo 4: the unused bits of the last character are 0 (RFC 4648, 3.5)."""
 _REFUSED_HEADERS = ("crit", "b64", "zip")
 """Headers that change what a token means and that python-jose ignores. Headers that name keys are never used."""
 
@@ -37,7 +39,9 @@ _REFUSED_HEADERS = ("crit", "b64", "zip")
 class Tokens:
     """Issues and verifies tokens with one `secret`. `now` returns Unix time in seconds.
 
-    With `require_exp` False, tokens without `exp` are accepted too, and never expire.
+    With `require_exp` False, tokens without `exp` are accepted too, and never expire. `leeway_seconds` is how far the
+    clock of a machine that signs tokens may differ from ours: `nbf` and `iat` may be that far in the future, and `exp`
+    that far in the past. Raises ConfigError.
     """
 
     def __init__(
@@ -46,13 +50,19 @@ class Tokens:
         *,
         algorithm: str = ALGORITHMS.HS256,
         require_exp: bool = True,
+        leeway_seconds: float = 5,
         now: Callable[[], float] = time.time,
     ) -> None:
         check_secret(secret)
+        try:
+            LEEWAY.check(leeway_seconds)
+        except ValueError as exc:
+            raise ConfigError(f"leeway_seconds {leeway_seconds!r}: {exc}") from None
         # Given the secret itself, python-jose would construct a key for every token.
         self._keys = {name: jwk.construct(secret, name) for name in _HMAC}
         self._algorithm = algorithm
         self._require_exp = require_exp
+        self._leeway_seconds = leeway_seconds
         self._now = now
 
     def issue(self, user_id: str, channels: Sequence[str], *, expires_at: float) -> str:
@@ -75,21 +85,21 @@ class Tokens:
         return int(expires_at)
 
     def verify(self, token: str) -> Claims:
-        """Return what `token` grants. Raises TokenError."""
-        header = _header(token)
-        algorithm = header.get("alg")
-        if not isinstance(algorithm, str) or algorithm not in self._keys:
-            raise TokenError(f"the token's algorithm is not one of {', '.join(self._keys)}")
-        if any(name in header for name in _REFUSED_HEADERS):
-            raise TokenError(f"the token's header has one of {', '.join(_REFUSED_HEADERS)}, which are not supported")
-        try:
-            # jwt.decode would parse the header again, and it checks claims less strictly than `_claims` does.
-            claims = json.loads(jws.verify(token, self._keys[algorithm], [algorithm]).decode())
-        except (JOSEError, ValueError, RecursionError) as exc:
-            raise TokenError(f"the token can't be verified ({type(exc).__name__})") from exc
-        if not isinstance(claims, dict):
-            raise TokenError("the token's claims are not a JSON object")
-        return self._claims(claims)
+        """Return what `token` grants. Raises TokenError.
+
+        Nothing but the header is parsed before the signature has been verified, so refusing a forged token costs no
+        more than accepting a valid one of its length.
+        """
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenError(f"the token has more than {MAX_TOKEN_LENGTH} characters")
+        segments = _TOKEN.fullmatch(token)
+        if segments is None:
+            raise TokenError("the token is not made of three base64url segments")
+        header, claims, signature = segments.groups()
+        key = self._keys[_algorithm(header)]
+        if not key.verify(token[: segments.end(2)].encode(), _decode(signature)):
+            raise TokenError("the token's signature is wrong")
+        return self._claims(_json_object("claims", claims))
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         user_id = claims.get("userId", claims.get("sub"))
@@ -103,12 +113,19 @@ class Tokens:
         return Claims(str(user_id), channels, self._expires_at(claims))
 
     def _expires_at(self, claims: dict[str, Any]) -> float | None:
+        """Return when access ends: at `exp` or, if that has passed already, at the end of the leeway after it.
+
+        Otherwise a token within its leeway would open streams that end at once, and their clients would reconnect.
+        """
         now = self._now()
-        if "nbf" in claims and _seconds("nbf", claims["nbf"]) > now:
-            raise TokenError("the token is not valid yet")
+        for name in ("nbf", "iat"):
+            if name in claims and _seconds(name, claims[name]) > now + self._leeway_seconds:
+                raise TokenError(f"the token's {name} is in the future")
         if "exp" not in claims and not self._require_exp:
             return None
         expires_at = _seconds("exp", claims.get("exp"))
+        if expires_at <= now:
+            expires_at += self._leeway_seconds
         if expires_at <= now:
             raise TokenError("the token has expired")
         return expires_at
@@ -123,20 +140,39 @@ def _checked_channels(channels: Sequence[str]) -> list[str]:
     return names
 
 
-def _header(token: str) -> dict[str, Any]:
-    """Return the header of `token`, if the token is well-formed."""
-    if len(token) > MAX_TOKEN_LENGTH:
-        raise TokenError(f"the token has more than {MAX_TOKEN_LENGTH} characters")
-    if not _TOKEN.fullmatch(token):
-        raise TokenError("the token is not made of three base64url segments")
-    segment = token.partition(".")[0]
+@lru_cache(64)
+def _algorithm(header: str) -> str:
+    """Return the algorithm that the header segment of a token names. Raises TokenError.
+
+    Almost all tokens have one of a few headers, so parsing them is cached.
+    """
+    if len(header) > MAX_HEADER_LENGTH:
+        raise TokenError(f"the token's header has more than {MAX_HEADER_LENGTH} characters")
+    fields = _json_object("header", header)
+    algorithm = fields.get("alg")
+    if algorithm not in _HMAC:
+        raise TokenError(f"the token's algorithm is not one of {', '.join(_HMAC)}")
+    if any(name in fields for name in _REFUSED_HEADERS):
+        raise TokenError(f"the token's header has one of {', '.join(_REFUSED_HEADERS)}, which are not supported")
+    return str(algorithm)
+
+
+def _json_object(name: str, segment: str) -> dict[str, Any]:
     try:
-        header = json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)).decode())
+        value = json.loads(_decode(segment).decode())
     except (ValueError, RecursionError) as exc:
-        raise TokenError(f"the token's header can't be decoded ({type(exc).__name__})") from exc
-    if not isinstance(header, dict):
-        raise TokenError("the token's header is not a JSON object")
-    return header
+        raise TokenError(f"the token's {name} can't be decoded ({type(exc).__name__})") from exc
+    if not isinstance(value, dict):
+        raise TokenError(f"the token's {name} is not a JSON object")
+    return value
+
+
+def _decode(segment: str) -> bytes:
+    """Decode canonical base64url without padding (RFC 7515, 2)."""
+    end = _LAST_CHARACTERS.get(len(segment) % 4)
+    if end is None or (end and segment[-1] not in end):
+        raise TokenError("a segment of the token is not canonical base64url")
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
 
 
 def _channels(claims: dict[str, Any]) -> tuple[Any, ...]:
@@ -156,21 +192,3 @@ def _seconds(name: str, value: object) -> float:
     if not 0 <= seconds < MAX_TIME:
         raise TokenError(f"the token's {name} is out of range")
     return seconds
-
-
-def check_secret(secret: str) -> None:
-    """Raise ConfigError if `secret` is publicly known or unusable for HMAC. The message never shows the secret."""
-    if not isinstance(secret, str):
-        raise ConfigError(f"the secret must be a string of 32 random bytes or more, not {type(secret).__name__}")
-    if not secret.strip():
-        raise ConfigError("the secret is empty: use 32 random bytes or more, e.g. from `openssl rand -base64 32`")
-    if secret == "secret":
-        raise ConfigError("the secret is a publicly known default: choose a random string")
-    if "-----BEGIN" in secret or secret.startswith(("ssh-rsa", "ssh-ed25519")):
-        raise ConfigError("the secret is a PEM or SSH key: tokens are signed with HMAC, choose a random string")
-    try:
-        value = json.loads(secret, parse_float=lambda _: 0)
-    except (ValueError, RecursionError):
-        value = 0
-    if value is None or isinstance(value, str | list | dict | bool | float):
-        raise ConfigError("the secret is JSON, which python-jose would read as a key set: choose a random string")

@@ -43,7 +43,7 @@ def create_broker(
         from .redis import RedisBroker
 
         return RedisBroker(url, idempotency=idempotency, log=log, retention=retention, options=redis)
-    raise ConfigError(f"unknown broker {scheme!r}: use {BROKERS}")
+    raise ConfigError(f"unknown broker {without_password(url)!r}: use {BROKERS}")
 
 
 def _require_redis() -> None:

@@ -12,12 +12,12 @@ from typing import NamedTuple, Protocol
 from ..event import Event
 from ..position import Position
 from ..publication import Disconnect, Publication
+from ..urls import without_credentials
 
 
 def without_password(url: str) -> str:
     """Return the broker's `url` without user name, password and options, so that it can be logged."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    return url if url.startswith("sqlite:") else without_credentials(url)
 
 
 class Entry(NamedTuple):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from ..urls import without_credentials
 from .options import ALIASES, config_option, control_key_file_option, control_key_option, load
 
 _TIMEOUT_SECONDS = 10.0
@@ -96,6 +97,7 @@ def _text(option: str | None) -> str | None:
 def _post(url: str, path: str, body: str, headers: dict[str, str]) -> str:
     """Return the response of the control app at `url`. Raises click.ClickException."""
     connection, prefix = _connection(url)
+    shown = without_credentials(url)
     try:
         # A server that rejects a body before it has read all of it may close the connection after its response.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -103,11 +105,11 @@ def _post(url: str, path: str, body: str, headers: dict[str, str]) -> str:
         response = connection.getresponse()
         text = response.read().decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as exc:
-        raise click.ClickException(f"{url} does not answer: {exc}") from exc
+        raise click.ClickException(f"{shown} does not answer: {exc}") from exc
     finally:
         connection.close()
     if response.status != 200:
-        raise click.ClickException(f"{url} rejected the event: {response.status} {' '.join(text.split())}")
+        raise click.ClickException(f"{shown} rejected the event: {response.status} {' '.join(text.split())}")
     return text
 
 
@@ -119,6 +121,6 @@ def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
     except ValueError:
         host = port = None
     if host is None or parts.scheme not in ("http", "https"):
-        raise click.UsageError(f"--control-url {url!r} is not a URL such as http://127.0.0.1:8001")
+        raise click.UsageError(f"--control-url {without_credentials(url)!r} is not a URL such as http://127.0.0.1:8001")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     return kind(host, port, timeout=_TIMEOUT_SECONDS), parts.path.rstrip("/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,8 @@ from starlette.routing import Mount
 
 from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
-from ..config import Config
+from ..config import Config, option_of
+from ..credentials import SHORT_SECRET_BYTES, check_control_key, check_secret, is_short
 from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
@@ -30,7 +32,7 @@ from ..settings import (
     Retention,
     Streams,
 )
-from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
+from ..tokens import Tokens
 from ..web.client import create_client_app
 from ..web.control import create_control_app
 
@@ -66,8 +68,8 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
     `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
     belongs to one of several workers.
     """
-    tokens = Tokens(_secret(config), require_exp=config.require_exp)
     key = _control_key(config)
+    tokens = Tokens(_secret(config), require_exp=config.require_exp, leeway_seconds=config.leeway_seconds)
     hub = _hub(config)
     client = create_client_app(
         hub,
@@ -132,14 +134,25 @@ def _secret(config: Config) -> str:
         return random_secret()
     secret = config.secret.get_secret_value()
     check_secret(secret)
-    if len(secret.encode()) < SHORT_SECRET_BYTES:
-        logger.warning("the secret is short and might be guessed: use %d bytes or more", SHORT_SECRET_BYTES)
+    _warn_about("secret", secret)
     return secret
+
+
+def _warn_about(name: str, value: str) -> None:
+    """Warn about a secret or a control key that might be guessed, or that other users of this machine can read."""
+    if is_short(value):
+        logger.warning("the %s is short and might be guessed: use %d bytes or more", name, SHORT_SECRET_BYTES)
+    if any(value in argument for argument in sys.argv):
+        option = option_of(f"{name}_file".replace(" ", "_"))
+        logger.warning("the %s is on the command line, which every user of this machine can read: use %s", name, option)
 
 
 def _control_key(config: Config) -> str | None:
     if config.control_key is not None:
-        return config.control_key.get_secret_value()
+        key = config.control_key.get_secret_value()
+        check_control_key(key)
+        _warn_about("control key", key)
+        return key
     if config.control_bind is not None and not config.control_bind.is_loopback:
         raise ConfigError(
             f"control_bind {config.control_bind} accepts connections from other machines: set a control key "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from urllib.parse import unquote_to_bytes
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -20,7 +19,9 @@ from ..event import encode_fields
 from ..fanout.resume import Start
 from ..hub import Hub
 from ..tokens import Tokens
-from .logins import MAX_QUERY_FIELDS, Authenticate, Login, StreamRequest, choose_login
+from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, choose_login
+from .masking import Masking
+from .origins import ANY, check_origins
 from .stream import EventStream, ExitListener
 
 logger = logging.getLogger("ssehub.client")
@@ -42,8 +43,10 @@ def create_client_app(
 
     `token_cookie` names a cookie that may carry the token, too. Pages of `cors_origins` may listen with credentials,
     and with `("*",)` all pages, without credentials. `drains_on_exit` ends the streams when uvicorn is told to exit,
-    because uvicorn waits for them. Raises ConfigError unless exactly one of `tokens` and `authenticate` is given.
+    because uvicorn waits for them. Raises ConfigError unless exactly one of `tokens` and `authenticate` is given, and
+    for origins that no browser sends, or that every page can send to listen with the cookies of its visitors.
     """
+    check_origins(cors_origins, with_cookies=token_cookie is not None or authenticate is not None)
     endpoint = EventsEndpoint(
         hub,
         choose_login(tokens, authenticate, token_cookie, cors_origins),
@@ -54,7 +57,7 @@ def create_client_app(
         allow_origins=list(cors_origins),
         allow_methods=("GET", "HEAD"),
         allow_headers=("Authorization", "Cache-Control", "Last-Event-ID"),
-        allow_credentials="*" not in cors_origins,
+        allow_credentials=ANY not in cors_origins,
     )
 
     @asynccontextmanager
@@ -64,7 +67,7 @@ def create_client_app(
 
     app = Starlette(
         routes=[Route("/events/{rest:path}", endpoint), Route("/events", endpoint)],
-        middleware=[cors] if cors_origins else [],
+        middleware=[Middleware(Masking), *([cors] if cors_origins else [])],
         lifespan=lifespan,
     )
     # A redirect would send the token to a Host that the client chose.
@@ -82,8 +85,6 @@ class EventsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._respond(scope)
-        # Servers write the query to their access logs when the response starts.
-        scope["query_string"] = _without_token(scope["query_string"])
         try:
             await response(scope, receive, send)
         except Unavailable as exc:  # the hub has ended after `_is_ready`; nothing has been sent yet
@@ -138,7 +139,7 @@ def _start(request: StreamRequest) -> Start:
     """Return where the stream is to begin. Raises InvalidRequest."""
     query = request.query
     if query is None:
-        raise InvalidRequest(f"the query has more than {MAX_QUERY_FIELDS} fields")
+        raise InvalidRequest(f"the query has more than {QUERY_BOUNDS}")
     return Start.parse(_cursor(request.headers, query), query.get("since"), query.get("on_reset"))
 
 
@@ -160,9 +161,3 @@ def _refusal(exc: Exception) -> Response:
         return PlainTextResponse(f"{exc}\n", exc.status)
     logger.error("authenticate failed: 500 sent to this client", exc_info=exc)
     return PlainTextResponse("the login failed on the server\n", 500)
-
-
-def _without_token(query_string: bytes) -> bytes:
-    """Return the query with the token's value replaced, also where its name is percent-encoded."""
-    fields = query_string.split(b"&")
-    return b"&".join([b"token=..." if unquote_to_bytes(one.partition(b"=")[0]) == b"token" else one for one in fields])

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..address import LOOPBACK_HOSTS
-from ..errors import BodyTooLarge, ConfigError, InvalidRequest
+from ..credentials import check_control_key
+from ..errors import BodyTooLarge, InvalidRequest
 from ..event import Event
 from ..fields import check_name, json_text
 from ..hub import Hub
@@ -64,10 +65,10 @@ def create_control_app(
     this machine sends another one.
 
     `statistics` returns what `/metrics` shows, if this hub is one of several workers. `now` returns Unix time.
-    Raises ConfigError for an empty control key.
+    Raises ConfigError for a control key that is empty, well known or shorter than 16 bytes.
     """
-    if control_key is not None and not control_key.strip():
-        raise ConfigError("control_key is empty: give a random string, or None for no key")
+    if control_key is not None:
+        check_control_key(control_key)
     endpoints: list[Endpoint] = [
         Emit(hub, limits, control_key or ""),  # the most frequent call, so it is matched first
         IssueToken(tokens, token_lifetime_seconds, limits, now),

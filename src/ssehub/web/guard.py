@@ -12,11 +12,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ControlKeyError, Forbidden, SSEHubError
 from .endpoint import error_response
+from .masking import masked
 from .origins import is_cross_origin
 from .requests import RequestHeaders, request_headers
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
+FORWARDING_HEADERS = frozenset(("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"))
+"""A request with one of these came through a proxy, and so perhaps from another machine."""
 
 
 class Guard:
@@ -24,7 +27,8 @@ class Guard:
 
     Any web page can make a browser POST a form to this machine. The browser then sends `Origin` or `Sec-Fetch-Site`.
     A page can also rebind its own DNS name to this machine, and is then of the same origin. So without a key, `Host`
-    must be one of `allowed_hosts`, and the address that was called must not be reachable from other machines.
+    must be one of `allowed_hosts`, and the address that was called must not be reachable from other machines. A proxy
+    on this machine may pass on what others send, under a `Host` of its own: without a key, what it forwards is refused.
     """
 
     def __init__(self, app: ASGIApp, control_key: str | None, allowed_hosts: Collection[str]) -> None:
@@ -34,6 +38,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+            if scope["query_string"]:
+                scope = masked(scope)  # a key there is refused, and must not get into the access log either
             headers = request_headers(scope)
             try:
                 self._check(headers, scope.get("server"))
@@ -44,6 +50,8 @@ class Guard:
 
     def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> None:
         if self._key is None:
+            if not FORWARDING_HEADERS.isdisjoint(headers):
+                raise Forbidden("a proxy forwarded this request: set a control key, or call the control app directly")
             self._check_host(headers.get("host", "").lower(), server)
         if is_cross_origin(headers):
             raise Forbidden("a web page of another origin can't call the control app: call it from a backend")
