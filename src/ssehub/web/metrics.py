@@ -64,7 +64,11 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("lagging", "Streams whose backlog is over its bound.", stats.lagging),
         ("backlog_bytes", "Bytes in backlogs, which connections have not accepted yet.", stats.backlog_bytes),
         ("waiting_bytes", "Bytes of events that wait for a round.", stats.waiting_bytes),
-        ("waiting_publishers", "Publishers that wait for capacity.", stats.waiting_publishers),
+        (
+            "waiting_publishers",
+            "Publishers that wait for capacity, or for slow clients of their channels.",
+            stats.waiting_publishers,
+        ),
         ("history_events", "Retained events.", stats.history_events),
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
