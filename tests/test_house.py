@@ -167,6 +167,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.sinks",
         "fanout.statistics",
         "fanout.subscriber",
+        "loglimit",
         "position",
     },
     "fanout.replays": {"fanout.history", "fanout.registry", "fanout.resume", "fanout.statistics", "fanout.subscriber"},
@@ -174,7 +175,7 @@ ROOMS: dict[str, set[str]] = {
     "fanout.rounds": {"fanout.frames", "position"},
     "fanout.sinks": set(),
     "fanout.statistics": {"fanout.history", "fanout.subscriber"},
-    "fanout.subscriber": {"claims", "fanout.frames", "fanout.sinks", "position"},
+    "fanout.subscriber": {"claims", "fanout.frames", "fanout.sinks", "loglimit", "position"},
     "fields": {"errors", "position"},
     "hub": {
         "brokers.base",
@@ -195,6 +196,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
         "subscription",
     },
+    "loglimit": set(),
     "payload": {"errors", "fields"},
     "platform": set(),
     "position": set(),
@@ -216,7 +218,7 @@ ROOMS: dict[str, set[str]] = {
         "web.client",
         "web.control",
     },
-    "server.connection": {"fanout.sinks", "server.deadlines", "settings"},
+    "server.connection": {"fanout.sinks", "loglimit", "server.deadlines", "settings"},
     "server.deadlines": set(),
     "server.embedded": {
         "config",
@@ -233,7 +235,7 @@ ROOMS: dict[str, set[str]] = {
     "server.exchange": {"fanout.sinks", "server.connection"},
     "server.health": {"hub"},
     "server.http_server": {"server.protocol", "settings"},
-    "server.logs": set(),
+    "server.logs": {"loglimit"},
     "server.process": {
         "address",
         "config",
@@ -283,7 +285,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "tokens": {"claims", "errors", "fields"},
     "web": set(),
-    "web.client": {"errors", "event", "fanout.resume", "hub", "tokens", "web.logins", "web.stream"},
+    "web.client": {"errors", "event", "fanout.resume", "hub", "loglimit", "tokens", "web.logins", "web.stream"},
     "web.control": {
         "address",
         "errors",
@@ -299,14 +301,14 @@ ROOMS: dict[str, set[str]] = {
         "web.metrics",
         "web.requests",
     },
-    "web.endpoint": {"errors", "web.forms", "web.requests"},
+    "web.endpoint": {"errors", "loglimit", "web.forms", "web.requests"},
     "web.forms": {"errors", "web.requests"},
     "web.guard": {"errors", "web.endpoint", "web.origins", "web.requests"},
     "web.logins": {"claims", "errors", "tokens", "web.origins"},
     "web.metrics": {"fanout.statistics", "hub", "web.endpoint", "web.requests"},
     "web.origins": set(),
     "web.requests": {"errors"},
-    "web.stream": {"claims", "event", "fanout.resume", "fanout.sinks", "fanout.subscriber", "hub"},
+    "web.stream": {"claims", "event", "fanout.resume", "fanout.sinks", "fanout.subscriber", "hub", "loglimit"},
 }
 # Each foreign library lives in one room, or in the few named here.
 FOREIGN: dict[str, set[str]] = {

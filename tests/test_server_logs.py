@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 
 import httpx
+import pytest
 
 from conftest import SECRET, StartHub, free_port, wait_until
+from ssehub import fanout, server, web
+from ssehub.loglimit import BURST, LIMIT, limited_logger
 from streams import listen
 
 
@@ -22,9 +27,9 @@ def test_f10_hub_goes_on_when_nobody_reads_its_stderr() -> None:
     )
     with process:
         wait_until(lambda: is_healthy(control_url), 20)
-        token = httpx.post(f"{control_url}/token/", data={"userId": "a", "channel": "c" * 200}).text
+        token = httpx.post(f"{control_url}/token/", data={"userId": "a" * 250, "channel": "c" * 250}).text
 
-        for _ in range(500):  # a line of 300 bytes each: more than the 64 KiB of a pipe
+        for _ in range(500):  # a line of 600 bytes for the first 200 of them: more than the 64 KiB of a pipe
             listen(port, token).close()
         health = httpx.get(f"{control_url}/healthz").text
         process.terminate()
@@ -61,3 +66,38 @@ def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
     wait_until(lambda: "stream ended" in hub.log and "stream refused" in hub.log)
 
     assert token not in hub.log and SECRET not in hub.log
+
+
+def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
+    """One client could write 25 GiB of log a day: a line for each of 4,000 bad requests a second."""
+    hub = start_hub()
+    token = hub.token()
+
+    for _ in range(3_000):
+        with socket.create_connection(("127.0.0.1", hub.port)) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            client.recv(1000)
+    listen(hub.port, token).close()
+    wait_until(lambda: "stream ended" in hub.log)
+    wait_until(lambda: "more lines like this" in hub.log, 20)
+
+    refused = [line for line in hub.log.split("\n") if "request refused: 400" in line]
+    summary = re.search(
+        r"INFO ssehub.http: (\d+) more lines like this were left out in \d+ s: request refused", hub.log
+    )
+    assert 200 <= len(refused) <= 1_000
+    assert summary and int(summary[1]) > 1_000
+
+
+def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """The filter is on the loggers, because a host has handlers of its own."""
+    logger = limited_logger("ssehub.client")
+    with caplog.at_level("INFO", "ssehub.client"):
+        for number in range(1_000):
+            logger.info("a line of this test: %d", number)
+        LIMIT.summarize()
+
+    assert len(caplog.messages) == BURST + 1
+    assert caplog.messages[-1] == "800 more lines like this were left out in 1 s: a line of this test: %d"
+    for module in (server.connection, web.client, web.endpoint, web.stream, fanout.registry, fanout.subscriber):
+        assert LIMIT in module.logger.filters

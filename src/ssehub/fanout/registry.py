@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 
+from ..loglimit import limited_logger
 from ..position import Position
 from .backlogs import OVERRUN, Backlogs
 from .clock import Clock
@@ -16,7 +16,7 @@ from .sinks import Chunk, Sink
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 
-logger = logging.getLogger("ssehub.hub")
+logger = limited_logger("ssehub.hub")
 
 RESTART_MILLISECONDS = 2_000
 """A drained client comes back after at least this time, in which a restart should be done, and within 5 s more."""

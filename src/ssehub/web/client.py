@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import unquote_to_bytes
@@ -19,11 +18,12 @@ from ..errors import Forbidden, InvalidRequest, TokenError, Unavailable
 from ..event import encode_fields
 from ..fanout.resume import Start
 from ..hub import Hub
+from ..loglimit import limited_logger
 from ..tokens import Tokens
 from .logins import MAX_QUERY_FIELDS, Authenticate, Login, StreamRequest, choose_login
 from .stream import EventStream, ExitListener
 
-logger = logging.getLogger("ssehub.client")
+logger = limited_logger("ssehub.client")
 
 ALLOW = "GET, HEAD, OPTIONS"
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")

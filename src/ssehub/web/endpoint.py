@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar
 
 from starlette.requests import ClientDisconnect
@@ -10,10 +9,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import ControlKeyError, SSEHubError, Unavailable
+from ..loglimit import limited_logger
 from .forms import JSON, NDJSON
 from .requests import ControlRequest, RequestHeaders, drop_body, read_body, request_headers
 
-logger = logging.getLogger("ssehub.control")
+logger = limited_logger("ssehub.control")
 
 RETRY_AFTER_SECONDS = "1"
 

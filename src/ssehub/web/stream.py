@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -23,8 +22,9 @@ from ..fanout.resume import Start
 from ..fanout.sinks import TaskSink, TransportSink
 from ..fanout.subscriber import Subscriber
 from ..hub import Hub
+from ..loglimit import limited_logger
 
-logger = logging.getLogger("ssehub.stream")
+logger = limited_logger("ssehub.stream")
 
 EXTENSION = "ssehub.transport"
 """Name of the ASGI extension in which a server hands its transport to the app."""
