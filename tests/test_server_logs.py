@@ -12,8 +12,10 @@ import httpx
 import pytest
 
 from conftest import SECRET, StartHub, free_port, wait_until
-from ssehub import fanout, server, web
+from ssehub.fanout import registry, subscriber
 from ssehub.loglimit import BURST, LIMIT, limited_logger
+from ssehub.server import connection
+from ssehub.web import client, endpoint, stream
 from streams import listen
 
 
@@ -74,9 +76,9 @@ def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
     token = hub.token()
 
     for _ in range(3_000):
-        with socket.create_connection(("127.0.0.1", hub.port)) as client:
-            client.sendall(b"nonsense\r\n\r\n")
-            client.recv(1000)
+        with socket.create_connection(("127.0.0.1", hub.port)) as sock:
+            sock.sendall(b"nonsense\r\n\r\n")
+            sock.recv(1000)
     listen(hub.port, token).close()
     wait_until(lambda: "stream ended" in hub.log)
     wait_until(lambda: "more lines like this" in hub.log, 20)
@@ -99,5 +101,5 @@ def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.Log
 
     assert len(caplog.messages) == BURST + 1
     assert caplog.messages[-1] == "800 more lines like this were left out in 1 s: a line of this test: %d"
-    for module in (server.connection, web.client, web.endpoint, web.stream, fanout.registry, fanout.subscriber):
+    for module in (connection, client, endpoint, stream, registry, subscriber):
         assert LIMIT in module.logger.filters
