@@ -12,10 +12,15 @@ from ssehub.fanout.engine import Engine
 from ssehub.fanout.resume import Start
 from ssehub.fanout.subscriber import Subscriber
 from ssehub.hub import Hub
-from ssehub.settings import Backpressure, Retention, Settings, Streams, settings_of
+from ssehub.settings import Backpressure, Retention, Settings, StreamLimits, Streams, settings_of
 from ssehub.testing import ManualClock, ManualHub
 
-GROUPS: dict[str, type[Settings]] = {"backpressure": Backpressure, "retention": Retention, "streams": Streams}
+GROUPS: dict[str, type[Settings]] = {
+    "backpressure": Backpressure,
+    "retention": Retention,
+    "stream_limits": StreamLimits,
+    "streams": Streams,
+}
 
 
 def hub_settings(**given: Any) -> dict[str, Any]:

@@ -23,13 +23,14 @@ from ..brokers.base import Entry
 from ..claims import Claims
 from ..position import Position
 from ..publication import Disconnect
-from ..settings import Backpressure, Retention, Streams
+from ..settings import Backpressure, Retention, StreamLimits, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Index
+from .limits import StreamCounts
 from .registry import Registry
 from .replays import Replays
 from .resume import Start, beginning
@@ -57,6 +58,7 @@ class Engine:
         statistics: Statistics,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
+        stream_limits: StreamLimits,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._retention = retention
@@ -69,7 +71,8 @@ class Engine:
         self.backlogs = Backlogs(backpressure, retention.history_bytes)
         self._rounds = Rounds(base, backpressure.max_waiting_bytes)
         self.clock = Clock(streams)
-        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
+        self.counts = StreamCounts(stream_limits, self.index, monotonic) if stream_limits.has_any else None
+        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic, self.counts)
         self._replays = Replays(self._history, self.registry, statistics, backpressure.round_bytes, monotonic)
         self.gate = Gate(self._rounds.has_capacity, backpressure.max_waiting_publishers)
         """Publishers pass it before they publish."""
@@ -306,13 +309,21 @@ class Engine:
 
     # Subscribers
 
-    def attach(self, claims: Claims, sink: Sink, start: Start) -> Subscriber:
-        """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed."""
+    def attach(self, claims: Claims, sink: Sink, start: Start, address: str | None = None) -> Subscriber:
+        """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed.
+
+        Limits apply to streams with an `address`. Raises StreamRefused.
+        """
+        counts = self.counts
+        if counts is not None and address is not None:
+            self._admit(counts, claims, address)
         now = self._monotonic()
         sent, reset = beginning(self._history, self.head, claims, start, now)
         subscriber = Subscriber(claims, sink, self.head, sent)
         sink.owner = _SinkOwner(self, subscriber)
         self.registry.add(subscriber, now, self._wall())
+        if counts is not None and address is not None:
+            counts.add(subscriber, address)
         # An id before the reset would let a client that is disconnected between the two come back without a reset.
         position = sent if reset is None else None
         self.registry.send_frame(subscriber, hello(position, self._streams.retry_milliseconds), position)
@@ -321,6 +332,12 @@ class Engine:
         if subscriber.state is REPLAYING:
             self._replays.add(subscriber)
         return subscriber
+
+    def _admit(self, counts: StreamCounts, claims: Claims, address: str) -> None:
+        replaced = counts.admit(claims, address)
+        if replaced is not None:
+            self.registry.end(replaced, CloseReason.REPLACED)
+            self._retry_round()
 
     def move(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Write to `sink` from now on, first what the old sink had not sent."""

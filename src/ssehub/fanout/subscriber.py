@@ -42,6 +42,7 @@ class CloseReason(StrEnum):
     DRAINED = "drained"
     LIFETIME = "lifetime"
     REVOKED = "revoked"
+    REPLACED = "replaced"
 
 
 class State(Enum):

@@ -18,7 +18,17 @@ from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..platform import raise_descriptor_limit
-from ..settings import Backpressure, Idempotency, Limits, LogRetention, RedisOptions, RequestLimits, Retention, Streams
+from ..settings import (
+    Backpressure,
+    Idempotency,
+    Limits,
+    LogRetention,
+    RedisOptions,
+    RequestLimits,
+    Retention,
+    StreamLimits,
+    Streams,
+)
 from ..tokens import SHORT_SECRET_BYTES, Tokens, check_secret
 from ..web.client import create_client_app
 from ..web.control import create_control_app
@@ -63,6 +73,7 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
         tokens=tokens,
         token_cookie=config.token_cookie,
         cors_origins=config.cors_origins,
+        trusted_proxies=config.trusted_proxies,
         drains_on_exit=drains_on_exit,
     )
     statistics = partial(gather, hub) if gather is not None else None
@@ -85,6 +96,7 @@ def _hub(config: Config) -> Hub:
         retention=config.group(Retention),
         backpressure=config.group(Backpressure),
         streams=replace(config.group(Streams), max_connections=max_streams(config)),
+        stream_limits=config.group(StreamLimits),
     )
 
 
