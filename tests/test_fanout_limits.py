@@ -89,6 +89,17 @@ async def test_a15_new_streams_a_second_are_limited_in_all_and_by_address() -> N
         assert later == [None, None, "rate"]
 
 
+async def test_stream_that_is_replaced_makes_room_at_its_address_and_on_its_channel() -> None:
+    """The user's connection was lost unnoticed: the new one must not wait until that has been noticed."""
+    async with manual_hub(max_streams_per_user=1, max_streams_per_address=1, max_streams_per_channel=1) as hub:
+        first = open_stream(hub)
+
+        assert refusal(hub, "kim", "5.6.7.8") == "channel"
+        assert refusal(hub, "kim", "1.2.3.4", "news") == "address"
+        assert refusal(hub) is None
+        assert first.reason is CloseReason.REPLACED
+
+
 async def test_refused_stream_leaves_no_trace() -> None:
     async with manual_hub(max_streams_per_user=5, max_new_streams_per_second=0.1) as hub:
         open_stream(hub)
@@ -131,9 +142,11 @@ async def test_a15_counts_are_exact_after_any_sequence_of_events(policy: str) ->
             user, address = f"u{chance.randrange(5)}", f"10.0.0.{chance.randrange(4)}"
             channels = chance.choice([("a",), ("b",), ("a", "b")])
             mine = [one for one, _ in open_now if one.user_id == user]
-            on_channel = [sum(name in one.channels for one, _ in open_now) for name in channels]
-            is_over = sum(at == address for _, at in open_now) >= 6 or max(on_channel) >= 9
-            is_over |= policy == "refuse" and len(mine) >= 3
+            leaving = mine[:1] if policy == "replace" and len(mine) == 3 else []
+            staying = [(one, at) for one, at in open_now if one not in leaving]
+            is_over = policy == "refuse" and len(mine) == 3
+            is_over |= sum(at == address for _, at in staying) >= 6
+            is_over |= any(sum(name in one.channels for one, _ in staying) >= 9 for name in channels)
             try:
                 opened = hub.attach(Claims(user, channels), FakeSink(), address=address)
             except StreamRefused:

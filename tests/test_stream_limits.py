@@ -76,7 +76,7 @@ def test_a15_event_source_over_a_limit_comes_back_and_is_served_when_there_is_ro
         hub.emit(data="served")
         wait_until(lambda: received() == ["served"])
 
-    assert "stream refused, user: the user has 1 streams (max_streams_per_user); from 127.0.0.1" in hub.log
+    assert "stream refused, user: user 'alex' is at max_streams_per_user (1); from 127.0.0.1" in hub.log
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a15_clients_behind_apache_are_told_apart(start_hub: StartHub) -> None:
                 assert part, received
                 received += part
             answers.append(b": busy" in received)
-        wait_until(lambda: "max_streams_per_address); from 127.0.0.2\n" in hub.log)
+        wait_until(lambda: "max_streams_per_address (1); from 127.0.0.2\n" in hub.log)
 
     assert answers == [False, True, False]
 

@@ -7,7 +7,7 @@ one IPv4 address, or for one IPv6 network of 64 bits, as much as one customer of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from ..buckets import Buckets, TokenBucket
@@ -67,16 +67,9 @@ class StreamCounts:
 
         Raises StreamRefused if there may not be another one, which then does not count.
         """
-        limits = self._limits
-        most = limits.max_streams_per_address
-        if most is not None and self._by_address.get(address, 0) >= most:
-            raise StreamRefused(Refusal.ADDRESS, f"its address has {most} streams (max_streams_per_address)")
-        most = limits.max_streams_per_channel
-        if most is not None:
-            for channel in claims.channels:
-                if self._index.count(channel) >= most:
-                    raise StreamRefused(Refusal.CHANNEL, f"{channel!r} has {most} streams (max_streams_per_channel)")
         replaced = self._replaced(claims.user_id)
+        self._check_address(address, replaced)
+        self._check_channels(claims.channels, replaced)
         self._spend(address)
         return replaced
 
@@ -86,17 +79,32 @@ class StreamCounts:
         if most is None or len(streams := self._by_user.get(user_id, {})) < most:
             return None
         if not self._replaces:
-            raise StreamRefused(Refusal.USER, f"the user has {most} streams (max_streams_per_user)")
+            raise StreamRefused(Refusal.USER, f"user {user_id!r} is at max_streams_per_user ({most})")
         return next(iter(streams))
+
+    def _check_address(self, address: str, replaced: Subscriber | None) -> None:
+        most = self._limits.max_streams_per_address
+        if most is None:
+            return
+        leaving = replaced is not None and self._addresses[replaced] == address
+        if self._by_address.get(address, 0) - leaving >= most:
+            raise StreamRefused(Refusal.ADDRESS, f"the address is at max_streams_per_address ({most})")
+
+    def _check_channels(self, channels: Iterable[str], replaced: Subscriber | None) -> None:
+        most = self._limits.max_streams_per_channel
+        if most is None:
+            return
+        for channel in channels:
+            leaving = replaced is not None and channel in replaced.channels
+            if self._index.count(channel) - leaving >= most:
+                raise StreamRefused(Refusal.CHANNEL, f"channel {channel!r} is at max_streams_per_channel ({most})")
 
     def _spend(self, address: str) -> None:
         # The address comes first: what it may not open must not take from the rate of all others.
         if self._address_rates is not None and not self._address_rates.spend(address):
-            raise StreamRefused(
-                Refusal.ADDRESS_RATE, "its address opens streams too fast (max_new_streams_per_second_per_address)"
-            )
+            raise StreamRefused(Refusal.ADDRESS_RATE, "the address is at max_new_streams_per_second_per_address")
         if self._rate is not None and not self._rate.spend():
-            raise StreamRefused(Refusal.RATE, "too many streams are being opened (max_new_streams_per_second)")
+            raise StreamRefused(Refusal.RATE, "max_new_streams_per_second is reached")
 
     def add(self, subscriber: Subscriber, address: str) -> None:
         """Count an open stream."""
