@@ -80,21 +80,20 @@ def test_a15_event_source_over_a_limit_comes_back_and_is_served_when_there_is_ro
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("option", "reason", "most"),
     [
-        (["--max-streams-per-user=3", "--user-limit-policy=refuse"], "user"),
-        (["--max-streams-per-address=3"], "address"),
-        (["--max-streams-per-channel=3"], "channel"),
-        (["--max-new-streams-per-second=0.3"], "rate"),
-        (["--max-new-streams-per-second-per-address=0.3"], "address-rate"),
-        (["--max-connections=3"], "full"),
+        ("--max-streams-per-user=3", "user", 3),
+        ("--max-streams-per-address=3", "address", 3),
+        ("--max-streams-per-channel=3", "channel", 3),
+        ("--max-new-streams-per-second=0.05", "rate", 1),
+        ("--max-new-streams-per-second-per-address=0.05", "address-rate", 1),
+        ("--max-connections=3", "full", 3),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a15_stream_over_a_limit_is_told_to_come_back(start_hub: StartHub, options: list[str], reason: str) -> None:
-    hub = start_hub(*options)
+def test_a15_stream_over_a_limit_is_told_to_come_back(start_hub: StartHub, option: str, reason: str, most: int) -> None:
+    hub = start_hub(option, "--user-limit-policy=refuse")
     token = hub.token()
-    streams = [listen(hub.port, token) for _ in range(3)]
+    streams = [listen(hub.port, token) for _ in range(most)]
 
     waits = [busy(hub, token) for _ in range(3)]
     hub.emit(data="still here")
@@ -165,16 +164,16 @@ def test_bad_trusted_proxy_stops_the_start(start_hub: StartHub) -> None:
 
 @pytest.mark.anyio
 async def test_publisher_over_its_rate_is_answered_429() -> None:
-    async with control_app(limits=Limits(max_publishes_per_second=0.5)) as app:
-        statuses = [(await app.post("/emit/", form())).status_code for _ in range(6)]
+    async with control_app(limits=Limits(max_publishes_per_second=0.1)) as app:
+        statuses = [(await app.post("/emit/", form())).status_code for _ in range(2)]
         over = await app.post("/emit/", event_json(), {"content-type": "application/json"})
         metrics = await app.metrics()
 
-        assert statuses == [200] * 5 + [429]
-        assert over.status_code == 429 and over.headers["retry-after"] in ("1", "2")
+        assert statuses == [200, 429]
+        assert over.status_code == 429 and 1 <= int(over.headers["retry-after"]) <= 10
         assert over.json() == {"error": "more events than max_publishes_per_second: try again later"}
         assert 'ssehub_refused_total{reason="publish-rate"} 2.0' in metrics
-        assert await app.received() == ["x"] * 5  # what was refused is not published
+        assert await app.received() == ["x"]  # what was refused is not published
         assert (await app.post("/token/", form(exp="60"))).status_code != 429
 
 
@@ -186,7 +185,7 @@ async def test_batch_costs_as_much_as_it_has_events() -> None:
         second = await app.post("/emit/", form())
 
         assert first.status_code == 200
-        assert second.status_code == 429 and int(second.headers["retry-after"]) in (20, 21)
+        assert second.status_code == 429 and 10 < int(second.headers["retry-after"]) <= 21
 
 
 @pytest.mark.anyio
