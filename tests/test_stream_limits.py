@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -42,7 +44,7 @@ def event_source(hub: RunningHub, token: str) -> Iterator[Callable[[], list[str]
         try:
             yield lambda: [json.loads(line) for line in Path(output.name).read_text().split("\n")[:-1]]
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # `node` of the virtual environment starts the real one
             process.wait()
 
 
