@@ -12,13 +12,14 @@ from ssehub.fanout.engine import Engine
 from ssehub.fanout.resume import Start
 from ssehub.fanout.subscriber import Subscriber
 from ssehub.hub import Hub
-from ssehub.settings import Backpressure, Memory, Retention, Settings, Streams, settings_of
+from ssehub.settings import Backpressure, Memory, Retention, Settings, StreamLimits, Streams, settings_of
 from ssehub.testing import ManualClock, ManualHub
 
 GROUPS: dict[str, type[Settings]] = {
     "backpressure": Backpressure,
     "memory": Memory,
     "retention": Retention,
+    "stream_limits": StreamLimits,
     "streams": Streams,
 }
 

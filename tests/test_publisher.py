@@ -16,7 +16,15 @@ import pytest
 
 from conftest import CONTROL_KEY, RunningHub, free_port
 from ssehub import AsyncPublisher, Publisher
-from ssehub.errors import ConfigError, ControlKeyError, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
+from ssehub.errors import (
+    ConfigError,
+    ControlKeyError,
+    InvalidRequest,
+    Overloaded,
+    SSEHubError,
+    Unavailable,
+    WrongEventLoop,
+)
 from streams import listen
 
 
@@ -193,6 +201,17 @@ def test_only_calls_that_are_safe_to_repeat_are_sent_again(status: int, is_event
             publisher.token("alex", "chat")
 
     assert server.requests == tries
+
+
+def test_publisher_over_its_rate_is_overloaded() -> None:
+    with (
+        FailingServer(429) as server,
+        Publisher(server.url) as publisher,
+        pytest.raises(Overloaded, match="responded with 429: try later"),
+    ):
+        publisher.emit(channel="chat", user_id="*", data="x")
+
+    assert server.requests == 1
 
 
 @pytest.mark.anyio

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
 
 import httpx
+import pytest
 
 from conftest import SECRET, StartHub, free_port, wait_until
+from ssehub.fanout import registry, subscriber
+from ssehub.loglimit import BURST, LIMIT, LINES_PER_SECOND, limited_logger
+from ssehub.server import connection
+from ssehub.web import client, endpoint, stream
 from streams import listen
 
 
@@ -22,9 +30,9 @@ def test_f10_hub_goes_on_when_nobody_reads_its_stderr() -> None:
     )
     with process:
         wait_until(lambda: is_healthy(control_url), 20)
-        token = httpx.post(f"{control_url}/token/", data={"userId": "a", "channel": "c" * 200}).text
+        token = httpx.post(f"{control_url}/token/", data={"userId": "a" * 250, "channel": "c" * 250}).text
 
-        for _ in range(500):  # a line of 300 bytes each: more than the 64 KiB of a pipe
+        for _ in range(500):  # a line of 600 bytes for the first 200 of them: more than the 64 KiB of a pipe
             listen(port, token).close()
         health = httpx.get(f"{control_url}/healthz").text
         process.terminate()
@@ -61,3 +69,47 @@ def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
     wait_until(lambda: "stream ended" in hub.log and "stream refused" in hub.log)
 
     assert token not in hub.log and SECRET not in hub.log
+
+
+def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
+    """One client could write 25 GiB of log a day: a line for each of 4,000 bad requests a second."""
+    hub = start_hub()
+    token = hub.token()
+
+    def written() -> int:
+        return hub.log.count("INFO ssehub.http: request refused: 400 ")
+
+    def left_out() -> int:
+        summaries = re.findall(
+            r"INFO ssehub.http: (\d+) more lines like this were left out in \d+ s: request r", hub.log
+        )
+        return sum(map(int, summaries))
+
+    began = time.monotonic()
+    for _ in range(3_000):
+        with socket.create_connection(("127.0.0.1", hub.port)) as sock:
+            sock.sendall(b"nonsense\r\n\r\n")
+            sock.recv(1000)
+    seconds = time.monotonic() - began
+    listen(hub.port, token).close()
+
+    wait_until(lambda: "stream ended" in hub.log)  # the flood hides no line of another kind
+    wait_until(lambda: written() + left_out() == 3_000, 30)
+    assert BURST <= written() <= BURST + LINES_PER_SECOND * (seconds + 1)
+
+
+def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """The filter is on the loggers, because a host has handlers of its own."""
+    logger = limited_logger("ssehub.client")
+    with caplog.at_level("INFO", "ssehub.client"):
+        for number in range(1_000):
+            logger.info("a line of this test: %d", number)
+        LIMIT.summarize()
+
+    summary = re.fullmatch(
+        r"(\d+) more lines like this were left out in \d+ s: a line of this test: %d", caplog.messages[-1]
+    )
+    assert summary and int(summary[1]) == 1_000 - (len(caplog.messages) - 1)
+    assert BURST <= len(caplog.messages) < 2 * BURST
+    for module in (connection, client, endpoint, stream, registry, subscriber):
+        assert LIMIT in module.logger.filters

@@ -28,6 +28,7 @@ from .settings import (
     RequestLimits,
     Retention,
     Settings,
+    StreamLimits,
     Streams,
     TcpOptions,
     settings_of,
@@ -42,6 +43,7 @@ CONFIG_VARIABLE = "SSEHUB_CONFIG"
 OFF = "off"
 GROUPS: tuple[type[Settings], ...] = (
     Streams,
+    StreamLimits,
     Retention,
     Backpressure,
     Memory,
@@ -140,6 +142,13 @@ class Config(BaseSettings):
     )
     cors_origins: Names = Field([], description="other origins whose pages may open streams, or * for all")
     control_hosts: Names = Field([], description="further host names by which clients may address the control app")
+    trusted_proxies: Names = Field(
+        [],
+        description="addresses and networks of proxies, or unix, that are believed when they say who their client is",
+    )
+    proxy_protocol: bool = Field(
+        False, description="require the PROXY protocol (version 1 or 2) of connections from trusted_proxies"
+    )
     drain_seconds: Seconds = Field(10, description="time to end all streams and close all connections after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe messages logged to stderr: debug, info, warning or error"
@@ -282,4 +291,6 @@ def _with_files(config: Config) -> Config:
     config = config.model_copy(update=found)
     if config.control_key is not None and not config.control_key.get_secret_value().strip():
         raise ConfigError("control_key is empty: give a random string, or remove the setting")
+    if config.proxy_protocol and not config.trusted_proxies:
+        raise ConfigError("proxy_protocol needs trusted_proxies: list the proxies that send a PROXY preamble")
     return config

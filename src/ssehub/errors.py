@@ -12,10 +12,12 @@ SSEHubError
 ├── ConfigError                     a setting can't be used; the command exits with code 2
 ├── AddressError                    an address can't be bound; the command exits with code 3
 ├── WrongEventLoop                  the call would block its own event loop, or belongs in another one
+├── TooManyRequests (429)           a publisher is over its rate; nothing was stored
 └── Unavailable (503)               try again later; the event may or may not be stored
     ├── BrokerUnavailable           the log can't be reached; if so at start, the command exits with code 3
-    ├── Overloaded                  too many publishers are waiting already; nothing was stored
-    └── HubClosed                   the hub is closed; nothing was stored
+    ├── Overloaded                  too many publishers are waiting, or this one is too fast; nothing was stored
+    ├── HubClosed                   the hub is closed; nothing was stored
+    └── StreamRefused               a stream can't be opened now; a browser is told to reconnect later
 """
 
 from __future__ import annotations
@@ -71,6 +73,16 @@ class WrongEventLoop(SSEHubError):
     pass
 
 
+class TooManyRequests(SSEHubError):
+    """`wait_seconds` is how long it takes until a request is accepted again."""
+
+    status = 429
+
+    def __init__(self, message: str, wait_seconds: float) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+
+
 class Unavailable(SSEHubError):
     status = 503
 
@@ -85,3 +97,11 @@ class Overloaded(Unavailable):
 
 class HubClosed(Unavailable):
     pass
+
+
+class StreamRefused(Unavailable):
+    """`reason` is one of those that `/metrics` counts."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -31,7 +31,7 @@ from .fields import json_text, one_or_many
 from .memory import MemoryMeter
 from .position import Position
 from .publication import Disconnect, IdempotencyKey, Publication
-from .settings import Backpressure, Memory, Retention, Streams
+from .settings import Backpressure, Memory, Retention, StreamLimits, Streams
 from .subscription import Subscription
 
 FLUSH_SECONDS = 1.0
@@ -55,6 +55,7 @@ class Hub:
         backpressure: Backpressure = Backpressure(),
         streams: Streams = Streams(),
         memory: Memory = Memory(),
+        stream_limits: StreamLimits = StreamLimits(),
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,12 +63,15 @@ class Hub:
             raise ConfigError(f"Hub takes a broker, not a URL: use Hub(ssehub.brokers.create_broker({broker!r}))")
         self.broker: Broker = broker or MemoryBroker(now=now)
         self._max_connections = streams.max_connections
+        self.limits_streams = stream_limits.has_any
+        """True if streams that are attached with an address may be refused because of how many there are."""
         self._statistics = Statistics()
         self._build = partial(
             Engine,
             retention=retention,
             backpressure=backpressure,
             streams=streams,
+            stream_limits=stream_limits,
             statistics=self._statistics,
             wall=now,
             monotonic=monotonic,
@@ -375,16 +379,21 @@ class Hub:
                 while not _has_reached(engine, min(end, position)):  # noqa: ASYNC110  # dispatch is the hot path
                     await asyncio.sleep(0.005)
 
-    def attach(self, claims: Claims, sink: Sink, start: Start = NOW) -> Subscriber:
+    def count_refusal(self, reason: str) -> None:
+        """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""
+        self._statistics.refused[reason] += 1
+
+    def attach(self, claims: Claims, sink: Sink, start: Start = NOW, address: str | None = None) -> Subscriber:
         """Open a stream that writes to `sink`, for a server's response; the hub closes `sink` when the stream ends.
 
         It receives everything that `claims` grant, from `start` on. Raises HubClosed, and BrokerUnavailable if the log
-        is not being read yet.
+        is not being read yet. The limits on streams apply if there is an `address`, which stands for the client; then
+        this also raises StreamRefused.
         """
         engine = self._running().engine
         if engine is None:
             raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
-        return engine.attach(claims, sink, start)
+        return engine.attach(claims, sink, start, address)
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""

@@ -18,7 +18,16 @@ try:
 except ImportError as exc:
     raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
 
-from .errors import ConfigError, ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable, WrongEventLoop
+from .errors import (
+    ConfigError,
+    ControlKeyError,
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    SSEHubError,
+    Unavailable,
+    WrongEventLoop,
+)
 from .urls import without_credentials
 
 DEFAULT_URL = "http://127.0.0.1:8001"
@@ -26,7 +35,7 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 RETRY_SECONDS = (0.2, 1.0)
 """How long to wait before each further attempt."""
 TEMPORARY_STATUSES = (502, 503, 504)
-_ERRORS: dict[int, type[SSEHubError]] = {401: ControlKeyError, 403: Forbidden}
+_ERRORS: dict[int, type[SSEHubError]] = {401: ControlKeyError, 403: Forbidden, 429: Overloaded}
 _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 _Outcome = httpx.Response | httpx.HTTPError
 

@@ -58,6 +58,7 @@ class Pattern:
 
 
 POSITIVE = Range(above=0)
+RATE = Range(above=0, most=1_000_000)
 SECONDS = Range(above=0, below=2**31)
 LEEWAY = Range(least=0, most=600)
 """Seconds by which clocks may differ. More would let access outlive its token for long."""
@@ -134,6 +135,40 @@ class Streams(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits(Settings):
+    """How many streams there may be of one user, address and channel, and how many may be opened a second."""
+
+    max_streams_per_user: int | None = setting(None, "most open streams of one user", POSITIVE)
+    user_limit_policy: str = setting(
+        "replace",
+        "what happens to a further stream of a user: replace (the oldest one ends) or refuse",
+        Pattern("replace|refuse", "replace or refuse"),
+    )
+    max_streams_per_address: int | None = setting(
+        None, "most open streams of one client address, or of one IPv6 network of 64 bits", POSITIVE
+    )
+    max_streams_per_channel: int | None = setting(None, "most open streams on one channel", POSITIVE)
+    max_new_streams_per_second: float | None = setting(
+        None, "streams that may be opened a second, with a burst of those of ten seconds", RATE
+    )
+    max_new_streams_per_second_per_address: float | None = setting(
+        None, "streams that one client address may open a second, with a burst of those of ten seconds", RATE
+    )
+
+    @property
+    def has_any(self) -> bool:
+        """True if any limit is set."""
+        settings = (
+            self.max_streams_per_user,
+            self.max_streams_per_address,
+            self.max_streams_per_channel,
+            self.max_new_streams_per_second,
+            self.max_new_streams_per_second_per_address,
+        )
+        return any([value is not None for value in settings])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retention(Settings):
     """How much of the log a hub keeps in memory for clients that reconnect."""
 
@@ -176,11 +211,14 @@ class Memory(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(Settings):
-    """How large requests to the control app may be."""
+    """How large requests to the control app may be, and how many events they may publish."""
 
     max_event_bytes: int = setting(2**20, "largest data or payload of one event", POSITIVE)
     max_body_bytes: int = setting(8 * 2**20, "largest request body that the control app accepts", POSITIVE)
     max_batch_events: int = setting(10_000, "most events in one batch", POSITIVE)
+    max_publishes_per_second: float | None = setting(
+        None, "events that one control key may publish a second; further ones are answered 429", RATE
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,13 +23,14 @@ from ..brokers.base import Entry
 from ..claims import Claims
 from ..position import Position
 from ..publication import Disconnect
-from ..settings import Backpressure, Retention, Streams
+from ..settings import Backpressure, Retention, StreamLimits, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Index
+from .limits import StreamCounts
 from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
@@ -63,6 +64,7 @@ class Engine:
         statistics: Statistics,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
+        stream_limits: StreamLimits,
         meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -77,7 +79,8 @@ class Engine:
         self._rounds = Rounds(base, backpressure.max_waiting_bytes)
         self.clock = Clock(streams)
         self.pressure = Pressure(meter)
-        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic)
+        counts = StreamCounts(stream_limits, self.index, monotonic) if stream_limits.has_any else None
+        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic, counts)
         self._replays = Replays(
             self._history,
             self.registry,
@@ -312,13 +315,17 @@ class Engine:
 
     # Subscribers
 
-    def attach(self, claims: Claims, sink: Sink, start: Start) -> Subscriber:
-        """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed."""
+    def attach(self, claims: Claims, sink: Sink, start: Start, address: str | None = None) -> Subscriber:
+        """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed.
+
+        Limits apply to streams with an `address`. Raises StreamRefused.
+        """
+        self.registry.admit(claims, address)
         now = self._monotonic()
         sent, reset = beginning(self._history, self.head, claims, start, now)
         subscriber = Subscriber(claims, sink, self.head, sent)
         sink.owner = _SinkOwner(self, subscriber)
-        self.registry.add(subscriber, now, self._wall())
+        self.registry.add(subscriber, now, self._wall(), address)
         # An id before the reset would let a client that is disconnected between the two come back without a reset.
         position = sent if reset is None else None
         self.registry.send_frame(subscriber, hello(position, self._streams.retry_milliseconds), position)

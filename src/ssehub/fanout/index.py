@@ -62,6 +62,11 @@ class Index:
             if not channel.by_user:
                 del self.channels[name]
 
+    def count(self, channel: str) -> int:
+        """Return the number of subscribers of `channel`."""
+        found = self.channels.get(channel)
+        return 0 if found is None else len(found.single) + len(found.multiple)
+
     def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
         """Return the subscribers of `users` on `channels`; empty means all users, or all channels."""
         wanted = set(users)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 
+from ..claims import Claims
+from ..loglimit import limited_logger
 from ..position import Position
 from .backlogs import OVERRUN, Backlogs
 from .clock import Clock
 from .frames import control_event, heartbeat
 from .history import ResetReason
 from .index import Index
+from .limits import StreamCounts
 from .sinks import Chunk, Sink
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 
-logger = logging.getLogger("ssehub.hub")
+logger = limited_logger("ssehub.hub")
 
 RESTART_MILLISECONDS = 2_000
 """A drained client comes back after at least this time, in which a restart should be done, and within 5 s more."""
+REPLACED_MILLISECONDS = 600_000
+"""A client whose stream was replaced by another one of its user comes back after this time, or a fifth more."""
 DRAIN_LINGER_SECONDS = 1.0
 """How much longer than the drain window a client has to read what was written before its stream ended."""
 
@@ -38,6 +42,7 @@ class Registry:
         statistics: Statistics,
         base: Position,
         monotonic: Callable[[], float],
+        counts: StreamCounts | None = None,
     ) -> None:
         self.head = base
         """The position up to which the log has been read."""
@@ -50,10 +55,24 @@ class Registry:
         self._clock = clock
         self._statistics = statistics
         self._monotonic = monotonic
+        self.counts = counts
+        """The streams that limits are about; None if there are no limits."""
 
-    def add(self, subscriber: Subscriber, now: float, wall: float) -> None:
+    def admit(self, claims: Claims, address: str | None) -> None:
+        """Make room for a stream from `address`, where limits apply: end the one that it replaces.
+
+        Raises StreamRefused.
+        """
+        if self.counts is not None and address is not None:
+            replaced = self.counts.admit(claims, address)
+            if replaced is not None:
+                self.end(replaced, CloseReason.REPLACED)
+
+    def add(self, subscriber: Subscriber, now: float, wall: float, address: str | None = None) -> None:
         self._index.add(subscriber)
         self._clock.add(subscriber, now, wall)
+        if self.counts is not None and address is not None:
+            self.counts.add(subscriber, address)
         self._statistics.connected += 1
 
     def position_of(self, subscriber: Subscriber) -> Position:
@@ -93,6 +112,8 @@ class Registry:
             return
         self._index.remove(subscriber)
         self._clock.remove(subscriber)
+        if self.counts is not None:
+            self.counts.remove(subscriber)
         farewell = self._farewell(subscriber, reason)
         subscriber.reason = reason
         subscriber.enter(State.ENDED)
@@ -123,6 +144,10 @@ class Registry:
             return control_event("stream-expired", {"expiresAt": subscriber.expires_at}, position)
         if reason is CloseReason.DRAINED:
             return control_event("stream-drain", {}, position, self.comeback_milliseconds())
+        if reason is CloseReason.REPLACED:
+            # A client that came back at once would replace the stream that replaced it, and so on for ever.
+            comeback = REPLACED_MILLISECONDS + random.randrange(REPLACED_MILLISECONDS // 5)
+            return control_event("stream-replaced", {}, position, comeback)
         return None
 
     def _close(self, sink: Sink, reason: CloseReason) -> None:

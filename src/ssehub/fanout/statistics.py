@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from .history import ResetReason
+from .limits import Refusal
 from .subscriber import CloseReason
 
 ROUND_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -20,6 +21,7 @@ class Statistics:
     channels: int = 0
     connected: int = 0
     endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
+    refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})
     published: int = 0
     delivered: int = 0
     delivered_bytes: int = 0

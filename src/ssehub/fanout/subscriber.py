@@ -19,15 +19,15 @@ end of a finished round. That is why a client that comes back with such an id ha
 
 from __future__ import annotations
 
-import logging
 from enum import Enum, StrEnum
 
 from ..claims import Claims
+from ..loglimit import limited_logger
 from ..position import Position
 from .frames import Batch
 from .sinks import Chunk, Sink
 
-logger = logging.getLogger("ssehub.subscriber")
+logger = limited_logger("ssehub.subscriber")
 
 FAILED = -1
 """Returned by `write` instead of a number of events: writing to the connection raised, so the stream must end."""
@@ -42,6 +42,7 @@ class CloseReason(StrEnum):
     DRAINED = "drained"
     LIFETIME = "lifetime"
     REVOKED = "revoked"
+    REPLACED = "replaced"
 
 
 class State(Enum):

@@ -30,6 +30,7 @@ from ..settings import (
     RedisOptions,
     RequestLimits,
     Retention,
+    StreamLimits,
     Streams,
 )
 from ..tokens import Tokens
@@ -76,6 +77,7 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
         tokens=tokens,
         token_cookie=config.token_cookie,
         cors_origins=config.cors_origins,
+        trusted_proxies=config.trusted_proxies,
         drains_on_exit=drains_on_exit,
     )
     statistics = partial(gather, hub) if gather is not None else None
@@ -99,6 +101,7 @@ def _hub(config: Config) -> Hub:
         backpressure=config.group(Backpressure),
         streams=replace(config.group(Streams), max_connections=max_streams(config)),
         memory=replace(config.group(Memory), max_memory_bytes=max_memory_bytes(config)),
+        stream_limits=config.group(StreamLimits),
     )
 
 

@@ -25,10 +25,11 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from ..fanout.sinks import LINGER_SECONDS, TransportSink
+from ..loglimit import limited_logger
 from ..settings import RequestLimits
 from .deadlines import Deadlines, Wait
 
-logger = logging.getLogger("ssehub.http")
+logger = limited_logger("ssehub.http")
 
 RATE_SECONDS = 10.0
 """A body that takes longer than `body_seconds` is measured in intervals of this length."""

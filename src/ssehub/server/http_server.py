@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from ..proxies import TrustedProxies
 from ..settings import RequestLimits
 from .protocol import HttpProtocol
+from .proxy_protocol import behind_proxies
 
 MIN_CONTROL_SECONDS = 1.0
 """Time that requests to the control app have to finish, even if the drain window is over."""
@@ -42,23 +44,39 @@ class HttpServer:
         self.task.cancel()
 
 
-def serve_client_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimits, max_connections: int) -> HttpServer:
-    """Start to serve the client app in the running event loop."""
-    return _start(app, sock, limits, max_connections)
+def serve_client_app(
+    app: ASGIApp,
+    sock: socket.socket,
+    *,
+    limits: RequestLimits,
+    max_connections: int,
+    proxies: TrustedProxies | None = None,
+) -> HttpServer:
+    """Start to serve the client app in the running event loop. `proxies` begin connections with a PROXY preamble."""
+    return _start(app, sock, _protocol(limits, max_connections), proxies)
 
 
 def serve_control_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimits, max_connections: int) -> HttpServer:
     """Start to serve the control app in the running event loop. Publishers keep their connections for a minute."""
-    return _start(app, sock, limits, max_connections, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
+    protocol = _protocol(limits, max_connections)
+    return _start(app, sock, protocol, None, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
+
+
+def _protocol(limits: RequestLimits, max_connections: int) -> Callable[..., HttpProtocol]:
+    return partial(HttpProtocol, limits=limits, max_connections=max_connections)
 
 
 def _start(
-    app: ASGIApp, sock: socket.socket, limits: RequestLimits, max_connections: int, **options: Any
+    app: ASGIApp,
+    sock: socket.socket,
+    protocol: Callable[..., HttpProtocol],
+    proxies: TrustedProxies | None,
+    **options: Any,
 ) -> HttpServer:
-    protocol: Any = partial(HttpProtocol, limits=limits, max_connections=max_connections)
+    http: Any = protocol if proxies is None else behind_proxies(protocol, proxies)  # uvicorn calls it like a class
     config = uvicorn.Config(
         app,
-        http=protocol,
+        http=http,
         ws="none",
         loop="none",
         lifespan="off",

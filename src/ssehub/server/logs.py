@@ -1,4 +1,4 @@
-"""Logging to stderr that never blocks the event loop, with one line per record."""
+"""Logging to stderr that never blocks the event loop: one line per record, and a limited rate of each kind of line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..loglimit import LIMIT
 
 MAX_WAITING_LINES = 10_000
 MAX_FLUSH_SECONDS = 1.0
@@ -48,8 +50,12 @@ class _QueueHandler(logging.Handler):
 
 @contextmanager
 def logging_to_stderr(level: str, prefix: str = "") -> Iterator[None]:
-    """Inside the context, a thread writes log lines of `level` and above to stderr, with `prefix` before the level."""
+    """Inside the context, a thread writes log lines of `level` and above to stderr, with `prefix` before the level.
+
+    The rate of each kind of line is limited, whoever logs it.
+    """
     handler = _QueueHandler()
+    handler.addFilter(LIMIT)
     handler.setFormatter(OneLineFormatter(f"%(asctime)s {prefix}%(levelname)s %(name)s: %(message)s"))
     writer = threading.Thread(target=handler.write_all, name="ssehub-log", daemon=True)
     writer.start()
@@ -60,6 +66,7 @@ def logging_to_stderr(level: str, prefix: str = "") -> Iterator[None]:
     try:
         yield
     finally:
+        LIMIT.summarize()
         root.removeHandler(handler)
         root.setLevel(level_before)
         with contextlib.suppress(queue.Full):

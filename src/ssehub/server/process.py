@@ -21,6 +21,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..hub import Hub
 from ..platform import loop_factory
+from ..proxies import TrustedProxies
 from ..settings import RequestLimits, TcpOptions
 from .announce import announce
 from .apps import Apps, create_apps, max_client_connections, max_control_connections
@@ -93,7 +94,11 @@ async def _main(
     async with apps.hub, beside:
         limits = config.group(RequestLimits)
         client = serve_client_app(
-            apps.client, sockets[0], limits=limits, max_connections=max_client_connections(config)
+            apps.client,
+            sockets[0],
+            limits=limits,
+            max_connections=max_client_connections(config),
+            proxies=TrustedProxies.parse(config.trusted_proxies) if config.proxy_protocol else None,
         )
         control = serve_control_app(checks, sockets[1], limits=limits, max_connections=max_control_connections(config))
         with collecting(apps.hub):

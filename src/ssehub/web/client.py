@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -14,19 +13,24 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import Forbidden, InvalidRequest, TokenError, Unavailable
+from ..errors import Forbidden, InvalidRequest, StreamRefused, TokenError, Unavailable
 from ..event import encode_fields
+from ..fanout.limits import Refusal
 from ..fanout.resume import Start
 from ..hub import Hub
+from ..loglimit import limited_logger
+from ..proxies import TrustedProxies, limit_key
 from ..tokens import Tokens
 from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, choose_login
 from .masking import Masking
 from .origins import ANY, check_origins
 from .stream import EventStream, ExitListener
 
-logger = logging.getLogger("ssehub.client")
+logger = limited_logger("ssehub.client")
 
 ALLOW = "GET, HEAD, OPTIONS"
+_REFUSED: Mapping[str, str] = {reason: f"stream refused, {reason}: %s; from %s" for reason in Refusal}
+"""A template for each reason, as the rate of lines is limited by their templates."""
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 
 
@@ -37,20 +41,25 @@ def create_client_app(
     authenticate: Authenticate | None = None,
     token_cookie: str | None = None,
     cors_origins: Sequence[str] = (),
+    trusted_proxies: Sequence[str] = (),
     drains_on_exit: bool = True,
 ) -> Starlette:
     """Return the app that serves `GET /events/` from `hub`, to clients with a token or logged in by `authenticate`.
 
     `token_cookie` names a cookie that may carry the token, too. Pages of `cors_origins` may listen with credentials,
-    and with `("*",)` all pages, without credentials. `drains_on_exit` ends the streams when uvicorn is told to exit,
-    because uvicorn waits for them. Raises ConfigError unless exactly one of `tokens` and `authenticate` is given, and
-    for origins that no browser sends, or that every page can send to listen with the cookies of its visitors.
+    and with `("*",)` all pages, without credentials. `trusted_proxies` are addresses and networks of proxies, or
+    `unix`: what they say in `X-Forwarded-For` or `Forwarded` about the client is believed. `drains_on_exit` ends the
+    streams when uvicorn is told to exit, because uvicorn waits for them.
+
+    Raises ConfigError unless exactly one of `tokens` and `authenticate` is given, and for origins that no browser
+    sends, or that every page can send to listen with the cookies of its visitors.
     """
     check_origins(cors_origins, with_cookies=token_cookie is not None or authenticate is not None)
     endpoint = EventsEndpoint(
         hub,
         choose_login(tokens, authenticate, token_cookie, cors_origins),
         ExitListener(hub) if drains_on_exit else None,
+        TrustedProxies.parse(trusted_proxies),
     )
     cors = Middleware(
         CORSMiddleware,
@@ -78,18 +87,25 @@ def create_client_app(
 class EventsEndpoint:
     """Responds to `/events/`. It is an ASGI app itself, so that no request object lives as long as a stream."""
 
-    def __init__(self, hub: Hub, login: Login, exit_listener: ExitListener | None) -> None:
+    def __init__(
+        self, hub: Hub, login: Login, exit_listener: ExitListener | None, trusted_proxies: TrustedProxies
+    ) -> None:
         self._hub = hub
         self._login = login
         self._exit_listener = exit_listener
+        self._trusted_proxies = trusted_proxies or None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._respond(scope)
+        if self._trusted_proxies is not None:
+            scope["client"] = self._trusted_proxies.client(scope.get("client"), scope["headers"])
+        try:
+            response = await self._respond(scope)
+        except Unavailable as exc:
+            response = self._busy(exc, scope)
         try:
             await response(scope, receive, send)
-        except Unavailable as exc:  # the hub has ended after `_is_ready`; nothing has been sent yet
-            logger.debug("stream refused: %s", exc)
-            await self._busy()(scope, receive, send)
+        except Unavailable as exc:  # over a limit, or the hub has ended meanwhile; nothing has been sent yet
+            await self._busy(exc, scope)(scope, receive, send)
 
     async def _respond(self, scope: Scope) -> ASGIApp:
         method = scope["method"]
@@ -101,38 +117,51 @@ class EventsEndpoint:
         try:
             claims = await self._login(request)
         except Exception as exc:
-            return _refusal(exc)
+            return _denial(exc)
         try:
             start = _start(request)
         except InvalidRequest as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
-            if not await self._is_ready():
-                return self._busy()
+            await self._make_ready()
             await self._hub.reach(start.cursor)
-        return EventStream(self._hub, claims, start)
+        return EventStream(self._hub, claims, start, _address(scope) if self._hub.limits_streams else None)
 
-    async def _is_ready(self) -> bool:
-        """True if a stream can be opened now. Starts the hub at its first use."""
-        if self._hub.is_full or self._hub.is_draining:
-            return False
+    async def _make_ready(self) -> None:
+        """Start the hub at its first use. Raises StreamRefused if no stream can be opened now."""
+        if self._hub.is_short_of_memory:
+            raise StreamRefused(Refusal.MEMORY, "memory is short")
+        if self._hub.is_full:
+            raise StreamRefused(Refusal.FULL, "the hub has as many streams as it may have")
+        if self._hub.is_draining:
+            raise StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop")
         try:
             await self._hub.start()
         except Unavailable as exc:
             logger.warning("the hub can't start: %s", exc)
-            return False
+            raise
         if self._exit_listener is not None:
             self._exit_listener.start()
-        return self._hub.is_following
+        if not self._hub.is_following:
+            raise StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet")
 
-    def _busy(self) -> Response:
+    def _busy(self, exc: Unavailable, scope: Scope) -> Response:
         """Return a short stream that tells the client to reconnect later.
 
         An EventSource stops for good at any status other than 200.
         """
+        reason = exc.reason if isinstance(exc, StreamRefused) else Refusal.UNAVAILABLE
+        self._hub.count_refusal(reason)
+        logger.info(_REFUSED[reason], exc, _address(scope) or "a Unix socket")
         frame = encode_fields(comment="busy", retry=self._hub.comeback_milliseconds())
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"}
         return Response(frame, media_type="text/event-stream", headers=headers)
+
+
+def _address(scope: Scope) -> str:
+    """Return what the limits per address count as one address. It is empty for clients of a Unix socket."""
+    client = scope.get("client")
+    return limit_key(client[0]) if client and client[0] else ""
 
 
 def _start(request: StreamRequest) -> Start:
@@ -152,7 +181,7 @@ def _cursor(headers: Headers, query: Mapping[str, str]) -> str | None:
     return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)
 
 
-def _refusal(exc: Exception) -> Response:
+def _denial(exc: Exception) -> Response:
     """Return the response to a request whose login raised `exc`. Every TokenError gets the same response."""
     if isinstance(exc, TokenError):
         logger.debug("stream refused: %s", exc)

@@ -14,9 +14,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..address import LOOPBACK_HOSTS
+from ..buckets import Buckets
 from ..credentials import check_control_key
-from ..errors import BodyTooLarge, InvalidRequest
+from ..errors import BodyTooLarge, InvalidRequest, TooManyRequests
 from ..event import Event
+from ..fanout.limits import BURST_SECONDS, Refusal
 from ..fields import check_name, json_text
 from ..hub import Hub
 from ..publication import BodyDigest, IdempotencyKey, Publication
@@ -109,6 +111,8 @@ class Emit(Endpoint):
         self._control_key = control_key
         self._turn = asyncio.Lock()
         """Large bodies are read one after the other: each takes its slices, and all of them together would block."""
+        rate = limits.max_publishes_per_second
+        self._rates = Buckets(rate, BURST_SECONDS, time.monotonic) if rate is not None else None
 
     async def respond(self, request: ControlRequest) -> Response:
         kind = media_type(request)
@@ -186,6 +190,8 @@ class Emit(Endpoint):
     async def _publish(self, request: ControlRequest, keyed_events: list[_KeyedEvent], pace: Pace | None) -> list[str]:
         """Publish events, each with its own idempotency key, or all together with the key of the header."""
         events = [event for event, _ in keyed_events]
+        if self._rates is not None:
+            self._check_rate(self._rates, len(events))
         has_keys = any([key is not None for _, key in keyed_events])
         header = request.headers.get("idempotency-key")
         if header is None and not has_keys:
@@ -201,6 +207,15 @@ class Emit(Endpoint):
                 for event, key in keyed_events
             ]
         )
+
+    def _check_rate(self, rates: Buckets, events: int) -> None:
+        """Raise TooManyRequests if the control key is over its rate. A batch costs as much as it has events."""
+        if not rates.spend(self._control_key, events):
+            self._hub.count_refusal(Refusal.PUBLISH_RATE)
+            raise TooManyRequests(
+                "more events than max_publishes_per_second: try again later",
+                rates.wait_seconds(self._control_key),
+            )
 
     async def _idempotency_key(self, key: str, events: list[Event], pace: Pace | None) -> IdempotencyKey:
         channels = sorted({channel for event in events for channel in event.channels})

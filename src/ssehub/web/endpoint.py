@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from typing import ClassVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import ControlKeyError, SSEHubError, Unavailable
+from ..errors import ControlKeyError, SSEHubError, TooManyRequests, Unavailable
+from ..loglimit import limited_logger
 from .forms import JSON, NDJSON
 from .requests import ControlRequest, RequestHeaders, drop_body, read_body, request_headers
 
-logger = logging.getLogger("ssehub.control")
+logger = limited_logger("ssehub.control")
 
 RETRY_AFTER_SECONDS = "1"
 
@@ -72,6 +73,9 @@ def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
     if isinstance(exc, Unavailable):
         extra["Retry-After"] = RETRY_AFTER_SECONDS
         logger.warning("request refused with 503: %s", exc)
+    if isinstance(exc, TooManyRequests):
+        extra["Retry-After"] = str(math.ceil(exc.wait_seconds))
+        logger.info("request refused with 429: %s", exc)
     if isinstance(exc, ControlKeyError):
         extra["WWW-Authenticate"] = "Bearer"
     message = str(exc).encode(errors="backslashreplace").decode()

@@ -96,6 +96,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
     ):
         yield CounterMetricFamily(f"ssehub_{name}", help, value)
     yield _by_reason("endings", "Streams ended, by reason.", stats.endings)
+    yield _by_reason("refused", "Streams and publishes refused, by reason.", stats.refused)
     yield _by_reason("resets", "Clients told that they may have missed events, by reason.", stats.resets)
     yield _round_seconds(stats)
 

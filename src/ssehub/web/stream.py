@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -23,8 +22,9 @@ from ..fanout.resume import Start
 from ..fanout.sinks import TaskSink, TransportSink
 from ..fanout.subscriber import Subscriber
 from ..hub import Hub
+from ..loglimit import limited_logger
 
-logger = logging.getLogger("ssehub.stream")
+logger = limited_logger("ssehub.stream")
 
 EXTENSION = "ssehub.transport"
 """Name of the ASGI extension in which a server hands its transport to the app."""
@@ -74,8 +74,10 @@ class EventStream:
     _template = _response()
     """The status and headers of every stream."""
 
-    def __init__(self, hub: Hub, claims: Claims, start: Start) -> None:
+    def __init__(self, hub: Hub, claims: Claims, start: Start, address: str | None = None) -> None:
+        """The limits on streams apply if there is an `address`, which stands for the client."""
         self._hub = hub
+        self._address = address
         self._claims = claims
         self._start = start
 
@@ -95,7 +97,11 @@ class EventStream:
         if sink is None:
             logger.debug("the client left before its stream began")
             return
-        subscriber = self._hub.attach(self._claims, sink, self._start)
+        try:
+            subscriber = self._hub.attach(self._claims, sink, self._start, self._address)
+        except BaseException:
+            connection.close_stream()  # the response will be another one
+            raise
         try:
             await self._send_head(send, closes=not sink.is_chunked)
             if not connection.has_started:
@@ -121,7 +127,7 @@ class EventStream:
         self._hub.detach(subscriber)
 
     async def _send_from_task(self, sink: TaskSink, receive: Receive, send: Send) -> None:
-        subscriber = self._hub.attach(self._claims, sink, self._start)
+        subscriber = self._hub.attach(self._claims, sink, self._start, self._address)
         try:
             await self._send_head(send)
             await _copy(sink, receive, send)

@@ -1,0 +1,129 @@
+"""Limits on streams: how many there may be of one user, one address and one channel, and how many may be opened.
+
+A stream counts from `add` to `remove`, which the registry calls when the stream ends, for whatever reason. The rates
+are token buckets that hold `BURST_SECONDS` of their rate. An address is what `proxies.limit_key` returns: it stands for
+one IPv4 address, or for one IPv6 network of 64 bits, as much as one customer of a provider has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+from ..buckets import Buckets, TokenBucket
+from ..claims import Claims
+from ..errors import StreamRefused
+from ..settings import StreamLimits
+from .index import Index
+from .subscriber import Subscriber
+
+BURST_SECONDS = 10.0
+"""The buckets hold as many streams as their rate allows in this time, and at least one."""
+MAX_ADDRESSES = 50_000
+"""Most addresses whose rate is remembered. Beyond that the one that was seen least recently is forgotten."""
+
+
+class Refusal(StrEnum):
+    """Why a stream or a request was refused."""
+
+    FULL = "full"
+    MEMORY = "memory"
+    DRAINING = "draining"
+    UNAVAILABLE = "unavailable"
+    USER = "user"
+    ADDRESS = "address"
+    CHANNEL = "channel"
+    ADDRESS_RATE = "address-rate"
+    RATE = "rate"
+    PUBLISH_RATE = "publish-rate"
+
+
+class StreamCounts:
+    """Counts the streams that the limits are about, and decides whether there may be another one.
+
+    `monotonic` gives seconds.
+    """
+
+    def __init__(self, limits: StreamLimits, index: Index, monotonic: Callable[[], float]) -> None:
+        self._limits = limits
+        self._index = index
+        self._replaces = limits.user_limit_policy == "replace"
+        self._addresses: dict[Subscriber, str] = {}
+        self._by_address: dict[str, int] = {}
+        self._by_user: dict[str, dict[Subscriber, None]] = {}
+        """The streams of each user, the oldest first."""
+        rate, address_rate = limits.max_new_streams_per_second, limits.max_new_streams_per_second_per_address
+        self._rate = TokenBucket(rate, BURST_SECONDS, monotonic) if rate is not None else None
+        self._address_rates = (
+            Buckets(address_rate, BURST_SECONDS, monotonic, MAX_ADDRESSES) if address_rate is not None else None
+        )
+
+    def __len__(self) -> int:
+        """Return how many users and addresses are remembered."""
+        rates = 0 if self._address_rates is None else len(self._address_rates)
+        return len(self._by_user) + len(self._by_address) + rates
+
+    def admit(self, claims: Claims, address: str) -> Subscriber | None:
+        """Count a stream as opened, for the rates; return the stream that it replaces, if any.
+
+        Raises StreamRefused if there may not be another one, which then does not count.
+        """
+        replaced = self._replaced(claims.user_id)
+        self._check_address(address, replaced)
+        self._check_channels(claims.channels, replaced)
+        self._spend(address)
+        return replaced
+
+    def _replaced(self, user_id: str) -> Subscriber | None:
+        """Return the oldest stream of a user who has as many as allowed. Raises StreamRefused by another policy."""
+        most = self._limits.max_streams_per_user
+        if most is None or len(streams := self._by_user.get(user_id, {})) < most:
+            return None
+        if not self._replaces:
+            raise StreamRefused(Refusal.USER, f"user {user_id!r} is at max_streams_per_user ({most})")
+        return next(iter(streams))
+
+    def _check_address(self, address: str, replaced: Subscriber | None) -> None:
+        most = self._limits.max_streams_per_address
+        if most is None:
+            return
+        leaving = replaced is not None and self._addresses[replaced] == address
+        if self._by_address.get(address, 0) - leaving >= most:
+            raise StreamRefused(Refusal.ADDRESS, f"the address is at max_streams_per_address ({most})")
+
+    def _check_channels(self, channels: Iterable[str], replaced: Subscriber | None) -> None:
+        most = self._limits.max_streams_per_channel
+        if most is None:
+            return
+        for channel in channels:
+            leaving = replaced is not None and channel in replaced.channels
+            if self._index.count(channel) - leaving >= most:
+                raise StreamRefused(Refusal.CHANNEL, f"channel {channel!r} is at max_streams_per_channel ({most})")
+
+    def _spend(self, address: str) -> None:
+        # The address comes first: what it may not open must not take from the rate of all others.
+        if self._address_rates is not None and not self._address_rates.spend(address):
+            raise StreamRefused(Refusal.ADDRESS_RATE, "the address is at max_new_streams_per_second_per_address")
+        if self._rate is not None and not self._rate.spend():
+            raise StreamRefused(Refusal.RATE, "max_new_streams_per_second is reached")
+
+    def add(self, subscriber: Subscriber, address: str) -> None:
+        """Count an open stream."""
+        if self._limits.max_streams_per_address is not None:
+            self._addresses[subscriber] = address
+            self._by_address[address] = self._by_address.get(address, 0) + 1
+        if self._limits.max_streams_per_user is not None:
+            self._by_user.setdefault(subscriber.user_id, {})[subscriber] = None
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Count it no longer. Streams that were not counted are left alone."""
+        address = self._addresses.pop(subscriber, None)
+        if address is not None:
+            left = self._by_address[address] - 1
+            if left:
+                self._by_address[address] = left
+            else:
+                del self._by_address[address]
+        streams = self._by_user.get(subscriber.user_id)
+        if streams is not None and streams.pop(subscriber, False) is None and not streams:
+            del self._by_user[subscriber.user_id]

@@ -1,0 +1,153 @@
+"""A limit on the rate of log lines, so that nobody can fill a disk by causing them.
+
+Each *kind* of line has a budget of its own, so that a flood of one kind hides no line of another. Lines are of one kind
+if they have the same logger, level and message template. A template without arguments may contain numbers, such as the
+address of an object; these do not make another kind.
+
+A kind may write `BURST` lines at once, and then `LINES_PER_SECOND`. What was left out is counted: a summary follows at
+most once per `SUMMARY_SECONDS`, also when the flood is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+BURST = 200
+LINES_PER_SECOND = 10.0
+SUMMARY_SECONDS = 10.0
+MAX_KINDS = 200
+"""Kinds with a budget of their own. Further ones share one budget for each logger and level."""
+MAX_TEMPLATE = 200
+SUMMARY = "%d more lines like this were left out in %.0f s: %s"
+_NUMBER = re.compile(r"(?:0x)?[0-9a-f]*[0-9][0-9a-f]*")
+_OTHERS = "lines of various kinds"
+_PASSED = "ssehub_passed_limit"
+"""The attribute of a record that has passed a limit: on its way to a handler it may meet a second one."""
+
+
+class Kind(NamedTuple):
+    """What lines have in common that share a budget."""
+
+    logger: str
+    level: int
+    template: str
+
+
+class _Budget:
+    """How many lines of one kind may still be written, and how many were left out since the last summary."""
+
+    __slots__ = ("left", "left_out", "since", "updated_at")
+
+    def __init__(self, now: float) -> None:
+        self.left = float(BURST)
+        self.updated_at = now
+        self.left_out = 0
+        self.since = now
+        """When the first line was left out since the last summary."""
+
+    def refill(self, now: float) -> None:
+        self.left = min(BURST, self.left + (now - self.updated_at) * LINES_PER_SECOND)
+        self.updated_at = now
+
+    def spend(self, now: float) -> bool:
+        """Return True if a line may be written."""
+        self.refill(now)
+        if self.left >= 1:
+            self.left -= 1
+            return True
+        if not self.left_out:
+            self.since = now
+        self.left_out += 1
+        return False
+
+
+class LineLimit(logging.Filter):
+    """A filter, for a logger or a handler, that lets each kind of line pass at a limited rate.
+
+    It writes the summaries through the logger of the lines they are about. May be used in any thread.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._budgets: dict[Kind, _Budget] = {}
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _PASSED in record.__dict__:
+            return True
+        now = self._now()
+        with self._lock:
+            may_pass = self._budget(_kind(record), now).spend(now)
+            if not may_pass and self._timer is None:
+                self._start_timer()
+        if may_pass:
+            record.__dict__[_PASSED] = True
+        return may_pass
+
+    def summarize(self) -> None:
+        """Log, for each kind, how many lines were left out since the last summary, if any were."""
+        now = self._now()
+        with self._lock:
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            due = [
+                (kind, budget.left_out, now - budget.since) for kind, budget in self._budgets.items() if budget.left_out
+            ]
+            for kind, _, _ in due:
+                self._budgets[kind].left_out = 0
+        for kind, left_out, seconds in due:
+            logger = logging.getLogger(kind.logger)
+            logger.log(kind.level, SUMMARY, left_out, max(1.0, seconds), kind.template, extra={_PASSED: True})
+
+    def _start_timer(self) -> None:
+        timer = threading.Timer(SUMMARY_SECONDS, self.summarize)
+        timer.daemon = True
+        with contextlib.suppress(RuntimeError):  # no thread can be started now: a later line tries again
+            timer.start()
+            self._timer = timer
+
+    def _budget(self, kind: Kind, now: float) -> _Budget:
+        budget = self._budgets.get(kind)
+        if budget is None and len(self._budgets) >= MAX_KINDS:
+            self._forget_idle(now)
+            if len(self._budgets) >= MAX_KINDS:
+                kind = kind._replace(template=_OTHERS)
+                budget = self._budgets.get(kind)
+        if budget is None:
+            budget = self._budgets[kind] = _Budget(now)
+        return budget
+
+    def _forget_idle(self, now: float) -> None:
+        """Forget the kinds whose budget is full again: they begin with a full one anyway."""
+        for kind, budget in list(self._budgets.items()):
+            budget.refill(now)
+            if budget.left == BURST and not budget.left_out:
+                del self._budgets[kind]
+
+
+def _kind(record: logging.LogRecord) -> Kind:
+    template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+    template = template.partition("\n")[0][:MAX_TEMPLATE]
+    if not record.args:
+        template = _NUMBER.sub("#", template)
+    return Kind(record.name, record.levelno, template)
+
+
+LIMIT = LineLimit()
+"""Shared by all loggers and handlers of this process."""
+
+
+def limited_logger(name: str) -> logging.Logger:
+    """Return the logger `name`, with a limit on its lines wherever they go: for lines that a client can cause."""
+    logger = logging.getLogger(name)
+    logger.addFilter(LIMIT)
+    return logger
