@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,13 @@ import pytest
 from httpx_sse import ServerSentEvent
 
 from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, wait_until
-from redis_servers import RedisServer
+from redis_servers import SOAK, RedisServer
 from ssehub.brokers import create_broker
 from ssehub.config import load_config
 from ssehub.errors import AddressError, ConfigError
 from ssehub.hub import Hub
 from ssehub.server.statistics import WorkerStatistics
-from ssehub.server.workers import serve_by_workers
+from ssehub.server.workers import MAX_UNANSWERED, hangs, serve_by_workers
 from streams import RawStream, listen
 
 OpenStream = Callable[..., RawStream]
@@ -123,6 +128,79 @@ def test_dead_worker_is_replaced_and_the_streams_of_the_other_go_on(
             assert b"stream-reset" not in resumed.bytes
     assert 0 < ended < 20
     assert sorted(subscribers(hub)) == ["0", "1"]
+
+
+def test_worker_that_hangs_is_killed_and_replaced(start_workers: StartHub, open_stream: OpenStream) -> None:
+    hub = start_workers()
+    token = hub.token()
+    streams = [open_stream(hub, token) for _ in range(20)]
+    first = hub.emit(data="before")
+    for stream in streams:
+        stream.read_until(first.encode())
+
+    processes(hub)[0].suspend()
+    wait_until(lambda: hub.log.count("has started") == 3, 60)
+    ids = [hub.emit(data=f"{n}") for n in range(20)]
+
+    assert f"has not answered {MAX_UNANSWERED} checks: killed" in hub.log
+    assert "exited with code -9: it is restarted in" in hub.log
+    ended = 0
+    for stream in streams:
+        try:
+            stream.read_until(ids[-1].encode())
+        except (AssertionError, ConnectionResetError):
+            ended += 1
+            resumed = open_stream(hub, token, f"Last-Event-ID: {first}")
+            resumed.read_until(ids[-1].encode())
+            assert b"stream-reset" not in resumed.bytes
+    assert 0 < ended < 20
+
+
+@pytest.mark.soak
+def test_workers_that_were_stopped_together_with_their_parent_are_not_replaced(start_workers: StartHub) -> None:
+    hub = start_workers()
+    group = [psutil.Process(hub.process.pid), *processes(hub)]
+
+    for process in group:
+        process.suspend()
+    time.sleep(15 if SOAK else 2)
+    for process in group:
+        process.resume()
+    time.sleep(3)
+
+    assert hub.log.count("has started") == 2 and "killed" not in hub.log
+    assert hub.emit(data="x")
+
+
+@pytest.mark.anyio
+async def test_checks_that_are_missed_are_counted_not_the_time_in_which_nobody_checks() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    checking = asyncio.create_task(hangs(ours, interval_seconds=0.1))
+    await asyncio.sleep(0.05)
+
+    time.sleep(0.1 * (MAX_UNANSWERED + 5))  # noqa: ASYNC251  # both sides are stopped
+    worker = threading.Thread(target=answer, args=(theirs, 3))
+    worker.start()
+    await asyncio.to_thread(worker.join, 10)
+
+    assert not worker.is_alive() and not checking.done()
+    assert await asyncio.wait_for(checking, 30)  # it no longer answers
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.anyio
+async def test_worker_that_has_gone_does_not_hang() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+
+    assert not await asyncio.wait_for(hangs(ours, interval_seconds=0.1), 10)
+    ours.close()
+
+
+def answer(parent: Connection, checks: int) -> None:
+    for _ in range(checks):
+        parent.send_bytes(parent.recv_bytes())
 
 
 def test_disconnect_reaches_the_streams_of_every_worker(start_workers: StartHub, open_stream: OpenStream) -> None:

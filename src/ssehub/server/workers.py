@@ -48,6 +48,10 @@ STABLE_SECONDS = 60.0
 KILL_SECONDS = 5.0
 """Time after the drain window in which a worker has to exit before it is killed."""
 STARTUP_FAILURE = 3
+CHECK_SECONDS = 1.0
+MAX_UNANSWERED = 10
+"""A worker that has left this many checks in a row unanswered hangs, and is killed."""
+CHECK = b"check"
 
 
 class Endpoint(NamedTuple):
@@ -165,7 +169,9 @@ class _Group:
             self._processes[number] = process
             await _readable(ours.fileno())
             self._receive(number, ours)
+            checking = asyncio.create_task(_kill_if_it_hangs(number, process, ours))
             await _readable(process.sentinel)
+            checking.cancel()
         process.join()
         del self._processes[number]
         return process.exitcode or 0
@@ -188,6 +194,34 @@ class _Group:
         else:
             self._failure = failure
             self._stop.set()
+
+
+async def _kill_if_it_hangs(number: int, process: SpawnProcess, worker: Connection) -> None:
+    if await hangs(worker):
+        logger.error("worker %d, process %d, has not answered %d checks: killed", number, process.pid, MAX_UNANSWERED)
+        process.kill()
+
+
+async def hangs(worker: Connection, *, interval_seconds: float = CHECK_SECONDS) -> bool:
+    """Return True once `worker` has left `MAX_UNANSWERED` checks in a row unanswered, or False when it has gone.
+
+    Checks are counted, not seconds: if parent and workers are stopped together (Ctrl-Z, a suspended machine), only one
+    check is missed. At most one check is on its way, so sending never blocks.
+    """
+    unanswered = 0
+    try:
+        while unanswered < MAX_UNANSWERED:
+            if not unanswered:
+                worker.send_bytes(CHECK)
+            await asyncio.sleep(interval_seconds)
+            if worker.poll():
+                worker.recv_bytes()
+                unanswered = 0
+            else:
+                unanswered += 1
+    except (EOFError, OSError):
+        return False
+    return True
 
 
 async def _readable(descriptor: int) -> None:
@@ -225,15 +259,18 @@ def _work(config: Config, endpoints: tuple[Endpoint, Endpoint], number: int, fol
 
 @asynccontextmanager
 async def _beside(statistics: WorkerStatistics, hub: Hub, parent: Connection) -> AsyncIterator[None]:
-    """Inside the context, the other workers can read the statistics of this one, and it stops if the parent dies."""
+    """Serve this worker's statistics to the others, answer the parent's checks, and stop if the parent dies."""
     loop = asyncio.get_running_loop()
 
-    def on_parent_died() -> None:
-        loop.remove_reader(parent.fileno())
-        logger.warning("the parent process died")
-        os.kill(os.getpid(), signal.SIGTERM)
+    def answer() -> None:
+        try:
+            parent.send_bytes(parent.recv_bytes())
+        except (EOFError, OSError):
+            loop.remove_reader(parent.fileno())
+            logger.warning("the parent process died")
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.add_reader(parent.fileno(), on_parent_died)
+    loop.add_reader(parent.fileno(), answer)
     try:
         async with statistics.serving(hub):
             yield
