@@ -49,8 +49,7 @@ LOGGING_SERVERS = {
 
 @contextmanager
 def served(server: Server, app: str, **env: Any) -> Iterator[ServedHub]:
-    # The control app would be served by a uvicorn of its own, which turns off the access log of the whole process.
-    hub = ServedHub(server, app, SSEHUB_CONTROL_BIND="off", **env)
+    hub = ServedHub(server, app, **env)
     try:
         wait_until(lambda: connects(hub.port) or hub.process.poll() is not None, 20)
         yield hub

@@ -48,6 +48,7 @@ class Port:
         loop: asyncio.AbstractEventLoop,
         limits: RequestLimits,
         max_connections: int | None,
+        logs_access: bool,
     ) -> None:
         if not config.loaded:
             config.load()
@@ -61,7 +62,8 @@ class Port:
         self.connections: set[Any] = state.connections  # typed as uvicorn's own protocols there
         self.ws_protocol_class: Any = config.ws_protocol_class  # None, or called with keywords of uvicorn's own
         access_logger = logging.getLogger("uvicorn.access")
-        self.access_logger = access_logger if config.access_log and access_logger.hasHandlers() else None
+        is_logged = logs_access and config.access_log and access_logger.hasHandlers()
+        self.access_logger = access_logger if is_logged else None
         self.asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         self.deadlines: Deadlines[Connection] = Deadlines(
             loop,

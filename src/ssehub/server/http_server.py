@@ -63,7 +63,8 @@ def serve_control_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimit
 
 
 def _protocol(limits: RequestLimits, max_connections: int) -> Callable[..., HttpProtocol]:
-    return partial(HttpProtocol, limits=limits, max_connections=max_connections)
+    # An access log would contain the queries, and so tokens.
+    return partial(HttpProtocol, limits=limits, max_connections=max_connections, logs_access=False)
 
 
 def _start(
@@ -80,9 +81,7 @@ def _start(
         ws="none",
         loop="none",
         lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,  # it contains the query, and so tokens
+        log_config=None,  # this, the level and the access log would be set for every uvicorn server of the process
         proxy_headers=False,
         server_header=False,
         **options,

@@ -76,6 +76,7 @@ def run(
     `beside` is entered once the hub has started and left before it stops. `on_ready` is called when both servers have
     been started.
     """
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it logs each start and end of a server
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_main(apps, config, sockets, on_ready, beside or contextlib.nullcontext()))
 

@@ -128,9 +128,10 @@ class HttpProtocol(Connection):
         *,
         limits: RequestLimits = RequestLimits(),
         max_connections: int | None = None,
+        logs_access: bool = True,
     ) -> None:
         loop = _loop or asyncio.get_event_loop()
-        make = partial(Port, config, server_state, app_state, loop, limits, max_connections)
+        make = partial(Port, config, server_state, app_state, loop, limits, max_connections, logs_access)
         super().__init__(Port.shared(server_state, make))
         self._exchange: Exchange | None = None
         """The request that is being answered."""
