@@ -15,7 +15,7 @@ SSEHubError
 └── Unavailable (503)               try again later; the event may or may not be stored
     ├── BrokerUnavailable           the log can't be reached; if so at start, the command exits with code 3
     ├── Overloaded                  too many publishers are waiting already; nothing was stored
-    └── HubClosed                   the hub is closed; nothing was stored
+    └── HubClosed                   the hub is closed, or is ending its streams; nothing was stored
 """
 
 from __future__ import annotations

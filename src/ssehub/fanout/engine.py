@@ -75,6 +75,8 @@ class Engine:
         """Publishers pass it before they publish."""
         self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
         """Calls `advance` while it is started."""
+        self.is_ending_streams = False
+        """True since streams are ended because the hub stops."""
 
     def __len__(self) -> int:
         """Return the number of open streams."""
@@ -372,6 +374,10 @@ class Engine:
         began = self._monotonic()
         self.registry.drain_until = began + window_seconds
         with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(window_seconds / 4):
+                await self.flush()
+        self.is_ending_streams = True
+        with contextlib.suppress(TimeoutError):  # what was published until now: there was no end to it if it timed out
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
         end = began + window_seconds * 3 / 4
