@@ -12,6 +12,7 @@ from conftest import until
 from fakes import FakeSink
 from hubs import engine_of, join, manual_hub, publish, running_hub
 from ssehub.brokers import Entry
+from ssehub.errors import HubClosed
 from ssehub.event import Event
 from ssehub.fanout.backlogs import Backlogs
 from ssehub.fanout.sinks import Chunk
@@ -215,6 +216,22 @@ async def test_drain_ends_every_stream_with_stream_drain_and_a_retry(caplog: pyt
             assert farewell[:3] == [f"id: {position}", "event: stream-drain", "data: {}"]
             assert 2000 <= int(farewell[3].removeprefix("retry: ")) <= 8000
         assert len([record for record in caplog.records if "stream ended: drained" in record.message]) == 50
+
+
+async def test_log_that_ends_with_the_process_takes_no_events_once_streams_end() -> None:
+    async with Hub() as hub:
+        sinks = [join(hub)[1] for _ in range(50)]
+        draining = asyncio.create_task(hub.drain(1))
+
+        with pytest.raises(HubClosed, match="its log ends with it; nothing was stored"):
+            while True:
+                await publish(hub, "taken")
+                await asyncio.sleep(0)
+
+        assert not any(sink.is_closed for sink in sinks)
+        await draining
+        counts = {sink.text.count("data: taken") for sink in sinks}
+        assert counts == {hub.statistics.published} != {0}
 
 
 async def test_drain_is_done_before_its_window_is_over() -> None:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -17,7 +19,9 @@ import pytest
 from conftest import CONTROL_KEY, ERROR_LINES, StartHub, wait_until
 from readme import check_curl_lines
 from ssehub.tokens import Tokens
-from streams import listen
+from streams import RawStream, listen
+
+pytest_plugins = ("redis_fixtures",)
 
 SECRET = "MySuperPassword42"
 
@@ -158,34 +162,75 @@ def test_f3_second_signal_stops_at_once(start_hub: StartHub) -> None:
         stream.close()
 
 
-def test_f4_publish_during_the_drain_is_delivered_stored_or_refused(tmp_path: Path, start_hub: StartHub) -> None:
-    log = f"sqlite:///{tmp_path}/events.db"
+@pytest.mark.parametrize("broker", ["memory", "sqlite", "redis"])
+def test_f4_every_event_answered_200_during_the_drain_is_delivered_or_stored(
+    broker: str, tmp_path: Path, start_hub: StartHub, request: pytest.FixtureRequest
+) -> None:
+    log = f"sqlite:///{tmp_path}/events.db" if broker == "sqlite" else "memory://"
+    if broker == "redis":
+        log = request.getfixturevalue("valkey").url
     hub = start_hub("--drain-seconds", "3", "--broker", log)
-    stream = listen(hub.port, hub.token())
-    answered = []
+    streams = [listen(hub.port, hub.token()) for _ in range(10)]
+    with ThreadPoolExecutor(14) as threads:
+        reading = [threads.submit(stream.read_to_end, 30) for stream in streams]
+        publishing = [threads.submit(publish_until_it_stops, hub.control_url, name) for name in "abcd"]
+        wait_until(lambda: hub.metric("ssehub_events_published_total") > 100)
 
-    hub.signal()
-    for number in itertools.count():
-        body = {"userId": "*", "channel": "chat", "data": str(number)}
-        try:
-            answer = httpx.post(f"{hub.control_url}/emit/", json=body, timeout=5)
-        except httpx.HTTPError:
-            break
-        if answer.status_code == 200:
-            answered.append(str(number))
-    stream.read_to_end()
-    last_id = re.findall(rb"^id: (\S+)", stream.body, re.MULTILINE)[-1].decode()
+        hub.signal()
 
+        for ended in reading:
+            ended.result()
+        outcomes = [published.result() for published in publishing]
+    answered = {data for outcome in outcomes for data in outcome.answered}
     assert hub.wait() == 0
-    assert stream.events[-1].event == "stream-drain"
+    assert {status for outcome in outcomes for status in outcome.refused} <= {503}
+    if broker == "memory":
+        assert all(outcome.refused for outcome in outcomes)
+        for stream in streams:
+            received = messages(stream)
+            assert stream.events[-1].event == "stream-drain"
+            assert len(received) == len(set(received)) and answered <= set(received)
+        return
     restarted = start_hub("--broker", log)
     end = restarted.emit(data="end")
-    resumed = listen(restarted.port, restarted.token(), f"Last-Event-ID: {last_id}")
-    resumed.read_until(end.encode())
-    resumed.read_until(b"data: end\n\n")
-    resumed.close()
-    received = [event.data for event in [*stream.events, *resumed.events] if not event.event.startswith("stream-")]
-    assert answered and received == [*sorted({*answered, *received[:-1]}, key=int), "end"]
+    for stream in streams:
+        last_id = re.findall(rb"^id: (\S+)", stream.body, re.MULTILINE)[-1].decode()
+        resumed = listen(restarted.port, restarted.token(), f"Last-Event-ID: {last_id}")
+        resumed.read_until(end.encode(), 30)
+        resumed.read_until(b"data: end\n\n")
+        resumed.close()
+        received = messages(stream) + messages(resumed)
+        assert not any(event.event == "stream-reset" for event in resumed.events)
+        assert len(received) == len(set(received)) and answered <= set(received)
+
+
+class Outcome(NamedTuple):
+    """What became of one publisher's events: the data of those answered 200, and the other statuses."""
+
+    answered: list[str]
+    refused: list[int]
+
+
+def publish_until_it_stops(control_url: str, name: str) -> Outcome:
+    """Publish one event after the other, until the hub no longer answers."""
+    outcome = Outcome([], [])
+    with httpx.Client(base_url=control_url, timeout=10) as http:
+        for number in itertools.count():
+            data = f"{name}{number}"
+            try:
+                answer = http.post("/emit/", json={"userId": "*", "channel": "chat", "data": data})
+            except httpx.HTTPError:
+                return outcome
+            if answer.status_code == 200:
+                outcome.answered.append(data)
+            else:
+                outcome.refused.append(answer.status_code)
+    raise AssertionError("counting never ends")
+
+
+def messages(stream: RawStream) -> list[str]:
+    """Return the data of the published events that `stream` has received."""
+    return [event.data for event in stream.events if event.data and not event.event.startswith("stream-")]
 
 
 def test_f17_health_checks_see_that_the_hub_drains_before_the_ports_close(start_hub: StartHub) -> None:

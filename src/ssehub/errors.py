@@ -16,7 +16,7 @@ SSEHubError
 └── Unavailable (503)               try again later; the event may or may not be stored
     ├── BrokerUnavailable           the log can't be reached; if so at start, the command exits with code 3
     ├── Overloaded                  too many publishers are waiting, or this one is too fast; nothing was stored
-    ├── HubClosed                   the hub is closed; nothing was stored
+    ├── HubClosed                   the hub is closed, or is ending its streams; nothing was stored
     └── StreamRefused               a stream can't be opened now; a browser is told to reconnect later
 """
 

@@ -133,6 +133,8 @@ class Hub:
         self._is_closed = True
         if run is None:
             return
+        if run.engine is not None:
+            run.engine.is_ending_streams = True
         if run.is_started:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
@@ -282,6 +284,8 @@ class Hub:
                 await gate.wait_for_readers(_channels(publications))
             await gate.enter()
             try:
+                if engine.is_ending_streams and not self.broker.outlives_process:
+                    raise HubClosed("the hub is about to stop, and its log ends with it; nothing was stored")
                 positions = await self.broker.publish(publications)
             finally:
                 gate.open()
@@ -306,7 +310,11 @@ class Hub:
             await self._engine.flush()
 
     async def drain(self, window_seconds: float) -> None:
-        """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window."""
+        """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window.
+
+        When the first stream ends, nothing more can be published if the log ends with this process: a client that has
+        left could not get it any more.
+        """
         if self._run is not None:
             self._run.is_draining = True
         if self._engine is not None:

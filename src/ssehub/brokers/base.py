@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from ..event import Event
 from ..position import Position
@@ -49,6 +49,9 @@ class Follower(Protocol):
 
 class Broker(Protocol):
     """A log to publish to and to follow. It is built without I/O, and connects in `run`."""
+
+    outlives_process: ClassVar[bool]
+    """True if the log is there after the process has ended, so that clients of ended streams can resume from it."""
 
     @property
     def problem(self) -> str | None:

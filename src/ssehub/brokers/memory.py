@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 from ..errors import BrokerUnavailable
 from ..position import Position
@@ -16,6 +17,8 @@ from .numbering import KeyWindow, assign_positions, new_log_name, next_position
 
 class MemoryBroker:
     """Delivers each event within the call that publishes it. `now` returns Unix time in seconds."""
+
+    outlives_process: ClassVar[bool] = False
 
     def __init__(self, idempotency: Idempotency = Idempotency(), *, now: Callable[[], float] = time.time) -> None:
         self.problem: str | None = None

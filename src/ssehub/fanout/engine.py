@@ -100,6 +100,8 @@ class Engine:
         """True while the streams whose time has come are being ended."""
         self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
         """Calls `advance` while it is started."""
+        self.is_ending_streams = False
+        """True since streams are ended because the hub stops."""
 
     def __len__(self) -> int:
         """Return the number of open streams."""
@@ -413,6 +415,10 @@ class Engine:
         began = self._monotonic()
         self.registry.drain_until = began + window_seconds
         with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(window_seconds / 4):
+                await self.flush()
+        self.is_ending_streams = True
+        with contextlib.suppress(TimeoutError):  # what was published until now: there was no end to it if it timed out
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
         end = began + window_seconds * 3 / 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ...errors import BrokerUnavailable
 from ...publication import Publication
@@ -28,6 +28,8 @@ class _Tasks(NamedTuple):
 
 class RedisBroker:
     """The log in the Redis at `url`. Raises ConfigError if the URL cannot be used."""
+
+    outlives_process: ClassVar[bool] = True
 
     def __init__(
         self,

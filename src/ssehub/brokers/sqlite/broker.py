@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ...errors import BrokerUnavailable, IdempotencyConflict
 from ...publication import Publication
@@ -33,6 +33,8 @@ TAIL_CHUNK = 500
 
 class SqliteBroker:
     """The log in the file at `path`. `now` returns Unix time in seconds."""
+
+    outlives_process: ClassVar[bool] = True
 
     def __init__(
         self,
