@@ -93,6 +93,7 @@ def ssehub(*arguments: str, module: tuple[str, ...] = ("-m", "ssehub"), env: dic
     @contextmanager
     def peer() -> Iterator[Running]:
         command = [sys.executable, *module, "serve", "--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0"]
+        command += ["--max-connections", "19500"]  # `lag` opens 19,000 of the 20,000 that this machine allows
         with started([*command, *arguments], env) as (process, log):
             pattern = re.compile(r" on (http://127\.0\.0\.1:\d+)/")
             wait_until(lambda: len(pattern.findall(log.read_text())) == 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from event_decoding import POSITION, Shown, decode, event
 from ssehub.errors import InvalidEvent
-from ssehub.event import Event, encode
+from ssehub.event import Event, encode, encode_fields
 from ssehub.position import Position
 
 
@@ -225,3 +225,10 @@ def test_event_is_the_same_after_it_was_stored(
 
     assert loaded == stored
     assert encode(loaded, POSITION) == encode(stored, POSITION)
+
+
+@pytest.mark.parametrize("data", ["a\nb", "\n", "\r", "a\r\nb\rc\n", "\n\nx\n\r\n", "50 %\n%(id)s", "a\u2028b\n"])
+def test_data_of_several_lines_is_framed_as_sse_starlette_does_it(data: str) -> None:
+    event = Event(("chat",), ("*",), data, type="t", id="i", retry=5)
+
+    assert encode(event, POSITION) == encode_fields(data=data, event="t", id="i", retry=5)

@@ -153,6 +153,19 @@ async def test_publishers_of_a_slow_channel_wait_and_no_others() -> None:
     assert len(road.gate) == 0
 
 
+async def test_publisher_that_comes_when_clients_have_caught_up_does_not_overtake_those_that_wait() -> None:
+    road = SlowChannels("busy")
+    waiting = [await road.start("busy"), await road.start("busy", "second")]
+
+    road.slow.clear()
+    waiting.append(await road.start("busy", "third"))
+    passed_at_first = list(road.passed)
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+    assert passed_at_first == []
+    assert road.passed == ["busy", "busy+second", "busy+third"]
+
+
 async def test_publisher_of_several_slow_channels_waits_for_each() -> None:
     road = SlowChannels("one", "two")
     waiting = await road.start("one", "two")

@@ -126,3 +126,17 @@ def test_memory_that_is_short_again_keeps_history_small() -> None:
     pressure.check(20)
 
     assert not pressure.may_regrow(20 + REGROW_SECONDS)
+
+
+def test_memory_that_stays_within_its_limit_is_no_longer_short_after_a_while() -> None:
+    meter = FakeMeter(LIMIT + 1)
+    pressure = Pressure(meter)
+    pressure.check(0.0)
+    meter.used = LIMIT * 95 // 100
+
+    short = {}
+    for now in (1.0, 20.0, 30.0, 31.5):
+        pressure.check(now)
+        short[now] = pressure.is_short
+
+    assert short == {1.0: True, 20.0: True, 30.0: True, 31.5: False}

@@ -280,7 +280,7 @@ class Hub:
             positions = await self.broker.publish(publications)
         else:
             gate = engine.gate
-            if gate.laggards:
+            if gate.laggards or gate.held_up:
                 await gate.wait_for_readers(_channels(publications))
             await gate.enter()
             try:

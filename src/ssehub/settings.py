@@ -117,7 +117,7 @@ class Streams(Settings):
 
     max_connections: int | None = setting(
         None,
-        "most open streams of a process; if not set, its descriptor limit minus 500, but at least half of it",
+        "most open streams of a process; if not set, its descriptor limit minus 2,000, but at least half of it",
         POSITIVE,
     )
     heartbeat_seconds: float = setting(

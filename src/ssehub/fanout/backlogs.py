@@ -218,7 +218,8 @@ class Backlogs:
             if freed + held - self.held_bytes >= size:
                 return
             freed += max([subscriber.sink.backlog for subscriber in audience])
-            yield from audience
+            # Those that have read everything since the list was made free nothing.
+            yield from (subscriber for subscriber in audience if subscriber in self._paused)
 
     def _behind(self, subscriber: Subscriber) -> int:
         """Return how many bytes `subscriber` has yet to read."""

@@ -98,6 +98,8 @@ class Engine:
         """Publishers pass it before they publish."""
         self._is_ending_due = False
         """True while the streams whose time has come are being ended."""
+        self._is_relieving = False
+        """True while streams are being ended because memory is short."""
         self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
         """Calls `advance` while it is started."""
         self.is_ending_streams = False
@@ -357,7 +359,7 @@ class Engine:
         now, wall = self._monotonic(), self._wall()
         self._replays.advance_all()
         self._relieve(now, slice_size)
-        self._expire_history(max(slice_size, EVICT_SLICE))
+        self._expire_history()
         if not self._is_ending_due:
             self._is_ending_due = True
             in_slices(self._due(now, wall), self._end_or_warn, slice_size, self._finish_due)
@@ -367,18 +369,26 @@ class Engine:
     def _relieve(self, now: float, slice_size: int) -> None:
         """Free memory if it is short: history first, then the largest backlogs."""
         if missing := self.pressure.check(now):
+            self._history.shrink(missing, now)
             # Evicting what is held for lagging subscribers, the newest part of history, frees nothing.
-            unshared = max(0, self._history.bytes - self.backlogs.held_bytes)
-            missing -= min(unshared, self._history.shrink(missing, now))
-            if self.pressure.reading.excess > 0:
-                slow = self.backlogs.furthest_behind(missing)
-                in_slices(slow, lambda subscriber: self.registry.end(subscriber, CloseReason.SLOW), slice_size)
+            has_history = self._history.bytes > self.backlogs.held_bytes
+            excess = self.pressure.reading.excess
+            if excess > 0 and not has_history and not self._is_relieving:
+                self._is_relieving = True
+                slow = self.backlogs.furthest_behind(excess)
+                in_slices(slow, self._end_as_slow, slice_size, self._finish_relieving)
         elif self.pressure.may_regrow(now):
             self._history.regrow()
 
-    def _expire_history(self, slice_size: int) -> None:
-        if self._history.expire(self._monotonic(), slice_size):
-            self._loop.call_soon(self._expire_history, slice_size)
+    def _end_as_slow(self, subscriber: Subscriber) -> None:
+        self.registry.end(subscriber, CloseReason.SLOW)
+
+    def _finish_relieving(self) -> None:
+        self._is_relieving = False
+
+    def _expire_history(self) -> None:
+        if self._history.expire(self._monotonic(), EVICT_SLICE):
+            self._loop.call_soon(self._expire_history)
 
     def _due(self, now: float, wall: float) -> Iterator[tuple[Subscriber, CloseReason | None]]:
         """Yield each stream whose time has come, with the reason to end it, or None if its token expires soon."""

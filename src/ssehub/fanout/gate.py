@@ -34,7 +34,7 @@ class Gate:
         """The channels that have lagging subscribers. It is empty on a healthy hub."""
         self._must_wait = must_wait
         self._queue: deque[Turn] = deque()
-        self._held_up: dict[str, deque[Turn]] = {}
+        self.held_up: dict[str, deque[Turn]] = {}
         """The publishers that wait for the clients of a channel."""
         self._review: asyncio.TimerHandle | None = None
 
@@ -43,7 +43,7 @@ class Gate:
         return len(self._queue) + self._held_up_count()
 
     def _held_up_count(self) -> int:
-        return sum(map(len, self._held_up.values()))
+        return sum(map(len, self.held_up.values()))
 
     async def enter(self) -> None:
         """Return when there is capacity. Raises Overloaded if too many are waiting already."""
@@ -59,22 +59,31 @@ class Gate:
         Raises Overloaded if too many are waiting already.
         """
         for channel in channels:
-            while channel in self.laggards and self._must_wait(channel):
-                if self._held_up_count() >= self._max_waiting:
+            has_waited = False
+            # Those who come later wait behind the others. One whose turn has come only waits for the clients.
+            while self._is_lagging(channel) or (not has_waited and self.held_up.get(channel)):
+                if not has_waited and self._held_up_count() >= self._max_waiting:
                     raise Overloaded(
                         f"{self._max_waiting} publishers are waiting for slow clients already: try again in a second"
                     )
                 if self._review is None:
                     self._review_later()
-                await self._wait_in(self._held_up.setdefault(channel, deque()))
+                await self._wait_in(self.held_up.setdefault(channel, deque()), is_first=has_waited)
+                has_waited = True
+
+    def _is_lagging(self, channel: str) -> bool:
+        return channel in self.laggards and self._must_wait(channel)
 
     async def wait(self) -> None:
         """Wait for capacity, however many are waiting already."""
         await self._wait_in(self._queue)
 
-    async def _wait_in(self, queue: deque[Turn]) -> None:
+    async def _wait_in(self, queue: deque[Turn], *, is_first: bool = False) -> None:
         turn = asyncio.get_running_loop().create_future()
-        queue.append(turn)
+        if is_first:
+            queue.appendleft(turn)
+        else:
+            queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -90,15 +99,15 @@ class Gate:
         while self._queue and self._has_capacity():
             if _let_through(self._queue):
                 return
-        if self._held_up and not self._queue:
+        if self.held_up and not self._queue:
             self._open_channels()
 
     def _open_channels(self) -> None:
-        for channel in [name for name in self._held_up if not self._must_wait(name)]:
+        for channel in [name for name in self.held_up if not self._must_wait(name)]:
             if self._has_capacity():
-                _let_through(self._held_up[channel])
-        for channel in [name for name, queue in self._held_up.items() if not queue]:
-            del self._held_up[channel]
+                _let_through(self.held_up[channel])
+        for channel in [name for name, queue in self.held_up.items() if not queue]:
+            del self.held_up[channel]
 
     def _review_later(self) -> None:
         self._review = asyncio.get_running_loop().call_later(REVIEW_SECONDS, self._do_review)
@@ -106,7 +115,7 @@ class Gate:
     def _do_review(self) -> None:
         self._review = None
         self.open()
-        if self._held_up:
+        if self.held_up:
             self._review_later()
 
 

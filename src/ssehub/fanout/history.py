@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import islice
+from time import perf_counter
 from typing import NamedTuple
 
 from ..fields import EVERYONE
@@ -30,8 +31,8 @@ ID_BYTES = 90
 """For each of the publishers' ids in a channel."""
 _POINTER_BYTES = 8
 MAX_FLOORS = 10_000
-SHRINK_SLICE = 10_000
-"""The most events that are evicted at a time when memory is short: evicting one takes about 2 µs."""
+SLICE_SECONDS = 0.005
+"""How long events are evicted at a time. Evicting one takes 2 µs, or a step for each of its channels, users and ids."""
 
 
 class ResetReason(StrEnum):
@@ -140,14 +141,12 @@ class History:
             self._evict(frame.arrived_at)
 
     def shrink(self, size: int, now: float) -> int:
-        """Evict at least `size` bytes, as far as there are any, but at most a slice of the events at a time.
+        """Evict at least `size` bytes, as far as there are any, but for at most 5 ms.
 
         History keeps to what is left until `regrow`. Returns how many bytes were evicted.
         """
-        before = self.bytes
-        for _ in range(min(SHRINK_SLICE, len(self._frames))):
-            if before - self.bytes >= size:
-                break
+        before, until = self.bytes, perf_counter() + SLICE_SECONDS
+        while self._frames and before - self.bytes < size and perf_counter() < until:
             self._evict(now)
         self._max_bytes = min(self._max_bytes, self.bytes)
         return before - self.bytes
@@ -157,10 +156,10 @@ class History:
         self._max_bytes = self._retention.history_bytes
 
     def expire(self, now: float, limit: int | None = None) -> bool:
-        """Evict what is too old, at most `limit` events; return True if there is more."""
-        evicted = 0
+        """Evict what is too old, at most `limit` events and for at most 5 ms; return True if there is more."""
+        evicted, until = 0, perf_counter() + SLICE_SECONDS
         while self._frames and self._frames[0].arrived_at < now - self._retention.history_seconds:
-            if evicted == limit:
+            if evicted == limit or perf_counter() > until:
                 return True
             self._evict(now)
             evicted += 1
@@ -260,7 +259,7 @@ class History:
         for visits, frame in enumerate(merged):
             if frame is last:  # it is on several channels
                 continue
-            if visits == max_visits:
+            if max_visits is not None and visits >= max_visits:
                 return Stretch(found, reached, is_last=False)
             self.visited += 1
             if frame.expires_at is None or frame.expires_at > now:

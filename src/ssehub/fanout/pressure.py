@@ -1,7 +1,8 @@
 """Memory pressure: when the process uses more memory than it may, and how much of that the hub has to free.
 
     NORMAL    the memory in use is within its limit
-    SHORT     it was over the limit, and has not yet been a tenth below it for `SETTLE_SECONDS`
+    SHORT     it was over the limit, and has not yet been a tenth below it for `SETTLE_SECONDS`, or within it for
+              `WITHIN_SECONDS`
 
 While memory is short, no new stream is opened, and the hub evicts history, oldest events first, until a tenth of the
 limit is free. If memory is over its limit and there is no history left, the largest backlogs end. What was freed may
@@ -24,6 +25,8 @@ RESERVE_SHARE = 10
 """While memory is short, this part of the limit is freed in addition, so that it is not short again at once."""
 SETTLE_SECONDS = 5.0
 """How long the memory in use has to be that far below the limit before it is no longer short."""
+WITHIN_SECONDS = 30.0
+"""How long it has to be within the limit otherwise: open streams alone may need more than nine tenths of it."""
 REGROW_SECONDS = 60.0
 """How long after that history may exceed the size to which it was reduced."""
 CLOSE_SECONDS = 0.5
@@ -49,6 +52,8 @@ class Pressure:
         self._began = 0.0
         self._calm_since: float | None = None
         """Since when the memory in use has been far enough below its limit, while it is short."""
+        self._within_since: float | None = None
+        """Since when it has been within its limit, while it is short."""
         self._regrow_at: float | None = None
         self._read_closely_at = 0.0
 
@@ -77,7 +82,7 @@ class Pressure:
         return True
 
     def _begin(self, now: float) -> None:
-        self._calm_since = self._regrow_at = None
+        self._calm_since = self._within_since = self._regrow_at = None
         if self.is_short:
             return
         self.is_short = True
@@ -90,13 +95,16 @@ class Pressure:
         )
 
     def _settle(self, now: float) -> None:
+        if self._within_since is None:
+            self._within_since = now
         if not _is_calm(self.reading):
             self._calm_since = None
         elif self._calm_since is None:
             self._calm_since = now
-        elif now - self._calm_since >= SETTLE_SECONDS:
+        is_calm = self._calm_since is not None and now - self._calm_since >= SETTLE_SECONDS
+        if is_calm or now - self._within_since >= WITHIN_SECONDS:
             self.is_short = False
-            self._calm_since = None
+            self._calm_since = self._within_since = None
             self._regrow_at = now + REGROW_SECONDS
             logger.warning(
                 "memory is sufficient again after %.0f s (%d MiB used, limit %d MiB): new streams are accepted",

@@ -41,7 +41,7 @@ logger = logging.getLogger("ssehub.apps")
 
 GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
 """Returns the statistics of all workers by their names; its argument is the hub of this worker."""
-SPARE_DESCRIPTORS = 500
+SPARE_DESCRIPTORS = 2_000
 """Descriptors left for publishers, the broker, the log and everything else that the process opens."""
 SPARE_CONNECTIONS = 100
 """Connections beyond the maximum of streams, for clients that are told to come back later."""

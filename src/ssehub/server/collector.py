@@ -104,6 +104,7 @@ def collecting(hub: Hub) -> Iterator[None]:
         return statistics.subscribers * OBJECTS_PER_STREAM + statistics.history_events * OBJECTS_PER_EVENT
 
     loop = asyncio.get_running_loop()
+    thresholds = gc.get_threshold()
     collector = Collector(expected, lambda: hub.is_short_of_memory)
     collector.start(loop.time())
     timer: asyncio.TimerHandle
@@ -117,4 +118,5 @@ def collecting(hub: Hub) -> Iterator[None]:
     try:
         yield
     finally:
-        timer.cancel()  # the process ends: what is frozen stays frozen, so that nothing looks at it any more
+        timer.cancel()
+        gc.set_threshold(*thresholds)  # what is frozen stays frozen: most processes end here

@@ -105,10 +105,10 @@ async def _main(
         with collecting(apps.hub):
             on_ready()
             await _first(stop.wait(), client.task, control.task)
-        has_failed = not stop.is_set()
-        if has_failed:
-            logger.error("a server ended by itself, so the process stops: %s", _reasons(client.task, control.task))
-        await _first(_shut_down(apps.hub, checks, client, control, config.drain_seconds), stop_at_once.wait())
+            has_failed = not stop.is_set()
+            if has_failed:
+                logger.error("a server ended by itself, so the process stops: %s", _reasons(client.task, control.task))
+            await _first(_shut_down(apps.hub, checks, client, control, config.drain_seconds), stop_at_once.wait())
         if stop_at_once.is_set():
             client.abort()
             control.abort()
