@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -24,12 +25,19 @@ PROBE_SECONDS = 1.0
 
 
 class Node:
-    """A hub on the Redis at `url`, and a recorded stream on its channel `chat`."""
+    """A hub on the Redis at `url`, and a recorded stream on its channel `chat`.
 
-    def __init__(self, url: str) -> None:
-        self.broker = RedisBroker(url, options=RedisOptions(broker_probe_seconds=PROBE_SECONDS))
-        self.hub = Hub(self.broker, streams=Streams(heartbeat_seconds=0.2))
+    Its clock is `ahead_seconds` ahead of Redis'.
+    """
+
+    def __init__(self, url: str, ahead_seconds: float = 0.0) -> None:
+        self.ahead_seconds = ahead_seconds
+        self.broker = RedisBroker(url, options=RedisOptions(broker_probe_seconds=PROBE_SECONDS), now=self.now)
+        self.hub = Hub(self.broker, streams=Streams(heartbeat_seconds=0.2), now=self.now)
         self.stream = Recording()
+
+    def now(self) -> float:
+        return time.time() + self.ahead_seconds
 
     async def __aenter__(self) -> Self:
         await self.hub.__aenter__()

@@ -95,6 +95,7 @@ ROOMS: dict[str, set[str]] = {
         "brokers.numbering",
         "brokers.redis.connection",
         "brokers.redis.state",
+        "brokers.redis.wire",
         "errors",
         "position",
         "publication",

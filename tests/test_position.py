@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ssehub.position import Position
+from ssehub.position import LAST_NUMBER, Position
 
 
 def test_position_is_parsed_from_what_it_writes() -> None:
-    position = Position(1_700_000_000_000, 3, "abcd1234")
-
-    assert Position.parse(str(position)) == position
+    for position in (Position(1_700_000_000_000, 3, "abcd1234"), Position(LAST_NUMBER, LAST_NUMBER, "abcd1234")):
+        assert Position.parse(str(position)) == position
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,9 @@ def test_position_is_parsed_from_what_it_writes() -> None:
         "\t1-2.abc",
         "1-2.abc\x85",
         "\u00a01-2.abc",
-        "1" * 20 + "-0.abc",
+        f"{2**64}-0.abc",
+        f"0-{2**64}.abc",
+        "0" * 21 + "-0.abc",
         "\u0661-\u0662.abc",
     ],
 )

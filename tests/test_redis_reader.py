@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Sequence
 
 import pytest
 
-from broker_worlds import RecordingFollower
+from broker_worlds import RecordingFollower, event
+from commands import run
 from conftest import until
 from proxy import Mode
 from redis_nodes import PROBE_SECONDS, Node, behind_proxy, events_of, two_nodes
@@ -19,6 +21,7 @@ from ssehub.brokers.redis import RedisBroker
 from ssehub.errors import BrokerUnavailable
 from ssehub.fanout.engine import Engine
 from ssehub.position import Position
+from ssehub.publication import Publication
 from ssehub.settings import Retention
 
 pytest_plugins = ("redis_fixtures",)
@@ -204,6 +207,61 @@ async def test_e10_log_continues_after_a_foreign_entry_with_a_future_id(redis_se
         assert a.received == b.received and a.data == ["1", "2", "3", "4"]
         assert [position for position, _ in a.received[1:]] == ids
         assert a.resets == b.resets == []
+
+
+HUGE_IDS = [(2**53 + 1, 0), (10**16 - 1, 10**15 - 1), (2**63, 2**53), (2**64 - 2, 2**64 - 2), (2**64 - 1, 2**63)]
+"""Ids of foreign entries whose numbers Lua cannot represent. After the fourth, three events have no room."""
+
+
+@pytest.mark.parametrize("id", HUGE_IDS, ids="{0[0]}-{0[1]}".format)
+async def test_e10_publishing_and_resuming_go_on_after_a_foreign_entry_with_an_id_over_2_to_the_53(
+    redis_server: RedisServer, id: tuple[int, int]
+) -> None:
+    async with two_nodes(redis_server.url) as (a, b):
+        first = await b.publish("1")
+        redis_server.command("XADD", STREAM, f"{id[0]}-{id[1]}", "a", "b")
+        ids = await b.hub.publish_all([Publication([event(data)]) for data in "234"])
+        ids += [await a.publish_until_stored("5"), await b.publish_until_stored("6")]
+        again = await a.publish("6", idempotency_key="6")
+        await asyncio.gather(a.has("6"), b.has("6"))
+        replayed = events_of(b.listen(ids[0]))
+        async with Node(redis_server.url) as later:
+            replayed_later = events_of(later.listen(first))
+
+    positions = [parsed(each) for each in ids]
+    assert a.received == b.received and a.data == list("123456")
+    assert [position for position, _ in a.received[1:]] == ids and again == ids[-1]
+    assert positions == sorted(set(positions)) and (positions[0].milliseconds, positions[0].sequence) > id
+    assert [message.data for message in replayed] == list("3456")
+    assert [(message.id, message.data) for message in replayed_later] == a.received[1:]
+    assert a.resets == b.resets == later.resets == []
+
+
+async def test_e10_log_that_is_full_is_reported_with_what_to_do(redis_server: RedisServer) -> None:
+    async with two_nodes(redis_server.url) as (a, b):
+        await b.publish("1")
+        await asyncio.gather(a.has("1"), b.has("1"))
+        redis_server.command("XADD", STREAM, f"{2**64 - 1}-{2**64 - 1}", "a", "b")
+        with pytest.raises(BrokerUnavailable, match="the log is full, as /readyz explains; nothing was stored"):
+            await b.publish("not stored")
+        problem = await b.is_not_ready()
+        redis_server.command("DEL", STREAM)
+        second = await b.publish_until_stored("2")
+        await asyncio.gather(a.has("1", "2"), b.has("1", "2"), a.is_ready(), b.is_ready())
+
+        assert f"highest possible id to the stream {STREAM}. Delete that key" in problem
+        assert a.received == b.received and a.received[-1] == (second, "2")
+        assert a.resets == b.resets == ["log-lost"]
+
+
+async def test_log_command_prints_events_after_the_year_9999_without_a_time(valkey: RedisServer) -> None:
+    async with Node(valkey.url) as node:
+        valkey.command("XADD", STREAM, f"{2**63}-0", "a", "b")
+        id = await node.publish("1")
+        printed = await asyncio.to_thread(run, "log", "--broker", valkey.url)
+
+    line = json.loads(printed.stdout)
+    assert (line["position"], line["time"], line["data"]) == (id, None, "1")
 
 
 # Where reading begins, and gaps

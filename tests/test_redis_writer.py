@@ -15,7 +15,7 @@ import pytest
 from conftest import RunningHub, report, until
 from redis_nodes import Node, behind_proxy, two_nodes
 from redis_requests import fields
-from redis_servers import RedisServer
+from redis_servers import SOAK, RedisServer
 from ssehub.brokers.redis import connection
 from ssehub.errors import BrokerUnavailable, Overloaded
 from ssehub.event import Event
@@ -68,6 +68,26 @@ async def test_e8_event_whose_answer_was_lost_is_stored_once_when_published_agai
         await asyncio.gather(a.has("1", "2"), b.has("1", "2"))
 
         assert a.received == b.received and len(a.received) == 2 and a.received[0][0] == again
+
+
+async def test_c9_same_key_at_two_nodes_at_the_same_moment_is_one_event(redis_server: RedisServer) -> None:
+    keys = [f"{number}" for number in range(2_000 if SOAK else 200)]
+    async with two_nodes(redis_server.url) as nodes:
+
+        async def publish_everywhere(key: str) -> set[str]:
+            publishing = [node.publish(key, idempotency_key=key) for node in nodes * 10]
+            return set(await asyncio.gather(*publishing))
+
+        answers: list[set[str]] = []
+        for start in range(0, len(keys), 50):
+            answers += await asyncio.gather(*map(publish_everywhere, keys[start : start + 50]))
+        end = await nodes[0].publish("end")
+        await asyncio.gather(*[node.has("end") for node in nodes])
+
+        assert [len(ids) for ids in answers] == [1] * len(keys)
+        stored = [(*ids, key) for ids, key in zip(answers, keys, strict=True)]
+        assert nodes[0].received == nodes[1].received
+        assert sorted(nodes[0].received) == sorted([*stored, (end, "end")])
 
 
 # E11: Redis runs out of memory

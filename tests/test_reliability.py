@@ -53,8 +53,8 @@ def parts() -> list[Part]:
     found = []
     for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE):
         if heading := re.match(r"([A-F])\. ", section):
-            shown, missing = re.split(r"^### .*: not covered yet$", section, flags=re.MULTILINE)
-            found.append(Part(heading[1], list(rows(shown)), list(rows(missing))))
+            shown, *rest = re.split(r"^### .*: not covered yet$", section, flags=re.MULTILINE)
+            found.append(Part(heading[1], list(rows(shown)), list(rows("".join(rest)))))
     return found
 
 

@@ -74,6 +74,7 @@ class Hub:
             stream_limits=stream_limits,
             statistics=self._statistics,
             wall=now,
+            log_now=self.broker.now,
             monotonic=monotonic,
             meter=MemoryMeter.for_limit(memory.max_memory_bytes),
         )
@@ -167,6 +168,7 @@ class Hub:
             self._engine.measure()
         self._statistics.broker_ready = self.broker.problem is None
         self._statistics.log_skipped_entries = self.broker.skipped
+        self._statistics.clock_skew_seconds = self.broker.clock_skew_seconds
         return self._statistics
 
     def _follow(self, base: Position) -> Engine:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Self
 
-LAST_SEQUENCE = 10**19 - 1
+LAST_NUMBER = 2**64 - 1
+"""The largest number in a position: Redis' stream ids have 64 bits each for milliseconds and sequence."""
 
-_POSITION = re.compile(r"(\d{1,19})-(\d{1,19})\.([0-9a-z]{1,32})", re.ASCII)
+_POSITION = re.compile(r"(\d{1,20})-(\d{1,20})\.([0-9a-z]{1,32})", re.ASCII)
 
 
 class Position(NamedTuple):
@@ -25,10 +26,13 @@ class Position(NamedTuple):
         """A position between this one and every earlier one."""
         if self.sequence:
             return self._replace(sequence=self.sequence - 1)
-        return self._replace(milliseconds=self.milliseconds - 1, sequence=LAST_SEQUENCE)
+        return self._replace(milliseconds=self.milliseconds - 1, sequence=LAST_NUMBER)
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Parse `text`, such as `1795633044736-0.loh23qqu`; return None if it is not a position."""
         match = _POSITION.fullmatch(text)
-        return cls(int(match[1]), int(match[2]), match[3]) if match else None
+        if match is None:
+            return None
+        milliseconds, sequence = int(match[1]), int(match[2])
+        return cls(milliseconds, sequence, match[3]) if max(milliseconds, sequence) <= LAST_NUMBER else None

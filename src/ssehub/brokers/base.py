@@ -58,6 +58,13 @@ class Broker(Protocol):
         """Why the log cannot be read or written at present, for `/readyz`; None if it can."""
 
     @property
+    def clock_skew_seconds(self) -> float:
+        """By how much this machine's clock is ahead of the log's; 0 if the log uses this machine's clock."""
+
+    def now(self) -> float:
+        """Return Unix time in seconds by the log's clock, from which positions are made."""
+
+    @property
     def skipped(self) -> int:
         """Number of entries skipped so far because they were invalid or not written by ssehub."""
 

@@ -22,8 +22,9 @@ class MemoryBroker:
 
     def __init__(self, idempotency: Idempotency = Idempotency(), *, now: Callable[[], float] = time.time) -> None:
         self.problem: str | None = None
+        self.clock_skew_seconds = 0.0
         self.skipped = 0
-        self._now = now
+        self.now = now
         self._last = Position(int(now() * 1000), 0, new_log_name())
         self._is_empty = True
         self._keys = KeyWindow(idempotency, now)
@@ -32,7 +33,7 @@ class MemoryBroker:
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
         if self._follower is None:
             raise BrokerUnavailable("the memory broker is not running: use it inside `async with hub`")
-        numbered = assign_positions(publications, next_position(self._last, int(self._now() * 1000)), self._keys.find)
+        numbered = assign_positions(publications, next_position(self._last, int(self.now() * 1000)), self._keys.find)
         if numbered.keys:
             self._keys.add(numbered.keys)
         if numbered.entries:

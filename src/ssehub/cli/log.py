@@ -33,6 +33,17 @@ def log(config_file: Path | None, count: int, channel: str | None, **settings: o
         wanted = (entry for entry in entries if channel is None or channel in entry.event.channels)
         newest = list(islice(wanted, count))
     for entry in reversed(newest):
-        time = datetime.fromtimestamp(entry.position.milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
-        line = {"position": str(entry.position), "time": time, **json.loads(entry.event.dump())}
+        line = {
+            "position": str(entry.position),
+            "time": _time(entry.position.milliseconds),
+            **json.loads(entry.event.dump()),
+        }
         click.echo(json.dumps(line, ensure_ascii=False))
+
+
+def _time(milliseconds: int) -> str | None:
+    """Return None after the year 9999: a foreign entry in Redis can make positions that large."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -52,7 +52,8 @@ LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
 
 
 class Engine:
-    """Fans out the log from `base` on, in the running event loop. `wall` gives Unix time, in seconds."""
+    """Fans out the log from `base` on, in the running event loop. `wall` gives Unix time, in seconds,
+    and `log_now` Unix time by the log's clock."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Engine:
         streams: Streams,
         statistics: Statistics,
         wall: Callable[[], float],
+        log_now: Callable[[], float],
         monotonic: Callable[[], float],
         stream_limits: StreamLimits,
         meter: Meter | None = None,
@@ -72,6 +74,7 @@ class Engine:
         self._streams = streams
         self._statistics = statistics
         self._wall = wall
+        self._log_now = log_now
         self._monotonic = monotonic
         self.index = Index()
         self._history = History(base, retention)
@@ -165,13 +168,13 @@ class Engine:
         """Retain the next `entries` of the log for clients that reconnect, and give them to the next round."""
         history, rounds = self._history, self._rounds
         has_listeners = bool(self.index.all) or rounds.is_under_way
-        now, wall = self._monotonic(), self._wall() * 1000
+        now, log_now = self._monotonic(), self._log_now() * 1000
         for at, event in entries:
             if isinstance(event, Disconnect):
                 if has_listeners:
                     rounds.add(Ending(at, event))
                 continue
-            frame = Frame(at, event, now - max(0.0, wall - at.milliseconds) / 1000)
+            frame = Frame(at, event, now - max(0.0, log_now - at.milliseconds) / 1000)
             if event.store:
                 history.add(frame)
             if has_listeners:

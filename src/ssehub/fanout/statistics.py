@@ -42,6 +42,7 @@ class Statistics:
     memory_is_short: bool = False
     broker_ready: bool = True
     log_skipped_entries: int = 0
+    clock_skew_seconds: float = 0.0
 
     def count_round(self, seconds: float) -> None:
         """Add a round of this duration to the histogram."""

@@ -72,6 +72,11 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("history_events", "Retained events.", stats.history_events),
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
+        (
+            "clock_skew_seconds",
+            "Seconds by which this machine's clock is ahead of that of the log in Redis.",
+            stats.clock_skew_seconds,
+        ),
         ("loop_lag_seconds", "Delay of the event loop's last clock tick.", stats.loop_lag_seconds),
         (
             "memory_bytes",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import ClassVar, NamedTuple
 
@@ -27,7 +28,10 @@ class _Tasks(NamedTuple):
 
 
 class RedisBroker:
-    """The log in the Redis at `url`. Raises ConfigError if the URL cannot be used."""
+    """The log in the Redis at `url`. Raises ConfigError if the URL cannot be used.
+
+    Redis' clock counts. It is compared with this node's, `now`, which returns Unix time in seconds.
+    """
 
     outlives_process: ClassVar[bool] = True
 
@@ -39,8 +43,9 @@ class RedisBroker:
         log: LogRetention = LogRetention(),
         retention: Retention = Retention(),
         options: RedisOptions = RedisOptions(),
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._server = Server(url, options.redis_prefix)
+        self._server = Server(url, options.redis_prefix, now)
         self._idempotency = idempotency
         self._log = log
         self._retention = retention
@@ -53,6 +58,13 @@ class RedisBroker:
     def problem(self) -> str | None:
         tasks = self._tasks
         return None if tasks is None else tasks.reader.health.problem or tasks.writer.health.problem
+
+    @property
+    def clock_skew_seconds(self) -> float:
+        return self._server.clock.skew_seconds
+
+    def now(self) -> float:
+        return self._server.clock.now()
 
     @property
     def skipped(self) -> int:

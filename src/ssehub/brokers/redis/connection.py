@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,8 +34,8 @@ from ...position import Position
 from ...settings import Idempotency, LogRetention
 from ..base import without_password
 from ..numbering import new_log_name
-from .state import Health
-from .wire import DIGEST, NOT_REDIS, SCRIPT, Keys, LogState
+from .state import Health, LogClock
+from .wire import DIGEST, FULL, LOG_IS_FULL, NOT_REDIS, SCRIPT, Keys, LogState
 
 logger = logging.getLogger("ssehub.brokers.redis")
 
@@ -60,8 +61,9 @@ CONNECTION_ERRORS = (RedisError, OSError, BrokerUnavailable)
 class Connection:
     """One connection, for one task. Close it after the first error: a late reply would answer the wrong command."""
 
-    def __init__(self, connection: RedisConnection, keys: Keys, timeout_seconds: float) -> None:
+    def __init__(self, connection: RedisConnection, keys: Keys, clock: LogClock, timeout_seconds: float) -> None:
         self._connection = connection
+        self._clock = clock
         self._timeout_seconds = timeout_seconds
         self.keys = keys
 
@@ -89,22 +91,35 @@ class Connection:
         if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
             raise BrokerUnavailable(f"Redis {version} is too old: Redis 6.2 or later, or Valkey, is required")
 
-    async def script(self, verb: str, *arguments: str | bytes | int) -> Any:
-        """Run `verb` of `log.lua` and return its reply."""
+    async def script(self, verb: str, *arguments: str | bytes | int) -> list[Any]:
+        """Run `verb` of `log.lua` and return its reply, without the time in it, which sets the clock."""
         call = (len(self.keys), *self.keys, verb, new_log_name(), *arguments)
+        sent_at = time.monotonic()
         try:
-            return await self.command("EVALSHA", DIGEST, *call)
+            reply = await self.command("EVALSHA", DIGEST, *call)
         except NoScriptError:  # nothing has run
-            return await self.command("EVAL", SCRIPT, *call)
+            reply = await self.command("EVAL", SCRIPT, *call)
+        try:
+            self._clock.adjust(int(reply[0]) / 1000, sent_at)
+        except (TypeError, ValueError, LookupError):
+            raise BrokerUnavailable(NOT_REDIS) from None
+        return list(reply[1:])
 
     async def log_state(self, known: Position | None = None, *, is_writer: bool = False) -> LogState:
         """Return the log's state, creating the log if there is none.
 
         A log that has lost the position `known` gets a new name. With `is_writer`, raises the refusal if this user may
-        not append.
+        not append, and BrokerUnavailable if nobody can.
         """
         log, ms, seq = ("", 0, 0) if known is None else (known.log, known.milliseconds, known.sequence)
-        return LogState.parse(await self.script("state", log, ms, seq, int(is_writer)))
+        reply = await self.script("state", log, ms, seq, int(is_writer))
+        if reply == [LOG_IS_FULL]:
+            raise self.full()
+        return LogState.parse(reply)
+
+    def full(self) -> BrokerUnavailable:
+        """Return the error that says what to do when the script has replied LOG_IS_FULL."""
+        return BrokerUnavailable(FULL % self.keys.stream)
 
     async def tidy(self, idempotency: Idempotency, log: LogRetention) -> None:
         """Delete expired idempotency keys and events."""
@@ -119,8 +134,9 @@ class Connection:
 class Server:
     """The Redis server at a URL, or the primary that Sentinel names at present. Raises ConfigError for a bad URL."""
 
-    def __init__(self, url: str, prefix: str) -> None:
+    def __init__(self, url: str, prefix: str, now: Callable[[], float] = time.time) -> None:
         self.shown = without_password(url)
+        self.clock = LogClock(self.shown, now)
         self._url = url
         self._keys = Keys.of(prefix)
         # redis-py checks the options only when it creates a connection.
@@ -141,7 +157,7 @@ class Server:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 await connection.connect()
                 await _disconnect_sentinels(pool)
-            yield Connection(connection, self._keys, timeout_seconds)
+            yield Connection(connection, self._keys, self.clock, timeout_seconds)
         finally:
             try:
                 # Not by the pool, which closes its connections in tasks: a cancellation may end them before they start.

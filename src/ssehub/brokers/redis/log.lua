@@ -2,6 +2,9 @@
 -- Redis executes each call atomically, but does not roll back a call that fails midway. Entries added by such a call are
 -- not counted in the state, so readers notice that the numbers, or the log, do not match.
 --
+-- The parts of stream ids, milliseconds and sequence, are numbers of up to 64 bits. Lua counts exactly only to 2^53, so
+-- they are strings of decimal digits here, without leading zeros.
+--
 -- KEYS: the stream; the state; the idempotency keys by age (a sorted set); the receipt of each key (a hash).
 -- ARGV: a verb, a name in case a new log has to be created, and the verb's arguments.
 
@@ -12,27 +15,42 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function text(number) return string.format('%.0f', number) end
 
-local function id(ms, seq) return text(ms) .. '-' .. text(seq) end
+local now_ms = text(now)
+local last_number = '18446744073709551615'
+
+local function is_less(a, b)
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
+
+local function plus(a, number)
+  if #a < 15 then return text(a + number) end
+  local low = text(string.sub(a, -14) + number)
+  local high = string.sub(a, 1, -15)
+  if #low > 14 then high, low = plus(high, tonumber(string.sub(low, 1, -15))), string.sub(low, -14) end
+  return high .. string.rep('0', 14 - #low) .. low
+end
+
+local function id(ms, seq) return ms .. '-' .. seq end
 
 local function is_before(ms, seq, other_ms, other_seq)
-  return ms < other_ms or (ms == other_ms and seq < other_seq)
+  return is_less(ms, other_ms) or (ms == other_ms and is_less(seq, other_seq))
 end
 
 -- The state of the log: it has had `n` entries, the newest at (ms, seq), and began at (born_ms, born_seq).
 local state = redis.call('HMGET', meta, 'log', 'n', 'ms', 'seq', 'born_ms', 'born_seq')
-local log, n, ms, seq = state[1], tonumber(state[2]), tonumber(state[3]), tonumber(state[4])
-local born_ms, born_seq = tonumber(state[5]), tonumber(state[6])
+local log, n, ms, seq, born_ms, born_seq = state[1], tonumber(state[2]), state[3], state[4], state[5], state[6]
 
 local function begin_log()
   log, n, born_ms, born_seq = new_name, 0, ms, seq
   redis.call('DEL', ages, receipts)
-  redis.call('HSET', meta, 'log', log, 'n', 0, 'ms', text(ms), 'seq', text(seq),
-    'born_ms', text(born_ms), 'born_seq', text(born_seq))
+  redis.call('HSET', meta, 'log', log, 'n', 0, 'ms', ms, 'seq', seq, 'born_ms', born_ms, 'born_seq', born_seq)
 end
 
 if not (log and n and ms and seq and born_ms and born_seq) or redis.call('EXISTS', stream) == 0 then
   -- This is the first call ever, or the log has been lost. The new name shows readers that it is another log.
-  ms, seq = math.max(now, ms or 0), 0
+  if not ms or is_less(ms, now_ms) then ms = now_ms end
+  seq = '0'
   if redis.call('TYPE', stream).ok == 'stream' then redis.call('DEL', stream) end
   redis.call('XADD', stream, 'MAXLEN', 0, id(ms, seq), 'log', new_name)
   begin_log()
@@ -48,13 +66,15 @@ local function has_lost(known_ms, known_seq)
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if not first then return false end
   local first_ms, first_seq = string.match(first[1], '(%d+)-(%d+)')
-  return is_before(tonumber(first_ms), tonumber(first_seq), known_ms, known_seq)
+  return is_before(first_ms, first_seq, known_ms, known_seq)
 end
 
 -- Runs every other command that `append` and `tidy` need, without effect, so that a missing permission raises here.
-local function check_permissions()
-  redis.call('HSET', meta, 'checked', text(now))
+-- Returns false if nothing can be added because the stream's last id is the highest there is.
+local function check_writable()
+  redis.call('HSET', meta, 'checked', now_ms)
   local added = redis.pcall('XADD', stream, id(born_ms, born_seq), 'n', '0')
+  if string.find(added.err, 'exhausted', 1, true) then return false end
   if not string.find(added.err, 'equal or smaller', 1, true) then redis.call('XADD', stream, '0-0', 'n', '0') end
   redis.call('ZADD', ages, 'XX', '0', '')
   redis.call('ZREM', ages, '')
@@ -66,14 +86,17 @@ local function check_permissions()
   redis.call('HGET', receipts, '')
   redis.call('XINFO', 'STREAM', stream)
   redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)
+  return true
 end
 
+-- Every verb returns a list that begins with the time.
+
 -- state KNOWN_LOG KNOWN_MS KNOWN_SEQ IS_WRITER: returns the state of the log. If the log has lost the known position it
--- gets a new name first; a writer's permissions are checked.
+-- gets a new name first. A writer's permissions are checked, and the reply to it is 'full' if nothing can be added.
 if verb == 'state' then
-  if log == ARGV[3] and has_lost(tonumber(ARGV[4]), tonumber(ARGV[5])) then begin_log() end
-  if ARGV[6] == '1' then check_permissions() end
-  return {log, n, ms, seq, born_ms, born_seq}
+  if log == ARGV[3] and has_lost(ARGV[4], ARGV[5]) then begin_log() end
+  if ARGV[6] == '1' and not check_writable() then return {now_ms, 'full'} end
+  return {now_ms, log, n, ms, seq, born_ms, born_seq}
 end
 
 local window, max_keys = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -92,13 +115,15 @@ end
 -- tidy WINDOW_MS MAX_KEYS MAX_AGE_MS: deletes keys and entries that are too old.
 if verb == 'tidy' then
   for _ = 1, 20 do if not expire_keys() then break end end
-  return redis.call('XTRIM', stream, 'MINID', '~', text(math.max(0, now - ARGV[5])))
+  redis.call('XTRIM', stream, 'MINID', '~', text(math.max(0, now - ARGV[5])))
+  return {now_ms}
 end
 
 -- append WINDOW_MS MAX_KEYS MAX_EVENTS REQUESTS, followed for each request by its number of publications, and for each
 -- publication by its key or an empty string, the hash of its body, its number of events, and the events.
--- Returns the log's name and a reply to each request: for each publication its first position and number of events
--- (ms, seq, count), one after the other, or 'conflict' if nothing was stored because a key was used with another body.
+-- Returns the log's name and a reply to each request: for each publication its first position and number of
+-- events ('ms seq count'), one after the other. Nothing of a request was stored if the reply is 'conflict', because a
+-- key was used with another body, or 'full', because the log has no room for it.
 local at = 6
 
 local function next_argument()
@@ -109,76 +134,104 @@ end
 local function find_receipt(key)
   local age = redis.call('ZSCORE', ages, key)
   if not age or tonumber(age) < now - window then return nil end
-  local body, first_ms, first_seq, count =
-    string.match(redis.call('HGET', receipts, key) or '', '^(%S+) (%d+) (%d+) (%d+)$')
-  return body and {body = body, ms = tonumber(first_ms), seq = tonumber(first_seq), count = tonumber(count)}
+  local body, stored = string.match(redis.call('HGET', receipts, key) or '', '^(%S+) (%d+ %d+ %d+)$')
+  return body and {body = body, stored = stored}
 end
 
--- Skips a request. Returns true if one of its keys was used with another body, and where the request begins.
+-- Skips a request. Returns true if one of its keys was used with another body, where the request begins, and its number
+-- of events.
 local function has_conflict(publications)
-  local known, start, found = {}, at, false
+  local known, start, found, events = {}, at, false, 0
   for _ = 1, publications do
-    local key, body, count = next_argument(), next_argument(), next_argument()
-    at = at + tonumber(count)
+    local key, body, count = next_argument(), next_argument(), tonumber(next_argument())
+    at, events = at + count, events + count
     if key ~= '' then
       known[key] = known[key] or find_receipt(key) or {body = body}
       found = found or known[key].body ~= body
     end
   end
-  return found, start
+  return found, start, events
 end
 
-local function store(event)
-  if now > ms then ms, seq = now, 0 else seq = seq + 1 end
-  n = n + 1
-  local added = redis.pcall('XADD', stream, id(ms, seq), 'n', text(n), 'log', log, 'event', event)
-  if type(added) ~= 'table' then return end
-  if string.find(added.err, 'equal or smaller', 1, true) then
-    -- Something else has added an entry with a later id: continue after it.
-    local info = redis.call('XINFO', 'STREAM', stream)
-    for i = 1, #info, 2 do
-      if info[i] == 'last-generated-id' then ms, seq = tonumber(string.match(info[i + 1], '%d+')) + 1, 0 end
-    end
+-- Moves on to the next position, which `left` consecutive ones can follow. Returns false if there is none.
+local function advance(left)
+  if is_less(ms, now_ms) then
+    ms, seq = now_ms, '0'
+  elseif #seq < 19 or not is_less(last_number, plus(seq, left)) then
+    seq = plus(seq, 1)
+  elseif ms ~= last_number then
+    ms, seq = plus(ms, 1), '0'
+  else
+    return false
   end
-  redis.call('XADD', stream, id(ms, seq), 'n', text(n), 'log', log, 'event', event)
+  return true
 end
 
-local function publish(key, body, count)
+local function continue_after_foreign_entries()
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then ms, seq = string.match(info[i + 1], '(%d+)-(%d+)') end
+  end
+end
+
+-- Adds an event, with which `left` events of the request are not stored yet. Returns false if the log is full, which can
+-- only happen to the first of them.
+local function store(event, left)
+  if not advance(left) then return false end
+  local added = redis.pcall('XADD', stream, id(ms, seq), 'n', text(n + 1), 'log', log, 'event', event)
+  if type(added) == 'table' then
+    -- Something else may have added an entry with a later id. If so, continue after it.
+    if string.find(added.err, 'equal or smaller', 1, true) or string.find(added.err, 'exhausted', 1, true) then
+      continue_after_foreign_entries()
+      if not advance(left) then return false end
+    end
+    redis.call('XADD', stream, id(ms, seq), 'n', text(n + 1), 'log', log, 'event', event)
+  end
+  n = n + 1
+  return true
+end
+
+-- Returns the first position and number of events of a publication, or nil if the log is full.
+local function publish(key, body, count, left)
   local known = key ~= '' and find_receipt(key)
   if known then
     at = at + count
-    return known.ms, known.seq, known.count
+    return known.stored
   end
-  store(next_argument())
-  local first_ms, first_seq = ms, seq
-  for _ = 2, count do store(next_argument()) end
+  if not store(next_argument(), left) then return nil end
+  local stored = ms .. ' ' .. seq .. ' ' .. count
+  for i = 1, count - 1 do store(next_argument(), left - i) end
   if key ~= '' then
-    redis.call('ZADD', ages, text(now), key)
-    redis.call('HSET', receipts, key, string.format('%s %s %s %d', body, text(first_ms), text(first_seq), count))
+    redis.call('ZADD', ages, now_ms, key)
+    redis.call('HSET', receipts, key, body .. ' ' .. stored)
   end
-  return first_ms, first_seq, count
+  return stored
+end
+
+local function reply_to_request()
+  local publications = tonumber(next_argument())
+  local found, start, left = has_conflict(publications)
+  if found then return 'conflict' end
+  local finish = at
+  at = start
+  local reply = {}
+  for i = 1, publications do
+    local key, body, count = next_argument(), next_argument(), tonumber(next_argument())
+    reply[i] = publish(key, body, count, left)
+    if not reply[i] then
+      at = finish
+      return 'full'
+    end
+    left = left - count
+  end
+  return table.concat(reply, ' ')
 end
 
 local before = n
-local replies = {log}
-for request = 1, tonumber(ARGV[6]) do
-  local publications = tonumber(next_argument())
-  local found, start = has_conflict(publications)
-  if found then
-    replies[request + 1] = 'conflict'
-  else
-    at = start
-    local reply = {}
-    for i = 1, publications do
-      local key, body, events = next_argument(), next_argument(), next_argument()
-      local first_ms, first_seq, count = publish(key, body, tonumber(events))
-      reply[3 * i - 2], reply[3 * i - 1], reply[3 * i] = first_ms, first_seq, count
-    end
-    replies[request + 1] = reply
-  end
-end
+local replies = {now_ms, log}
+for request = 1, tonumber(ARGV[6]) do replies[request + 2] = reply_to_request() end
 if n > before then
-  redis.call('HSET', meta, 'n', text(n), 'ms', text(ms), 'seq', text(seq))
+  redis.call('HSET', meta, 'n', text(n), 'ms', ms, 'seq', seq)
   redis.call('XTRIM', stream, 'MAXLEN', '~', ARGV[5])
   while redis.call('ZCARD', ages) > max_keys and expire_keys() do end
 end

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Callable
 
 from ...position import Position
 
 logger = logging.getLogger("ssehub.brokers.redis")
 
 MAX_PAUSE_SECONDS = 1.0
+MAX_SKEW_SECONDS = 5.0
+"""A greater difference between the clocks of a node and of Redis is logged."""
 
 
 class Knowledge:
@@ -26,6 +29,50 @@ class Knowledge:
         newest = self.newest
         if newest is None or newest.log != position.log or newest < position:
             self.newest = position
+
+
+class LogClock:
+    """Redis' clock, from which positions are made, as a difference to this node's monotonic clock.
+
+    Each reply with a time narrows the difference down: Redis read its clock after the request was sent, and before the
+    reply arrived. So replies that are late, or nodes whose clocks are set, do no harm. `wall` is this node's clock; it
+    is used to report how far it is from Redis', and as Redis' until the first reply.
+    """
+
+    def __init__(self, log: str, wall: Callable[[], float]) -> None:
+        self._log = log
+        self._wall = wall
+        self._difference: float | None = None
+        self._is_skewed = False
+
+    def now(self) -> float:
+        return self._wall() if self._difference is None else time.monotonic() + self._difference
+
+    @property
+    def skew_seconds(self) -> float:
+        return 0.0 if self._difference is None else self._wall() - self.now()
+
+    def adjust(self, redis_time: float, sent_at: float) -> None:
+        """Take the time from a reply that has just arrived, to a request sent at the monotonic time `sent_at`."""
+        least, most = redis_time - time.monotonic(), redis_time - sent_at
+        difference = (least + most) / 2 if self._difference is None else self._difference
+        self._difference = min(max(difference, least), most)
+        skew = self.skew_seconds
+        if (abs(skew) > MAX_SKEW_SECONDS) != self._is_skewed:
+            self._is_skewed = not self._is_skewed
+            self._report(skew)
+
+    def _report(self, skew: float) -> None:
+        if self._is_skewed:
+            logger.warning(
+                "the clock of this machine is %.0f s %s that of the log at %s: set both, for instance by NTP"
+                " (tokens expire by the former, events by the latter)",
+                abs(skew),
+                "ahead of" if skew > 0 else "behind",
+                self._log,
+            )
+        else:
+            logger.info("the clocks of this machine and of the log at %s agree again", self._log)
 
 
 class Health:

@@ -14,6 +14,12 @@ from ..base import Entry
 
 SCRIPT = files(__package__).joinpath("log.lua").read_bytes()
 DIGEST = sha1(SCRIPT, usedforsecurity=False).hexdigest()
+LOG_IS_FULL = b"full"
+"""The script's reply if the stream takes no more entries, ever."""
+FULL = (
+    "the log is full: another program has added an entry with the highest possible id to the stream %s."
+    " Delete that key: a new log begins, and clients are sent a reset"
+)
 NOT_REDIS = "not a Redis server: unexpected reply"
 
 

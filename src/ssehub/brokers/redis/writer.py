@@ -16,6 +16,7 @@ from ...settings import Idempotency, LogRetention
 from ..numbering import KEY_CONFLICT
 from .connection import REFUSALS, Connection, Server, explain, keep_connected
 from .state import Health, Knowledge
+from .wire import LOG_IS_FULL
 
 PUBLISH_SECONDS = 1.5
 """Every publisher is answered within this time."""
@@ -53,7 +54,10 @@ class Request:
         if reply == b"conflict":
             self.refuse(IdempotencyConflict(KEY_CONFLICT))
             return None
-        stored = list(zip(*[iter(reply)] * 3, strict=True))
+        if reply == LOG_IS_FULL:
+            self.refuse(BrokerUnavailable("the log is full, as /readyz explains; nothing was stored"))
+            return None
+        stored = list(zip(*[map(int, reply.split())] * 3, strict=True))
         if not self.answer.done():
             self.answer.set_result([f"{ms}-{seq + n}.{log}" for ms, seq, count in stored for n in range(count)])
         return max((Position(ms, seq + count - 1, log) for ms, seq, count in stored), default=None)
@@ -171,6 +175,8 @@ class Writer:
         for request, reply in zip(group, replies, strict=True):
             if newest := request.resolve(log.decode(), reply):
                 self._knowledge.note(newest)
+        if LOG_IS_FULL in replies:
+            raise connection.full()
 
     async def _answer_head_requests(self, connection: Connection) -> None:
         requests, self._head_requests = self._head_requests, []

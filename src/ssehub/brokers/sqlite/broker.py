@@ -45,12 +45,13 @@ class SqliteBroker:
         retention: Retention = Retention(),
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.clock_skew_seconds = 0.0
         self.skipped = 0
+        self.now = now
         self._path = path.resolve()  # the lock file must be beside the file itself, however `path` refers to it
         self._idempotency = idempotency
         self._log = log
         self._retention = retention
-        self._now = now
         self._writer: _Writer | None = None
         """None while the broker is not running."""
 
@@ -83,7 +84,7 @@ class SqliteBroker:
                 await loop.run_in_executor(thread, file.close)
 
     def _open(self) -> LogFile:
-        return LogFile.open(self._path, idempotency=self._idempotency, log=self._log, now=self._now)
+        return LogFile.open(self._path, idempotency=self._idempotency, log=self._log, now=self.now)
 
     async def _deliver_tail(self, file: LogFile, thread: ThreadPoolExecutor, follower: Follower) -> None:
         loop = asyncio.get_running_loop()
