@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis import asyncio as redis
@@ -92,7 +92,7 @@ class Connection:
             raise BrokerUnavailable(f"Redis {version} is too old: Redis 6.2 or later, or Valkey, is required")
 
     async def script(self, verb: str, *arguments: str | bytes | int) -> list[Any]:
-        """Run `verb` of `log.lua` and return its reply, without the time in it, which sets the clock."""
+        """Run `verb` of `log.lua` and return its reply, which begins with the log's name. Its time sets the clock."""
         call = (len(self.keys), *self.keys, verb, new_log_name(), *arguments)
         sent_at = time.monotonic()
         try:
@@ -100,10 +100,12 @@ class Connection:
         except NoScriptError:  # nothing has run
             reply = await self.command("EVAL", SCRIPT, *call)
         try:
-            self._clock.adjust(int(reply[0]) / 1000, sent_at)
-        except (TypeError, ValueError, LookupError):
+            milliseconds, log = reply[0].split()
+            self._clock.adjust(int(milliseconds) / 1000, sent_at)
+        except (AttributeError, TypeError, ValueError, LookupError):
             raise BrokerUnavailable(NOT_REDIS) from None
-        return list(reply[1:])
+        reply[0] = log
+        return cast(list[Any], reply)
 
     async def log_state(self, known: Position | None = None, *, is_writer: bool = False) -> LogState:
         """Return the log's state, creating the log if there is none.
@@ -113,7 +115,7 @@ class Connection:
         """
         log, ms, seq = ("", 0, 0) if known is None else (known.log, known.milliseconds, known.sequence)
         reply = await self.script("state", log, ms, seq, int(is_writer))
-        if reply == [LOG_IS_FULL]:
+        if reply[1:] == [LOG_IS_FULL]:
             raise self.full()
         return LogState.parse(reply)
 

@@ -89,14 +89,15 @@ local function check_writable()
   return true
 end
 
--- Every verb returns a list that begins with the time.
+-- Every verb returns a list that begins with the time and the log's name, in one string.
+local function head() return now_ms .. ' ' .. log end
 
 -- state KNOWN_LOG KNOWN_MS KNOWN_SEQ IS_WRITER: returns the state of the log. If the log has lost the known position it
 -- gets a new name first. A writer's permissions are checked, and the reply to it is 'full' if nothing can be added.
 if verb == 'state' then
   if log == ARGV[3] and has_lost(ARGV[4], ARGV[5]) then begin_log() end
-  if ARGV[6] == '1' and not check_writable() then return {now_ms, 'full'} end
-  return {now_ms, log, n, ms, seq, born_ms, born_seq}
+  if ARGV[6] == '1' and not check_writable() then return {head(), 'full'} end
+  return {head(), n, ms, seq, born_ms, born_seq}
 end
 
 local window, max_keys = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -116,12 +117,12 @@ end
 if verb == 'tidy' then
   for _ = 1, 20 do if not expire_keys() then break end end
   redis.call('XTRIM', stream, 'MINID', '~', text(math.max(0, now - ARGV[5])))
-  return {now_ms}
+  return {head()}
 end
 
 -- append WINDOW_MS MAX_KEYS MAX_EVENTS REQUESTS, followed for each request by its number of publications, and for each
 -- publication by its key or an empty string, the hash of its body, its number of events, and the events.
--- Returns the log's name and a reply to each request: for each publication its first position and number of
+-- Returns a reply to each request: for each publication its first position and number of
 -- events ('ms seq count'), one after the other. Nothing of a request was stored if the reply is 'conflict', because a
 -- key was used with another body, or 'full', because the log has no room for it.
 local at = 6
@@ -228,8 +229,8 @@ local function reply_to_request()
 end
 
 local before = n
-local replies = {now_ms, log}
-for request = 1, tonumber(ARGV[6]) do replies[request + 2] = reply_to_request() end
+local replies = {head()}
+for request = 1, tonumber(ARGV[6]) do replies[request + 1] = reply_to_request() end
 if n > before then
   redis.call('HSET', meta, 'n', text(n), 'ms', ms, 'seq', seq)
   redis.call('XTRIM', stream, 'MAXLEN', '~', ARGV[5])

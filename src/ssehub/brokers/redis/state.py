@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ logger = logging.getLogger("ssehub.brokers.redis")
 MAX_PAUSE_SECONDS = 1.0
 MAX_SKEW_SECONDS = 5.0
 """A greater difference between the clocks of a node and of Redis is logged."""
+CHECK_SECONDS = 0.5
 
 
 class Knowledge:
@@ -44,6 +46,7 @@ class LogClock:
         self._wall = wall
         self._difference: float | None = None
         self._is_skewed = False
+        self._check_at = -math.inf
 
     def now(self) -> float:
         return self._wall() if self._difference is None else time.monotonic() + self._difference
@@ -54,16 +57,23 @@ class LogClock:
 
     def adjust(self, redis_time: float, sent_at: float) -> None:
         """Take the time from a reply that has just arrived, to a request sent at the monotonic time `sent_at`."""
-        least, most = redis_time - time.monotonic(), redis_time - sent_at
-        difference = (least + most) / 2 if self._difference is None else self._difference
-        self._difference = min(max(difference, least), most)
-        skew = self.skew_seconds
-        if (abs(skew) > MAX_SKEW_SECONDS) != self._is_skewed:
-            self._is_skewed = not self._is_skewed
-            self._report(skew)
+        now = time.monotonic()
+        least, most = redis_time - now, redis_time - sent_at
+        difference = self._difference
+        if difference is None:
+            self._difference = (least + most) / 2
+        elif not least <= difference <= most:
+            self._difference = least if difference < least else most
+        if now >= self._check_at:
+            self._check_at = now + CHECK_SECONDS
+            self._check(self.skew_seconds)
 
-    def _report(self, skew: float) -> None:
-        if self._is_skewed:
+    def _check(self, skew: float) -> None:
+        is_skewed = abs(skew) > MAX_SKEW_SECONDS
+        if is_skewed == self._is_skewed:
+            return
+        self._is_skewed = is_skewed
+        if is_skewed:
             logger.warning(
                 "the clock of this machine is %.0f s %s that of the log at %s: set both, for instance by NTP"
                 " (tokens expire by the former, events by the latter)",
