@@ -193,8 +193,13 @@ class Exchange:
             raise RuntimeError(f"Expected ASGI message {expected!r}, but got {kind!r}.")
         if self.has_started:
             self._send_body(message.get("body", b""), message.get("more_body", False))
-        else:
-            self._start(message["status"], message.get("headers", ()))
+            return
+        status = message["status"]
+        if 400 <= status < 500 and (delay := connection.port.refusal_delay()):
+            await asyncio.sleep(delay)
+            if self._is_lost:
+                return
+        self._start(status, message.get("headers", ()))
 
     def _start(self, status: int, headers: Headers) -> None:
         self.has_started = True
