@@ -146,6 +146,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.gate",
         "fanout.history",
         "fanout.index",
+        "fanout.intake",
         "fanout.limits",
         "fanout.pressure",
         "fanout.registry",
@@ -164,6 +165,7 @@ ROOMS: dict[str, set[str]] = {
     "fanout.gate": {"errors"},
     "fanout.history": {"fanout.frames", "fields", "position", "settings"},
     "fanout.index": {"fanout.frames", "fanout.subscriber", "position"},
+    "fanout.intake": {"brokers.base", "position"},
     "fanout.limits": {"buckets", "claims", "errors", "fanout.index", "fanout.subscriber", "settings"},
     "fanout.pressure": {"memory"},
     "fanout.registry": {

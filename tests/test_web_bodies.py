@@ -126,6 +126,37 @@ async def test_c7_any_body_is_decided_soon_and_in_slices(
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
+def lines(count: int, event: str) -> str:
+    return "\n".join([event] * count)
+
+
+ACCEPTED: dict[str, Callable[[], str]] = {
+    "C7-10000-small-events": lambda: lines(10_000, event_with('"x"')),
+    "C7-10000-events-of-8-MiB": lambda: lines(10_000, event_with(f'"{"x" * 790}"')),
+    "C7-8-MiB-of-lines": lambda: lines(220, event_with('"' + "x\\n" * 12_500 + '"')),
+    "C7-8-events-of-lines": lambda: lines(8, event_with('"' + "\\n" * 490_000 + '"')),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED.keys())
+async def test_c7_accepted_batches_are_delivered_in_slices(body: Callable[[], str]) -> None:
+    content = body()
+    count = content.count("\n") + 1
+    watches = []
+    async with control_app() as app:
+        for times in range(1, 4):
+            watch = Watch()
+            response = await watch.over(app.post("/emit/", content, NDJSON))
+            watches.append(watch)
+
+            assert response.status_code == 200, response.text[:300]
+            assert app.hub.statistics.published == times * count
+
+    assert min(watch.total for watch in watches) < CPU_SECONDS
+    assert min(watch.longest for watch in watches) < STRETCH_SECONDS
+
+
 @pytest.mark.soak
 @pytest.mark.anyio
 async def test_c7_large_bodies_take_their_turns() -> None:

@@ -39,7 +39,8 @@ class MemoryBroker:
         if numbered.entries:
             self._last = numbered.entries[-1].position
             self._is_empty = False
-            await self._follower.deliver(self._last, numbered.entries)
+        # Without entries, too: what was published before with a key may not have been dispatched yet.
+        await self._follower.deliver(self._last, numbered.entries)
         return numbered.positions
 
     async def head(self) -> str | None:

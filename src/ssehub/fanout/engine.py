@@ -4,8 +4,8 @@ It is built whole when the hub begins to follow the log. The other files of this
 channel, whose time has come, who has to end, what is to be replayed) and keep the books they need for that; the engine
 acts on the answers. Streams are ended in one place, `Registry.end`.
 
-    deliver → history
-            → rounds → index.select → subscriber.write → sink → connection
+    deliver → intake → history
+                     → rounds → index.select → subscriber.write → sink → connection
     attach → resume.beginning → replay from history → live
 """
 
@@ -30,6 +30,7 @@ from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Index
+from .intake import Intake
 from .limits import StreamCounts
 from .pressure import Meter, Pressure
 from .registry import Registry
@@ -99,6 +100,7 @@ class Engine:
             lambda channel: self.backlogs.waits.must_wait(channel, monotonic()),
         )
         """Publishers pass it before they publish."""
+        self._intake = Intake(self.dispatch, self._expect)
         self._is_ending_due = False
         """True while the streams whose time has come are being ended."""
         self._is_relieving = False
@@ -159,10 +161,17 @@ class Engine:
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         """Dispatch the next `entries` of the log, which then ends at `position`; return when there is room for more."""
-        self.dispatch(position, entries)
+        dispatched = self._intake.accept(position, entries)
+        if dispatched is not None:
+            await dispatched
         if not self._rounds.has_capacity():
             await self.gate.wait()
             self.gate.open()
+
+    def _expect(self, size: int) -> None:
+        """Count bytes that wait to be dispatched as those that wait to be written: publishers wait for both."""
+        self._rounds.waiting_bytes += size
+        self.gate.open()
 
     def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
         """Retain the next `entries` of the log for clients that reconnect, and give them to the next round."""
@@ -185,8 +194,9 @@ class Engine:
         self._schedule_round()
 
     async def flush(self) -> None:
-        """Return when everything dispatched has been written to its subscribers."""
-        while not self._rounds.is_idle:  # noqa: ASYNC110  # an event would have to be set at the end of every round
+        """Return when everything delivered has been written to its subscribers."""
+        # An event would have to be set at the end of every round.
+        while not (self._intake.is_idle and self._rounds.is_idle):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     # Rounds

@@ -32,6 +32,8 @@ from .wire import LogState, parse_entry, parse_id, stream_id
 logger = logging.getLogger("ssehub.brokers.redis")
 
 READ_COUNT = 100
+SLICE_BYTES = 2**19
+"""Bytes of entries that are read before the loop goes on: about 5 ms."""
 OPEN_LOG_SECONDS = 5.0
 OTHER_LOG = "it belongs to another log"
 
@@ -105,7 +107,13 @@ class Reader:
 
     async def _process(self, connection: Connection, entries: Sequence[Any]) -> None:
         chunk: list[Entry] = []
+        size = 0
         for id, fields in entries:
+            if size > SLICE_BYTES:
+                await self._deliver(chunk)
+                await asyncio.sleep(0)
+                chunk, size = [], 0
+            size += sum(map(len, fields))
             parsed = self._parse(id, fields)
             if parsed is None:
                 continue
