@@ -134,6 +134,8 @@ fragments = st.lists(
 ).map("".join)
 
 
+@pytest.mark.soak
+@settings(max_examples=5_000 if SOAK else 100, deadline=None)
 @given(fragments)
 @example("data: x\r\ndata: y\r")
 def test_completed_payload_shows_the_same_events_and_does_not_affect_the_next_one(payload: str) -> None:
@@ -267,6 +269,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.soak
 @settings(max_examples=5_000 if SOAK else 300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).map("".join))
 @example("id\ndata:x")

@@ -226,6 +226,15 @@ async def test_bad_key_ttl_or_store_is_400(fields: dict[str, Any], headers: dict
         assert await app.received() == []
 
 
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "IDENTITY"])
+async def test_body_declared_as_uncompressed_is_accepted(encoding: str) -> None:
+    """The names of content codings are case-insensitive (RFC 9110, 8.4.1)."""
+    async with control_app() as app:
+        response = await app.post("/emit/", event_json(), {**JSON, "content-encoding": encoding})
+
+        assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [("ttl=1.5&store=true", 200), ("store=false", 200), ("ttl=1e3", 400), ("ttl=0", 400), ("store=no", 400)],

@@ -18,6 +18,10 @@ UNIX = "unix"
 """Stands for all clients that connect to a Unix socket, which have no address."""
 MAX_HOPS = 100
 """Most entries of the headers that are looked at."""
+MAX_FORWARDED_BYTES = 4_096
+"""Most bytes of `Forwarded` that are parsed, which takes up to 1 µs for each. A longer one says nothing."""
+_MAX_NODE_CHARACTERS = 100
+"""More than any address and port have. The results for addresses are cached, so what a client sends must be short."""
 NETWORK_BITS = 64
 """A provider gives a customer at least this network of IPv6. Its addresses count as one."""
 _NODE = re.compile(r"\[([^\]]*)\](?::[^:]*)?|([^:]*)(?::[^:]*)?")
@@ -48,7 +52,7 @@ class TrustedProxies:
                 has_unix = True
                 continue
             try:
-                networks.append(ipaddress.ip_network(name))
+                networks.append(_network(name))
             except ValueError as exc:
                 raise ConfigError(
                     f"trusted_proxies {name!r}: {exc}: expected an address, a network such as 10.0.0.0/8, or unix"
@@ -105,6 +109,14 @@ class TrustedProxies:
         return found
 
 
+def _network(name: str) -> Network:
+    """Return the network `name`. IPv4 within IPv6 is returned as IPv4. Raises ValueError."""
+    network = ipaddress.ip_network(name)
+    if network.version == 6 and network.prefixlen >= 96 and (mapped := network.network_address.ipv4_mapped):
+        return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
+
+
 def _hops(values: Sequence[bytes]) -> Iterator[str]:
     """Yield the entries of `X-Forwarded-For`, the last first."""
     for value in reversed(values):
@@ -114,6 +126,8 @@ def _hops(values: Sequence[bytes]) -> Iterator[str]:
 
 def _forwarded_hops(values: Sequence[bytes]) -> Iterator[str]:
     """Yield the `for` of each element of `Forwarded`, the last first (RFC 7239, section 4)."""
+    if sum(map(len, values)) > MAX_FORWARDED_BYTES:
+        return
     for value in reversed(values):
         elements = _forwarded_elements(value.decode("latin-1"))
         yield from reversed(elements)
@@ -144,6 +158,8 @@ def _forwarded_elements(value: str) -> list[str]:
 
 def _host_of(node: str) -> str:
     """Return the address in `node`, which may have a port. IPv6 in `X-Forwarded-For` often has no brackets."""
+    if len(node) > _MAX_NODE_CHARACTERS:
+        return ""
     match = _NODE.fullmatch(node)
     return node if match is None else match[1] or match[2] or ""
 
