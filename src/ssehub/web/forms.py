@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest, UnsupportedContent
 from .pace import SMALL_BODY_BYTES, Pace
 from .requests import ControlRequest, RequestHeaders
-from .strict_json import parse_json, read_json
+from .strict_json import not_utf8, parse_json, read_json
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
@@ -89,7 +89,7 @@ async def _urlencoded(where: str, text: bytes, pace: Pace | None, max_value_byte
     try:
         return parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{where} is not valid UTF-8") from exc
+        raise not_utf8(where) from exc
     except ValueError as exc:
         raise InvalidRequest(f"{where} has more than {MAX_FIELDS} fields") from exc
 
@@ -101,7 +101,7 @@ async def _large_urlencoded(where: str, text: bytes, pace: Pace, max_value_bytes
     try:
         text.decode()  # what is not UTF-8 as it stands must not become so by what is decoded beside it
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{where} is not valid UTF-8") from exc
+        raise not_utf8(where) from exc
     fields = []
     for piece in filter(None, text.split(b"&")):
         name, _, value = piece.partition(b"=")
@@ -115,7 +115,7 @@ async def _large_urlencoded(where: str, text: bytes, pace: Pace, max_value_bytes
         try:
             fields.append((decoded[0].decode(), decoded[1].decode()))
         except UnicodeDecodeError as exc:
-            raise InvalidRequest(f"{where} is not valid UTF-8") from exc
+            raise not_utf8(where) from exc
     return fields
 
 
@@ -167,7 +167,7 @@ async def _multipart(
         )
         form = await parser.parse()
     except UnicodeDecodeError as exc:
-        raise InvalidRequest("the body is not valid UTF-8") from exc
+        raise not_utf8("the body") from exc
     except (MultiPartException, FormParserError, KeyError) as exc:
         raise InvalidRequest(f"the multipart body can't be parsed: {exc} (files are not accepted)") from exc
     if not parser.is_complete:
@@ -224,7 +224,7 @@ def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:
 def required(fields: Mapping[str, Any], name: str) -> Any:
     value = fields.get(name)
     if value is None:
-        raise InvalidRequest(f"{name} is missing")
+        raise InvalidRequest(f"{name} is missing: send it as a field of the request")
     return value
 
 

@@ -72,7 +72,7 @@ class Guard:
     def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
         """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
         if _host_name(host) not in self._hosts:
-            raise Forbidden("this Host is not allowed: call a loopback name, or add the name to control_hosts")
+            raise Forbidden(f"Host {host[:100]!r} is not allowed: call a loopback name, or add it to control_hosts")
         if server is not None and server[1] is not None and not self._is_private(str(server[0])):
             raise Forbidden("other machines can reach this address: set a control key, or listen on loopback only")
 
