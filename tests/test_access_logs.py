@@ -85,6 +85,33 @@ def test_c17_no_token_is_in_the_access_log_of_another_server(name: str) -> None:
     assert not name.startswith("uvicorn") or "/events/?token=..." in log  # the others log no query by default
 
 
+WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+WEBSOCKET += ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",)
+
+
+@pytest.mark.parametrize("name", LOGGING_SERVERS)
+@pytest.mark.parametrize(
+    ("app", "paths"), [("client_app", ("/events/{}", "/events/?token={}")), ("control_app", ("/emit/?key={}",))]
+)
+def test_c17_no_token_of_a_refused_websocket_is_in_the_access_log_of_another_server(
+    name: str, app: str, paths: tuple[str, ...]
+) -> None:
+    server = LOGGING_SERVERS[name]
+    if name.startswith("uvicorn"):
+        server = replace(server, command=(*server.command, "--ws", "wsproto"))
+    if name == "granian":
+        paths = paths[-1:]  # it logs the path of a WebSocket as it received it, whatever the app does
+    with served(server, f"ssehub.asgi:{app}") as hub:
+        statuses = [request(hub.port, path.format(TOKEN), *WEBSOCKET) for path in paths]
+        request(hub.port, "/nothing")
+        wait_until(lambda: "/nothing" in hub.log)
+        log = hub.log
+
+    assert {status.split(" ")[1] for status in statuses} == {"403"}
+    for part in TOKEN.split(".")[1:]:
+        assert part not in log
+
+
 def test_c17_no_control_key_is_in_the_access_log_of_another_server() -> None:
     with served(LOGGING_SERVERS["uvicorn"], "ssehub.asgi:control_app", SSEHUB_CONTROL_KEY=CONTROL_KEY) as hub:
         answer = httpx.post(f"{hub.url}/emit/?key={KEY}")

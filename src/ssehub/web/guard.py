@@ -48,9 +48,9 @@ class Guard:
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["query_string"]:
+            scope = masked(scope)  # a key there is refused, and must not get into the access log either
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
-            if scope["query_string"]:
-                scope = masked(scope)  # a key there is refused, and must not get into the access log either
             headers = request_headers(scope)
             try:
                 self._check(headers, scope.get("server"))

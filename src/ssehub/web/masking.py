@@ -27,7 +27,8 @@ class Masking:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        return self._app(masked(scope) if scope["type"] == "http" else scope, receive, send)
+        # A WebSocket is refused, but its path and query are logged as well.
+        return self._app(scope if scope["type"] == "lifespan" else masked(scope), receive, send)
 
 
 def masked(scope: Scope) -> Scope:
