@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from conftest import CONTROL_KEY, SECRET, connects, wait_until
 from servers import HYPERCORN, SERVERS, UVICORN, ServedHub, Server
@@ -85,8 +88,12 @@ def test_c17_no_token_is_in_the_access_log_of_another_server(name: str) -> None:
     assert not name.startswith("uvicorn") or "/events/?token=..." in log  # the others log no query by default
 
 
-WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
-WEBSOCKET += ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",)
+WEBSOCKET = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 
 
 @pytest.mark.parametrize("name", LOGGING_SERVERS)
@@ -136,6 +143,17 @@ def test_c17_no_control_key_is_in_the_access_log_of_another_server() -> None:
 )
 def test_query_is_shown_without_its_values(query: bytes, shown: bytes) -> None:
     assert mask_query(query) == shown
+
+
+PIECES = [b"token=", b"Access_Token=", b"&", b";", b"%74oken=", b"=", b"a", b"\n", b"\xff", REFUSED.encode()]
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000 if "SOAK" in os.environ else 100, deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=10).map(b"".join))
+@example(b";" + REFUSED.encode() + b"=")
+def test_no_query_shows_a_token(query: bytes) -> None:
+    assert REFUSED.encode() not in mask_query(query)
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,28 @@ def test_c5_no_value_of_any_field_gets_a_500(
     assert asyncio.run(status()) in (200, 400, 413)
 
 
+TYPES = ["application/json", 'APPLICATION/JSON ; Charset="UTF-8"', "application/x-ndjson;", "multipart/form-data"]
+TYPES += ["multipart/form-data; boundary=", 'multipart/form-data; boundary="X', "multipart/form-data; boundary=\xe9"]
+TYPES += ["multipart/form-data; boundary=" + "x" * 300, "application/x-www-form-urlencoded; charset=latin1"]
+
+
+@pytest.mark.soak
+@settings(max_examples=5_000 if SOAK else 100, deadline=None)
+@given(
+    st.sampled_from(["/emit/", "/token/", "/disconnect/", "/emit/?userId=*&channel=c", "/token/?%", "/emit/?a;b=c"]),
+    st.sampled_from(TYPES) | st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30),
+    st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12).map(b"".join),
+)
+@example("/emit/", "multipart/form-data; boundary=\xe9", b"--\xe9\r\n\r\n")
+def test_c5_no_content_type_gets_a_500(path: str, content_type: str, body: bytes) -> None:
+    async def status() -> int:
+        async with control_app() as app:
+            headers = [(b"content-type", content_type.encode("latin-1"))]
+            return (await app.http.post(path, content=body.replace(b"@", LONG), headers=headers)).status_code
+
+    assert asyncio.run(status()) in (200, 400, 413, 415)
+
+
 class AnyName(tuple[str, ...]):
     """The names of a form that may have any field."""
 
