@@ -116,6 +116,11 @@ def test_bad_proxy_is_refused_by_name(name: str) -> None:
     assert str(caught.value).startswith(f"trusted_proxies {name!r}: ")
 
 
+def test_string_in_place_of_a_list_of_proxies_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trusted_proxies must be a list of networks, .*, not '10\.0\.0\.0/8'"):
+        TrustedProxies.parse("10.0.0.0/8")
+
+
 def test_nobody_is_trusted_by_default() -> None:
     assert not TrustedProxies.parse([])
     assert client("127.0.0.1", xff("1.2.3.4"), proxies=TrustedProxies()) == "127.0.0.1"

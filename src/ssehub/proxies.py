@@ -1,7 +1,7 @@
 """Addresses of clients behind proxies: which proxies are trusted, and what they say about the client.
 
-Anybody can send `Forwarded` and `X-Forwarded-For`. Each proxy appends the address that it was called from, so only what
-trusted proxies have appended counts: from the right, up to the first address that is not one of theirs.
+Anybody can send `Forwarded` and `X-Forwarded-For`. Each proxy appends the address that called it. Only what trusted
+proxies have appended counts, so both headers are read from the right, up to the first address that is not a proxy's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class TrustedProxies:
-    """The proxies whose word about the address of a client is believed."""
+    """The proxies that are believed when they name the address of a client."""
 
     def __init__(self, networks: Sequence[Network] = (), *, has_unix: bool = False) -> None:
         self._networks = networks
@@ -45,6 +45,8 @@ class TrustedProxies:
     @classmethod
     def parse(cls, names: Iterable[str]) -> Self:
         """Return the proxies named by addresses, networks and `unix`. Raises ConfigError."""
+        if isinstance(names, str):
+            raise ConfigError(f"trusted_proxies must be a list of networks, such as ['10.0.0.0/8'], not {names!r}")
         networks = []
         has_unix = False
         for name in names:
@@ -94,9 +96,10 @@ class TrustedProxies:
         return peer if host is None else (host, 0)
 
     def _nearest_stranger(self, hops: Iterable[str]) -> str | None:
-        """Return the first of `hops` that is not a trusted proxy, or the last one if all are. They begin nearest to us.
+        """Return the first of `hops` that is not a trusted proxy, or the last one if all are; None if there is none.
 
-        An entry that is not an address says nothing, and neither do those before it. None if there is no address.
+        The hops begin with the one nearest to us. They end before the first entry that is not an address: those behind
+        it can't be trusted.
         """
         found = None
         for _, hop in zip(range(MAX_HOPS), hops, strict=False):
@@ -134,7 +137,7 @@ def _forwarded_hops(values: Sequence[bytes]) -> Iterator[str]:
 
 
 def _forwarded_elements(value: str) -> list[str]:
-    """Return the `for` of each element, "" where there is none. What follows a syntax error is one element without."""
+    """Return the `for` of each element, "" if it has none. After a syntax error, the rest counts as one such element."""
     found: list[str] = []
     current, place = "", 0
     while place < len(value):
