@@ -137,7 +137,7 @@ def _forwarded_hops(values: Sequence[bytes]) -> Iterator[str]:
 
 
 def _forwarded_elements(value: str) -> list[str]:
-    """Return the `for` of each element, "" if it has none. After a syntax error, the rest counts as one such element."""
+    """Return the `for` of each element, "" if it has none. After a syntax error, the rest is one such element."""
     found: list[str] = []
     current, place = "", 0
     while place < len(value):

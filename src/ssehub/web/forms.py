@@ -136,6 +136,7 @@ async def _percent_decoded(text: bytes, pace: Pace) -> bytes:
 
 def _unescape(text: bytes) -> bytes:
     """Do what `unquote_to_bytes` of urllib does, ten times as fast: a codec written in C decodes the escapes."""
+    text = text.replace(b"%%", b"%25%").replace(b"%%", b"%25%")  # what the pattern would do, ten times as fast
     text = _NO_ESCAPE.sub(b"%25", text)
     return text.replace(b"\\", b"\\\\").replace(b"%", b"\\x").decode("unicode_escape").encode("latin-1")
 
