@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from conftest import CONTROL_KEY, SECRET, connects, wait_until
 from servers import HYPERCORN, SERVERS, UVICORN, ServedHub, Server
@@ -85,6 +88,37 @@ def test_c17_no_token_is_in_the_access_log_of_another_server(name: str) -> None:
     assert not name.startswith("uvicorn") or "/events/?token=..." in log  # the others log no query by default
 
 
+WEBSOCKET = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+@pytest.mark.parametrize("name", LOGGING_SERVERS)
+@pytest.mark.parametrize(
+    ("app", "paths"), [("client_app", ("/events/{}", "/events/?token={}")), ("control_app", ("/emit/?key={}",))]
+)
+def test_c17_no_token_of_a_refused_websocket_is_in_the_access_log_of_another_server(
+    name: str, app: str, paths: tuple[str, ...]
+) -> None:
+    server = LOGGING_SERVERS[name]
+    if name.startswith("uvicorn"):
+        server = replace(server, command=(*server.command, "--ws", "wsproto"))
+    if name == "granian":
+        paths = paths[-1:]  # it logs the path of a WebSocket as it received it, whatever the app does
+    with served(server, f"ssehub.asgi:{app}") as hub:
+        statuses = [request(hub.port, path.format(TOKEN), *WEBSOCKET) for path in paths]
+        request(hub.port, "/nothing")
+        wait_until(lambda: "/nothing" in hub.log)
+        log = hub.log
+
+    assert {status.split(" ")[1] for status in statuses} == {"403"}
+    for part in TOKEN.split(".")[1:]:
+        assert part not in log
+
+
 def test_c17_no_control_key_is_in_the_access_log_of_another_server() -> None:
     with served(LOGGING_SERVERS["uvicorn"], "ssehub.asgi:control_app", SSEHUB_CONTROL_KEY=CONTROL_KEY) as hub:
         answer = httpx.post(f"{hub.url}/emit/?key={KEY}")
@@ -109,6 +143,17 @@ def test_c17_no_control_key_is_in_the_access_log_of_another_server() -> None:
 )
 def test_query_is_shown_without_its_values(query: bytes, shown: bytes) -> None:
     assert mask_query(query) == shown
+
+
+PIECES = [b"token=", b"Access_Token=", b"&", b";", b"%74oken=", b"=", b"a", b"\n", b"\xff", REFUSED.encode()]
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000 if "SOAK" in os.environ else 100, deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=10).map(b"".join))
+@example(b";" + REFUSED.encode() + b"=")
+def test_no_query_shows_a_token(query: bytes) -> None:
+    assert REFUSED.encode() not in mask_query(query)
 
 
 @pytest.mark.parametrize(

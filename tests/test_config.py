@@ -165,6 +165,7 @@ def test_password_in_an_invalid_broker_is_not_shown(broker: str) -> None:
     [
         ("bind = 8000", 'hub.toml: bind 8000: must be a string, such as "127.0.0.1:8000"'),
         ('bind = "unix:a\\u0000b"', "must name the path of a Unix socket"),
+        ("broker = ['redis://u:pw@host']", "hub.toml: broker '...': must be a valid string"),
         ("secret = 5", "hub.toml: secret: must be a valid string"),
         ("cors_origins = 5", "hub.toml: cors_origins 5: must be a valid list"),
         ("bnd = ':1'", "hub.toml: unknown key bnd: did you mean bind?"),

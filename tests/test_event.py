@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from event_decoding import POSITION, Shown, decode, event
 from ssehub.errors import InvalidEvent
 from ssehub.event import Event, encode, encode_fields
 from ssehub.position import Position
+
+SCALED = settings(max_examples=5_000 if "SOAK" in os.environ else 100, deadline=None)
 
 
 def normalized(text: str) -> str:
@@ -27,6 +30,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
 ).map("".join)
 
 
+@pytest.mark.soak
+@SCALED
 @given(texts)
 @example("")
 @example("\n\nevent: admin\ndata: x")
@@ -45,6 +50,8 @@ ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=CONTRO
 )
 
 
+@pytest.mark.soak
+@SCALED
 @given(names.filter(lambda name: not name.startswith("stream-")), ids)
 @example("\x85", "\x85\u00a0")
 def test_type_and_id_arrive_as_they_were_sent(type: str, id: str) -> None:
@@ -201,6 +208,8 @@ def test_c2_stored_events_with_ids_of_an_older_version_get_their_position(id: st
     assert raw.ids == raw.inner_ids == ()
 
 
+@pytest.mark.soak
+@SCALED
 @given(
     st.lists(names, min_size=1, max_size=3),
     st.lists(names, min_size=1, max_size=3),

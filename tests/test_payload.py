@@ -134,6 +134,8 @@ fragments = st.lists(
 ).map("".join)
 
 
+@pytest.mark.soak
+@settings(max_examples=5_000 if SOAK else 100, deadline=None)
 @given(fragments)
 @example("data: x\r\ndata: y\r")
 def test_completed_payload_shows_the_same_events_and_does_not_affect_the_next_one(payload: str) -> None:
@@ -267,6 +269,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.soak
 @settings(max_examples=5_000 if SOAK else 300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).map("".join))
 @example("id\ndata:x")
@@ -274,6 +277,7 @@ PIECES = [
 @example("atad\ndata\rdata:1\n\ndata:2\n\nid:y")
 @example("retry:\ndata:x")
 @example("event:streamdata:x\n\n")
+@example("data:data\r")
 def test_independent_decoder_reads_the_data_and_the_id_of_a_payload(payload: str) -> None:
     try:
         made = event(payload=payload)
@@ -282,7 +286,8 @@ def test_independent_decoder_reads_the_data_and_the_id_of_a_payload(payload: str
     parsed = ParsedPayload.parse(payload)
 
     before = [shown for shown in decode((payload + "\n\n").encode()) if shown.data]
-    after = [shown for shown in decode(encode(made, POSITION)) if shown.data]
+    # The decoder waits for what follows a CR at the end, which might be the LF of the same line end.
+    after = [shown for shown in decode(encode(made, POSITION) + b":\n") if shown.data]
 
     assert [(shown.event, shown.data) for shown in after] == [(shown.event, shown.data) for shown in before]
     assert set(parsed.ids + parsed.inner_ids) >= {shown.id for shown in before if shown.id}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ssehub.errors import ConfigError
-from ssehub.proxies import TrustedProxies, limit_key
+from ssehub.proxies import TrustedProxies, limit_key, parse_address
 
 PROXIES = TrustedProxies.parse(["127.0.0.1", "10.0.0.0/8", "2001:db8:aa::/48"])
 PROXY = "127.0.0.1"
@@ -59,6 +61,11 @@ def fwd(value: str) -> tuple[str, str]:
         pytest.param(PROXY, [fwd("proto=https")], PROXY, id="forwarded-without-for"),
         pytest.param(PROXY, [fwd("for=1.2.3.4, proto=https")], PROXY, id="last-element-without-for"),
         pytest.param(PROXY, [fwd('for="1.2.3.4')], PROXY, id="open-quote"),
+        pytest.param(PROXY, [fwd('for=6.6.6.6;x="'), fwd("for=1.2.3.4")], "1.2.3.4", id="open-quote-in-another-line"),
+        pytest.param(PROXY, [fwd('for=6.6.6.6;x=", for="1.2.3.4:80";y="z"')], PROXY, id="open-quote-to-the-left"),
+        pytest.param(PROXY, [fwd("a=," * 1_500 + "for=1.2.3.4")], PROXY, id="forwarded-too-long"),
+        pytest.param(PROXY, [fwd("x=1," * 1_000 + "for=1.2.3.4")], "1.2.3.4", id="long-forwarded"),
+        pytest.param(PROXY, [xff("1.2.3.4:" + "8" * 1_000)], PROXY, id="long-port"),
         pytest.param(PROXY, [fwd("for=1.2.3.4"), xff("1.2.3.4")], "1.2.3.4", id="both-agree"),
         pytest.param(PROXY, [fwd("for=6.6.6.6"), xff("1.2.3.4")], PROXY, id="both-differ-so-one-is-forged"),
     ],
@@ -71,6 +78,27 @@ def test_only_what_trusted_proxies_have_appended_counts(
 
 def test_client_without_a_proxy_keeps_its_port() -> None:
     assert PROXIES.client(("9.9.9.9", 4711), []) == ("9.9.9.9", 4711)
+
+
+@pytest.mark.parametrize("name", ["::ffff:192.0.2.1", "::ffff:192.0.2.0/120", "192.0.2.0/24"])
+@pytest.mark.parametrize("peer", ["192.0.2.1", "::ffff:192.0.2.1"])
+def test_ipv4_proxy_is_trusted_however_it_and_its_address_are_written(name: str, peer: str) -> None:
+    assert client(peer, xff("1.2.3.4"), proxies=TrustedProxies.parse([name])) == "1.2.3.4"
+
+
+@pytest.mark.parametrize("name", ["::/0", "::fffe:0:0/95"])
+def test_ipv6_network_around_those_of_ipv4_stays_one(name: str) -> None:
+    assert client("192.0.2.1", xff("1.2.3.4"), proxies=TrustedProxies.parse([name])) == "192.0.2.1"
+
+
+@pytest.mark.parametrize("header", [xff("x" * 4_000), fwd("for=" + "y" * 4_000), fwd(f'for="[{"1" * 4_000}]"')])
+def test_a15_long_entries_are_not_remembered(header: tuple[str, str]) -> None:
+    """Addresses that were parsed are cached: 15 KB in each of 1,024 requests took 15 MB for good."""
+    client(PROXY, xff("1.2.3.4"))
+    before = parse_address.cache_info().misses
+
+    assert client(PROXY, header) == PROXY
+    assert parse_address.cache_info().misses == before
 
 
 def test_unix_socket_can_be_trusted() -> None:
@@ -88,17 +116,60 @@ def test_bad_proxy_is_refused_by_name(name: str) -> None:
     assert str(caught.value).startswith(f"trusted_proxies {name!r}: ")
 
 
+def test_string_in_place_of_a_list_of_proxies_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trusted_proxies must be a list of networks, .*, not '10\.0\.0\.0/8'"):
+        TrustedProxies.parse("10.0.0.0/8")
+
+
 def test_nobody_is_trusted_by_default() -> None:
     assert not TrustedProxies.parse([])
     assert client("127.0.0.1", xff("1.2.3.4"), proxies=TrustedProxies()) == "127.0.0.1"
 
 
+SCALED = settings(max_examples=10_000 if "SOAK" in os.environ else 100, deadline=None)
+
+
+@pytest.mark.soak
+@SCALED
 @given(st.text(st.characters(max_codepoint=255), max_size=300), st.text(st.characters(max_codepoint=255), max_size=300))
 def test_a15_client_can_not_choose_its_address(forged: str, forwarded: str) -> None:
     """The proxy appends the address of its client to whatever that has sent."""
     assert client(PROXY, xff(f"{forged}, 1.2.3.4")) == "1.2.3.4"
     assert client(PROXY, xff(forged), xff("1.2.3.4")) == "1.2.3.4"
     assert client(PROXY, fwd(forwarded), xff(f"{forged}, 1.2.3.4")) in ("1.2.3.4", PROXY)
+
+
+PIECES = [
+    "for=",
+    "For=",
+    "by=",
+    "proto=http",
+    'host="a"',
+    "1.2.3.4",
+    "6.6.6.6",
+    '"[2001:db8::1]:80"',
+    '"6.6.6.6:5"',
+    "unknown",
+]
+PIECES += ["_hidden", '"', ",", ";", "\\", " ", "=", "x", "\t", "10.0.0.1", '\\"', "é"]
+APPENDED = ["for=1.2.3.4", 'for="1.2.3.4:55";proto=https;by=10.0.0.2', 'proto=http;for="1.2.3.4";host=a.example']
+
+
+@pytest.mark.soak
+@SCALED
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
+    st.sampled_from(APPENDED),
+    st.lists(st.sampled_from(["10.0.0.7", "10.1.1.1"]), max_size=3),
+)
+@example('for=6.6.6.6;x="', 'proto=http;for="1.2.3.4";host=a.example', [])
+@example('for=6.6.6.6;x="\\', "for=1.2.3.4", ["10.0.0.7"])
+def test_a15_client_can_not_choose_its_address_in_forwarded(forged: str, appended: str, chain: list[str]) -> None:
+    """The first proxy appends the address of its client, and further ones that of the proxy before them."""
+    sent = ", ".join([appended, *[f"for={proxy}" for proxy in chain]])
+
+    assert client(PROXY, fwd(forged), fwd(sent)) == "1.2.3.4"
+    assert client(PROXY, fwd(f"{forged}, {sent}")) in ("1.2.3.4", PROXY, *chain)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import RunningHub, StartHub, connects, free_port, require, wait_until
+from ssehub.proxies import parse_address
 from ssehub.server.proxy_protocol import MAX_V1_BYTES, MAX_V2_BYTES, V2_SIGNATURE, Preamble, parse_preamble
 from streams import RawStream, get
 
@@ -85,13 +86,60 @@ def test_malformed_preamble_is_an_error(data: bytes) -> None:
         parse_preamble(data)
 
 
+V1_PIECES = [
+    b"PROXY",
+    b"TCP4",
+    b"TCP6",
+    b"UNKNOWN",
+    b"1.2.3.4",
+    b"::1",
+    b"2001:db8::1%eth0",
+    b"80",
+    b"65536",
+    b"+1",
+    b"\r\n",
+]
 PREAMBLES = st.one_of(
     st.binary(max_size=700),
     st.binary(max_size=600).map(lambda rest: V2_SIGNATURE + rest),
     st.text().map(lambda text: f"PROXY TCP4 {text}\r\n".encode()),
+    st.lists(st.sampled_from(V1_PIECES), max_size=10).map(b" ".join),
+    st.builds(
+        lambda command, family, size, rest: V2_SIGNATURE + struct.pack("!BBH", command, family, size) + rest,
+        st.sampled_from([0x20, 0x21, 0x22, 0x11, 0]),
+        st.sampled_from([UNSPEC, TCP4, UDP4, TCP6, UNIX_STREAM]),
+        st.integers(0, 60) | st.integers(500, 600),
+        st.binary(max_size=80),
+    ),
 )
 
 
+def parsed(data: bytes, step: int) -> Preamble | str | None:
+    """Return what is made of `data` when it arrives in pieces of `step` bytes."""
+    for size in [*range(step, len(data), step), len(data)]:
+        try:
+            preamble = parse_preamble(data[:size])
+        except ValueError:
+            return "refused"
+        if preamble is not None:
+            return preamble
+    return None
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000 if "SOAK" in os.environ else 100, deadline=None)
+@given(PREAMBLES, st.integers(1, 9))
+@example(b"PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n", 1)
+def test_pieces_make_no_difference_to_any_bytes(data: bytes, step: int) -> None:
+    whole = parsed(data, max(1, len(data)))
+
+    assert parsed(data, step) == whole
+    if isinstance(whole, Preamble) and whole.client is not None:
+        assert parse_address(whole.client[0]) is not None and 0 <= whole.client[1] < 2**16
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000 if "SOAK" in os.environ else 100, deadline=None)
 @given(PREAMBLES)
 def test_any_bytes_are_a_preamble_an_error_or_too_little(data: bytes) -> None:
     with contextlib.suppress(ValueError):

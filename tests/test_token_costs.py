@@ -202,3 +202,26 @@ def test_b16_signed_token_with_edited_bytes_is_accepted_or_refused(
     in_header: list[tuple[int, int, bytes]], in_claims: list[tuple[int, int, bytes]]
 ) -> None:
     check(sign(edited(HEADER, in_header), edited(claims_of(0), in_claims)))
+
+
+VALID = sign(HEADER, claims_of(0))
+PIECES = [".", "-", "_", "=", "A", "eyJ", "\n", "\u00e9", *VALID.split(".")]
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000 if SOAK else 300, deadline=None)
+@given(
+    st.text()
+    | st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+    | st.tuples(st.integers(0, len(VALID)), st.integers(0, 3), st.text(max_size=3)).map(
+        lambda edit: VALID[: edit[0]] + edit[2] + VALID[edit[0] + edit[1] :]
+    )
+)
+@example(VALID + "\n")
+@example(VALID[:-1] + chr(ord(VALID[-1]) + 1))
+def test_b16_only_a_token_as_it_was_signed_is_accepted(token: str) -> None:
+    try:
+        TOKENS.verify(token)
+    except TokenError:
+        return
+    assert token == VALID

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ssehub.bench.addresses import address_of
 from ssehub.brokers import create_broker, without_password
@@ -59,3 +63,17 @@ def test_url_of_a_load_test_is_refused_with_a_password_and_without_showing_it(ur
         address_of(url)
 
     assert "mackerel" not in str(caught.value)
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000 if "SOAK" in os.environ else 100, deadline=None)
+@given(
+    st.sampled_from(["redis://", "rediss://", "http://", "redis+sentinel://", "//", ""]),
+    st.text(max_size=8),
+    st.text(max_size=8),
+    st.sampled_from(["", "/0", "/a?password=mackerel", "?password=mackerel", "#mackerel"]),
+)
+@example("redis://", "a/", "@", "")
+@example("", "", "?", "#mackerel")
+def test_no_url_shows_its_password(scheme: str, before: str, after: str, rest: str) -> None:
+    assert "mackerel" not in without_credentials(f"{scheme}{before}:mackerel{after}@host{rest}")

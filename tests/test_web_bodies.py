@@ -10,7 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import unquote_plus, urlencode
 
 import pytest
 from hypothesis import example, given, settings
@@ -69,6 +69,8 @@ BODIES: dict[str, tuple[dict[str, str], Callable[[], str | bytes], int]] = {
     "C7-percent": (FORM, lambda: filled("%41", FORM_START), 413),
     "C7-percent-3-MiB": (FORM, lambda: filled("%41", FORM_START, size=3 * 2**20), 200),
     "C7-percent-no-escape": (FORM, lambda: filled("%4z", FORM_START, size=3 * 2**20), 413),
+    "C7-percent-signs": (FORM, lambda: filled("%", FORM_START, size=3 * 2**20), 413),
+    "C7-small-form-of-percent-signs": (FORM, lambda: filled("%", FORM_START, size=2**16), 200),
     "C7-long-value": (FORM, lambda: filled("x", FORM_START), 413),
     "C7-long-name": (FORM, lambda: filled("x"), 400),
     "C7-ampersands": (FORM, lambda: filled("&"), 400),
@@ -76,6 +78,14 @@ BODIES: dict[str, tuple[dict[str, str], Callable[[], str | bytes], int]] = {
     "C7-multipart-line-ends": (MULTIPART, lambda: multipart(("data", filled("\r\n"))), 413),
     "C7-multipart-boundaries": (MULTIPART, lambda: multipart(("data", filled("\r\n--X"))), 413),
     "C7-multipart-parts": (MULTIPART, lambda: multipart(*[("data", "x")] * 120_000), 400),
+    "C7-multipart-headers": (MULTIPART, lambda: filled("a:b\r\n", "--XX\r\n", "\r\nx\r\n--XX--\r\n"), 400),
+    "C7-multipart-long-header": (MULTIPART, lambda: filled("a", "--XX\r\na:", "\r\n\r\nx\r\n--XX--\r\n"), 400),
+    "C7-multipart-long-name": (
+        MULTIPART,
+        lambda: filled(";", '--XX\r\nContent-Disposition: form-data; name="', '"\r\n\r\nx\r\n--XX--\r\n'),
+        400,
+    ),
+    "C7-multipart-preamble": (MULTIPART, lambda: filled("\r\n"), 400),
     "C7-payload-of-ids": (
         JSON,
         lambda: f'{{{ADDRESSED},"payload":"{filled("id:1" + chr(92) + "n", size=2**20)}"}}',
@@ -324,6 +334,92 @@ def test_c5_no_body_gets_a_500(kind: str, body: bytes) -> None:
     assert asyncio.run(status()) in (200, 400, 413, 415)
 
 
+DEEP = st.builds(
+    lambda depth, pair: pair[0] * depth + "0" + pair[1] * depth,
+    st.integers(0, 3_000),
+    st.sampled_from([("[", "]"), ('{"a":', "}")]),
+)
+NUMBERS = ["1e999", "-0", "-0.0", "1E+2", "9" * 4_300, "9" * 4_301, "1." + "1" * 3_000, "NaN", "01", "1."]
+TEXTS = [
+    '"\\ud800"',
+    '"a\\u0000"',
+    '"*"',
+    '"chat"',
+    '""',
+    '" x"',
+    '"\\u007f"',
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "[null]",
+    "[[]]",
+]
+VALUES = DEEP | st.sampled_from(NUMBERS + TEXTS) | st.text(max_size=20).map(json.dumps)
+NAMES = [
+    "userId",
+    "channel",
+    "channels",
+    "data",
+    "event",
+    "id",
+    "retry",
+    "payload",
+    "store",
+    "ttl",
+    "idempotencyKey",
+    "exp",
+    "x",
+]
+
+
+@pytest.mark.soak
+@settings(max_examples=5_000 if SOAK else 50, deadline=None)
+@given(
+    st.sampled_from(["/emit/", "/token/", "/disconnect/"]),
+    st.sampled_from([JSON, NDJSON]),
+    st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=4),
+    st.booleans(),
+)
+@example("/emit/", JSON, [("ttl", "[" * 900 + "]" * 900)], True)
+@example("/token/", JSON, [("exp", "[" * 900 + "]" * 900)], True)
+@example("/emit/", JSON, [("retry", "9" * 4_300)], True)
+@example("/emit/", NDJSON, [("data", '{"a":' * 900 + "0" + "}" * 900)], True)
+def test_c5_no_value_of_any_field_gets_a_500(
+    path: str, headers: dict[str, str], fields: list[tuple[str, str]], is_addressed: bool
+) -> None:
+    addressed = [("userId", '"*"'), ("channel", '"chat"')] if is_addressed else []
+    body = "{" + ",".join(f'"{name}":{value}' for name, value in fields + addressed) + "}"
+
+    async def status() -> int:
+        async with control_app() as app:
+            return (await app.post(path, body, headers)).status_code
+
+    assert asyncio.run(status()) in (200, 400, 413)
+
+
+TYPES = ["application/json", 'APPLICATION/JSON ; Charset="UTF-8"', "application/x-ndjson;", "multipart/form-data"]
+TYPES += ["multipart/form-data; boundary=", 'multipart/form-data; boundary="X', "multipart/form-data; boundary=\xe9"]
+TYPES += ["multipart/form-data; boundary=" + "x" * 300, "application/x-www-form-urlencoded; charset=latin1"]
+
+
+@pytest.mark.soak
+@settings(max_examples=5_000 if SOAK else 100, deadline=None)
+@given(
+    st.sampled_from(["/emit/", "/token/", "/disconnect/", "/emit/?userId=*&channel=c", "/token/?%", "/emit/?a;b=c"]),
+    st.sampled_from(TYPES) | st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30),
+    st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12).map(b"".join),
+)
+@example("/emit/", "multipart/form-data; boundary=\xe9", b"--\xe9\r\n\r\n")
+def test_c5_no_content_type_gets_a_500(path: str, content_type: str, body: bytes) -> None:
+    async def status() -> int:
+        async with control_app() as app:
+            headers = [(b"content-type", content_type.encode("latin-1"))]
+            return (await app.http.post(path, content=body.replace(b"@", LONG), headers=headers)).status_code
+
+    assert asyncio.run(status()) in (200, 400, 413, 415)
+
+
 class AnyName(tuple[str, ...]):
     """The names of a form that may have any field."""
 
@@ -341,10 +437,25 @@ def fields_of(body: bytes, headers: dict[str, str], kind: str, pace: Pace | None
         return None
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["query", "small body", "large body"])
+@pytest.mark.parametrize(
+    "text", ["%" * 40_000, "%4" * 20_000, "%41" * 13_000, "x%" * 20_000, "+%20" * 10_000, "%%25" * 10_000]
+)
+async def test_form_of_many_escapes_is_read_as_the_standard_library_reads_it(text: str, kind: str) -> None:
+    query, body = (f"a={text}".encode(), b"") if kind == "query" else (b"", f"a={text}".encode())
+    request = ControlRequest(query, FORM, body)
+
+    fields = await form_fields(request, FORM["content-type"], AnyName(), Pace() if kind == "large body" else None)
+
+    assert fields == {"a": unquote_plus(text)}
+
+
 @pytest.mark.soak
 @settings(max_examples=5_000 if SOAK else 200, deadline=None)
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12).map(b"".join))
 @example(b"a=" + b"x" * 65_534 + b"%41")
+@example(b"a=" + b"x" * 16_383 + b"%41" + b"x" * 16_380 + b"%%%41")
 @example(b"a=" + b"x" * 65_535 + b"%41")
 @example(b"a=" + b"x" * 65_535 + b"%%41%4")
 @example(b"a=%5Cx41\\x41\\\n")

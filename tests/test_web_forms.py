@@ -127,7 +127,7 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "C5-json-number": ("/emit/", "5", JSON, 400, "expected a JSON object, not a number"),
     "C5-json-deep": ("/emit/", event_text('"data":' + "[" * 10_000 + "]" * 10_000), JSON, 400, "too deeply"),
     "json-NaN": ("/emit/", event_text('"data":NaN'), JSON, 400, "NaN is not a JSON number"),
-    "json-huge-number": ("/emit/", event_text('"data":' + "9" * 5000), JSON, 400, "the body"),
+    "json-huge-number": ("/emit/", event_text('"data":' + "9" * 5000), JSON, 400, "many digits: send it as a string"),
     "json-twice": ("/emit/", event_text('"data":1,"data":2'), JSON, 400, "'data' is given twice"),
     "json-unknown": ("/emit/", event_text('"text":1'), JSON, 400, "unknown field 'text'"),
     "json-user-int": ("/emit/", '{"userId":5,"channel":"c","data":"x"}', JSON, 400, "userId must be a string, not int"),
@@ -224,6 +224,15 @@ async def test_bad_key_ttl_or_store_is_400(fields: dict[str, Any], headers: dict
         assert response.status_code == 400
         assert error in response.json()["error"]
         assert await app.received() == []
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "IDENTITY"])
+async def test_body_declared_as_uncompressed_is_accepted(encoding: str) -> None:
+    """The names of content codings are case-insensitive (RFC 9110, 8.4.1)."""
+    async with control_app() as app:
+        response = await app.post("/emit/", event_json(), {**JSON, "content-encoding": encoding})
+
+        assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

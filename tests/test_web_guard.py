@@ -84,6 +84,9 @@ FORWARDED = {
     "forwarded": "for=203.0.113.9",
     "x-forwarded-for": "203.0.113.9",
     "x-forwarded-host": "hub.example",
+    "x-forwarded-port": "443",
+    "x-forwarded-proto": "https",
+    "x-forwarded-server": "proxy.example",
     "x-real-ip": "203.0.113.9",
     "via": "1.1 proxy",
 }
@@ -141,6 +144,11 @@ WEAK_KEYS = {
     "x7Q": "has 3 bytes: at least 16 are required",
     "ababababababababab": "is easy to guess",
     "20240101202401012024": "is easy to guess",
+    f" {CONTROL_KEY}": "begins or ends with a space",
+    f"{CONTROL_KEY} ": "begins or ends with a space",
+    f"{CONTROL_KEY}\n": "contains a control character",
+    f"{CONTROL_KEY}\x7f": "contains a control character",
+    f"{CONTROL_KEY}\udcff": "a lone surrogate",
 }
 
 

@@ -78,6 +78,7 @@ def paced_lines(body: bytes, pace: Pace | None) -> Any:
         return REFUSED
 
 
+@pytest.mark.soak
 @settings(max_examples=150 if SOAK else 8, deadline=None)
 @given(
     st.lists(VALUES, min_size=1, max_size=6),
@@ -111,6 +112,7 @@ def max_weight(values: object) -> int:
     return max((len(json.dumps(value)) for value in values), default=0) if isinstance(values, list) else 0
 
 
+@pytest.mark.soak
 @settings(max_examples=3_000 if SOAK else 80, deadline=None)
 @given(st.lists(st.binary(max_size=8) | VALUES.map(lambda value: json.dumps(value).encode()), max_size=8))
 @example([b"1", b"", b" \t\r", b"{", b"2"])
@@ -123,6 +125,7 @@ def test_lines_are_read_as_the_plain_parser_reads_them(lines: list[bytes]) -> No
     assert paced_lines(body + b" " * 70_000 + b"\n", Pace()) == plain_lines(body)
 
 
+@pytest.mark.soak
 @settings(max_examples=3_000 if SOAK else 80, deadline=None)
 @given(st.binary(max_size=30) | VALUES.map(lambda value: json.dumps(value).encode()))
 @example(b"[1,]")
@@ -132,6 +135,72 @@ def test_lines_are_read_as_the_plain_parser_reads_them(lines: list[bytes]) -> No
 @example(b'\xef\xbb\xbf"bom"')
 def test_any_text_is_read_as_the_plain_parser_reads_it(body: bytes) -> None:
     assert paced(body) == plain(body)
+
+
+def independent(body: bytes) -> Any:
+    """Return what the standard library makes of `body`, with the same two exceptions to what it accepts."""
+
+    def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError
+        return dict(pairs)
+
+    def no_constant(constant: str) -> None:
+        raise ValueError
+
+    try:
+        return json.loads(body.decode(), object_pairs_hook=no_name_twice, parse_constant=no_constant)
+    except (ValueError, RecursionError):
+        return REFUSED
+
+
+PIECES = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b'"',
+    b'"a"',
+    b"\\",
+    b"\\u",
+    b"\\ud800",
+    b"1",
+    b"-",
+    b"1e5",
+    b"1e999",
+    b".",
+    b"E",
+]
+PIECES += [
+    b" ",
+    b"\n",
+    b"\x0c",
+    b"\xef\xbb\xbf",
+    b"true",
+    b"null",
+    b"NaN",
+    b"-Infinity",
+    b"\xc3\xa9",
+    b"\xff",
+    b"\x00",
+    b"-0",
+]
+PIECES += [b'{"a":1,"a":2}', b"9" * 4_300, b"9" * 4_301, b"[" * 1_100]
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000 if SOAK else 200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=25).map(b"".join))
+@example(b'{"a":{"b":1,"b":1}}')
+@example(b"[-0,-0.0,1e999,1E+2]")
+@example(b'"\\ud800\\udc00\\ud800"')
+def test_any_text_is_read_as_the_standard_library_reads_it(body: bytes) -> None:
+    found, expected = plain(body), independent(body)
+
+    assert (found is REFUSED) == (expected is REFUSED)
+    assert repr(found) == repr(expected)  # 0 is equal to -0.0 and to False
 
 
 @pytest.mark.parametrize("cut", range(1, 12))

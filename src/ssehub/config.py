@@ -271,7 +271,7 @@ def _first_error(
 
 
 def _shown(name: str, value: object) -> str:
-    return repr(without_credentials(value) if name == "broker" and isinstance(value, str) else value)
+    return repr(without_credentials(str(value)) if name == "broker" else value)
 
 
 def _with_files(config: Config) -> Config:

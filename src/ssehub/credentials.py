@@ -16,6 +16,7 @@ MIN_CONTROL_KEY_BYTES = 16
 _MIN_DISTINCT_CHARACTERS = 6
 _RANDOM = "use a random string, e.g. from `openssl rand -base64 32`"
 _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
+_UNSENDABLE = re.compile(r"^ | $|[\x00-\x1f\x7f\ud800-\udfff]")
 _WELL_KNOWN_VALUES = """
 a admin administrator apikey astringsecretatleast256bitslong bearer changeit changeme changemenow changemeplease
 changethis changethismercurehubjwtkey changethismercurehubjwtsecretkey changethispublisherkey changethissecret
@@ -61,7 +62,7 @@ def check_secret(secret: str) -> None:
 
 
 def check_control_key(key: str) -> None:
-    """Raise ConfigError if `key` is empty, publicly known or short enough to be guessed over the network."""
+    """Raise ConfigError if `key` is empty, publicly known, easy to guess, or can't be sent in a header."""
     if not isinstance(key, str):
         raise ConfigError(f"control_key must be a string of 16 bytes or more, not {type(key).__name__}")
     if not key.strip():
@@ -71,6 +72,11 @@ def check_control_key(key: str) -> None:
     size = len(key.encode(errors="surrogatepass"))
     if size < MIN_CONTROL_KEY_BYTES:
         raise ConfigError(f"control_key has {size} bytes: at least {MIN_CONTROL_KEY_BYTES} are required, {_RANDOM}")
+    if _UNSENDABLE.search(key):
+        raise ConfigError(
+            "control_key begins or ends with a space, or contains a control character or a lone surrogate, which can't "
+            "be sent in a header: remove it"
+        )
     if len(set(key)) < _MIN_DISTINCT_CHARACTERS or key.isdigit():
         raise ConfigError(f"control_key is easy to guess, because it repeats characters or has only digits: {_RANDOM}")
 

@@ -1,7 +1,7 @@
 """Addresses of clients behind proxies: which proxies are trusted, and what they say about the client.
 
-Anybody can send `Forwarded` and `X-Forwarded-For`. Each proxy appends the address that it was called from, so only what
-trusted proxies have appended counts: from the right, up to the first address that is not one of theirs.
+Anybody can send `Forwarded` and `X-Forwarded-For`. Each proxy appends the address that called it. Only what trusted
+proxies have appended counts, so both headers are read from the right, up to the first address that is not a proxy's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ UNIX = "unix"
 """Stands for all clients that connect to a Unix socket, which have no address."""
 MAX_HOPS = 100
 """Most entries of the headers that are looked at."""
+MAX_FORWARDED_BYTES = 4_096
+"""Most bytes of `Forwarded` that are parsed, which takes up to 1 µs for each. A longer one says nothing."""
+_MAX_NODE_CHARACTERS = 100
+"""More than any address and port have. The results for addresses are cached, so what a client sends must be short."""
 NETWORK_BITS = 64
 """A provider gives a customer at least this network of IPv6. Its addresses count as one."""
 _NODE = re.compile(r"\[([^\]]*)\](?::[^:]*)?|([^:]*)(?::[^:]*)?")
@@ -31,7 +35,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class TrustedProxies:
-    """The proxies whose word about the address of a client is believed."""
+    """The proxies that are believed when they name the address of a client."""
 
     def __init__(self, networks: Sequence[Network] = (), *, has_unix: bool = False) -> None:
         self._networks = networks
@@ -41,6 +45,8 @@ class TrustedProxies:
     @classmethod
     def parse(cls, names: Iterable[str]) -> Self:
         """Return the proxies named by addresses, networks and `unix`. Raises ConfigError."""
+        if isinstance(names, str):
+            raise ConfigError(f"trusted_proxies must be a list of networks, such as ['10.0.0.0/8'], not {names!r}")
         networks = []
         has_unix = False
         for name in names:
@@ -48,7 +54,7 @@ class TrustedProxies:
                 has_unix = True
                 continue
             try:
-                networks.append(ipaddress.ip_network(name))
+                networks.append(_network(name))
             except ValueError as exc:
                 raise ConfigError(
                     f"trusted_proxies {name!r}: {exc}: expected an address, a network such as 10.0.0.0/8, or unix"
@@ -90,9 +96,10 @@ class TrustedProxies:
         return peer if host is None else (host, 0)
 
     def _nearest_stranger(self, hops: Iterable[str]) -> str | None:
-        """Return the first of `hops` that is not a trusted proxy, or the last one if all are. They begin nearest to us.
+        """Return the first of `hops` that is not a trusted proxy, or the last one if all are; None if there is none.
 
-        An entry that is not an address says nothing, and neither do those before it. None if there is no address.
+        The hops begin with the one nearest to us. They end before the first entry that is not an address: those behind
+        it can't be trusted.
         """
         found = None
         for _, hop in zip(range(MAX_HOPS), hops, strict=False):
@@ -105,6 +112,14 @@ class TrustedProxies:
         return found
 
 
+def _network(name: str) -> Network:
+    """Return the network `name`. IPv4 within IPv6 is returned as IPv4. Raises ValueError."""
+    network = ipaddress.ip_network(name)
+    if network.version == 6 and network.prefixlen >= 96 and (mapped := network.network_address.ipv4_mapped):
+        return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
+
+
 def _hops(values: Sequence[bytes]) -> Iterator[str]:
     """Yield the entries of `X-Forwarded-For`, the last first."""
     for value in reversed(values):
@@ -114,13 +129,15 @@ def _hops(values: Sequence[bytes]) -> Iterator[str]:
 
 def _forwarded_hops(values: Sequence[bytes]) -> Iterator[str]:
     """Yield the `for` of each element of `Forwarded`, the last first (RFC 7239, section 4)."""
+    if sum(map(len, values)) > MAX_FORWARDED_BYTES:
+        return
     for value in reversed(values):
         elements = _forwarded_elements(value.decode("latin-1"))
         yield from reversed(elements)
 
 
 def _forwarded_elements(value: str) -> list[str]:
-    """Return the `for` of each element, "" where there is none. What follows a syntax error is one element without."""
+    """Return the `for` of each element, "" if it has none. After a syntax error, the rest is one such element."""
     found: list[str] = []
     current, place = "", 0
     while place < len(value):
@@ -144,6 +161,8 @@ def _forwarded_elements(value: str) -> list[str]:
 
 def _host_of(node: str) -> str:
     """Return the address in `node`, which may have a port. IPv6 in `X-Forwarded-For` often has no brackets."""
+    if len(node) > _MAX_NODE_CHARACTERS:
+        return ""
     match = _NODE.fullmatch(node)
     return node if match is None else match[1] or match[2] or ""
 

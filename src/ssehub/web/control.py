@@ -212,10 +212,8 @@ class Emit(Endpoint):
         """Raise TooManyRequests if the control key is over its rate. A batch costs as much as it has events."""
         if not rates.spend(self._control_key, events):
             self._hub.count_refusal(Refusal.PUBLISH_RATE)
-            raise TooManyRequests(
-                "more events than max_publishes_per_second: try again later",
-                rates.wait_seconds(self._control_key),
-            )
+            wait = rates.wait_seconds(self._control_key)
+            raise TooManyRequests(f"more events than max_publishes_per_second: try again in {wait:.1f} s", wait)
 
     async def _idempotency_key(self, key: str, events: list[Event], pace: Pace | None) -> IdempotencyKey:
         channels = sorted({channel for event in events for channel in event.channels})

@@ -74,7 +74,7 @@ def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
         extra["Retry-After"] = RETRY_AFTER_SECONDS
         logger.warning("request refused with 503: %s", exc)
     if isinstance(exc, TooManyRequests):
-        extra["Retry-After"] = str(math.ceil(exc.wait_seconds))
+        extra["Retry-After"] = str(max(1, math.ceil(exc.wait_seconds)))
         logger.info("request refused with 429: %s", exc)
     if isinstance(exc, ControlKeyError):
         extra["WWW-Authenticate"] = "Bearer"

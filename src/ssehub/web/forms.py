@@ -14,14 +14,16 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest, UnsupportedContent
 from .pace import SMALL_BODY_BYTES, Pace
 from .requests import ControlRequest, RequestHeaders
-from .strict_json import parse_json, read_json
+from .strict_json import not_utf8, parse_json, read_json
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MAX_FIELDS = 1_000
-_DECODED_BYTES = 64 * 1024
+_DECODED_BYTES = 16 * 1024
+_SMALL_BODY_ESCAPES = 2_000
+"""`parse_qsl` takes up to 1.5 µs for each %, and so up to 100 ms for a small body that is full of them."""
 _NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -66,13 +68,11 @@ async def form_fields(
 
     A large body needs a `pace`, and then no value may have more than `max_value_bytes`.
     """
-    query = _urlencoded("the query", request.query_string)
+    query = await _urlencoded("the query", request.query_string, None, max_value_bytes)
     if kind == MULTIPART:
         sent = await _multipart(request.headers, request.body, pace, max_value_bytes)
-    elif pace is not None:
-        sent = await _large_urlencoded(request.body, pace, max_value_bytes)
     else:
-        sent = _urlencoded("the body", request.body)
+        sent = await _urlencoded("the body", request.body, pace, max_value_bytes)
     fields: dict[str, Any] = {**_known_once(query, known), **_known_once(sent, known)}
     for name, read in _FORM_VALUES.items():
         if name in fields:
@@ -80,27 +80,30 @@ async def form_fields(
     return fields
 
 
-def _urlencoded(where: str, text: bytes) -> list[tuple[str, str]]:
+async def _urlencoded(where: str, text: bytes, pace: Pace | None, max_value_bytes: int) -> list[tuple[str, str]]:
+    """Return the fields of `text`, decoded in slices if it is large, or if it has many escapes."""
     if not text:
         return []
+    if pace is not None or text.count(b"%") > _SMALL_BODY_ESCAPES:
+        return await _large_urlencoded(where, text, pace or Pace(), max_value_bytes)
     try:
         return parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{where} is not valid UTF-8") from exc
+        raise not_utf8(where) from exc
     except ValueError as exc:
         raise InvalidRequest(f"{where} has more than {MAX_FIELDS} fields") from exc
 
 
-async def _large_urlencoded(body: bytes, pace: Pace, max_value_bytes: int) -> list[tuple[str, str]]:
-    """Return what `_urlencoded` returns, decoded in slices. Values that are certainly too large are not decoded."""
-    if body.count(b"&") >= MAX_FIELDS:
-        raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields")
+async def _large_urlencoded(where: str, text: bytes, pace: Pace, max_value_bytes: int) -> list[tuple[str, str]]:
+    """Do what `parse_qsl` does, in slices. Values that are certainly too large are not decoded."""
+    if text.count(b"&") >= MAX_FIELDS:
+        raise InvalidRequest(f"{where} has more than {MAX_FIELDS} fields")
     try:
-        body.decode()  # what is no UTF-8 as it stands must not become so by what is decoded beside it
+        text.decode()  # what is not UTF-8 as it stands must not become so by what is decoded beside it
     except UnicodeDecodeError as exc:
-        raise InvalidRequest("the body is not valid UTF-8") from exc
+        raise not_utf8(where) from exc
     fields = []
-    for piece in filter(None, body.split(b"&")):
+    for piece in filter(None, text.split(b"&")):
         name, _, value = piece.partition(b"=")
         if len(name) > SMALL_BODY_BYTES:
             raise InvalidRequest(
@@ -112,7 +115,7 @@ async def _large_urlencoded(body: bytes, pace: Pace, max_value_bytes: int) -> li
         try:
             fields.append((decoded[0].decode(), decoded[1].decode()))
         except UnicodeDecodeError as exc:
-            raise InvalidRequest("the body is not valid UTF-8") from exc
+            raise not_utf8(where) from exc
     return fields
 
 
@@ -122,8 +125,8 @@ async def _percent_decoded(text: bytes, pace: Pace) -> bytes:
     at = 0
     while at < len(text):
         end = at + _DECODED_BYTES
-        while b"%" in text[end - 2 : end] and end < len(text):  # do not cut an escape in two
-            end += 1
+        if end < len(text) and (in_escape := text.rfind(b"%", end - 2, end)) > 0:
+            end = in_escape  # do not cut an escape in two
         parts.append(_unescape(text[at:end]))
         at = end
         if pace.is_due:
@@ -133,6 +136,7 @@ async def _percent_decoded(text: bytes, pace: Pace) -> bytes:
 
 def _unescape(text: bytes) -> bytes:
     """Do what `unquote_to_bytes` of urllib does, ten times as fast: a codec written in C decodes the escapes."""
+    text = text.replace(b"%%", b"%25%").replace(b"%%", b"%25%")  # what the pattern would do, ten times as fast
     text = _NO_ESCAPE.sub(b"%25", text)
     return text.replace(b"\\", b"\\\\").replace(b"%", b"\\x").decode("unicode_escape").encode("latin-1")
 
@@ -164,7 +168,7 @@ async def _multipart(
         )
         form = await parser.parse()
     except UnicodeDecodeError as exc:
-        raise InvalidRequest("the body is not valid UTF-8") from exc
+        raise not_utf8("the body") from exc
     except (MultiPartException, FormParserError, KeyError) as exc:
         raise InvalidRequest(f"the multipart body can't be parsed: {exc} (files are not accepted)") from exc
     if not parser.is_complete:
@@ -221,7 +225,7 @@ def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:
 def required(fields: Mapping[str, Any], name: str) -> Any:
     value = fields.get(name)
     if value is None:
-        raise InvalidRequest(f"{name} is missing")
+        raise InvalidRequest(f"{name} is missing: send it as a field of the request")
     return value
 
 

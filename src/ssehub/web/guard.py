@@ -18,7 +18,18 @@ from .requests import RequestHeaders, request_headers
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
-FORWARDING_HEADERS = frozenset(("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"))
+FORWARDING_HEADERS = frozenset(
+    (
+        "forwarded",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-forwarded-server",
+        "x-real-ip",
+    )
+)
 """A request with one of these came through a proxy, and so perhaps from another machine."""
 
 
@@ -37,9 +48,9 @@ class Guard:
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["query_string"]:
+            scope = masked(scope)  # a key there is refused, and must not get into the access log either
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
-            if scope["query_string"]:
-                scope = masked(scope)  # a key there is refused, and must not get into the access log either
             headers = request_headers(scope)
             try:
                 self._check(headers, scope.get("server"))
@@ -61,7 +72,7 @@ class Guard:
     def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
         """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
         if _host_name(host) not in self._hosts:
-            raise Forbidden("this Host is not allowed: call a loopback name, or add the name to control_hosts")
+            raise Forbidden(f"Host {host[:100]!r} is not allowed: call a loopback name, or add it to control_hosts")
         if server is not None and server[1] is not None and not self._is_private(str(server[0])):
             raise Forbidden("other machines can reach this address: set a control key, or listen on loopback only")
 

@@ -1,4 +1,4 @@
-"""What a server's access log may show of a request: no token, whichever parameter or path it stands in.
+"""Masking for access logs: servers log no token, whichever parameter or path contains it.
 
 Servers log the path and the query of the ASGI scope when a response starts. The scope of the server is changed before
 that, and the app gets a copy with the original values.
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 EVENTS = "/events/"
 _MAX_SHOWN_PATH = 32
-"""Of other paths. In a token, no more than its header is so short."""
+"""Most characters of other paths that are shown. A token begins with its header, which is not secret."""
 _MAX_NAME_BYTES = 32
 _MAX_SHOWN_FIELDS = 20
 
@@ -27,7 +27,8 @@ class Masking:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        return self._app(masked(scope) if scope["type"] == "http" else scope, receive, send)
+        # A WebSocket is refused, but its path and query are logged as well.
+        return self._app(scope if scope["type"] == "lifespan" else masked(scope), receive, send)
 
 
 def masked(scope: Scope) -> Scope:

@@ -47,7 +47,7 @@ async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -
     ClientDisconnect.
     """
     encoding = headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    if encoding.lower() != "identity":
         raise UnsupportedContent(f"unsupported Content-Encoding {encoding[:40]!r}: send the body uncompressed")
     declared = headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:

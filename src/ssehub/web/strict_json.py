@@ -190,11 +190,15 @@ def _skip_space(text: str, at: int) -> int:
     return match.end()
 
 
+def not_utf8(where: str) -> InvalidRequest:
+    return InvalidRequest(f"{where} is not valid UTF-8: send text in UTF-8")
+
+
 def _to_text(where: str, text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{where} is not valid UTF-8") from exc
+        raise not_utf8(where) from exc
 
 
 def _decode(where: str, text: str, start: int) -> Any:
@@ -214,14 +218,20 @@ def _raw_decode(where: str, text: str, at: int) -> tuple[Any, int]:
         return _STRICT.raw_decode(text, at)
     except json.JSONDecodeError:
         raise
-    except ValueError as exc:
+    except _NotStrict as exc:
         raise InvalidRequest(f"{where}: {exc}") from exc
+    except ValueError as exc:  # from `int`, with advice that is not for clients
+        raise InvalidRequest(f"{where} has a number of too many digits: send it as a string") from exc
     except RecursionError as exc:
-        raise InvalidRequest(f"{where} is nested too deeply") from exc
+        raise InvalidRequest(f"{where} is nested too deeply: send data as a string of JSON") from exc
 
 
 def _invalid(where: str, exc: json.JSONDecodeError) -> InvalidRequest:
     return InvalidRequest(f"{where} is not valid JSON: {exc}")
+
+
+class _NotStrict(ValueError):
+    """Something that the decoder of the standard library accepts and that we refuse."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,13 +240,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"{name[:100]!r} is given twice")
+                raise _NotStrict(f"{name[:100]!r} is given twice: send it once")
             seen.add(name)
     return found
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
+    raise _NotStrict(f"{constant} is not a JSON number: send it as a string, or leave it out")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
