@@ -106,6 +106,7 @@ def test_client_that_stalls_is_bounded_and_the_others_go_on(start: Serve) -> Non
     hub.wait_for("ssehub_subscribers", 0)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_server_stops_in_time_with_open_and_stalled_streams(
     start: Serve, server: Server, number: signal.Signals
@@ -269,6 +270,7 @@ def test_server_that_logs_the_failure_of_a_start_shows_no_exception_of_ours(serv
     assert "AddressError" not in second.log
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("protocol", ["auto", "ssehub.server:HttpProtocol"])
 def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path, serve: Serve) -> None:
     module = tmp_path / "mine.py"
@@ -320,6 +322,7 @@ def test_token_of_the_command_opens_a_stream_under_uvicorn_with_our_protocol(ser
     assert hub.wait() in (0, -signal.SIGTERM)
 
 
+@pytest.mark.alone
 @pytest.mark.e2e
 def test_wheel_works_in_an_empty_environment(tmp_path: Path, serve: Serve) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

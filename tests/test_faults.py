@@ -26,6 +26,8 @@ import pytest
 from conftest import ERROR_LINES, RunningHub, StartHub, report, require, wait_until, works
 from streams import RawStream, get, listen
 
+pytestmark = pytest.mark.alone
+
 SOAK = "SOAK" in os.environ
 LISTENERS = Path(__file__).parent / "listeners.py"
 

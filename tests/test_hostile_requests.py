@@ -210,6 +210,7 @@ def test_slow_client_is_disconnected_at_its_deadline(
             assert seconds - 0.3 < seconds_until_closed(client, trickle.encode()) < seconds + 4
 
 
+@pytest.mark.alone
 def test_a9_slowloris_of_200_clients_lets_others_in(impatient: RunningHub) -> None:
     token = impatient.token()
     slow = [RawStream(impatient.port, "GET /events/ HTTP/1.1\r\nX: ") for _ in range(200)]

@@ -21,6 +21,8 @@ from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, wait_
 from crowd import crowds, wait_for_last
 from streams import get
 
+pytestmark = pytest.mark.alone
+
 SOAK = "SOAK" in os.environ
 MIB = 2**20
 

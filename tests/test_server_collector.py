@@ -15,6 +15,8 @@ from conftest import RunningHub, StartHub, report, wait_until
 from crowd import crowds
 from ssehub.server.collector import COUNT_SECONDS, SPARE_OBJECTS, STEP_SECONDS, TICK_SECONDS, Collector
 
+pytestmark = pytest.mark.alone
+
 SOAK = "SOAK" in os.environ
 
 

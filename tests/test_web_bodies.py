@@ -106,6 +106,7 @@ class Watch:
         return task.result()
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.anyio
 @pytest.mark.parametrize(("headers", "body", "status"), BODIES.values(), ids=BODIES.keys())
@@ -126,6 +127,7 @@ async def test_c7_any_body_is_decided_soon_and_in_slices(
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.anyio
 async def test_c7_large_bodies_take_their_turns() -> None:
@@ -143,6 +145,7 @@ async def test_c7_large_bodies_take_their_turns() -> None:
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/token/", "/disconnect/"])
 async def test_c7_large_bodies_of_other_calls_are_decided_in_slices(path: str) -> None:
