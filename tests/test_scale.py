@@ -21,8 +21,6 @@ from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, wait_
 from crowd import crowds, wait_for_last
 from streams import get
 
-pytestmark = pytest.mark.alone
-
 SOAK = "SOAK" in os.environ
 MIB = 2**20
 
@@ -35,6 +33,7 @@ def publish_numbers(hub: RunningHub, first: int, last: int, pause: float = 0.0) 
             time.sleep(pause)
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a12_ten_thousand_streams_receive_every_event_in_order(start_hub: StartHub) -> None:
@@ -59,6 +58,7 @@ def test_a12_ten_thousand_streams_receive_every_event_in_order(start_hub: StartH
     assert took < 5
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("broker", ["memory", "sqlite"])

@@ -15,8 +15,6 @@ from conftest import RunningHub, StartHub, report, wait_until
 from crowd import crowds
 from ssehub.server.collector import COUNT_SECONDS, SPARE_OBJECTS, STEP_SECONDS, TICK_SECONDS, Collector
 
-pytestmark = pytest.mark.alone
-
 SOAK = "SOAK" in os.environ
 
 
@@ -161,6 +159,7 @@ def longest_and_garbage(hub: RunningHub) -> tuple[float, int]:
     return float(longest), int(garbage)
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_no_collection_takes_long_however_many_streams_are_open(start_hub: StartHub) -> None:
