@@ -7,7 +7,7 @@ JOBS ?= 3
 # $(call tests,MARKERS,OPTIONS) runs the tests with these markers: first JOBS at a time, then, one after the other, those
 # that measure time. With OPTIONS, coverage is measured; the report is of both runs.
 tests = first=0; \
-	$(BIN)/python -m pytest -m "$(1)not alone" -n $(JOBS) --dist loadfile $(if $(2),--cov --cov-report=) || first=$$?; \
+	$(BIN)/python -m pytest -m "$(1)not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(if $(2),--cov --cov-report=) || first=$$?; \
 	$(BIN)/python -m pytest -m "$(1)alone" $(if $(2),--cov --cov-append $(2)) && exit $$first
 
 .PHONY: help run demo test tools lint format types unit e2e cov soak bench docs clean

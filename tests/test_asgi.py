@@ -322,18 +322,18 @@ def test_token_of_the_command_opens_a_stream_under_uvicorn_with_our_protocol(ser
     assert hub.wait() in (0, -signal.SIGTERM)
 
 
-@pytest.mark.alone
 @pytest.mark.e2e
 def test_wheel_works_in_an_empty_environment(tmp_path: Path, serve: Serve) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT], check=True, timeout=120
     )
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True, timeout=120)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, *pip[1:], "install", next(tmp_path.glob("*.whl"))], check=True, timeout=300)
+    wheel = next(tmp_path.glob("*.whl"))
+    subprocess.run([*pip, "--python", python, "install", "--no-compile", wheel], check=True, timeout=300)
 
-    code = "import time; began = time.perf_counter(); import ssehub; print(time.perf_counter() - began)"
+    code = "import time; began = time.process_time(); import ssehub; print(time.process_time() - began)"
     seconds = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     hub = serve(UVICORN, python=str(python), cwd=tmp_path)
     hub.wait_until_ready()
