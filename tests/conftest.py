@@ -275,8 +275,10 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Like `wait_until`, inside an event loop."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # there is no event to wait for
-            await asyncio.sleep(0)
+        for number in itertools.count():
+            if condition():
+                return
+            await asyncio.sleep(0 if number < 1_000 else 0.001)  # a long wait leaves the processor to others
 
 
 def report(text: str) -> None:
