@@ -156,11 +156,11 @@ async def attack(kind: Callable[[Target, Client], Awaitable[None]], target: Targ
     """Attack again and again, with a short pause after each connection that the server has closed."""
     port = target.control_port if kind in ON_CONTROL_PORT else target.client_port
     while not target.is_over():
-        with contextlib.suppress(OSError):
-            client = await Client.connect(port, receive_buffer=4_096 if "reader" in kind.__name__ else None)
-            counts[kind.__name__] += 1
-            with contextlib.closing(client.sock), contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.1, target.end - time.monotonic())):
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(max(0.1, target.end - time.monotonic())):
+                client = await Client.connect(port, receive_buffer=4_096 if "reader" in kind.__name__ else None)
+                counts[kind.__name__] += 1
+                with contextlib.closing(client.sock):
                     await kind(target, client)
         await target.pause(0.1)
 

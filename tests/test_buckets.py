@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssehub.buckets import Buckets, TokenBucket
+from ssehub.buckets import Buckets, Throttle, TokenBucket
 
 
 class Clock:
@@ -95,3 +95,24 @@ def test_full_buckets_are_forgotten() -> None:
         buckets.spend(f"later {number}")
 
     assert len(buckets) == 50
+
+
+def test_throttle_spaces_out_what_comes_at_once_and_delays_nothing_that_comes_slowly() -> None:
+    clock = Clock()
+    throttle = Throttle(10, 5, clock)
+
+    at_once = [round(throttle.delay(), 6) for _ in range(4)]
+    clock.now += 1
+    slowly = []
+    for _ in range(3):
+        slowly.append(throttle.delay())
+        clock.now += 0.2
+
+    assert at_once == [0, 0.1, 0.2, 0.3]
+    assert slowly == [0, 0, 0]
+
+
+def test_throttle_delays_by_what_the_things_before_cost_and_never_for_longer_than_it_may() -> None:
+    throttle = Throttle(10, 5, Clock())
+
+    assert [throttle.delay(cost) for cost in (20, 10, 1000, 1, 1)] == [0, 2, 3, 5, 5]

@@ -23,7 +23,10 @@ BATCH = 100
 
 COUNTING_GARBAGE = """
 import gc, signal, sys
+import ssehub.server.http_server
 from ssehub.cli import main
+
+ssehub.server.http_server.MAX_REFUSALS_PER_SECOND = 1e6
 
 total = 0
 
@@ -41,7 +44,10 @@ gc.callbacks.append(count)
 signal.signal(signal.SIGUSR1, show)
 main()
 """
-"""A hub that counts the objects that its garbage collector has found, and shows their number on SIGUSR1."""
+"""A hub that counts the objects that its garbage collector has found, and shows their number on SIGUSR1.
+
+It answers refused requests at once.
+"""
 
 
 def garbage(hub: RunningHub) -> int:

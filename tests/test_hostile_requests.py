@@ -83,6 +83,46 @@ def test_requests_past_the_bound_are_not_answered_and_the_ones_before_are(hub: R
     assert answers.count(b"connection: close") == 1
 
 
+def test_a_flood_of_refused_requests_is_answered_in_turns_and_delays_nobody_else(start_hub: StartHub) -> None:
+    hub = start_hub()
+    token = hub.token()
+    begin = time.monotonic()
+
+    requests = get("/events/?token=x", "Host: localhost") * 8 + get("/x", "Host: localhost", "Connection: close")
+    floods = [RawStream(hub.port, requests) for _ in range(30)]
+    listen(hub.port, token).close()
+    opened_after = time.monotonic() - begin
+    answers = [flood.read_to_end() for flood in floods]
+
+    assert opened_after < 0.5 < 1.2 < time.monotonic() - begin  # 200 a second of 270
+    assert {(answer.count(b"HTTP/1.1 401 "), answer.count(b"HTTP/1.1 404 ")) for answer in answers} == {(8, 1)}
+
+
+@pytest.mark.parametrize("path", ["/events/", "/emit/"])
+def test_bodies_that_nobody_wants_are_read_in_turns(start_hub: StartHub, path: str) -> None:
+    hub = start_hub()
+    port = hub.port if path == "/events/" else hub.control_port
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n".encode()
+    sent = [0] * 8
+    end = time.monotonic() + 1
+
+    def flood(index: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.2) as client, contextlib.suppress(OSError):
+            client.sendall(head)
+            while time.monotonic() < end:
+                with contextlib.suppress(TimeoutError):
+                    sent[index] += client.send(b"x" * MIB)
+
+    clients = [threading.Thread(target=flood, args=(index,)) for index in range(len(sent))]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+
+    assert 8 * MIB < sum(sent) < 200 * MIB  # 64 MiB a second, and what is in the buffers of the kernel
+    assert not ERROR_LINES.search(hub.log)
+
+
 def endless_header() -> Iterator[bytes]:
     yield b"GET /events/ HTTP/1.1\r\nHost: localhost\r\nX: "
     yield from repeated(b"x", FLOOD_BYTES)

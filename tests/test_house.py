@@ -235,7 +235,7 @@ ROOMS: dict[str, set[str]] = {
         "web.control",
     },
     "server.collector": {"hub"},
-    "server.connection": {"fanout.sinks", "loglimit", "server.deadlines", "settings"},
+    "server.connection": {"buckets", "fanout.sinks", "loglimit", "server.deadlines", "settings"},
     "server.deadlines": set(),
     "server.embedded": {
         "config",
@@ -348,7 +348,7 @@ ROOMS: dict[str, set[str]] = {
     "web.metrics": {"fanout.statistics", "hub", "web.endpoint", "web.requests"},
     "web.origins": {"errors"},
     "web.pace": set(),
-    "web.requests": {"errors"},
+    "web.requests": {"buckets", "errors"},
     "web.stream": {"claims", "event", "fanout.resume", "fanout.sinks", "fanout.subscriber", "hub", "loglimit"},
     "web.strict_json": {"errors", "web.pace"},
 }

@@ -1,4 +1,4 @@
-"""Token buckets: limits on how often something may happen, with a burst."""
+"""Limits on how often something may happen: token buckets, which allow a burst, and throttles, which space it out."""
 
 from __future__ import annotations
 
@@ -41,6 +41,29 @@ class TokenBucket:
         """True if it is as it was made."""
         self.wait_seconds()
         return self._left >= self._most
+
+
+class Throttle:
+    """Spaces things out: together they cost at most `per_second` if each waits for as long as it is told to.
+
+    Nothing is told to wait for longer than `most_seconds`, so beyond that the rate is exceeded. `monotonic` gives
+    seconds.
+    """
+
+    __slots__ = ("_free_at", "_monotonic", "_most_seconds", "_per_second")
+
+    def __init__(self, per_second: float, most_seconds: float, monotonic: Callable[[], float]) -> None:
+        self._per_second = per_second
+        self._most_seconds = most_seconds
+        self._monotonic = monotonic
+        self._free_at = monotonic()
+
+    def delay(self, cost: float = 1.0) -> float:
+        """Return for how many seconds something that costs `cost` has to wait: until what came before is paid for."""
+        now = self._monotonic()
+        begins_at = max(now, self._free_at)
+        self._free_at = min(begins_at + cost / self._per_second, now + self._most_seconds)
+        return begins_at - now
 
 
 class Buckets:

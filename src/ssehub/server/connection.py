@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
+from ..buckets import Throttle
 from ..fanout.sinks import LINGER_SECONDS, TransportSink
 from ..loglimit import limited_logger
 from ..settings import RequestLimits
@@ -33,6 +34,10 @@ logger = limited_logger("ssehub.http")
 
 RATE_SECONDS = 10.0
 """A body that takes longer than `body_seconds` is measured in intervals of this length."""
+DISCARDED_BYTES_PER_SECOND = 64 * 2**20
+"""How fast all connections together are read if nobody wants what they send."""
+MAX_DELAY_SECONDS = 2.0
+"""How long one connection waits for the others at the most, to be answered or to be read."""
 _PORT = "ssehub"
 """Name of the attribute of uvicorn's ServerState that has our part of it."""
 
@@ -48,6 +53,7 @@ class Port:
         loop: asyncio.AbstractEventLoop,
         limits: RequestLimits,
         max_connections: int | None,
+        max_refusals_per_second: float | None,
         logs_access: bool,
     ) -> None:
         if not config.loaded:
@@ -58,6 +64,12 @@ class Port:
         self.loop = loop
         self.limits = limits
         self.max_connections = max_connections
+        self.discards = Throttle(DISCARDED_BYTES_PER_SECOND, MAX_DELAY_SECONDS, loop.time)
+        """What nobody wants is read in turns: a client that floods the server must not keep it from its work."""
+        self.refusals = None
+        """Refused requests are answered in turns, for the same reason."""
+        if max_refusals_per_second is not None:
+            self.refusals = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)
         self.state = state
         self.connections: set[Any] = state.connections  # typed as uvicorn's own protocols there
         self.ws_protocol_class: Any = config.ws_protocol_class  # None, or called with keywords of uvicorn's own
@@ -85,6 +97,10 @@ class Port:
         if port is None:
             port = attributes[_PORT] = make()
         return port
+
+    def refusal_delay(self) -> float:
+        """Return for how many seconds a request that is refused now has to wait for its answer."""
+        return 0.0 if self.refusals is None else self.refusals.delay()
 
     def has_concurrency_left(self) -> bool:
         limit = self.config.limit_concurrency

@@ -44,6 +44,7 @@ class Exchange:
     __slots__ = (
         "_access_scope",
         "_body",
+        "_body_bytes",
         "_connection",
         "_ends_with_connection",
         "_has_body_ended",
@@ -77,7 +78,8 @@ class Exchange:
         self._access_scope: Scope | None = None
         """The scope until the access log has been written: the app may remove a token from it before that."""
         # The request
-        self._body = bytearray()
+        self._body: list[bytes] = []
+        self._body_bytes = 0
         self._has_body_ended = False
         self._has_delivered_end = False
         # The response
@@ -140,8 +142,9 @@ class Exchange:
     # The request
 
     def body_received(self, body: bytes) -> None:
-        self._body += body
-        if len(self._body) > HIGH_WATER_BYTES:
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > HIGH_WATER_BYTES:
             self._connection.pause_reading()
         self._wake()
 
@@ -168,7 +171,8 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     def _next_part(self) -> Message:
-        body, self._body = bytes(self._body), bytearray()
+        body = b"".join(self._body)
+        self._body, self._body_bytes = [], 0
         self._has_delivered_end = self._has_body_ended
         return {"type": "http.request", "body": body, "more_body": not self._has_body_ended}
 
@@ -193,8 +197,13 @@ class Exchange:
             raise RuntimeError(f"Expected ASGI message {expected!r}, but got {kind!r}.")
         if self.has_started:
             self._send_body(message.get("body", b""), message.get("more_body", False))
-        else:
-            self._start(message["status"], message.get("headers", ()))
+            return
+        status = message["status"]
+        if 400 <= status < 500 and (delay := connection.port.refusal_delay()):
+            await asyncio.sleep(delay)
+            if self._is_lost:
+                return
+        self._start(status, message.get("headers", ()))
 
     def _start(self, status: int, headers: Headers) -> None:
         self.has_started = True

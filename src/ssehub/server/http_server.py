@@ -20,6 +20,8 @@ from .proxy_protocol import behind_proxies
 MIN_CONTROL_SECONDS = 1.0
 """Time that requests to the control app have to finish, even if the drain window is over."""
 _CONTROL_KEEP_ALIVE_SECONDS = 60
+MAX_REFUSALS_PER_SECOND = 200
+"""How many requests to the client app are refused a second, so that refusing them does not delay events."""
 
 
 class HttpServer:
@@ -53,7 +55,8 @@ def serve_client_app(
     proxies: TrustedProxies | None = None,
 ) -> HttpServer:
     """Start to serve the client app in the running event loop. `proxies` begin connections with a PROXY preamble."""
-    return _start(app, sock, _protocol(limits, max_connections), proxies)
+    protocol = _protocol(limits, max_connections, max_refusals_per_second=MAX_REFUSALS_PER_SECOND)
+    return _start(app, sock, protocol, proxies)
 
 
 def serve_control_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimits, max_connections: int) -> HttpServer:
@@ -62,9 +65,9 @@ def serve_control_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimit
     return _start(app, sock, protocol, None, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
 
 
-def _protocol(limits: RequestLimits, max_connections: int) -> Callable[..., HttpProtocol]:
+def _protocol(limits: RequestLimits, max_connections: int, **options: Any) -> Callable[..., HttpProtocol]:
     # An access log would contain the queries, and so tokens.
-    return partial(HttpProtocol, limits=limits, max_connections=max_connections, logs_access=False)
+    return partial(HttpProtocol, limits=limits, max_connections=max_connections, logs_access=False, **options)
 
 
 def _start(

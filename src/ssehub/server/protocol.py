@@ -128,10 +128,21 @@ class HttpProtocol(Connection):
         *,
         limits: RequestLimits = RequestLimits(),
         max_connections: int | None = None,
+        max_refusals_per_second: float | None = None,
         logs_access: bool = True,
     ) -> None:
         loop = _loop or asyncio.get_event_loop()
-        make = partial(Port, config, server_state, app_state, loop, limits, max_connections, logs_access)
+        make = partial(
+            Port,
+            config,
+            server_state,
+            app_state,
+            loop,
+            limits,
+            max_connections,
+            max_refusals_per_second,
+            logs_access,
+        )
         super().__init__(Port.shared(server_state, make))
         self._exchange: Exchange | None = None
         """The request that is being answered."""
@@ -169,7 +180,15 @@ class HttpProtocol(Connection):
             while rest and self._is_reading():
                 self._feed(rest[:PART_BYTES])
                 rest = rest[PART_BYTES:]
+        if self._reading is Reading.BODY and self._receiving is None:
+            self._wait_to_discard(len(data))
         self._set_deadline()
+
+    def _wait_to_discard(self, size: int) -> None:
+        """Read no more for a while: `size` bytes have arrived of a body that nobody wants."""
+        if delay := self.port.discards.delay(size):
+            self.pause_reading()
+            self.port.loop.call_later(delay, self.resume_reading)
 
     def _is_reading(self) -> bool:
         return self._reading is not Reading.NOTHING
@@ -444,8 +463,15 @@ class HttpProtocol(Connection):
             b"",
             message,
         ]
-        self.transport.write(b"\r\n".join(lines))
-        self.close()
+        self.pause_reading()  # what arrives while nothing is read would drop the connection
+        self._close_with(b"\r\n".join(lines), self.port.refusal_delay())
+
+    def _close_with(self, response: bytes, delay: float) -> None:
+        if delay:
+            self.port.loop.call_later(delay, self._close_with, response, 0.0)
+        elif not self.transport.is_closing():
+            self.transport.write(response)
+            self.close()
 
     def expire(self, wait: Wait) -> None:
         if wait is Wait.HEAD and self._reading is Reading.HEAD:

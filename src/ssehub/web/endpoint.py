@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import ControlKeyError, SSEHubError, TooManyRequests, Unavailable
 from ..loglimit import limited_logger
 from .forms import JSON, NDJSON
-from .requests import ControlRequest, RequestHeaders, drop_body, read_body, request_headers
+from .requests import ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
 
 logger = limited_logger("ssehub.control")
 
@@ -30,6 +30,7 @@ class Endpoint:
 
     def __init__(self, max_body_bytes: int = 0) -> None:
         self._max_body_bytes = max_body_bytes
+        self._dropped = DroppedBodies()
 
     async def respond(self, request: ControlRequest) -> Response:
         """Handle `request`. SSEHubErrors become responses with their status."""
@@ -46,7 +47,7 @@ class Endpoint:
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
-                await _refuse_body(error_response(exc, headers), receive, send)
+                await self._refuse_body(error_response(exc, headers), receive, send)
                 return
             try:
                 response = await self.respond(ControlRequest(scope["query_string"], headers, body))
@@ -54,17 +55,16 @@ class Endpoint:
                 response = error_response(exc, headers)
         await response(scope, receive, send)
 
+    async def _refuse_body(self, response: Response, receive: Receive, send: Send) -> None:
+        """Send the whole response at once, but end it only after the rest of the request.
 
-async def _refuse_body(response: Response, receive: Receive, send: Send) -> None:
-    """Send the whole response at once, but end it only after the rest of the request.
-
-    Clients that read while they send then stop early, and the others still get the response.
-    """
-    headers = [*response.raw_headers, (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    await drop_body(receive)
-    await send({"type": "http.response.body", "body": b""})
+        Clients that read while they send then stop early, and the others still get the response.
+        """
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await self._dropped.drop(receive)
+        await send({"type": "http.response.body", "body": b""})
 
 
 def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from ..buckets import Throttle
 from ..errors import BodyTooLarge, UnsupportedContent
 
 MAX_DROPPED_BYTES = 64 * 2**20
+DROPPED_BYTES_PER_SECOND = 64 * 2**20
+"""How fast an endpoint drops the bodies of all requests together, so that other requests go on meanwhile."""
 MAX_DROPPING_SECONDS = 5.0
 
 RequestHeaders = Mapping[str, str]
@@ -64,17 +68,27 @@ async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -
             return b"".join(chunks)
 
 
-async def drop_body(receive: Receive) -> None:
-    """Read and discard the rest of a refused body, within bounds.
+class DroppedBodies:
+    """The rests of refused bodies, which are read and discarded within bounds.
 
     Many clients read no response before they have sent everything. If the connection is closed while they send, the
     response is lost to them.
     """
-    size = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(MAX_DROPPING_SECONDS):
-            while size < MAX_DROPPED_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
+
+    __slots__ = ("_throttle",)
+
+    def __init__(self) -> None:
+        self._throttle = Throttle(DROPPED_BYTES_PER_SECOND, MAX_DROPPING_SECONDS, time.monotonic)
+
+    async def drop(self, receive: Receive) -> None:
+        """Read the rest of one body, as fast as the others leave time for it."""
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MAX_DROPPING_SECONDS):
+                while size < MAX_DROPPED_BYTES:
+                    message = await receive()
+                    part_bytes = len(message.get("body", b""))
+                    size += part_bytes
+                    if not message.get("more_body", False):
+                        return
+                    await asyncio.sleep(self._throttle.delay(part_bytes))
