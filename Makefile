@@ -2,6 +2,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+JOBS ?= 3
+
+# $(call tests,MARKERS,OPTIONS) runs the tests with these markers: first JOBS at a time, then, one after the other, those
+# that measure time. With OPTIONS, coverage is measured; the report is of both runs.
+tests = first=0; \
+	$(BIN)/python -m pytest -m "$(1)not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(if $(2),--cov --cov-report=) || first=$$?; \
+	$(BIN)/python -m pytest -m "$(1)alone" $(if $(2),--cov --cov-append $(2)) && exit $$first
 
 .PHONY: help run demo test tools lint format types unit e2e cov soak bench docs clean
 
@@ -15,7 +22,7 @@ demo: .venv/run ## run a hub with a chat, on http://127.0.0.1:8080
 	$(BIN)/python examples/chat
 
 test: tools lint types ## install what the tests need, and run everything
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	@$(call tests,,--cov-report=term --cov-fail-under=95)
 
 tools: .venv/dev ## install what the tests need besides Python packages
 	tests/install-tools
@@ -30,13 +37,13 @@ types: .venv/dev ## check the types with mypy
 	$(BIN)/mypy
 
 unit: .venv/dev ## run the tests that need no browser, web server or Node
-	$(BIN)/python -m pytest -m "not e2e"
+	@$(call tests,not e2e and )
 
 e2e: tools ## run the tests with a browser, a web server and Node
-	$(BIN)/python -m pytest -m e2e
+	@$(call tests,e2e and )
 
 cov: tools ## run the tests, and report branch coverage line by line
-	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-report=html
+	@$(call tests,,--cov-report=term-missing --cov-report=html)
 
 soak: tools ## run the fault tests at full scale
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s

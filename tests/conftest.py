@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import re
 import signal
 import socket
@@ -231,9 +233,27 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
+def _ports_of_this_process() -> Iterator[int]:
+    """Return the ports that this process of pytest may give away, in turn, without end.
+
+    They are below the ports of outgoing connections, so that nobody else is given one of them before it is used. With
+    `-n`, each process has a range of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(20_000 + worker % 8 * 1_500, 21_500 + worker % 8 * 1_500)
+    offset = random.randrange(len(ports))  # another run on the same machine begins elsewhere
+    return itertools.cycle([*ports[offset:], *ports[:offset]])
+
+
+_PORTS = _ports_of_this_process()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port on which nothing listens, and which no other call returns for a long time."""
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("unreachable: the ports go on without end")
 
 
 def connects(port: int) -> bool:
@@ -255,8 +275,10 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Like `wait_until`, inside an event loop."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # there is no event to wait for
-            await asyncio.sleep(0)
+        for number in itertools.count():
+            if condition():
+                return
+            await asyncio.sleep(0 if number < 1_000 else 0.001)  # a long wait leaves the processor to others
 
 
 def report(text: str) -> None:

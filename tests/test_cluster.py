@@ -45,10 +45,11 @@ LISTEN_IN_PAGE = """([url, name]) => {
 def seven_free_ports() -> int:
     """Return the first of seven free ports in a row.
 
-    They are below the ports of outgoing connections, which could otherwise use one while its node restarts.
+    They are below the ports of outgoing connections, which could otherwise use one while its node restarts, and below
+    those of `free_port`.
     """
     while True:
-        first = random.randrange(15_000, 32_000)
+        first = random.randrange(15_000, 19_990)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in range(first, first + 7):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))

@@ -234,6 +234,7 @@ async def test_log_that_ends_with_the_process_takes_no_events_once_streams_end()
         assert counts == {hub.statistics.published} != {0}
 
 
+@pytest.mark.alone
 async def test_drain_is_done_before_its_window_is_over() -> None:
     """A share that was rounded down to one stream per step took 99 streams twice the time."""
     async with running_hub() as hub:

@@ -98,6 +98,7 @@ def wait_for_all(group: Listeners, expected: int, seconds: float = 30) -> float:
         time.sleep(0.1)
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: StartHub) -> None:
@@ -125,6 +126,7 @@ def test_a1_stopped_client_costs_the_others_nothing_and_ends_as_slow(start_hub: 
     assert min(ratios) < 2
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_a3_stopped_majority_on_another_channel_costs_the_others_nothing(start_hub: StartHub) -> None:
     hub = start_hub()
@@ -199,6 +201,7 @@ def publish_until(hub: RunningHub, channel: str, size: int, end: float, pause: f
     return took
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("slow_channel", ["busy", "chat"], ids=["another-channel", "the-same-channel"])
@@ -229,6 +232,7 @@ def test_a3_slow_readers_of_one_token_delay_no_one_else(start_hub: StartHub, slo
         assert max(longest_posts) < 2.5, "15 streams of one user are one user, and most users keep up"
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a3_many_slow_clients_are_bounded_and_the_others_go_on(start_hub: StartHub) -> None:
@@ -336,6 +340,7 @@ print(*received, flush=True)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_d7_replay_of_all_history_to_slow_clients_leaves_the_loop_to_others(start_hub: StartHub) -> None:
@@ -368,6 +373,7 @@ def test_d7_replay_of_all_history_to_slow_clients_leaves_the_loop_to_others(star
     assert grown < slow * 700_000 + 20 * 2**20
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_many_tokens_that_end_together_leave_the_loop_to_others(start_hub: StartHub) -> None:
@@ -392,6 +398,7 @@ def test_many_tokens_that_end_together_leave_the_loop_to_others(start_hub: Start
     assert during < 0.3
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_only_subscriber_that_stops_delays_no_publisher(start_hub: StartHub) -> None:
     hub = start_hub()
@@ -510,6 +517,7 @@ async def churn(hub: RunningHub, tokens: dict[str, str], total: int, rng: random
     return misdirected
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_f1_sigterm_at_scale(start_hub: StartHub) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, report
 
+pytestmark = pytest.mark.alone
+
 SOAK = "SOAK" in os.environ
 EACH, SECONDS = (50, 300) if SOAK else (5, 10)
 """Attackers of each of ten kinds, and for how long. There are as many honest clients as attackers."""

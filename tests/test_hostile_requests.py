@@ -83,6 +83,7 @@ def test_requests_past_the_bound_are_not_answered_and_the_ones_before_are(hub: R
     assert answers.count(b"connection: close") == 1
 
 
+@pytest.mark.alone
 def test_a_flood_of_refused_requests_is_answered_in_turns_and_delays_nobody_else(start_hub: StartHub) -> None:
     hub = start_hub()
     token = hub.token()
@@ -98,6 +99,7 @@ def test_a_flood_of_refused_requests_is_answered_in_turns_and_delays_nobody_else
     assert {(answer.count(b"HTTP/1.1 401 "), answer.count(b"HTTP/1.1 404 ")) for answer in answers} == {(8, 1)}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("path", ["/events/", "/emit/"])
 def test_bodies_that_nobody_wants_are_read_in_turns(start_hub: StartHub, path: str) -> None:
     hub = start_hub()
@@ -250,6 +252,7 @@ def test_slow_client_is_disconnected_at_its_deadline(
             assert seconds - 0.3 < seconds_until_closed(client, trickle.encode()) < seconds + 4
 
 
+@pytest.mark.alone
 def test_a9_slowloris_of_200_clients_lets_others_in(impatient: RunningHub) -> None:
     token = impatient.token()
     slow = [RawStream(impatient.port, "GET /events/ HTTP/1.1\r\nX: ") for _ in range(200)]

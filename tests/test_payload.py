@@ -220,6 +220,7 @@ SHORT_LINES = (
 )
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("line", SHORT_LINES)
 def test_megabyte_of_short_lines_is_decided_in_time(line: str) -> None:
     times = []

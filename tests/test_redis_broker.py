@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 # E1 to E3: Redis is killed, loses its data, or stops
 
 
+@pytest.mark.alone
 def test_e1_redis_is_killed_and_restarted_with_its_data(
     soak_server: RedisServer, start_hub: Callable[..., RunningHub]
 ) -> None:
@@ -106,6 +107,7 @@ async def test_e2_redis_that_lost_its_data_has_another_log(volatile_server: Redi
         assert resets_of(a.listen(first)) == ["log-lost"]
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.parametrize("seconds", [1, 10, 60] if SOAK else [1, 3])
 def test_e3_redis_is_stopped_and_continued(

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.anyio
 # E4 to E7: the connection
 
 
+@pytest.mark.alone
 async def test_e4_node_that_is_disconnected_catches_up_and_the_other_is_not_affected(
     redis_server: RedisServer,
 ) -> None:
@@ -56,6 +57,7 @@ async def test_e4_node_that_is_disconnected_catches_up_and_the_other_is_not_affe
         assert a.resets == b.resets == []
 
 
+@pytest.mark.alone
 async def test_e5_connection_that_receives_nothing_is_given_up_by_the_probe(redis_server: RedisServer) -> None:
     async with behind_proxy(redis_server) as (a, b, proxy):
         proxy.mode = Mode.SWALLOW

@@ -33,6 +33,7 @@ def publish_numbers(hub: RunningHub, first: int, last: int, pause: float = 0.0) 
             time.sleep(pause)
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a12_ten_thousand_streams_receive_every_event_in_order(start_hub: StartHub) -> None:
@@ -57,6 +58,7 @@ def test_a12_ten_thousand_streams_receive_every_event_in_order(start_hub: StartH
     assert took < 5
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("broker", ["memory", "sqlite"])

@@ -159,6 +159,7 @@ def longest_and_garbage(hub: RunningHub) -> tuple[float, int]:
     return float(longest), int(garbage)
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_no_collection_takes_long_however_many_streams_are_open(start_hub: StartHub) -> None:

@@ -71,6 +71,7 @@ def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
     assert token not in hub.log and SECRET not in hub.log
 
 
+@pytest.mark.alone
 def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
     """One client could write 25 GiB of log a day: a line for each of 4,000 bad requests a second."""
     hub = start_hub()

@@ -104,6 +104,7 @@ def test_server_that_fails_stops_the_hub_with_a_log_line_and_exit_code_1(start_h
     assert "Traceback" not in hub.log
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("count", "window"), [(200, 3), (99, 2)])
 def test_f1_sigterm_drains_every_stream_and_exits_0(count: int, window: int, start_hub: StartHub) -> None:
     hub = start_hub("--drain-seconds", str(window))
@@ -130,6 +131,7 @@ def test_f1_sigterm_drains_every_stream_and_exits_0(count: int, window: int, sta
     assert not ERROR_LINES.search(hub.log)
 
 
+@pytest.mark.alone
 def test_f2_sigterm_with_clients_that_never_read_exits_in_time(start_hub: StartHub) -> None:
     hub = start_hub("--drain-seconds", "1.5")
     token = hub.token()
@@ -147,6 +149,7 @@ def test_f2_sigterm_with_clients_that_never_read_exits_in_time(start_hub: StartH
         stream.close()
 
 
+@pytest.mark.alone
 def test_f3_second_signal_stops_at_once(start_hub: StartHub) -> None:
     hub = start_hub("--drain-seconds", "30")
     streams = [listen(hub.port, hub.token()) for _ in range(100)]

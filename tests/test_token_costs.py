@@ -110,6 +110,7 @@ REQUESTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", REQUESTS)
 async def test_b13_request_with_a_forged_token_is_refused_within_a_millisecond_of_cpu(kind: str) -> None:

@@ -116,6 +116,7 @@ class Watch:
         return task.result()
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.anyio
 @pytest.mark.parametrize(("headers", "body", "status"), BODIES.values(), ids=BODIES.keys())
@@ -148,6 +149,7 @@ ACCEPTED: dict[str, Callable[[], str]] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED.keys())
 async def test_c7_accepted_batches_are_delivered_in_slices(body: Callable[[], str]) -> None:
@@ -167,6 +169,7 @@ async def test_c7_accepted_batches_are_delivered_in_slices(body: Callable[[], st
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
+@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.anyio
 async def test_c7_large_bodies_take_their_turns() -> None:
@@ -184,6 +187,7 @@ async def test_c7_large_bodies_take_their_turns() -> None:
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/token/", "/disconnect/"])
 async def test_c7_large_bodies_of_other_calls_are_decided_in_slices(path: str) -> None:

@@ -185,6 +185,7 @@ async def test_bad_input_is_refused_by_name_and_nothing_is_published(
         assert await app.received() == app.other.data() == ["after"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("body", ["a;" * 2**19, "&".join(f"f{n}=1" for n in range(1_001)), "a=&" * 300_000])
 async def test_c7_nonsense_is_refused_quickly(body: str) -> None:
     async with control_app() as app:
