@@ -8,7 +8,6 @@ so that encoding cannot fail later, in the middle of a stream.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -153,8 +152,6 @@ def _without_ids(fields: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-_LINE_END = re.compile(r"\r\n|\r|\n")
-"""The ends of lines by the HTML standard, section 9.2.6."""
 _DUMPED = ("channels", "users", "data", "type", "id", "retry", "payload", "store", "ttl")
 
 
@@ -191,7 +188,8 @@ def encode(event: Event, position: Position) -> bytes:
     if parsed is None:
         id, data = event.id or str(position), event.data or ""
         if "\n" in data or "\r" in data:
-            data = f"{SEPARATOR}data: ".join(_LINE_END.split(data))  # as `encode_fields` would, but 30 times as fast
+            # As `encode_fields` would, but without an object for each line.
+            data = data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", f"{SEPARATOR}data: ")
         return (_template(event.type, event.retry) % {"id": id, "data": data}).encode()
     text = event.payload or ""
     if parsed.position_at is not None:
