@@ -330,7 +330,7 @@ def test_d6_ids_of_payloads_are_evicted_by_their_bytes() -> None:
 
 def test_bytes_balance_if_a_string_grows_while_it_is_retained() -> None:
     history = FilledHistory()
-    id = "ä" * 1_000
+    id = "ä" * 100
     history.put(id=id)
 
     ctypes.pythonapi.PyUnicode_AsUTF8(ctypes.py_object(id))  # as extensions do: the string caches its UTF-8

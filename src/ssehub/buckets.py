@@ -38,7 +38,7 @@ class TokenBucket:
         return max(0.0, (1.0 - self._left) / self._per_second) if self._left < 1.0 - 1e-9 else 0.0
 
     def is_full(self) -> bool:
-        """True if it is as it was made."""
+        """Return True if a whole burst is allowed now."""
         self.wait_seconds()
         return self._left >= self._most
 
