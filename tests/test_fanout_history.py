@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import tracemalloc
@@ -325,6 +326,17 @@ def test_d6_ids_of_payloads_are_evicted_by_their_bytes() -> None:
 
     assert len(history) < 15  # 130 kB of text each, but their ids take a megabyte
     assert history.bytes <= 10 * 2**20
+
+
+def test_bytes_balance_if_a_string_grows_while_it_is_retained() -> None:
+    history = FilledHistory()
+    id = "ä" * 100
+    history.put(id=id)
+
+    ctypes.pythonapi.PyUnicode_AsUTF8(ctypes.py_object(id))  # as extensions do: the string caches its UTF-8
+    history.shrink(history.bytes, 0)
+
+    assert history.bytes == 0
 
 
 def test_memory_is_flat_under_many_channels() -> None:

@@ -15,6 +15,7 @@ from conftest import ERROR_LINES, StartHub, report, wait_until
 from fakes import FakeSink
 from hubs import engine_of, join, manual_hub, publish
 from ssehub.config import load_config
+from ssehub.fanout.history import MIN_BYTES
 from ssehub.memory import STATM, MemoryMeter, available_bytes
 from ssehub.server.apps import max_memory_bytes
 from ssehub.settings import Memory
@@ -123,6 +124,32 @@ def test_address_space_and_data_count_where_the_shell_limits_them(kind: str) -> 
     assert used - used_after > 40_000_000  # memory that was freed and can be used again
 
 
+READING_WITH_TWO_LIMITS = """
+import resource
+from ssehub.memory import MemoryMeter
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+ballast = [b"x" * (10_000 + number % 100) for number in range(10_000)]
+del ballast[::2]
+meter = MemoryMeter(2**40)
+without_free = meter.read_closely()
+with_free = meter.read()
+resident = MemoryMeter(1).read().used
+share = (without_free.used + with_free.used) / 2 / with_free.limit
+max_bytes = int(resident / share)  # resident memory is nearest to its limit if free address space does not count
+print(max_bytes, MemoryMeter(max_bytes).read().limit, MemoryMeter(max_bytes).read_closely().limit)
+"""
+
+
+def test_close_reading_leaves_out_free_memory_before_it_looks_for_the_nearest_limit() -> None:
+    command = [sys.executable, "-c", READING_WITH_TWO_LIMITS]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+
+    max_bytes, nearest, nearest_closely = map(int, result.stdout.split())
+    assert nearest == int(0.8 * GIB)
+    assert nearest_closely == max_bytes
+
+
 @pytest.mark.parametrize("given", [None, 0])
 def test_there_is_no_meter_without_a_limit(given: int | None) -> None:
     assert MemoryMeter.for_limit(given) is None
@@ -190,20 +217,50 @@ async def test_only_as_many_backlogs_end_as_memory_is_missing() -> None:
 
 async def test_history_keeps_to_its_reduced_size_until_it_may_grow_again() -> None:
     async with manual_hub() as hub:
-        await publish(hub, *["x" * 1_000] * 10)
+        await publish(hub, *["x" * 500_000] * 10)
         history = engine_of(hub)._history
         before = history.bytes
 
         freed = history.shrink(before // 2, 0)
         reduced = history.bytes
-        await publish(hub, *["x" * 1_000] * 10)
+        await publish(hub, *["x" * 500_000] * 10)
         kept = history.bytes
         history.regrow()
-        await publish(hub, *["x" * 1_000] * 10)
+        await publish(hub, *["x" * 500_000] * 10)
 
         assert before // 2 <= freed == before - reduced
         assert kept <= reduced
         assert history.bytes > before
+
+
+async def test_history_of_another_log_keeps_to_the_reduced_size() -> None:
+    async with manual_hub() as hub:
+        await publish(hub, *["x" * 500_000] * 10)
+        engine = engine_of(hub)
+        engine._history.shrink(engine._history.bytes // 2, 0)
+        reduced = engine._history.bytes
+
+        await engine.start_over(engine.head)
+        await publish(hub, *["x" * 500_000] * 10)
+
+        assert 0 < engine._history.bytes <= reduced
+
+
+async def test_history_that_was_shrunk_to_nothing_retains_the_next_events() -> None:
+    async with manual_hub() as hub:
+        await publish(hub, *"abc")
+        history = engine_of(hub)._history
+        history.shrink(history.bytes, 0)
+        left = len(history)
+
+        first = (await publish(hub, "d", "e"))[0]
+        await hub.flush()
+        late = join(hub, cursor=first)[1]
+        await publish(hub, *["x" * 500_000] * 10)
+
+        assert left == 0
+        assert late.data() == ["e"]
+        assert 0 < history.bytes <= MIN_BYTES
 
 
 async def test_library_hub_watches_no_memory_unless_it_is_told_to() -> None:

@@ -13,7 +13,15 @@ import pytest
 
 from conftest import RunningHub, StartHub, report, wait_until
 from crowd import crowds
-from ssehub.server.collector import COUNT_SECONDS, SPARE_OBJECTS, STEP_SECONDS, TICK_SECONDS, Collector
+from ssehub.server.collector import (
+    COUNT_SECONDS,
+    IDLE_OBJECTS,
+    IDLE_TICK_SECONDS,
+    SPARE_OBJECTS,
+    STEP_SECONDS,
+    TICK_SECONDS,
+    Collector,
+)
 
 SOAK = "SOAK" in os.environ
 
@@ -92,6 +100,39 @@ def test_frozen_garbage_is_collected_once_there_are_more_objects_than_expected(e
 
     assert early == 100
     assert len(garbage) == left
+
+
+def test_frozen_garbage_after_a_peak_is_collected_as_before_it() -> None:
+    is_short = False
+    collector = Collector(lambda: 0, lambda: is_short)
+    collector.start(0)
+    peak = [Node() for _ in range(2 * SPARE_OBJECTS)]
+    is_short = True
+    collector.tick(TICK_SECONDS)  # a whole collection finds them in use
+    for node in peak:
+        del node.me
+    del node
+    peak.clear()
+    collector.tick(COUNT_SECONDS)
+
+    nodes = [Node() for _ in range(SPARE_OBJECTS + 1_000)]
+    collector.tick(COUNT_SECONDS + TICK_SECONDS)
+    garbage = weakref.WeakSet(nodes[:100])
+    nodes.clear()
+    collector.tick(2 * COUNT_SECONDS)
+
+    assert len(garbage) == 0
+
+
+def test_collector_ticks_rarely_while_nothing_happens() -> None:
+    collector = Collector(lambda: 0, lambda: False)
+    collector.start(0)
+
+    idle = collector.tick(TICK_SECONDS)
+    objects = [[number] for number in range(2 * IDLE_OBJECTS)]
+    busy = collector.tick(2 * TICK_SECONDS)
+
+    assert (idle, busy, len(objects)) == (IDLE_TICK_SECONDS, TICK_SECONDS, 2 * IDLE_OBJECTS)
 
 
 def test_memory_that_is_short_causes_one_whole_collection() -> None:

@@ -75,7 +75,11 @@ def subscribers(hub: RunningHub) -> dict[str, int]:
 
 
 def processes(hub: RunningHub) -> list[psutil.Process]:
-    children = psutil.Process(hub.process.pid).children()
+    return workers_of(hub.process.pid)
+
+
+def workers_of(parent: int) -> list[psutil.Process]:
+    children = psutil.Process(parent).children()
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
@@ -293,6 +297,44 @@ def test_failure_of_the_first_worker_to_start_is_reported_once() -> None:
 
     assert result.returncode == 3
     assert re.fullmatch(r"ssehub: cannot use the log at redis://127.0.0.1:1: .*refused\.\n", result.stderr)
+
+
+STARTING_IN_FIVE_SECONDS = """
+from ssehub.cli import main
+from ssehub.server import workers
+
+if __name__ == "__main__":
+    workers.START_SECONDS = 5.0
+    main()
+"""
+
+
+def test_worker_that_hangs_before_it_has_started_is_killed_and_replaced(server: RedisServer, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "SSEHUB_SECRET": SECRET,
+        "SSEHUB_BROKER": server.url,
+        "SSEHUB_REDIS_PREFIX": tmp_path.name,
+        "SSEHUB_BIND": "127.0.0.1:0",
+        "SSEHUB_CONTROL_BIND": "127.0.0.1:0",
+    }
+    command = [sys.executable, "-c", STARTING_IN_FIVE_SECONDS, "--workers", "2"]
+    with open(tmp_path / "log", "w+") as log, subprocess.Popen(command, env=environment, stderr=log) as parent:
+
+        def log_has(text: str) -> bool:
+            return text in (tmp_path / "log").read_text()
+
+        try:
+            wait_until(lambda: len(workers_of(parent.pid)) == 1, 30)
+            first = workers_of(parent.pid)[0]
+            first.suspend()
+            wait_until(lambda: log_has("worker 0 has started") and log_has("worker 1 has started"), 90)
+        finally:
+            parent.terminate()
+
+        assert parent.wait(30) == 0
+        assert log_has(f"worker 0, process {first.pid}, has not started within 5 s: killed")
+        assert log_has("worker 0 exited with code -9: it is restarted in")
 
 
 def test_second_group_on_the_same_port_is_refused(start_workers: StartHub, server: RedisServer) -> None:

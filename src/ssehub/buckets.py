@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """Allows `per_second` on average, with a burst of `burst_seconds` times as much, and at least of one.
+    """Allows `per_second` on average, and a burst of `burst_seconds` of that, but of one at least.
 
-    A cost may be higher than what is left, if at least one is left. The bucket is then in debt, and refuses everything
-    until the debt is paid off. `monotonic` returns seconds.
+    What costs more than is left passes all the same if anything is left. The bucket is then in debt, and what comes
+    next waits until that has been paid off. `monotonic` gives seconds.
     """
 
     __slots__ = ("_left", "_monotonic", "_most", "_per_second", "_updated_at")
@@ -30,7 +30,7 @@ class TokenBucket:
         return True
 
     def wait_seconds(self) -> float:
-        """Return how long it takes until `spend` returns True; 0 if it would now."""
+        """Return how long it takes until something passes; 0 if it would now."""
         now = self._monotonic()
         self._left = min(self._most, self._left + (now - self._updated_at) * self._per_second)
         self._updated_at = now
@@ -38,7 +38,7 @@ class TokenBucket:
         return max(0.0, (1.0 - self._left) / self._per_second) if self._left < 1.0 - 1e-9 else 0.0
 
     def is_full(self) -> bool:
-        """True if it holds as much as it can."""
+        """Return True if a whole burst is allowed now."""
         self.wait_seconds()
         return self._left >= self._most
 
@@ -67,9 +67,9 @@ class Throttle:
 
 
 class Buckets:
-    """A bucket for each key. At most `most` are kept: those that were used most recently.
+    """A bucket for each key, of which at most `most` are remembered: those that were used most recently.
 
-    A bucket that was removed is full when its key is used again.
+    A bucket that has been forgotten is full when its key is used again.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Buckets:
         return self._of(key).spend(cost)
 
     def wait_seconds(self, key: str) -> float:
-        """Do what `TokenBucket.wait_seconds` does, for `key`."""
+        """Return how long it takes until something with `key` passes; 0 if it would now."""
         bucket = self._buckets.get(key)
         return 0.0 if bucket is None else bucket.wait_seconds()
 
@@ -102,7 +102,7 @@ class Buckets:
         return bucket
 
     def _forget(self) -> None:
-        """Remove the oldest bucket if there are too many, and up to two that are full, so that the table shrinks."""
+        """Forget the oldest bucket if there are too many, and up to two that are full, so that the table shrinks."""
         buckets = self._buckets
         for _ in range(2):
             oldest = next(iter(buckets))

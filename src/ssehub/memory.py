@@ -82,12 +82,7 @@ class MemoryMeter:
 
     def read(self) -> Reading:
         """Return the figure that is nearest to its limit, or furthest above it. Takes about 20 µs."""
-        with contextlib.suppress(OSError):  # no descriptor is free: the previous figures will do
-            self._pages = STATM.read_bytes().split()
-        return max(
-            [Reading(int(self._pages[place]) * self._page_bytes, limit) for place, limit in self._limits],
-            key=lambda reading: reading.used / reading.limit,
-        )
+        return self._nearest(0)
 
     def read_closely(self) -> Reading:
         """Return memory that was freed to the operating system, and do not count what can be used again.
@@ -95,10 +90,18 @@ class MemoryMeter:
         Takes about a millisecond for each thousand pieces of memory that were freed.
         """
         self._allocator.trim()
-        reading = self.read()
-        # Address space is rarely returned, but the process does not need more of it as long as some of it is free.
-        is_resident = reading.limit == self._limits[0][1]
-        return reading if is_resident else reading._replace(used=reading.used - self._allocator.free_bytes())
+        return self._nearest(self._allocator.free_bytes())
+
+    def _nearest(self, free_bytes: int) -> Reading:
+        """Return the figure nearest to its limit; `free_bytes` of address space and data do not count."""
+        with contextlib.suppress(OSError):  # no descriptor is free: the previous figures will do
+            self._pages = STATM.read_bytes().split()
+        readings = []
+        for place, limit in self._limits:
+            used = int(self._pages[place]) * self._page_bytes
+            # Address space is rarely returned, but the process does not need more of it as long as some of it is free.
+            readings.append(Reading(used if place == _RESIDENT else used - free_bytes, limit))
+        return max(readings, key=lambda reading: reading.used / reading.limit)
 
 
 def _shell_limits() -> Iterator[tuple[int, int]]:

@@ -71,7 +71,6 @@ class Engine:
         meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._retention = retention
         self._streams = streams
         self._statistics = statistics
         self._wall = wall
@@ -145,7 +144,7 @@ class Engine:
         """Follow the log from `base` on, after a gap or because it is another log: every stream is sent a reset."""
         await self.flush()
         reason = ResetReason.TOO_OLD if self.head.log == base.log else ResetReason.LOG_LOST
-        self._history = History(base, self._retention)
+        self._history = self._history.start_over(base)
         self._replays.start_over(self._history)
         self.registry.head = base
 

@@ -26,6 +26,7 @@ class Frame:
         "inner_ids",
         "is_for_everyone",
         "position",
+        "retained_bytes",
         "users",
     )
 
@@ -41,6 +42,8 @@ class Frame:
         self.is_for_everyone = event.is_for_everyone
         self.data = encode(event, position)
         self.ends_with_position = ends_with_position(event)
+        self.retained_bytes = 0
+        """The memory that history counts for it: kept here, because the size of a string may change."""
 
 
 class Ending(NamedTuple):

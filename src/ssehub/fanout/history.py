@@ -31,6 +31,8 @@ ID_BYTES = 90
 """For each of the publishers' ids in a channel."""
 _POINTER_BYTES = 8
 MAX_FLOORS = 10_000
+MIN_BYTES = 2**20
+"""A history that has been shrunk still retains so much of what comes next, for clients that reconnect soon."""
 SLICE_SECONDS = 0.005
 """How long events are evicted at a time. Evicting one takes 2 µs, or a step for each of its channels, users and ids."""
 
@@ -123,7 +125,8 @@ class History:
     def add(self, frame: Frame) -> None:
         """Retain `frame`, which is newer than everything retained."""
         self._frames.append(frame)
-        self.bytes += _size(frame)
+        frame.retained_bytes = _size(frame)
+        self.bytes += frame.retained_bytes
         for name in frame.channels:
             channel = self._channels.get(name)
             if channel is None:
@@ -143,17 +146,24 @@ class History:
     def shrink(self, size: int, now: float) -> int:
         """Evict at least `size` bytes, as far as there are any, but for at most 5 ms.
 
-        History keeps to what is left until `regrow`. Returns how many bytes were evicted.
+        History keeps to what is left, but not to less than `MIN_BYTES`, until `regrow`. Returns how many bytes were
+        evicted.
         """
         before, until = self.bytes, perf_counter() + SLICE_SECONDS
         while self._frames and before - self.bytes < size and perf_counter() < until:
             self._evict(now)
-        self._max_bytes = min(self._max_bytes, self.bytes)
+        self._max_bytes = min(self._max_bytes, max(self.bytes, MIN_BYTES))
         return before - self.bytes
 
     def regrow(self) -> None:
         """Retain as much as the settings allow again."""
         self._max_bytes = self._retention.history_bytes
+
+    def start_over(self, base: Position) -> History:
+        """Return an empty history from `base` on, which keeps to the size to which this one was reduced."""
+        history = History(base, self._retention, max_floors=self._max_floors)
+        history._max_bytes = self._max_bytes
+        return history
 
     def expire(self, now: float, limit: int | None = None) -> bool:
         """Evict what is too old, at most `limit` events and for at most 5 ms; return True if there is more."""
@@ -167,7 +177,7 @@ class History:
 
     def _evict(self, now: float) -> None:
         frame = self._frames.popleft()
-        self.bytes -= _size(frame)
+        self.bytes -= frame.retained_bytes
         has_expired = frame.expires_at is not None and frame.expires_at <= now
         for name in frame.channels:
             id = None if frame.ends_with_position else self._last_own_id(name, frame)

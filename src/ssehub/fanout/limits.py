@@ -116,7 +116,7 @@ class StreamCounts:
             self._by_user.setdefault(subscriber.user_id, {})[subscriber] = None
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Count it no longer. Streams that were not counted are left alone."""
+        """Stop counting `subscriber`. A stream that was not counted is ignored."""
         address = self._addresses.pop(subscriber, None)
         if address is not None:
             left = self._by_address[address] - 1

@@ -51,9 +51,9 @@ class Pressure:
         self._meter = meter
         self._began = 0.0
         self._calm_since: float | None = None
-        """Since when the memory in use has been far enough below its limit, while it is short."""
+        """When the memory in use fell far enough below its limit. None if it is not, or memory is not short."""
         self._within_since: float | None = None
-        """Since when it has been within its limit, while it is short."""
+        """When it fell below its limit. None if it is above, or memory is not short."""
         self._regrow_at: float | None = None
         self._read_closely_at = 0.0
 

@@ -41,11 +41,11 @@ class Waits:
         self.laggards: dict[str, dict[Subscriber, None]] = {}
         """The lagging subscribers of each channel that has any."""
         self._decisions: dict[str, tuple[bool, float]] = {}
-        """Whether publishers of a channel wait, and until when that decision holds."""
+        """For each channel: True if its publishers wait, and until when that decision holds."""
         self._waited_for: set[Subscriber] = set()
         """The lagging subscribers for which publishers have waited."""
         self._excluded: dict[str, float] = {}
-        """The users for whom publishers do not wait, and until when."""
+        """The users for whom publishers do not wait, each with the end of that time."""
 
     def add(self, subscriber: Subscriber) -> None:
         """`subscriber` lags from now on."""

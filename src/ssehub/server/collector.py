@@ -29,6 +29,10 @@ from ..hub import Hub
 logger = logging.getLogger("ssehub.server")
 
 TICK_SECONDS = 0.1
+IDLE_TICK_SECONDS = 1.0
+"""The time between ticks while hardly anything new is made, so that an idle hub wakes up rarely."""
+IDLE_OBJECTS = 500
+"""If no more objects are new at a tick, nothing much goes on."""
 STEP_OBJECTS = 5_000
 STEP_SECONDS = 10.0
 FREEZE_SECONDS = 0.002
@@ -54,18 +58,21 @@ class Collector:
         self._expected = expected
         self._is_urgent = is_urgent
         self._stepped_at = self._counted_at = 0.0
+        self._base = 0
+        """Objects that were frozen at the start."""
         self._others = 0
-        """Objects that the latest whole collection left, besides those that were expected."""
+        """Objects besides those that were expected: as few as have been counted since the latest whole collection."""
         self._was_urgent = False
 
     def start(self, now: float) -> None:
         """Freeze what exists now, and take over from CPython's own schedule."""
         self._stepped_at = self._counted_at = now
         self._collect_whole()
+        self._base = self._others
         gc.set_threshold(BURST_OBJECTS, NEVER, NEVER)
 
-    def tick(self, now: float) -> None:
-        """Do a step or a whole collection if it is due. Call this every `TICK_SECONDS`."""
+    def tick(self, now: float) -> float:
+        """Do a step or a whole collection if it is due; return in how many seconds to call this again."""
         youngest, bursts, _ = gc.get_count()
         is_urgent = self._is_urgent()
         if (is_urgent and not self._was_urgent) or (now - self._counted_at >= COUNT_SECONDS and self._has_garbage(now)):
@@ -75,6 +82,7 @@ class Collector:
             self._step()
             self._stepped_at = now
         self._was_urgent = is_urgent
+        return IDLE_TICK_SECONDS if youngest <= IDLE_OBJECTS and not bursts else TICK_SECONDS
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -84,7 +92,10 @@ class Collector:
 
     def _has_garbage(self, now: float) -> bool:
         self._counted_at = now
-        return gc.get_freeze_count() > self._others + self._expected() + SPARE_OBJECTS
+        others = gc.get_freeze_count() - self._expected()
+        # After a peak there are fewer. The base is the least, as fewer than expected may be in use.
+        self._others = max(self._base, min(self._others, others))
+        return others > self._others + SPARE_OBJECTS
 
     def _collect_whole(self) -> None:
         began = time.perf_counter()
@@ -111,8 +122,7 @@ def collecting(hub: Hub) -> Iterator[None]:
 
     def tick() -> None:
         nonlocal timer
-        timer = loop.call_later(TICK_SECONDS, tick)
-        collector.tick(loop.time())
+        timer = loop.call_later(collector.tick(loop.time()), tick)
 
     timer = loop.call_later(TICK_SECONDS, tick)
     try:

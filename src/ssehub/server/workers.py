@@ -48,6 +48,8 @@ STABLE_SECONDS = 60.0
 KILL_SECONDS = 5.0
 """Time after the drain window in which a worker has to exit before it is killed."""
 STARTUP_FAILURE = 3
+START_SECONDS = 60.0
+"""A worker that has not reported its start by then hangs, and is killed. Reading a long log takes seconds."""
 CHECK_SECONDS = 1.0
 MAX_UNANSWERED = 10
 """A worker that has left this many checks in a row unanswered hangs, and is killed."""
@@ -167,8 +169,7 @@ class _Group:
             with theirs:
                 process.start()
             self._processes[number] = process
-            await _readable(ours.fileno())
-            self._receive(number, ours)
+            await self._see_it_start(number, process, ours)
             checking = asyncio.create_task(_kill_if_it_hangs(number, process, ours))
             await _readable(process.sentinel)
             checking.cancel()
@@ -176,13 +177,25 @@ class _Group:
         del self._processes[number]
         return process.exitcode or 0
 
+    async def _see_it_start(self, number: int, process: SpawnProcess, worker: Connection) -> None:
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await _readable(worker.fileno())
+        except TimeoutError:
+            logger.error(
+                "worker %d, process %d, has not started within %g s: killed", number, process.pid, START_SECONDS
+            )
+            process.kill()
+        else:
+            self._receive(number, worker)
+
     def _receive(self, number: int, worker: Connection) -> None:
         """Receive the one message of a new worker: None if it has started, or the error that prevented it."""
         failure: Exception | None
         try:
             failure = worker.recv()
         except EOFError:
-            failure = SSEHubError("the first worker died while it started")
+            failure = SSEHubError(f"worker {number} died while it started")
         if failure is None:
             logger.info("worker %d has started, process %d", number, self._processes[number].pid)
             if not self._first_has_started.is_set():

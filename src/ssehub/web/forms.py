@@ -52,7 +52,9 @@ async def read_fields(
         if pace is None:
             value = parse_json("the body", request.body)
         else:
-            value = await read_json("the body", request.body, 1, pace)
+            if request.body.lstrip(b" \t\n\r").startswith(b"["):
+                raise _not_an_object("an array", known_in_json or known)
+            value = await read_json("the body", request.body, 0, pace)
         return known_object(value, known_in_json or known), True
     return await form_fields(request, kind, known, pace), False
 
@@ -212,11 +214,15 @@ _JSON_TYPES = {type(None): "null", bool: "a boolean", int: "a number", float: "a
 def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:
     """Return `value` if it is an object whose names are all `known`."""
     if not isinstance(value, dict):
-        raise InvalidRequest(f"expected a JSON object, not {_JSON_TYPES.get(type(value), 'an array')}")
+        raise _not_an_object(_JSON_TYPES.get(type(value), "an array"), known)
     for name in value:
         if name not in known:
             _refuse_unknown(name, known)
     return value
+
+
+def _not_an_object(kind: str, known: Collection[str]) -> InvalidRequest:
+    return InvalidRequest(f"expected a JSON object, not {kind}: its fields are {', '.join(known)}")
 
 
 # Values of single fields
