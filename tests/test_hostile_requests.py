@@ -192,6 +192,7 @@ def test_a11_endless_head_is_cut_off_before_it_takes_memory(
         pytest.param("GET /\r\n\r\n", "505", id="http-0.9"),
         pytest.param("GET / HTTP/2.0\r\nHost: x\r\n\r\n", "505", id="http-2.0"),
         pytest.param("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400", id="http-2-preface"),
+        pytest.param(get("http://localhost", "Host: x"), "404", id="absolute-url-without-a-path"),
         pytest.param("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", "501", id="connect"),
         pytest.param("\x16\x03\x01\x02\x00", "400", id="tls"),
         pytest.param("GET / HTTP/1.1\r\nHost : x\r\n\r\n", "400", id="space-before-colon"),

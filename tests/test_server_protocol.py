@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, until, wait_until
 from ssehub.hub import Hub
 from ssehub.server import HttpProtocol
+from ssehub.settings import RequestLimits
 from ssehub.tokens import Tokens
 from ssehub.web.client import create_client_app
 from streams import RawStream, get, listen
@@ -160,13 +161,15 @@ def test_lost_connection_while_the_headers_are_sent_leaves_no_subscriber(hub: Ru
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, **options: Any) -> AsyncIterator[tuple[tuple[str, int], ServerState]]:
+async def served(
+    app: ASGIApp, limits: RequestLimits = RequestLimits(), **options: Any
+) -> AsyncIterator[tuple[tuple[str, int], ServerState]]:
     """Serve `app` through our protocol in this event loop; yield the address and the state of the server."""
     config = uvicorn.Config(app, http=HttpProtocol, lifespan="off", **options)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        lambda: HttpProtocol(config=config, server_state=state, app_state={}, limits=limits), "127.0.0.1", 0
     )
     try:
         yield server.sockets[0].getsockname(), state
@@ -232,3 +235,119 @@ async def test_connection_can_become_a_websocket() -> None:
         writer.close()
 
     assert answer.startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.anyio
+async def test_websocket_outlives_the_deadlines_of_requests() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(3)
+        await send({"type": "websocket.send", "text": "late"})
+        await send({"type": "websocket.close"})
+
+    upgrade = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {'A' * 22}==",
+    )
+    limits = RequestLimits(head_seconds=0.5)
+
+    async with served(app, limits, ws="wsproto", timeout_keep_alive=1) as (address, _), asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/", *upgrade).encode())
+        await reader.readuntil(b"\r\n\r\n")
+        frame = await reader.readexactly(6)
+        writer.close()
+
+    assert frame == b"\x81\x04late"
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with more than the buffers of the kernel take, in parts."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(400):
+        await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+async def connect_without_reading(address: tuple[str, int], data: bytes) -> socket.socket:
+    client = socket.socket()
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, address)
+    await asyncio.get_running_loop().sock_sendall(client, data)
+    return client
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_client_that_does_not_read_its_answer_is_dropped(method: str) -> None:
+    request = get("/", "Content-Length: 1000000").replace("GET", method) if method == "POST" else get("/")
+    async with served(endless, RequestLimits(body_seconds=0.5)) as (address, state):
+        client = await connect_without_reading(address, request.encode())
+        await until(lambda: bool(state.connections))
+
+        await until(lambda: not state.connections and not state.tasks, 10)
+
+        client.close()
+
+
+@pytest.mark.anyio
+async def test_client_that_reads_its_answer_slowly_gets_all_of_it() -> None:
+    async with served(endless, RequestLimits(body_seconds=1.5)) as (address, _), asyncio.timeout(60):
+        client = await connect_without_reading(address, get("/").encode())
+        received = 0
+        begin = time.monotonic()
+        while received < 40_000_000:
+            part = await asyncio.get_running_loop().sock_recv(client, 4_000_000)
+            assert part
+            received += len(part)
+            if time.monotonic() < begin + 4:
+                await asyncio.sleep(0.2)
+        client.close()
+
+
+@pytest.mark.anyio
+async def test_half_closed_connection_is_dropped_if_its_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 40_000_000})
+
+    monkeypatch.setattr("ssehub.server.connection.LINGER_SECONDS", 0.5)
+    async with served(app) as (address, state):
+        client = await connect_without_reading(address, get("/").encode())
+        await until(lambda: bool(state.total_requests))
+
+        client.shutdown(socket.SHUT_WR)
+
+        await until(lambda: not state.connections, 10)
+        client.close()
+
+
+@pytest.mark.anyio
+async def test_several_tasks_may_wait_for_the_end_of_a_connection() -> None:
+    ended: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+
+        async def wait() -> None:
+            ended.append((await receive())["type"])
+
+        tasks = [asyncio.create_task(wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.wait([tasks[0], tasks[2]], timeout=5)
+        for task in tasks:
+            task.cancel()
+
+    async with served(app) as (address, state):
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(get("/").encode())
+        await until(lambda: bool(state.tasks))
+        await asyncio.sleep(0.1)
+        writer.close()
+        await until(lambda: not state.tasks, 10)
+
+    assert ended == ["http.disconnect"] * 2

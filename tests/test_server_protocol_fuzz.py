@@ -104,6 +104,9 @@ WHOLE = [
     POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\nhello",
     POST.replace(b"/ ", b"/unread ") + b"Content-Length: 50000\r\n\r\n" + b"x" * 50_000,
     HEAD.replace(b"/ ", b"/wait ") + b"\r\n",
+    POST
+    + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: y\r\n\r\n",
+    b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n",
 ]
 STREAMS = st.lists(st.sampled_from(TOKENS) | st.sampled_from(WHOLE) | st.binary(max_size=20), max_size=14).map(b"".join)
 
@@ -143,9 +146,12 @@ async def send(data: bytes, seed: int, state: ServerState) -> FakeTransport:
     return transport
 
 
+@pytest.mark.timeout(3_600)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=STREAMS, seed=st.integers(0, 2**32))
 @example(data=HEAD + b"\r\nx", seed=0)
+@example(data=HEAD.replace(b"/ ", b"/wait ") + b"\r\nX\xa1\xe9", seed=0)
+@example(data=b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", seed=0)
 @example(data=(HEAD + b"\r\n") * 1_500, seed=4)
 @example(
     data=POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",

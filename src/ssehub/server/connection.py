@@ -5,6 +5,7 @@
     BODY         the rest of a body                                    by the end of the head
     MORE_BODY    enough of a body that takes longer                    when BODY has passed
     REQUEST      the next request, on a connection that is kept alive  by the end of a response
+    DRAIN        the client to read what was written of a response     by `drain`
     FLUSH        the client to read what was written before the end    by `close`
     None         the app, or the hub: no deadline
 
@@ -84,6 +85,7 @@ class Port:
                 Wait.BODY: limits.body_seconds,
                 Wait.MORE_BODY: RATE_SECONDS,
                 Wait.REQUEST: config.timeout_keep_alive,
+                Wait.DRAIN: limits.body_seconds,
                 Wait.FLUSH: LINGER_SECONDS,
             },
             Connection.expired,
@@ -197,10 +199,18 @@ class Connection(asyncio.Protocol):
         transport.close()
         self.wait_for(Wait.FLUSH if transport.get_write_buffer_size() else None)
 
+    def eof_received(self) -> None:
+        """Close the connection. The transport would do so itself, but without a deadline for the client to read."""
+        self.close()
+
     # What HTTP says
 
     def expire(self, wait: Wait) -> None:
         """The client has not sent in time what `wait` names."""
+        raise NotImplementedError
+
+    def drained(self) -> None:
+        """The client has read what `drain` waited for."""
         raise NotImplementedError
 
     def has_further_requests(self) -> bool:
@@ -236,8 +246,10 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.is_write_paused = False
         writable, self._writable = self._writable, None
-        if writable is not None and not writable.done():
+        if writable is not None:
             writable.set_result(None)
+            if not self.transport.is_closing():
+                self.drained()
         if self.stream is not None:
             self.stream.resume_writing()
 
@@ -246,4 +258,6 @@ class Connection(asyncio.Protocol):
         while self.is_write_paused:
             if self._writable is None:
                 self._writable = self.port.loop.create_future()
+                if not self.transport.is_closing():
+                    self.wait_for(Wait.DRAIN)
             await asyncio.shield(self._writable)

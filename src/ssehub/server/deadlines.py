@@ -26,6 +26,8 @@ class Wait(Enum):
     """Enough of a long body in each interval."""
     REQUEST = "request"
     """The next request on a connection that is kept alive."""
+    DRAIN = "drain"
+    """The client to read enough of a response for the rest of it to be written."""
     FLUSH = "flush"
     """The client to read the rest of a response, before the connection is dropped."""
 
@@ -69,6 +71,9 @@ class Deadlines(Generic[Owner]):
         return None
 
     def _tick(self) -> None:
+        is_needed = any([queue for _, queue in self._queues.values()])
+        # The timer goes on even if `expire` raises.
+        self._timer = self._loop.call_later(TICK_SECONDS, self._tick) if is_needed else None
         now = self._loop.time()
         for wait, (_, queue) in self._queues.items():
             due = []
@@ -79,5 +84,3 @@ class Deadlines(Generic[Owner]):
             for connection in due:
                 if queue.pop(connection, None) is not None:  # expiring one connection may have stopped another's
                     self._expire(connection, wait)
-        is_needed = any([queue for _, queue in self._queues.values()])
-        self._timer = self._loop.call_later(TICK_SECONDS, self._tick) if is_needed else None

@@ -166,8 +166,9 @@ class Exchange:
             if self._body or (self._has_body_ended and not self._has_delivered_end):
                 return self._next_part()
             self._connection.resume_reading()
-            self._waiter = self._connection.port.loop.create_future()
-            await self._waiter
+            if self._waiter is None:
+                self._waiter = self._connection.port.loop.create_future()
+            await asyncio.shield(self._waiter)  # of several tasks that wait, one may be cancelled
         return {"type": "http.disconnect"}
 
     def _next_part(self) -> Message:
@@ -178,7 +179,7 @@ class Exchange:
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
+        if waiter is not None:
             waiter.set_result(None)
 
     # The response

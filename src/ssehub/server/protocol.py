@@ -222,7 +222,7 @@ class HttpProtocol(Connection):
         return HEAD_TOO_LARGE if self._headers else URL_TOO_LONG
 
     def _set_deadline(self) -> None:
-        if self.transport.is_closing():
+        if self._wait is Wait.DRAIN or self.transport.is_closing():
             return
         if self._reading is Reading.HEAD:
             self.wait_for(Wait.HEAD)
@@ -230,7 +230,7 @@ class HttpProtocol(Connection):
             if self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
                 self._rated_bytes = 0
                 self.wait_for(Wait.BODY)
-        elif self._exchange is not None or self.stream is not None:
+        elif self._exchange is not None or not self._is_reading():
             self.wait_for(None)
         elif self._wait is not Wait.HEAD:  # which a new connection waits for from the beginning
             self.wait_for(Wait.REQUEST)
@@ -266,10 +266,10 @@ class HttpProtocol(Connection):
             return  # the parser skips the body, and raises HttpParserUpgrade
         if self._wait is Wait.HEAD:
             self.wait_for(None)
-        self._begin_body()
         version = parser.get_http_version()
         method = parser.get_method().decode("ascii")
         scope = self._scope(method, version)
+        self._begin_body()
         exchange = Exchange(
             self,
             method=method,
@@ -327,7 +327,7 @@ class HttpProtocol(Connection):
 
     def _scope(self, method: str, version: str) -> Scope:
         url = httptools.parse_url(self._url)
-        raw_path = url.path
+        raw_path = url.path or b"/"  # http://host is a URL without a path
         path = raw_path.decode("ascii")
         root_path = self.port.config.root_path
         return {
@@ -364,6 +364,7 @@ class HttpProtocol(Connection):
         if self._exchange is not None:  # the upgrade would have to wait for a response
             self._refuse(BAD_REQUEST)
             return
+        self._enter(Reading.NOTHING)
         port = self.port
         port.connections.discard(self)
         self.wait_for(None)
@@ -478,7 +479,7 @@ class HttpProtocol(Connection):
             self._refuse(TIMEOUT)
         elif wait is Wait.REQUEST or wait is Wait.HEAD:
             self.close()
-        elif wait is Wait.FLUSH:
+        elif wait is Wait.FLUSH or wait is Wait.DRAIN:
             self.drop()
         else:
             self._check_rate(self.port.limits.body_seconds if wait is Wait.BODY else RATE_SECONDS)
@@ -490,6 +491,10 @@ class HttpProtocol(Connection):
             self.wait_for(Wait.MORE_BODY)
         else:
             self._refuse(TIMEOUT)
+
+    def drained(self) -> None:
+        self.wait_for(None)
+        self._set_deadline()
 
     def shutdown(self) -> None:
         """Close the connection, once the request that is being answered has its response: uvicorn stops."""
