@@ -95,12 +95,12 @@ async def test_f13_clocks_that_differ_are_reported_once_and_shown_until_they_agr
         for _ in range(20):
             await ahead.publish("x")
             await slow.publish("x")
-        assert lines("the clock of this machine is 31 s ahead of that of the log at redis://") == 1
+        assert lines("s ahead of that of the log at redis://") == 1
 
         ahead.ahead_seconds = 0
         await until(lambda: lines("the clocks of this machine and of the log") == 1)
         slow.ahead_seconds = -40
-        await until(lambda: lines("the clock of this machine is 40 s behind that of the log at redis://") == 1)
+        await until(lambda: lines("s behind that of the log at redis://") == 1)
 
         assert lines("the clock of this machine is") == 2
         assert skews == [pytest.approx(31, abs=1), pytest.approx(-4, abs=1)]
