@@ -49,10 +49,10 @@ async def test_subscriber_that_never_reads_ends_as_slow_after_the_grace_time() -
             await publish(hub, f"{number}" * 60_000)
             await hub.flush()
         clock.pass_seconds(4.9)
-        engine_of(hub).advance()
+        engine_of(hub).upkeep.advance()
         before = slow.reason
         clock.pass_seconds(0.2)
-        engine_of(hub).advance()
+        engine_of(hub).upkeep.advance()
 
         assert before is None
         assert slow.reason is CloseReason.SLOW and sink.is_aborted
@@ -96,7 +96,7 @@ async def test_only_subscriber_that_never_reads_delays_no_publisher() -> None:
             await hub.flush()
         meanwhile = stopped.reason
         clock.pass_seconds(5.1)
-        engine_of(hub).advance()
+        engine_of(hub).upkeep.advance()
 
         assert meanwhile is None and stopped.reason is CloseReason.SLOW
         assert engine_of(hub).backlogs.held_bytes == hub.statistics.backlog_bytes == 0
@@ -178,7 +178,7 @@ async def test_user_that_was_waited_for_in_vain_delays_no_publisher_after_it_has
         publishing = asyncio.create_task(publish(hub, "next"))
         await until(lambda: hub.statistics.waiting_publishers == 1)
         clock.pass_seconds(5.1)
-        engine_of(hub).advance()
+        engine_of(hub).upkeep.advance()
         await publishing
 
         for _ in range(15):

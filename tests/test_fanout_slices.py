@@ -66,13 +66,13 @@ async def test_each_item_is_handled_a_few_in_each_pass_and_an_exception_concerns
 
 async def expire(hub: Hub, clock: ManualClock) -> None:
     clock.pass_seconds(11)
-    engine_of(hub).advance()
+    engine_of(hub).upkeep.advance()
     await until(lambda: not hub.statistics.subscribers)
 
 
 async def end_as_slow(hub: Hub, clock: ManualClock) -> None:
     clock.pass_seconds(6)
-    engine_of(hub).advance()
+    engine_of(hub).upkeep.advance()
     await until(lambda: not hub.statistics.subscribers)
 
 
@@ -124,7 +124,7 @@ async def test_f12_history_that_expires_leaves_the_loop_to_others() -> None:
         clock.pass_seconds(4_000)
 
         async with Passes() as passes:
-            engine_of(hub).advance()
+            engine_of(hub).upkeep.advance()
             await until(lambda: not hub.statistics.history_events)
 
         assert passes.count >= PASSES

@@ -103,7 +103,7 @@ class ManualHub(Hub):
             step = min(left, self._engine.ticker.seconds) if self._engine is not None else left
             self.clock.pass_seconds(step)
             if self._engine is not None:
-                self._engine.advance(slice_size=len(self._engine) + 1)
+                self._engine.upkeep.advance(slice_size=len(self._engine) + 1)
             left -= step
             await asyncio.sleep(0)
         await self.flush()

@@ -38,17 +38,14 @@ from .replays import Replays
 from .resume import Start, beginning
 from .rounds import SLICE, Rounds
 from .sinks import Chunk, Sink
-from .slices import each_in_slices, in_slices
+from .slices import END_SLICE, each_in_slices, in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
+from .upkeep import Upkeep
 
 logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
-END_SLICE = 50
-"""Streams that are ended before the loop goes on: ending one takes about 60 µs."""
-EVICT_SLICE = 500
-"""Events that leave history before the loop goes on."""
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
 
 
@@ -100,12 +97,19 @@ class Engine:
         )
         """Publishers pass it before they publish."""
         self._intake = Intake(self.dispatch, self._expect)
-        self._is_ending_due = False
-        """True while the streams whose time has come are being ended."""
-        self._is_relieving = False
-        """True while streams are being ended because memory is short."""
-        self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.advance)
-        """Calls `advance` while it is started."""
+        self.upkeep = Upkeep(
+            self._history,
+            self.backlogs,
+            self.clock,
+            self.pressure,
+            self.registry,
+            self._replays,
+            has_heartbeats=streams.heartbeat_seconds > 0,
+            wall=wall,
+            monotonic=monotonic,
+        )
+        self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.upkeep.advance)
+        """Drives the upkeep while it is started."""
         self.is_ending_streams = False
         """True since streams are ended because the hub stops."""
 
@@ -144,8 +148,8 @@ class Engine:
         """Follow the log from `base` on, after a gap or because it is another log: every stream is sent a reset."""
         await self.flush()
         reason = ResetReason.TOO_OLD if self.head.log == base.log else ResetReason.LOG_LOST
-        self._history = self._history.start_over(base)
-        self._replays.start_over(self._history)
+        self._history.start_over(base)
+        self._replays.start_over()
         self.registry.head = base
 
         def reset(subscriber: Subscriber) -> None:
@@ -361,74 +365,7 @@ class Engine:
         if was_paused and not sink.is_paused:
             self.sink_resumed(subscriber)
 
-    # Time
-
-    def advance(self, slice_size: int = END_SLICE) -> None:
-        """Do the work of one tick: end the streams whose time has come, and send the next share of the heartbeats.
-
-        All of it is done in slices, between which the loop goes on.
-        """
-        now, wall = self._monotonic(), self._wall()
-        self._replays.advance_all()
-        self._relieve(now, slice_size)
-        self._expire_history()
-        if not self._is_ending_due:
-            self._is_ending_due = True
-            in_slices(self._due(now, wall), self._end_or_warn, slice_size, self._finish_due)
-        if bucket := self.clock.next_bucket():
-            self._visit(bucket, slice_size)
-
-    def _relieve(self, now: float, slice_size: int) -> None:
-        """Free memory if it is short: history first, then the largest backlogs."""
-        if missing := self.pressure.check(now):
-            self._history.shrink(missing, now)
-            # Evicting what is held for lagging subscribers, the newest part of history, frees nothing.
-            has_history = self._history.bytes > self.backlogs.held_bytes
-            excess = self.pressure.reading.excess
-            if excess > 0 and not has_history and not self._is_relieving:
-                self._is_relieving = True
-                slow = self.backlogs.furthest_behind(excess)
-                in_slices(slow, self._end_as_slow, slice_size, self._finish_relieving)
-        elif self.pressure.may_regrow(now):
-            self._history.regrow()
-
-    def _end_as_slow(self, subscriber: Subscriber) -> None:
-        self.registry.end(subscriber, CloseReason.SLOW)
-
-    def _finish_relieving(self) -> None:
-        self._is_relieving = False
-
-    def _expire_history(self) -> None:
-        if self._history.expire(self._monotonic(), EVICT_SLICE):
-            self._loop.call_soon(self._expire_history)
-
-    def _due(self, now: float, wall: float) -> Iterator[tuple[Subscriber, CloseReason | None]]:
-        """Yield each stream whose time has come, with the reason to end it, or None if its token expires soon."""
-        for subscriber in self.backlogs.overdue(now):
-            if self.backlogs.is_overdue(subscriber, now):  # it may have read since the list was made
-                yield subscriber, CloseReason.SLOW
-        yield from self.clock.due(now, wall)
-
-    def _end_or_warn(self, due: tuple[Subscriber, CloseReason | None]) -> None:
-        subscriber, reason = due
-        if reason is not None:
-            self.registry.end(subscriber, reason)
-        else:
-            self.registry.send(subscriber, "stream-expiring", {"expiresAt": subscriber.expires_at})
-
-    def _finish_due(self) -> None:
-        self._is_ending_due = False
-
-    def _visit(self, bucket: list[Subscriber], slice_size: int) -> None:
-        frames: dict[Position | None, Chunk] = {}  # those already made, by the position they carry
-
-        def beat(subscriber: Subscriber) -> None:
-            if subscriber.state is not State.ENDED:
-                self.clock.look_ahead(subscriber, self._monotonic(), self._wall())
-                if self._streams.heartbeat_seconds:
-                    self.registry.beat(subscriber, frames)
-
-        in_slices(iter(bucket), beat, slice_size)
+    # The end
 
     async def drain(self, window_seconds: float) -> None:
         """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window."""

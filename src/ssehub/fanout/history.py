@@ -106,15 +106,18 @@ class History:
     """Retains the log from `base` on within the bounds of `retention`. Times are seconds of the monotonic clock."""
 
     def __init__(self, base: Position, retention: Retention, *, max_floors: int = MAX_FLOORS) -> None:
-        self.base = base
-        """The floor of every channel that has none of its own."""
-        self.bytes = 0
-        """The memory that is in use, nearly: shared strings count for each event, floors and spare capacity do not."""
         self.visited = 0
         """The number of events that replays have looked at so far."""
         self._retention = retention
         self._max_bytes = retention.history_bytes
         self._max_floors = max_floors
+        self._begin(base)
+
+    def _begin(self, base: Position) -> None:
+        self.base = base
+        """The floor of every channel that has none of its own."""
+        self.bytes = 0
+        """The memory that is in use, nearly: shared strings count for each event, floors and spare capacity do not."""
         self._frames: deque[Frame] = deque()
         self._channels: dict[str, _Channel] = {}
         self._floors: OrderedDict[str, Floor] = OrderedDict()
@@ -159,11 +162,9 @@ class History:
         """Retain as much as the settings allow again."""
         self._max_bytes = self._retention.history_bytes
 
-    def start_over(self, base: Position) -> History:
-        """Return an empty history from `base` on, which keeps to the size to which this one was reduced."""
-        history = History(base, self._retention, max_floors=self._max_floors)
-        history._max_bytes = self._max_bytes
-        return history
+    def start_over(self, base: Position) -> None:
+        """Retain the log from `base` on, and nothing of what was before, still within a reduced size."""
+        self._begin(base)
 
     def expire(self, now: float, limit: int | None = None) -> bool:
         """Evict what is too old, at most `limit` events and for at most 5 ms; return True if there is more."""

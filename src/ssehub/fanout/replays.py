@@ -60,9 +60,8 @@ class Replays:
         self._subscribers.add(subscriber)
         self.advance(subscriber)
 
-    def start_over(self, history: History) -> None:
-        """Forget every replay: from now on they come from another history."""
-        self._history = history
+    def start_over(self) -> None:
+        """Forget every replay: history has started over."""
         self._subscribers.clear()
         self._ready.clear()
 

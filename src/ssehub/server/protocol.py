@@ -24,8 +24,7 @@ import logging
 from collections import deque
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import unquote
+from typing import Any, NoReturn
 
 import httptools
 import uvicorn
@@ -38,6 +37,18 @@ from ..web.stream import EXTENSION
 from .connection import RATE_SECONDS, Connection, Port
 from .deadlines import Wait
 from .exchange import Exchange
+from .heads import (
+    BAD_METHOD,
+    BAD_REQUEST,
+    CHUNKS_TOO_LARGE,
+    HEAD_TOO_LARGE,
+    TIMEOUT,
+    URL_TOO_LONG,
+    Refusal,
+    objection,
+    oversize,
+    target,
+)
 
 logger = logging.getLogger("ssehub.http")
 
@@ -50,24 +61,6 @@ MAX_DISCARDED_BYTES = 32 * 2**20
 
 
 SERVICE_UNAVAILABLE: Any = service_unavailable  # typed with uvicorn's own types of messages
-
-
-class Refusal(NamedTuple):
-    """The answer to a request that the server does not pass to the app."""
-
-    status: int
-    phrase: str
-    message: str
-
-
-BAD_REQUEST = Refusal(400, "Bad Request", "Invalid HTTP request received.")
-BAD_HOST = Refusal(400, "Bad Request", "A request needs exactly one Host header.")
-BAD_METHOD = Refusal(501, "Not Implemented", "CONNECT is not supported.")
-BAD_VERSION = Refusal(505, "HTTP Version Not Supported", "Use HTTP/1.1 or HTTP/1.0.")
-TIMEOUT = Refusal(408, "Request Timeout", "The request took too long.")
-URL_TOO_LONG = Refusal(414, "URI Too Long", "The URL is too long.")
-HEAD_TOO_LARGE = Refusal(431, "Request Header Fields Too Large", "The header is too large, or has too many fields.")
-CHUNKS_TOO_LARGE = Refusal(400, "Bad Request", "The chunk extensions are too large.")
 
 
 class Refused(Exception):
@@ -304,17 +297,13 @@ class HttpProtocol(Connection):
         self._overhead_bytes = self._trailers = self._discarded_bytes = 0
 
     def _check_head(self) -> None:
-        limits, headers = self.port.limits, self._headers
-        if self._head_bytes or limits.max_head_bytes < PART_BYTES:
-            size = len(self._url) + sum([len(name) + len(value) + 4 for name, value in headers])
-            if size > limits.max_head_bytes:
-                self._raise(URL_TOO_LONG if len(self._url) > size // 2 else HEAD_TOO_LARGE)
-        version = self._parser.get_http_version()
-        if version != "1.1" and version != "1.0":
-            self._raise(BAD_VERSION)
-        hosts = [name for name, _ in headers].count(b"host")
-        if hosts > 1 or (not hosts and version == "1.1"):  # RFC 9112, section 3.2
-            self._raise(BAD_HOST)
+        max_bytes = self.port.limits.max_head_bytes
+        refusal = None
+        if self._head_bytes or max_bytes < PART_BYTES:
+            refusal = oversize(self._url, self._headers, max_bytes)
+        refusal = refusal or objection(self._parser.get_http_version(), self._headers)
+        if refusal is not None:
+            self._raise(refusal)
 
     def _enter(self, reading: Reading) -> None:
         """Change what is read. The table at the head of this file says what may follow what."""
@@ -326,9 +315,10 @@ class HttpProtocol(Connection):
         raise Refused
 
     def _scope(self, method: str, version: str) -> Scope:
-        url = httptools.parse_url(self._url)
-        raw_path = url.path or b"/"  # http://host is a URL without a path
-        path = raw_path.decode("ascii")
+        found = target(self._url)
+        if isinstance(found, Refusal):
+            self._raise(found)
+        path, raw_path, query = found
         root_path = self.port.config.root_path
         return {
             "type": "http",
@@ -339,9 +329,9 @@ class HttpProtocol(Connection):
             "scheme": self.scheme,
             "method": method,
             "root_path": root_path,
-            "path": root_path + (unquote(path) if "%" in path else path),
+            "path": root_path + path,
             "raw_path": root_path.encode("ascii") + raw_path,
-            "query_string": url.query or b"",
+            "query_string": query,
             "headers": self._headers,
             "state": self.port.app_state.copy(),
         }
@@ -454,18 +444,8 @@ class HttpProtocol(Connection):
 
     def _answer(self, refusal: Refusal) -> None:
         logger.info("request refused: %d %s, from %s", refusal.status, refusal.message, self.client)
-        message = refusal.message.encode()
-        lines = [b"HTTP/1.1 %d %b" % (refusal.status, refusal.phrase.encode())]
-        lines += [b"%b: %b" % header for header in self.port.state.default_headers]
-        lines += [
-            b"content-type: text/plain; charset=utf-8",
-            b"content-length: %d" % len(message),
-            b"connection: close",
-            b"",
-            message,
-        ]
         self.pause_reading()  # what arrives while nothing is read would drop the connection
-        self._close_with(b"\r\n".join(lines), self.port.refusal_delay())
+        self._close_with(refusal.response(self.port.state.default_headers), self.port.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:
         if delay:

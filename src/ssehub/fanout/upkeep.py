@@ -1,0 +1,119 @@
+"""The upkeep: what has to be done because time has passed or memory is short, and not because something has arrived.
+
+It is driven by ticks. Each does its work in slices, between which the event loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from ..position import Position
+from .backlogs import Backlogs
+from .clock import Clock
+from .history import History
+from .pressure import Pressure
+from .registry import Registry
+from .replays import Replays
+from .sinks import Chunk
+from .slices import END_SLICE, in_slices
+from .subscriber import CloseReason, State, Subscriber
+
+EVICT_SLICE = 500
+"""Events that leave history before the loop goes on."""
+
+
+class Upkeep:
+    """Ends the streams whose time has come, sends heartbeats, frees memory and lets history expire."""
+
+    def __init__(
+        self,
+        history: History,
+        backlogs: Backlogs,
+        clock: Clock,
+        pressure: Pressure,
+        registry: Registry,
+        replays: Replays,
+        *,
+        has_heartbeats: bool,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._history = history
+        self._backlogs = backlogs
+        self._clock = clock
+        self._pressure = pressure
+        self._registry = registry
+        self._replays = replays
+        self._has_heartbeats = has_heartbeats
+        self._wall = wall
+        self._monotonic = monotonic
+        self._is_ending_due = False
+        """True while the streams whose time has come are being ended."""
+        self._is_relieving = False
+        """True while streams are being ended because memory is short."""
+
+    def advance(self, slice_size: int = END_SLICE) -> None:
+        """Do the work of one tick: among others, send the next share of the heartbeats."""
+        now, wall = self._monotonic(), self._wall()
+        self._replays.advance_all()
+        self._relieve(now, slice_size)
+        self._expire_history()
+        if not self._is_ending_due:
+            self._is_ending_due = True
+            in_slices(self._due(now, wall), self._end_or_warn, slice_size, self._finish_due)
+        if bucket := self._clock.next_bucket():
+            self._visit(bucket, slice_size)
+
+    def _relieve(self, now: float, slice_size: int) -> None:
+        """Free memory if it is short: history first, then the largest backlogs."""
+        if missing := self._pressure.check(now):
+            self._history.shrink(missing, now)
+            # Evicting what is held for lagging subscribers, the newest part of history, frees nothing.
+            has_history = self._history.bytes > self._backlogs.held_bytes
+            excess = self._pressure.reading.excess
+            if excess > 0 and not has_history and not self._is_relieving:
+                self._is_relieving = True
+                slow = self._backlogs.furthest_behind(excess)
+                in_slices(slow, self._end_as_slow, slice_size, self._finish_relieving)
+        elif self._pressure.may_regrow(now):
+            self._history.regrow()
+
+    def _end_as_slow(self, subscriber: Subscriber) -> None:
+        self._registry.end(subscriber, CloseReason.SLOW)
+
+    def _finish_relieving(self) -> None:
+        self._is_relieving = False
+
+    def _expire_history(self) -> None:
+        if self._history.expire(self._monotonic(), EVICT_SLICE):
+            self._loop.call_soon(self._expire_history)
+
+    def _due(self, now: float, wall: float) -> Iterator[tuple[Subscriber, CloseReason | None]]:
+        """Yield each stream whose time has come, with the reason to end it, or None if its token expires soon."""
+        for subscriber in self._backlogs.overdue(now):
+            if self._backlogs.is_overdue(subscriber, now):  # it may have read since the list was made
+                yield subscriber, CloseReason.SLOW
+        yield from self._clock.due(now, wall)
+
+    def _end_or_warn(self, due: tuple[Subscriber, CloseReason | None]) -> None:
+        subscriber, reason = due
+        if reason is not None:
+            self._registry.end(subscriber, reason)
+        else:
+            self._registry.send(subscriber, "stream-expiring", {"expiresAt": subscriber.expires_at})
+
+    def _finish_due(self) -> None:
+        self._is_ending_due = False
+
+    def _visit(self, bucket: list[Subscriber], slice_size: int) -> None:
+        frames: dict[Position | None, Chunk] = {}  # those already made, by the position they carry
+
+        def beat(subscriber: Subscriber) -> None:
+            if subscriber.state is not State.ENDED:
+                self._clock.look_ahead(subscriber, self._monotonic(), self._wall())
+                if self._has_heartbeats:
+                    self._registry.beat(subscriber, frames)
+
+        in_slices(iter(bucket), beat, slice_size)

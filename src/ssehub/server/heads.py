@@ -1,0 +1,80 @@
+"""The head of a request: why it is refused, and the target that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import httptools
+
+MAX_PATH_ESCAPES = 2_000
+"""Decoding each takes about half a microsecond, before anything is known about the client."""
+
+
+class Refusal(NamedTuple):
+    """The answer to a request that the server does not pass to the app."""
+
+    status: int
+    phrase: str
+    message: str
+
+    def response(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Return the whole response, after which the connection ends."""
+        message = self.message.encode()
+        lines = [b"HTTP/1.1 %d %b" % (self.status, self.phrase.encode())]
+        lines += [b"%b: %b" % header for header in default_headers]
+        lines += [
+            b"content-type: text/plain; charset=utf-8",
+            b"content-length: %d" % len(message),
+            b"connection: close",
+            b"",
+            message,
+        ]
+        return b"\r\n".join(lines)
+
+
+BAD_REQUEST = Refusal(400, "Bad Request", "Invalid HTTP request received.")
+BAD_HOST = Refusal(400, "Bad Request", "A request needs exactly one Host header.")
+BAD_CODING = Refusal(501, "Not Implemented", "The only transfer coding that is supported is chunked.")
+BAD_METHOD = Refusal(501, "Not Implemented", "CONNECT is not supported.")
+BAD_VERSION = Refusal(505, "HTTP Version Not Supported", "Use HTTP/1.1 or HTTP/1.0.")
+TIMEOUT = Refusal(408, "Request Timeout", "The request took too long.")
+URL_TOO_LONG = Refusal(414, "URI Too Long", "The URL is too long.")
+HEAD_TOO_LARGE = Refusal(431, "Request Header Fields Too Large", "The header is too large, or has too many fields.")
+CHUNKS_TOO_LARGE = Refusal(400, "Bad Request", "The chunk extensions are too large.")
+
+
+def oversize(url: bytes, headers: Sequence[tuple[bytes, bytes]], max_bytes: int) -> Refusal | None:
+    """Return the refusal of a head of more than `max_bytes`."""
+    size = len(url) + sum([len(name) + len(value) + 4 for name, value in headers])
+    if size <= max_bytes:
+        return None
+    return URL_TOO_LONG if len(url) > size // 2 else HEAD_TOO_LARGE
+
+
+def objection(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+    """Return the refusal of a request of this HTTP version with these headers, None if it is not refused."""
+    if version != "1.1" and version != "1.0":
+        return BAD_VERSION
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
+    if hosts > 1 or (not hosts and version == "1.1"):  # RFC 9112, section 3.2
+        return BAD_HOST
+    if b"transfer-encoding" in names:  # RFC 9112, section 6.1
+        codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+        if codings != [b"chunked"]:
+            return BAD_CODING
+    return None
+
+
+def target(url: bytes) -> tuple[str, bytes, bytes] | Refusal:
+    """Return the path that `url` names, that path as it was sent, and the query."""
+    parsed = httptools.parse_url(url)
+    raw_path: bytes = parsed.path or b"/"  # http://host is a URL without a path
+    path = raw_path.decode("ascii")
+    if "%" in path:
+        if path.count("%") > MAX_PATH_ESCAPES:
+            return URL_TOO_LONG
+        path = unquote(path)
+    return path, raw_path, parsed.query or b""
