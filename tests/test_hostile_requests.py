@@ -304,12 +304,17 @@ def test_stream_stays_open_although_its_client_sends_nothing(impatient: RunningH
     stream.close()
 
 
-@pytest.mark.parametrize("kind", ["silent", "half-a-head", "idle"])
+@pytest.mark.parametrize("kind", ["silent", "half-a-head", "idle", "unwanted-body"])
 def test_a14_newcomers_get_in_although_other_connections_fill_a_port(start_hub: StartHub, kind: str) -> None:
     hub = start_hub(prefix=("prlimit", "--nofile=160:160"))
     token = hub.token()
     stream = listen(hub.port, token)
-    begin = {"silent": "", "half-a-head": "GET / HTTP/1.1\r\n", "idle": get("/nothing", "Host: localhost")}[kind]
+    begin = {
+        "silent": "",
+        "half-a-head": "GET / HTTP/1.1\r\n",
+        "idle": get("/nothing", "Host: localhost"),
+        "unwanted-body": get("/nothing", "Host: localhost", "Content-Length: 1000000"),
+    }[kind]
     others = [RawStream(port, begin) for _ in range(150) for port in ports(hub)]
     time.sleep(1)  # until the requests among them have been answered
 

@@ -24,6 +24,8 @@ class Wait(Enum):
     """The body of a request, for the time that every body has."""
     MORE_BODY = "more body"
     """Enough of a long body in each interval."""
+    DISCARD = "discard"
+    """The rest of a body that nobody wants any more."""
     REQUEST = "request"
     """The next request on a connection that is kept alive."""
     DRAIN = "drain"

@@ -227,7 +227,9 @@ class HttpProtocol(Connection):
         if self._reading is Reading.HEAD:
             self.wait_for(Wait.HEAD)
         elif self._reading is Reading.BODY:
-            if self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
+            if self._receiving is None:
+                self.wait_for(Wait.DISCARD)
+            elif self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
                 self._rated_bytes = 0
                 self.wait_for(Wait.BODY)
         elif self._exchange is not None or not self._is_reading():
@@ -275,7 +277,7 @@ class HttpProtocol(Connection):
             method=method,
             version=version,
             is_persistent=version == "1.1" and parser.should_keep_alive(),
-            needs_continue=(b"expect", b"100-continue") in self._headers,
+            needs_continue=version == "1.1" and (b"expect", b"100-continue") in self._headers,
         )
         scope["extensions"] = {EXTENSION: {"connection": exchange}}
         self._receiving = exchange
@@ -400,6 +402,12 @@ class HttpProtocol(Connection):
         port.state.tasks.add(task)
         task.add_done_callback(port.state.tasks.discard)
 
+    def read_on(self) -> None:
+        # Without this the body of a request ahead would be collected while an app asks whether its client is there.
+        receiving = self._receiving
+        if receiving is None or not receiving.has_enough_body:
+            self.resume_reading()
+
     def has_further_requests(self) -> bool:
         return bool(self._ahead) or self._reading is Reading.HEAD or not self._is_reading()
 
@@ -475,12 +483,12 @@ class HttpProtocol(Connection):
             self.close()
 
     def expire(self, wait: Wait) -> None:
-        if wait is Wait.HEAD and self._reading is Reading.HEAD:
+        if wait is Wait.DISCARD or (wait is Wait.HEAD and self._reading is Reading.HEAD):
             self._refuse(TIMEOUT)
         elif wait is Wait.REQUEST or wait is Wait.HEAD:
             self.close()
         elif wait is Wait.FLUSH or wait is Wait.DRAIN:
-            self.drop()
+            self.check_reader(wait)
         else:
             self._check_rate(self.port.limits.body_seconds if wait is Wait.BODY else RATE_SECONDS)
 
