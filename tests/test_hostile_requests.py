@@ -330,6 +330,23 @@ def test_a14_newcomers_get_in_although_other_connections_fill_a_port(start_hub: 
     assert not ERROR_LINES.search(hub.log)
 
 
+@pytest.mark.parametrize("text", [get("/nothing"), "nonsense\r\n\r\n"], ids=["by-the-app", "by-the-server"])
+def test_a14_newcomers_get_in_although_refused_requests_wait_for_their_answers(start_hub: StartHub, text: str) -> None:
+    hub = start_hub("--max-connections", "50")  # and 50 more
+    token = hub.token()
+    waiting: list[RawStream] = []
+
+    for _ in range(20):
+        for _ in range(150):
+            with contextlib.suppress(ConnectionError):
+                waiting.append(RawStream(hub.port, text))
+        listen(hub.port, token).close()
+
+    for other in waiting:
+        other.close()
+    assert not ERROR_LINES.search(hub.log)
+
+
 def test_byte_behind_a_stream_request_is_no_error(start_hub: StartHub) -> None:
     hub = start_hub("--log-level", "debug")
     request = get(f"/events/?token={hub.token()}")

@@ -6,6 +6,7 @@
     MORE_BODY    enough of a body that takes longer                    when BODY has passed
     DISCARD      the rest of a body that nobody wants                  by the end of a response
     REQUEST      the next request, on a connection that is kept alive  by the end of a response
+    REFUSED      the turn of a refused request to be answered          by its refusal
     DRAIN        the client to read what was written of a response     by `drain`
     FLUSH        the client to read what was written before the end    by `close`
     None         the app, or the hub: no deadline
@@ -86,6 +87,7 @@ class Port:
                 Wait.BODY: limits.body_seconds,
                 Wait.MORE_BODY: RATE_SECONDS,
                 Wait.DISCARD: limits.body_seconds,
+                Wait.REFUSED: 2 * MAX_DELAY_SECONDS,
                 Wait.REQUEST: config.timeout_keep_alive,
                 Wait.DRAIN: limits.body_seconds,
                 Wait.FLUSH: LINGER_SECONDS,
@@ -190,7 +192,7 @@ class Connection(asyncio.Protocol):
     def _drop_oldest(self) -> None:
         """Make room for this connection: drop the one that has sent nothing of use for longest."""
         deadlines = self.port.deadlines
-        oldest = deadlines.oldest(Wait.HEAD)
+        oldest = deadlines.oldest(Wait.REFUSED, Wait.HEAD)
         if oldest is self:
             oldest = deadlines.oldest(Wait.REQUEST, Wait.DISCARD, Wait.HEAD)
         assert oldest is not None  # this connection waits for its head
@@ -204,6 +206,14 @@ class Connection(asyncio.Protocol):
         transport.close()
         self._unread_bytes = transport.get_write_buffer_size()
         self.wait_for(Wait.FLUSH if self._unread_bytes else None)
+
+    def refusal_delay(self) -> float:
+        """Return for how many seconds a request that is refused now has to wait. Until then nothing more is read."""
+        delay = self.port.refusal_delay()
+        if delay:
+            self.pause_reading()
+            self.wait_for(Wait.REFUSED)
+        return delay
 
     def check_reader(self, wait: Wait) -> None:
         """Go on with `wait`, DRAIN or FLUSH, if the client has read enough in the time that it had, else drop it."""
@@ -225,8 +235,8 @@ class Connection(asyncio.Protocol):
         """The client has not sent in time what `wait` names."""
         raise NotImplementedError
 
-    def drained(self) -> None:
-        """The client has read what `drain` waited for."""
+    def restore_deadline(self) -> None:
+        """DRAIN or REFUSED is over: wait again for what the request needs."""
         raise NotImplementedError
 
     def read_on(self) -> None:
@@ -269,7 +279,7 @@ class Connection(asyncio.Protocol):
         if writable is not None:
             writable.set_result(None)
             if not self.transport.is_closing():
-                self.drained()
+                self.restore_deadline()
         if self.stream is not None:
             self.stream.resume_writing()
 

@@ -26,6 +26,8 @@ class Wait(Enum):
     """Enough of a long body in each interval."""
     DISCARD = "discard"
     """The rest of a body that nobody wants any more."""
+    REFUSED = "refused"
+    """The turn of a refused request to be answered; no client can be late for that."""
     REQUEST = "request"
     """The next request on a connection that is kept alive."""
     DRAIN = "drain"

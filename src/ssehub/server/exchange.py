@@ -205,10 +205,11 @@ class Exchange:
             self._send_body(message.get("body", b""), message.get("more_body", False))
             return
         status = message["status"]
-        if 400 <= status < 500 and (delay := connection.port.refusal_delay()):
+        if 400 <= status < 500 and (delay := connection.refusal_delay()):
             await asyncio.sleep(delay)
             if self._is_lost:
                 return
+            connection.restore_deadline()
         self._start(status, message.get("headers", ()))
 
     def _start(self, status: int, headers: Headers) -> None:

@@ -232,8 +232,11 @@ class HttpProtocol(Connection):
             elif self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
                 self._rated_bytes = 0
                 self.wait_for(Wait.BODY)
-        elif self._exchange is not None or not self._is_reading():
+        elif self._exchange is not None:
             self.wait_for(None)
+        elif not self._is_reading():
+            if self._wait is not Wait.REFUSED:
+                self.wait_for(None)
         elif self._wait is not Wait.HEAD:  # which a new connection waits for from the beginning
             self.wait_for(Wait.REQUEST)
 
@@ -473,7 +476,7 @@ class HttpProtocol(Connection):
             message,
         ]
         self.pause_reading()  # what arrives while nothing is read would drop the connection
-        self._close_with(b"\r\n".join(lines), self.port.refusal_delay())
+        self._close_with(b"\r\n".join(lines), self.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:
         if delay:
@@ -485,7 +488,7 @@ class HttpProtocol(Connection):
     def expire(self, wait: Wait) -> None:
         if wait is Wait.DISCARD or (wait is Wait.HEAD and self._reading is Reading.HEAD):
             self._refuse(TIMEOUT)
-        elif wait is Wait.REQUEST or wait is Wait.HEAD:
+        elif wait is Wait.REQUEST or wait is Wait.HEAD or wait is Wait.REFUSED:
             self.close()
         elif wait is Wait.FLUSH or wait is Wait.DRAIN:
             self.check_reader(wait)
@@ -500,7 +503,7 @@ class HttpProtocol(Connection):
         else:
             self._refuse(TIMEOUT)
 
-    def drained(self) -> None:
+    def restore_deadline(self) -> None:
         self.wait_for(None)
         self._set_deadline()
 
