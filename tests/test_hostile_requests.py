@@ -311,12 +311,17 @@ def test_stream_stays_open_although_its_client_sends_nothing(impatient: RunningH
     stream.close()
 
 
-@pytest.mark.parametrize("kind", ["silent", "half-a-head", "idle"])
+@pytest.mark.parametrize("kind", ["silent", "half-a-head", "idle", "unwanted-body"])
 def test_a14_newcomers_get_in_although_other_connections_fill_a_port(start_hub: StartHub, kind: str) -> None:
     hub = start_hub(prefix=("prlimit", "--nofile=160:160"))
     token = hub.token()
     stream = listen(hub.port, token)
-    begin = {"silent": "", "half-a-head": "GET / HTTP/1.1\r\n", "idle": get("/nothing", "Host: localhost")}[kind]
+    begin = {
+        "silent": "",
+        "half-a-head": "GET / HTTP/1.1\r\n",
+        "idle": get("/nothing", "Host: localhost"),
+        "unwanted-body": get("/nothing", "Host: localhost", "Content-Length: 1000000"),
+    }[kind]
     others = [RawStream(port, begin) for _ in range(150) for port in ports(hub)]
     time.sleep(1)  # until the requests among them have been answered
 
@@ -329,6 +334,23 @@ def test_a14_newcomers_get_in_although_other_connections_fill_a_port(start_hub: 
         other.close()
     wait_until(lambda: hub.metric("ssehub_subscribers") == 1)
     stream.close()
+    assert not ERROR_LINES.search(hub.log)
+
+
+@pytest.mark.parametrize("text", [get("/nothing"), "nonsense\r\n\r\n"], ids=["by-the-app", "by-the-server"])
+def test_a14_newcomers_get_in_although_refused_requests_wait_for_their_answers(start_hub: StartHub, text: str) -> None:
+    hub = start_hub("--max-connections", "50")  # and 50 more
+    token = hub.token()
+    waiting: list[RawStream] = []
+
+    for _ in range(20):
+        for _ in range(150):
+            with contextlib.suppress(ConnectionError):
+                waiting.append(RawStream(hub.port, text))
+        listen(hub.port, token).close()
+
+    for other in waiting:
+        other.close()
     assert not ERROR_LINES.search(hub.log)
 
 

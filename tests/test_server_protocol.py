@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import socket
 import struct
@@ -138,6 +139,14 @@ def test_client_that_expects_100_continue_gets_it(hub: RunningHub) -> None:
 
     assert client.read_until(b"OK", 5).count(b"HTTP/1.1 200 OK") == 1
     client.close()
+
+
+def test_client_of_http_1_0_gets_no_100_continue(hub: RunningHub) -> None:
+    request = f"{EMIT}Expect: 100-continue\r\nContent-Length: {len(FORM)}\r\n\r\n{FORM}".replace("HTTP/1.1", "HTTP/1.0")
+
+    answer = RawStream(hub.control_port, request).read_to_end()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_upgrade_requests_are_answered_like_others_without_a_warning(start_hub: StartHub) -> None:
@@ -351,3 +360,59 @@ async def test_several_tasks_may_wait_for_the_end_of_a_connection() -> None:
         await until(lambda: not state.tasks, 10)
 
     assert ended == ["http.disconnect"] * 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("has_more", [False, True], ids=["end", "more"])
+async def test_client_that_reads_one_large_part_slowly_gets_all_of_it(
+    has_more: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 40_000_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"%d" % size), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * size, "more_body": has_more})
+        if has_more:
+            await send({"type": "http.response.body"})
+
+    monkeypatch.setattr("ssehub.server.connection.LINGER_SECONDS", 1.0)
+    async with served(app, RequestLimits(body_seconds=1)) as (address, _), asyncio.timeout(60):
+        client = await connect_without_reading(address, get("/").encode())
+        received = b""
+        begin = time.monotonic()
+        total = -1
+        while total < size:
+            received = await asyncio.get_running_loop().sock_recv(client, 2_000_000)
+            assert received, f"cut off after {total} bytes"
+            if total < 0:
+                total, received = 0, received.partition(b"\r\n\r\n")[2]
+            total += len(received)
+            if time.monotonic() < begin + 5:
+                await asyncio.sleep(0.25)
+        client.close()
+
+
+@pytest.mark.anyio
+async def test_app_that_looks_for_the_end_of_its_client_reads_no_endless_body_ahead() -> None:
+    end = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        while not end.is_set():  # as Starlette's `Request.is_disconnected` does
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(receive(), 0.001)
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        writer.write((get("/") + get("/", "Content-Length: 100000000")).encode())
+        for _ in range(200):
+            writer.write(b"x" * 500_000)
+            await writer.drain()
+
+    async with served(app) as (address, state):
+        _, writer = await asyncio.open_connection(*address)
+        with pytest.raises(TimeoutError):  # the server stops to read
+            await asyncio.wait_for(flood(writer), 3)
+        end.set()
+        writer.transport.abort()
+        await until(lambda: not state.connections and not state.tasks, 10)

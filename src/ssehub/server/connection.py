@@ -4,7 +4,9 @@
     HEAD         a request, or the rest of its head                    by the connection, or the head's first byte
     BODY         the rest of a body                                    by the end of the head
     MORE_BODY    enough of a body that takes longer                    when BODY has passed
+    DISCARD      the rest of a body that nobody wants                  by the end of a response
     REQUEST      the next request, on a connection that is kept alive  by the end of a response
+    REFUSED      the turn of a refused request to be answered          by its refusal
     DRAIN        the client to read what was written of a response     by `drain`
     FLUSH        the client to read what was written before the end    by `close`
     None         the app, or the hub: no deadline
@@ -84,6 +86,8 @@ class Port:
                 Wait.HEAD: limits.head_seconds,
                 Wait.BODY: limits.body_seconds,
                 Wait.MORE_BODY: RATE_SECONDS,
+                Wait.DISCARD: limits.body_seconds,
+                Wait.REFUSED: 2 * MAX_DELAY_SECONDS,
                 Wait.REQUEST: config.timeout_keep_alive,
                 Wait.DRAIN: limits.body_seconds,
                 Wait.FLUSH: LINGER_SECONDS,
@@ -113,6 +117,7 @@ class Connection(asyncio.Protocol):
     """The transport of one client, and everything about it that does not depend on what the client has sent."""
 
     __slots__ = (
+        "_unread_bytes",
         "_wait",
         "_writable",
         "client",
@@ -139,6 +144,8 @@ class Connection(asyncio.Protocol):
         self.is_write_paused = False
         self._writable: asyncio.Future[None] | None = None
         self._wait: Wait | None = None
+        self._unread_bytes = 0
+        """How much the client had not read when the running deadline of DRAIN or FLUSH began."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses of it
@@ -183,21 +190,40 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def _drop_oldest(self) -> None:
-        """Make room for this connection: drop the one that has sent no complete head for longest."""
+        """Make room for this connection: drop the one that has sent nothing of use for longest."""
         deadlines = self.port.deadlines
-        oldest = deadlines.oldest(Wait.HEAD)
+        oldest = deadlines.oldest(Wait.REFUSED, Wait.HEAD)
         if oldest is self:
-            oldest = deadlines.oldest(Wait.REQUEST, Wait.HEAD)
+            oldest = deadlines.oldest(Wait.REQUEST, Wait.DISCARD, Wait.HEAD)
         assert oldest is not None  # this connection waits for its head
         oldest.drop()
 
     def close(self) -> None:
-        """Close the connection when the client has read what was written, at the latest after the linger time."""
+        """Close the connection when the client has read what was written, or reads it too slowly."""
         transport = self.transport
         if transport.is_closing():
             return
         transport.close()
-        self.wait_for(Wait.FLUSH if transport.get_write_buffer_size() else None)
+        self._unread_bytes = transport.get_write_buffer_size()
+        self.wait_for(Wait.FLUSH if self._unread_bytes else None)
+
+    def refusal_delay(self) -> float:
+        """Return for how many seconds a request that is refused now has to wait. Until then nothing more is read."""
+        delay = self.port.refusal_delay()
+        if delay:
+            self.pause_reading()
+            self.wait_for(Wait.REFUSED)
+        return delay
+
+    def check_reader(self, wait: Wait) -> None:
+        """Go on with `wait`, DRAIN or FLUSH, if the client has read enough in the time that it had, else drop it."""
+        limits = self.port.limits
+        seconds = LINGER_SECONDS if wait is Wait.FLUSH else limits.body_seconds
+        before, self._unread_bytes = self._unread_bytes, self.transport.get_write_buffer_size()
+        if before - self._unread_bytes >= max(1, seconds * limits.min_body_bytes_per_second):
+            self.wait_for(wait)
+        else:
+            self.drop()
 
     def eof_received(self) -> None:
         """Close the connection. The transport would do so itself, but without a deadline for the client to read."""
@@ -209,8 +235,12 @@ class Connection(asyncio.Protocol):
         """The client has not sent in time what `wait` names."""
         raise NotImplementedError
 
-    def drained(self) -> None:
-        """The client has read what `drain` waited for."""
+    def restore_deadline(self) -> None:
+        """DRAIN or REFUSED is over: wait again for what the request needs."""
+        raise NotImplementedError
+
+    def read_on(self) -> None:
+        """An app waits for what the client sends, or for its end."""
         raise NotImplementedError
 
     def has_further_requests(self) -> bool:
@@ -249,7 +279,7 @@ class Connection(asyncio.Protocol):
         if writable is not None:
             writable.set_result(None)
             if not self.transport.is_closing():
-                self.drained()
+                self.restore_deadline()
         if self.stream is not None:
             self.stream.resume_writing()
 
@@ -259,5 +289,6 @@ class Connection(asyncio.Protocol):
             if self._writable is None:
                 self._writable = self.port.loop.create_future()
                 if not self.transport.is_closing():
+                    self._unread_bytes = self.transport.get_write_buffer_size()
                     self.wait_for(Wait.DRAIN)
             await asyncio.shield(self._writable)

@@ -148,6 +148,11 @@ class Exchange:
             self._connection.pause_reading()
         self._wake()
 
+    @property
+    def has_enough_body(self) -> bool:
+        """True if nothing more of the body should be read, until the app has taken what has arrived."""
+        return self._body_bytes > HIGH_WATER_BYTES
+
     def body_ended(self) -> None:
         self._has_body_ended = True
         self._wake()
@@ -165,7 +170,7 @@ class Exchange:
         while not (self.is_disconnected or self._is_complete):
             if self._body or (self._has_body_ended and not self._has_delivered_end):
                 return self._next_part()
-            self._connection.resume_reading()
+            self._connection.read_on()
             if self._waiter is None:
                 self._waiter = self._connection.port.loop.create_future()
             await asyncio.shield(self._waiter)  # of several tasks that wait, one may be cancelled
@@ -200,10 +205,11 @@ class Exchange:
             self._send_body(message.get("body", b""), message.get("more_body", False))
             return
         status = message["status"]
-        if 400 <= status < 500 and (delay := connection.port.refusal_delay()):
+        if 400 <= status < 500 and (delay := connection.refusal_delay()):
             await asyncio.sleep(delay)
             if self._is_lost:
                 return
+            connection.restore_deadline()
         self._start(status, message.get("headers", ()))
 
     def _start(self, status: int, headers: Headers) -> None:

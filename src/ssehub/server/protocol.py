@@ -220,11 +220,16 @@ class HttpProtocol(Connection):
         if self._reading is Reading.HEAD:
             self.wait_for(Wait.HEAD)
         elif self._reading is Reading.BODY:
-            if self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
+            if self._receiving is None:
+                self.wait_for(Wait.DISCARD)
+            elif self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
                 self._rated_bytes = 0
                 self.wait_for(Wait.BODY)
-        elif self._exchange is not None or not self._is_reading():
+        elif self._exchange is not None:
             self.wait_for(None)
+        elif not self._is_reading():
+            if self._wait is not Wait.REFUSED:
+                self.wait_for(None)
         elif self._wait is not Wait.HEAD:  # which a new connection waits for from the beginning
             self.wait_for(Wait.REQUEST)
 
@@ -268,7 +273,7 @@ class HttpProtocol(Connection):
             method=method,
             version=version,
             is_persistent=version == "1.1" and parser.should_keep_alive(),
-            needs_continue=(b"expect", b"100-continue") in self._headers,
+            needs_continue=version == "1.1" and (b"expect", b"100-continue") in self._headers,
         )
         scope["extensions"] = {EXTENSION: {"connection": exchange}}
         self._receiving = exchange
@@ -390,6 +395,12 @@ class HttpProtocol(Connection):
         port.state.tasks.add(task)
         task.add_done_callback(port.state.tasks.discard)
 
+    def read_on(self) -> None:
+        # Without this the body of a request ahead would be collected while an app asks whether its client is there.
+        receiving = self._receiving
+        if receiving is None or not receiving.has_enough_body:
+            self.resume_reading()
+
     def has_further_requests(self) -> bool:
         return bool(self._ahead) or self._reading is Reading.HEAD or not self._is_reading()
 
@@ -445,7 +456,7 @@ class HttpProtocol(Connection):
     def _answer(self, refusal: Refusal) -> None:
         logger.info("request refused: %d %s, from %s", refusal.status, refusal.message, self.client)
         self.pause_reading()  # what arrives while nothing is read would drop the connection
-        self._close_with(refusal.response(self.port.state.default_headers), self.port.refusal_delay())
+        self._close_with(refusal.response(self.port.state.default_headers), self.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:
         if delay:
@@ -455,12 +466,12 @@ class HttpProtocol(Connection):
             self.close()
 
     def expire(self, wait: Wait) -> None:
-        if wait is Wait.HEAD and self._reading is Reading.HEAD:
+        if wait is Wait.DISCARD or (wait is Wait.HEAD and self._reading is Reading.HEAD):
             self._refuse(TIMEOUT)
-        elif wait is Wait.REQUEST or wait is Wait.HEAD:
+        elif wait is Wait.REQUEST or wait is Wait.HEAD or wait is Wait.REFUSED:
             self.close()
         elif wait is Wait.FLUSH or wait is Wait.DRAIN:
-            self.drop()
+            self.check_reader(wait)
         else:
             self._check_rate(self.port.limits.body_seconds if wait is Wait.BODY else RATE_SECONDS)
 
@@ -472,7 +483,7 @@ class HttpProtocol(Connection):
         else:
             self._refuse(TIMEOUT)
 
-    def drained(self) -> None:
+    def restore_deadline(self) -> None:
         self.wait_for(None)
         self._set_deadline()
 
