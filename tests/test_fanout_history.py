@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import random
+import timeit
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +14,15 @@ from typing import Any
 import pytest
 
 from builders import BASE, LOG, at
+from conftest import report
 from ssehub.event import Event
 from ssehub.fanout.frames import Frame
 from ssehub.fanout.history import History, ResetReason
 from ssehub.position import Position
 from ssehub.settings import Retention
 from ssehub.testing import ManualClock
+
+SOAK = "SOAK" in os.environ
 
 
 class FilledHistory(History):
@@ -318,14 +323,36 @@ def test_d6_bytes_of_the_history_are_the_memory_it_takes(count: int, make: Calla
     assert history.bytes == 0
 
 
+@pytest.mark.soak
 def test_d6_ids_of_payloads_are_evicted_by_their_bytes() -> None:
-    history = FilledHistory(history_bytes=10 * 2**20, history_events=10_000)
-
-    for number in range(100):
+    mib = 64 if SOAK else 10
+    history = FilledHistory(history_bytes=mib * 2**20, history_events=10_000)
+    tracemalloc.start()
+    for number in range(2 * mib):
         history.put(payload=_payload(5_000, f"{number}"))
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    report(f"{len(history)} payloads of 5,000 ids, {history.bytes >> 20} MiB counted, {used >> 20} MiB used")
 
-    assert len(history) < 15  # 130 kB of text each, but their ids take a megabyte
-    assert history.bytes <= 10 * 2**20
+    assert len(history) < 1.5 * mib  # 130 kB of text each, but their ids take a megabyte
+    assert history.bytes <= mib * 2**20
+    assert used < 1.5 * mib * 2**20
+
+
+@pytest.mark.alone
+@pytest.mark.soak
+@pytest.mark.parametrize("channels", [1, 100])
+def test_last_events_of_a_full_history_are_found_soon(channels: int) -> None:
+    history = FilledHistory(history_bytes=10**9, history_events=10_000)
+    names = [f"channel-{number}" for number in range(channels)]
+    for number in range(10_000):
+        history.put(names[number % channels])
+
+    seconds = min(timeit.repeat(lambda: history.start_of_last(999_999_999, names, "alex", now=0.0), number=1))
+    most = min(timeit.repeat(lambda: history.start_of_last(9_999, names, "alex", now=0.0), number=1))
+    report(f"since=last:999999999 {seconds * 1000:.2f} ms, last:9999 {most * 1000:.2f} ms, {channels} channels")
+
+    assert max(seconds, most) < (0.02 if SOAK else 0.2)
 
 
 def test_bytes_balance_if_a_string_grows_while_it_is_retained() -> None:

@@ -17,7 +17,7 @@ from streams import RawStream, get, listen
 
 SOAK = "SOAK" in os.environ
 MIB = 2**20
-FLOOD_BYTES = (12 if SOAK else 2) * MIB
+FLOOD_BYTES = (25 if SOAK else 2) * MIB
 """Of pipelined requests and of endless heads on one connection."""
 MEMORY_BYTES = 10 * MIB
 SHORT = ("--head-seconds", "1", "--body-seconds", "1.5")
@@ -352,6 +352,21 @@ def test_a14_newcomers_get_in_although_refused_requests_wait_for_their_answers(s
     for other in waiting:
         other.close()
     assert not ERROR_LINES.search(hub.log)
+
+
+def test_a14_silent_connections_fill_no_cap_for_good(start_hub: StartHub) -> None:
+    hub = start_hub("--max-connections", "40", "--max-control-connections", "40")
+    token = hub.token()
+    silent = [RawStream(port, "") for port in ports(hub) for _ in range(290)]
+
+    streams = [listen(hub.port, token) for _ in range(40)]
+    hub.emit(data="hello")
+
+    for stream in streams:
+        stream.read_until(b"data: hello\n\n")
+        stream.close()
+    for connection in silent:
+        connection.close()
 
 
 def test_byte_behind_a_stream_request_is_no_error(start_hub: StartHub) -> None:

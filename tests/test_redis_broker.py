@@ -61,6 +61,7 @@ def test_e1_redis_is_killed_and_restarted_with_its_data(
     assert "ERROR" not in a.log + b.log and "Traceback" not in a.log + b.log
 
 
+@pytest.mark.soak
 async def test_e1_nothing_answered_is_lost_or_repeated_while_redis_is_killed_repeatedly(
     redis_server: RedisServer,
 ) -> None:

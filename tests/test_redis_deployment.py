@@ -91,6 +91,7 @@ def test_everything_answered_arrives_everywhere_once_and_in_the_same_order_despi
     assert publishers.refused and len(publishers.answered) > rate
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS if SOAK else KINDS[:1])
 async def test_e17_failover_to_a_replica_that_lags_is_noticed_by_every_node(kind: str, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:

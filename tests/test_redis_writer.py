@@ -70,6 +70,7 @@ async def test_e8_event_whose_answer_was_lost_is_stored_once_when_published_agai
         assert a.received == b.received and len(a.received) == 2 and a.received[0][0] == again
 
 
+@pytest.mark.soak
 async def test_c9_same_key_at_two_nodes_at_the_same_moment_is_one_event(redis_server: RedisServer) -> None:
     keys = [f"{number}" for number in range(2_000 if SOAK else 100)]
     async with two_nodes(redis_server.url) as nodes:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from conftest import CONTROL_KEY, ERROR_LINES, StartHub, wait_until
+from conftest import CONTROL_KEY, ERROR_LINES, StartHub, report, wait_until
 from readme import check_curl_lines
 from ssehub.tokens import Tokens
 from streams import RawStream, listen
@@ -165,6 +165,7 @@ def test_f3_second_signal_stops_at_once(start_hub: StartHub) -> None:
         stream.close()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("broker", ["memory", "sqlite", "redis"])
 def test_f4_every_event_answered_200_during_the_drain_is_delivered_or_stored(
     broker: str, tmp_path: Path, start_hub: StartHub, request: pytest.FixtureRequest
@@ -172,12 +173,13 @@ def test_f4_every_event_answered_200_during_the_drain_is_delivered_or_stored(
     log = f"sqlite:///{tmp_path}/events.db" if broker == "sqlite" else "memory://"
     if broker == "redis":
         log = request.getfixturevalue("valkey").url
-    hub = start_hub("--drain-seconds", "3", "--broker", log)
+    seconds, published = (10, 5_000) if "SOAK" in os.environ else (3, 100)
+    hub = start_hub("--drain-seconds", str(seconds), "--broker", log)
     streams = [listen(hub.port, hub.token()) for _ in range(10)]
     with ThreadPoolExecutor(14) as threads:
         reading = [threads.submit(stream.read_to_end, 30) for stream in streams]
         publishing = [threads.submit(publish_until_it_stops, hub.control_url, name) for name in "abcd"]
-        wait_until(lambda: hub.metric("ssehub_events_published_total") > 100)
+        wait_until(lambda: hub.metric("ssehub_events_published_total") > published, 30)
 
         hub.signal()
 
@@ -185,6 +187,7 @@ def test_f4_every_event_answered_200_during_the_drain_is_delivered_or_stored(
             ended.result()
         outcomes = [published.result() for published in publishing]
     answered = {data for outcome in outcomes for data in outcome.answered}
+    report(f"{broker}: {len(answered)} events answered 200, {sum(len(one.refused) for one in outcomes)} refused")
     assert hub.wait() == 0
     assert {status for outcome in outcomes for status in outcome.refused} <= {503}
     if broker == "memory":

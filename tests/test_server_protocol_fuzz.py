@@ -146,6 +146,7 @@ async def send(data: bytes, seed: int, state: ServerState) -> FakeTransport:
     return transport
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(3_600)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=STREAMS, seed=st.integers(0, 2**32))
@@ -179,6 +180,7 @@ def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.soak
 def test_requests_leave_no_reference_cycles() -> None:
     """Memory has to return without the collector's oldest generation, which rarely runs."""
 

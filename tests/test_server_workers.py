@@ -134,6 +134,7 @@ def test_dead_worker_is_replaced_and_the_streams_of_the_other_go_on(
     assert sorted(subscribers(hub)) == ["0", "1"]
 
 
+@pytest.mark.soak
 def test_worker_that_hangs_is_killed_and_replaced(start_workers: StartHub, open_stream: OpenStream) -> None:
     hub = start_workers()
     token = hub.token()

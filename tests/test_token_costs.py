@@ -79,6 +79,7 @@ def refuse(token: str) -> None:
         TOKENS.verify(token)
 
 
+@pytest.mark.soak
 def test_b13_refusing_a_forged_token_costs_no_more_than_accepting_a_valid_one() -> None:
     valid = cpu_seconds(lambda: TOKENS.verify(LONGEST_VALID), 100)
     costs = {name: cpu_seconds(lambda token=token: refuse(token), 100) for name, token in FORGED.items()}  # type: ignore[misc]  # mypy can't infer lambdas with defaults
@@ -110,6 +111,7 @@ REQUESTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", REQUESTS)

@@ -149,6 +149,7 @@ ACCEPTED: dict[str, Callable[[], str]] = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED.keys())
