@@ -27,7 +27,7 @@ SOAK = "SOAK" in os.environ
 SIZE = 8 * 2**20 - 300
 ADDRESSED = '"userId":"*","channel":"chat"'
 FORM_START = "userId=*&channel=chat&data="
-CPU_SECONDS, STRETCH_SECONDS = (0.5, 0.05) if SOAK else (1.0, 0.15)
+CPU_SECONDS, STRETCH_SECONDS = (0.5, 0.05) if SOAK else (3.0, 0.25)
 
 
 def filled(piece: str, start: str = "", end: str = "", size: int = SIZE) -> str:
