@@ -31,6 +31,7 @@ SERVERS = {
     "uvicorn": UVICORN,
     "uvicorn-h11": Server((*_UVICORN, "--http", "h11")),
     "uvicorn-fast": Server((*_UVICORN, "--http", "ssehub.server:HttpProtocol")),
+    "uvicorn-fast-asyncio": Server((*_UVICORN, "--http", "ssehub.server:HttpProtocol", "--loop", "asyncio")),
     "hypercorn": HYPERCORN,
     # Since Python 3.12.1, hypercorn 0.18 waits for open connections without a limit (pgjones/hypercorn#308).
     "hypercorn-asyncio": Server(_HYPERCORN, sends_drain=False, waits_for_streams=sys.version_info >= (3, 12, 1)),

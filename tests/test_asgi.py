@@ -54,7 +54,7 @@ def start(server: Server, serve: Serve) -> Serve:
     return start
 
 
-def test_thousand_events_arrive_in_order(start: Serve) -> None:
+def test_f15_thousand_events_arrive_in_order(start: Serve) -> None:
     hub = start()
     stream = listen(hub.port, hub.token())
 

@@ -37,7 +37,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
 @example("\n\nevent: admin\ndata: x")
 @example("\ufeffbom")
 @example("%(id)s \0id %s")
-def test_data_arrives_as_it_was_sent(data: str) -> None:
+def test_c1_data_arrives_as_it_was_sent(data: str) -> None:
     shown = decode(encode(event(data=data), POSITION))
 
     assert shown == [Shown("message", normalized(data), str(POSITION))]

@@ -85,7 +85,7 @@ async def test_first_frame_carries_retry_comment_and_position() -> None:
         assert sink.text == f": ok\nid: {position}\nretry: 1500\n\n"
 
 
-async def test_all_subscribers_see_the_events_of_all_publishers_in_one_order() -> None:
+async def test_c11_all_subscribers_see_the_events_of_all_publishers_in_one_order() -> None:
     async with running_hub() as hub:
         sinks = [join(hub)[1] for _ in range(120)]
 

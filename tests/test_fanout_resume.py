@@ -213,7 +213,7 @@ async def test_reset_gives_its_reason_and_live_events_follow(cursor: str, reason
     ("since", "data"),
     [("earliest", ["1", "2", "3"]), ("last:2", ["2", "3"]), ("last:99", ["1", "2", "3"]), ("ID", ["2", "3"])],
 )
-async def test_first_connection_can_ask_for_past_events(since: str, data: list[str]) -> None:
+async def test_c12_first_connection_can_ask_for_past_events(since: str, data: list[str]) -> None:
     async with manual_hub() as hub:
         ids = await publish(hub, "1", "2", "3")
         await publish(hub, "other", channel="elsewhere")

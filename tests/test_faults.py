@@ -283,6 +283,51 @@ def test_a2_client_that_reads_a_byte_a_second_is_bounded_and_ends(start_hub: Sta
     assert grown < 20 * 2**20
 
 
+def test_a2_bytes_held_for_each_client_that_stops_reading_are_bounded(start_hub: StartHub) -> None:
+    size, backlog, history, buffer = 8_192, 200_000, 500_000, 65_536
+    hub = start_hub(
+        *("--max-backlog-bytes", str(backlog), "--history-bytes", str(history), "--grace-seconds", "100"),
+        *("--send-buffer-bytes", str(buffer)),
+    )
+    clients, held, queued = 4, [], []
+    streams = [listen(hub.port, hub.token("alex", f"chat-{number}"), receive_buffer=4_096) for number in range(clients)]
+    with httpx.Client() as http:
+        for number, stream in enumerate(streams):
+            before = largest = metric(http, hub, "ssehub_backlog_bytes")
+            batch = [{"userId": "*", "channel": f"chat-{number}", "data": "x" * size, "store": False}] * 4
+            for _ in range(60):
+                http.post(f"{hub.control_url}/emit/", json=batch).raise_for_status()
+                queued.append(bytes_in_send_queue(hub.port, stream))
+                largest = max(largest, metric(http, hub, "ssehub_backlog_bytes"))
+                if metric(http, hub, 'ssehub_endings_total{reason="slow"}') > number:
+                    break
+            held.append(largest - before)
+    for stream in streams:
+        stream.close()
+    report(f"held for each client: {min(held):.0f} to {max(held):.0f} bytes, by the kernel {max(queued)} at most")
+
+    assert hub.metric('ssehub_endings_total{reason="slow"}') == clients
+    assert all(backlog < bytes_held < backlog + history + 8 * size for bytes_held in held)
+    assert 0 < max(queued) <= 2 * buffer
+
+
+def metric(http: httpx.Client, hub: RunningHub, name: str) -> float:
+    """Like `hub.metric`, on one connection: many requests in a row take less time so."""
+    found = re.search(rf"^{re.escape(name)} (\S+)$", http.get(f"{hub.control_url}/metrics").text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def bytes_in_send_queue(port: int, stream: RawStream) -> int:
+    """Return how many bytes the kernel keeps of what was sent to a client from `port`."""
+    ends = f":{port:04X}", f":{stream.socket.getsockname()[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        _, local, remote, _, queues, *_ = line.split()
+        if (local[-5:], remote[-5:]) == ends:
+            return int(queues.partition(":")[0], 16)
+    return 0
+
+
 def test_a1_stopped_client_that_runs_again_resumes_without_a_gap(start_hub: StartHub) -> None:
     hub = start_hub("--grace-seconds", "1", "--max-backlog-bytes", "100000")
     token = hub.token()

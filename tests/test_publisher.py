@@ -221,7 +221,7 @@ async def test_error_of_async_publisher_says_that_nothing_was_sent(dead_url: str
             await publisher.emit(channel="chat", user_id="*", data="x")
 
 
-def test_event_without_a_response_is_sent_again_and_published_once(hub: RunningHub) -> None:
+def test_c10_event_without_a_response_is_sent_again_and_published_once(hub: RunningHub) -> None:
     """C10: the hub stores the event, but its response is lost."""
     stream = listen(hub.port, hub.token(channel="lossy"))
     with LossyProxy(hub.control_port, lose=2) as proxy, Publisher(proxy.url, timeout_seconds=5) as publisher:

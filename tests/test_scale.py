@@ -19,8 +19,10 @@ import pytest
 
 from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, wait_until
 from crowd import crowds, wait_for_last
-from streams import get
+from redis_servers import RedisServer
+from streams import RawStream, get
 
+pytest_plugins = ("redis_fixtures",)
 SOAK = "SOAK" in os.environ
 MIB = 2**20
 
@@ -61,12 +63,13 @@ def test_a12_ten_thousand_streams_receive_every_event_in_order(start_hub: StartH
 @pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("broker", ["memory", "sqlite"])
+@pytest.mark.parametrize("broker", ["memory", "sqlite", "redis"])
 def test_a16_clients_that_are_cut_off_at_once_are_all_back_in_time(
-    broker: str, start_hub: StartHub, tmp_path: Path
+    broker: str, start_hub: StartHub, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     count = 2_000 if SOAK else 300
-    url = "memory://" if broker == "memory" else f"sqlite:///{tmp_path}/log.db"
+    redis: RedisServer | None = request.getfixturevalue("valkey") if broker == "redis" else None
+    url = redis.url if redis else "memory://" if broker == "memory" else f"sqlite:///{tmp_path}/log.db"
     arguments = ("--bind", f"127.0.0.1:{free_port()}", "--broker", url)
     hub = start_hub(*arguments)
     with crowds(hub, count) as (crowd,):
@@ -85,12 +88,14 @@ def test_a16_clients_that_are_cut_off_at_once_are_all_back_in_time(
         publish_numbers(hub, 31, 40)
         wait_for_last([crowd], 40)
         result = crowd.report()
+        connections = len(redis.client().client_list()) if redis else 0
     report(f"{broker}: {count} clients back in {took:.1f} s, loop {lag * 1000:.0f} ms late at most")
 
     assert took < 10
     assert lag < (0.5 if SOAK else 2)
     assert result.faults == 0 and result.connected == 2 * count
     assert result.resets == (count if broker == "memory" else 0)
+    assert connections < 20  # of the hub to Redis, however many clients there are
     assert not ERROR_LINES.search(hub.log)
 
 
@@ -187,6 +192,35 @@ def task_count(hub: RunningHub) -> int:
     hub.signal(signal.SIGUSR1)
     wait_until(lambda: len(re.findall(r"tasks: \d+\n", hub.log)) > before)
     return int(re.findall(r"tasks: (\d+)\n", hub.log)[-1])
+
+
+def test_a23_clients_that_leave_during_a_replay_leave_nothing_behind(start_hub: StartHub) -> None:
+    hub = start_hub(code=COUNTING_TASKS)
+    process = psutil.Process(hub.process.pid)
+    token, events, clients = hub.token(), 1_000, 60
+    for _ in range(0, events, 100):
+        hub.emit_batch([{"userId": "*", "channel": "chat", "data": "x" * 8_192}] * 100)
+    tasks, descriptors = task_count(hub), process.num_fds()
+    memory = 0
+    for number in range(clients):
+        request = get(f"/events/?token={token}&since=earliest")
+        stream = RawStream(hub.port, request, receive_buffer=4_096)
+        stream.read_until(b"data: x")
+        if number % 2:
+            stream.reset()
+        else:
+            stream.close()
+        memory = memory or hub.memory_bytes()
+    hub.wait_for("ssehub_subscribers", 0)
+    replayed = hub.metric("ssehub_events_replayed_total")
+    report(f"{replayed / clients:.0f} of {events} events replayed to each client that left")
+
+    wait_until(lambda: task_count(hub) <= tasks and process.num_fds() <= descriptors, 30)
+    assert 0 < replayed < clients * events / 2, "the clients left before the end of their replays"
+    assert hub.metric("ssehub_events_replayed_total") == replayed, "nothing is replayed to clients that have left"
+    assert hub.metric("ssehub_backlog_bytes") == 0
+    assert hub.memory_bytes() < memory + 10 * MIB
+    assert not ERROR_LINES.search(hub.log)
 
 
 @pytest.mark.soak

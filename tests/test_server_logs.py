@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -42,6 +43,32 @@ def test_f10_hub_goes_on_when_nobody_reads_its_stderr() -> None:
 
         assert health == "ok\n"
         assert process.wait(20) == 0
+
+
+def test_f9_hub_goes_on_when_its_log_cannot_be_written() -> None:
+    port, control_port = free_port(), free_port()
+    control_url = f"http://127.0.0.1:{control_port}"
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ssehub", f"--bind=127.0.0.1:{port}", f"--control-bind=127.0.0.1:{control_port}"],
+            stdout=full,
+            stderr=full,
+            env={**os.environ, "SSEHUB_SECRET": SECRET},
+        )
+    with process:
+        try:
+            wait_until(lambda: is_healthy(control_url), 20)
+            token = httpx.post(f"{control_url}/token/", data={"userId": "alex", "channel": "chat"}).text
+            for number in range(20):
+                stream = listen(port, token)
+                event = {"userId": "*", "channel": "chat", "data": str(number)}
+                httpx.post(f"{control_url}/emit/", json=event).raise_for_status()
+                stream.read_until(b"data: %d\n\n" % number)
+                stream.close()
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def is_healthy(control_url: str) -> bool:

@@ -96,7 +96,7 @@ main()
 """
 
 
-def test_server_that_fails_stops_the_hub_with_a_log_line_and_exit_code_1(start_hub: StartHub) -> None:
+def test_f8_server_that_fails_stops_the_hub_with_a_log_line_and_exit_code_1(start_hub: StartHub) -> None:
     hub = start_hub("--drain-seconds", "1", code=SERVERS_THAT_FAIL)
 
     assert hub.wait() == 1

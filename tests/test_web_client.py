@@ -138,7 +138,7 @@ def test_options_is_answered_and_cors_allows_listed_origins_only(hub: RunningHub
 
 
 @pytest.mark.parametrize("path", ["/events", "/events/", "/events//", "/", "/emit/", "/token/", "/metrics", "/healthz"])
-def test_no_path_redirects_and_control_paths_are_404(hub: RunningHub, path: str) -> None:
+def test_a19_c15_no_path_redirects_and_control_paths_are_404(hub: RunningHub, path: str) -> None:
     stream = RawStream(hub.port, get(f"{path}?token=x", "Host: evil.example"))
     head = stream.read_until(b"\r\n\r\n").lower()
     stream.close()

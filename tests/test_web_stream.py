@@ -20,7 +20,7 @@ from ssehub import Tokens
 from streams import RawStream, get, listen
 
 
-def test_head_answers_headers_only(hub: RunningHub) -> None:
+def test_a18_head_answers_headers_only(hub: RunningHub) -> None:
     before = hub.metric("ssehub_streams_total")
     response = httpx.head(f"{hub.url}/events/", params={"token": hub.token()})
 
@@ -37,7 +37,7 @@ def test_first_frame_is_sent_at_once(hub: RunningHub) -> None:
     assert stream.body.startswith(b": ok\nid: ")
 
 
-def test_http_1_0_client_gets_a_body_that_ends_with_the_connection(start_hub: Callable[..., RunningHub]) -> None:
+def test_a20_http_1_0_client_gets_a_body_that_ends_with_the_connection(start_hub: Callable[..., RunningHub]) -> None:
     hub = start_hub()
     request = f"GET /events/?token={hub.token(exp=2)} HTTP/1.0\r\nHost: x\r\n\r\n"
     stream = RawStream(hub.port, request)
