@@ -121,7 +121,7 @@ def test_bodies_that_nobody_wants_are_read_in_turns(start_hub: StartHub, path: s
     for thread in clients:
         thread.join()
 
-    assert 8 * MIB < sum(sent) < 200 * MIB  # 64 MiB a second, and what is in the buffers of the kernel
+    assert 8 * MIB < sum(sent) < 150 * MIB  # 16 MiB a second, and what is in the buffers of the kernel
     assert not ERROR_LINES.search(hub.log)
 
 

@@ -37,7 +37,7 @@ logger = limited_logger("ssehub.http")
 
 RATE_SECONDS = 10.0
 """A body that takes longer than `body_seconds` is measured in intervals of this length."""
-DISCARDED_BYTES_PER_SECOND = 64 * 2**20
+DISCARDED_BYTES_PER_SECOND = 16 * 2**20
 """How fast all connections together are read if nobody wants what they send."""
 MAX_DELAY_SECONDS = 2.0
 """How long one connection waits for the others at the most, to be answered or to be read."""

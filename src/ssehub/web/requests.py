@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope
 from ..buckets import Throttle
 from ..errors import BodyTooLarge, UnsupportedContent
 
-MAX_DROPPED_BYTES = 64 * 2**20
-DROPPED_BYTES_PER_SECOND = 64 * 2**20
+MAX_DROPPED_BYTES = 32 * 2**20
+DROPPED_BYTES_PER_SECOND = 16 * 2**20
 """How fast an endpoint drops the bodies of all requests together, so that other requests go on meanwhile."""
 MAX_DROPPING_SECONDS = 5.0
 
