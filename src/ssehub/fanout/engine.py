@@ -50,8 +50,10 @@ LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
 
 
 class Engine:
-    """Fans out the log from `base` on, in the running event loop. `wall` gives Unix time, in seconds,
-    and `log_now` Unix time by the log's clock."""
+    """Fans out the log from `base` on, in the running event loop.
+
+    `wall` gives Unix time, in seconds, and `log_now` Unix time by the log's clock.
+    """
 
     def __init__(
         self,

@@ -111,9 +111,10 @@ class History:
         self._retention = retention
         self._max_bytes = retention.history_bytes
         self._max_floors = max_floors
-        self._begin(base)
+        self.start_over(base)
 
-    def _begin(self, base: Position) -> None:
+    def start_over(self, base: Position) -> None:
+        """Retain the log from `base` on, and nothing of what was before, still within a reduced size."""
         self.base = base
         """The floor of every channel that has none of its own."""
         self.bytes = 0
@@ -161,10 +162,6 @@ class History:
     def regrow(self) -> None:
         """Retain as much as the settings allow again."""
         self._max_bytes = self._retention.history_bytes
-
-    def start_over(self, base: Position) -> None:
-        """Retain the log from `base` on, and nothing of what was before, still within a reduced size."""
-        self._begin(base)
 
     def expire(self, now: float, limit: int | None = None) -> bool:
         """Evict what is too old, at most `limit` events and for at most 5 ms; return True if there is more."""

@@ -56,7 +56,7 @@ class Port:
         loop: asyncio.AbstractEventLoop,
         limits: RequestLimits,
         max_connections: int | None,
-        max_refusals_per_second: float | None,
+        max_refusals_per_second: float,
         logs_access: bool,
     ) -> None:
         if not config.loaded:
@@ -69,10 +69,8 @@ class Port:
         self.max_connections = max_connections
         self.discards = Throttle(DISCARDED_BYTES_PER_SECOND, MAX_DELAY_SECONDS, loop.time)
         """What nobody wants is read in turns: a client that floods the server must not keep it from its work."""
-        self.refusals = None
+        self.refusals = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)
         """Refused requests are answered in turns, for the same reason."""
-        if max_refusals_per_second is not None:
-            self.refusals = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)
         self.state = state
         self.connections: set[Any] = state.connections  # typed as uvicorn's own protocols there
         self.ws_protocol_class: Any = config.ws_protocol_class  # None, or called with keywords of uvicorn's own
@@ -103,10 +101,6 @@ class Port:
         if port is None:
             port = attributes[_PORT] = make()
         return port
-
-    def refusal_delay(self) -> float:
-        """Return for how many seconds a request that is refused now has to wait for its answer."""
-        return 0.0 if self.refusals is None else self.refusals.delay()
 
     def has_concurrency_left(self) -> bool:
         limit = self.config.limit_concurrency
@@ -209,18 +203,17 @@ class Connection(asyncio.Protocol):
 
     def refusal_delay(self) -> float:
         """Return for how many seconds a request that is refused now has to wait. Until then nothing more is read."""
-        delay = self.port.refusal_delay()
+        delay = self.port.refusals.delay()
         if delay:
-            self.pause_reading()
+            self.pause_reading()  # what arrives while nothing is read would drop the connection
             self.wait_for(Wait.REFUSED)
         return delay
 
     def check_reader(self, wait: Wait) -> None:
         """Go on with `wait`, DRAIN or FLUSH, if the client has read enough in the time that it had, else drop it."""
-        limits = self.port.limits
-        seconds = LINGER_SECONDS if wait is Wait.FLUSH else limits.body_seconds
+        port = self.port
         before, self._unread_bytes = self._unread_bytes, self.transport.get_write_buffer_size()
-        if before - self._unread_bytes >= max(1, seconds * limits.min_body_bytes_per_second):
+        if before - self._unread_bytes >= max(1, port.deadlines.seconds(wait) * port.limits.min_body_bytes_per_second):
             self.wait_for(wait)
         else:
             self.drop()

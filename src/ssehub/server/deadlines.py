@@ -58,6 +58,10 @@ class Deadlines(Generic[Owner]):
         self._queues: dict[Wait, tuple[float, dict[Owner, float]]] = {wait: (seconds[wait], {}) for wait in Wait}
         self._timer: asyncio.TimerHandle | None = None
 
+    def seconds(self, wait: Wait) -> float:
+        """Return how long the deadlines of `wait` last."""
+        return self._queues[wait][0]
+
     def start(self, connection: Owner, wait: Wait) -> None:
         seconds, queue = self._queues[wait]
         queue[connection] = self._loop.time() + seconds

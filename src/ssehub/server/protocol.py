@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 from collections import deque
 from enum import Enum
 from functools import partial
@@ -34,7 +35,7 @@ from uvicorn.server import ServerState
 
 from ..settings import RequestLimits
 from ..web.stream import EXTENSION
-from .connection import RATE_SECONDS, Connection, Port
+from .connection import Connection, Port
 from .deadlines import Wait
 from .exchange import Exchange
 from .heads import (
@@ -121,7 +122,7 @@ class HttpProtocol(Connection):
         *,
         limits: RequestLimits = RequestLimits(),
         max_connections: int | None = None,
-        max_refusals_per_second: float | None = None,
+        max_refusals_per_second: float = math.inf,
         logs_access: bool = True,
     ) -> None:
         loop = _loop or asyncio.get_event_loop()
@@ -215,7 +216,7 @@ class HttpProtocol(Connection):
         return HEAD_TOO_LARGE if self._headers else URL_TOO_LONG
 
     def _set_deadline(self) -> None:
-        if self._wait is Wait.DRAIN or self.transport.is_closing():
+        if self._wait is Wait.DRAIN or self._wait is Wait.REFUSED or self.transport.is_closing():
             return
         if self._reading is Reading.HEAD:
             self.wait_for(Wait.HEAD)
@@ -225,11 +226,8 @@ class HttpProtocol(Connection):
             elif self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
                 self._rated_bytes = 0
                 self.wait_for(Wait.BODY)
-        elif self._exchange is not None:
+        elif self._exchange is not None or not self._is_reading():
             self.wait_for(None)
-        elif not self._is_reading():
-            if self._wait is not Wait.REFUSED:
-                self.wait_for(None)
         elif self._wait is not Wait.HEAD:  # which a new connection waits for from the beginning
             self.wait_for(Wait.REQUEST)
 
@@ -455,7 +453,6 @@ class HttpProtocol(Connection):
 
     def _answer(self, refusal: Refusal) -> None:
         logger.info("request refused: %d %s, from %s", refusal.status, refusal.message, self.client)
-        self.pause_reading()  # what arrives while nothing is read would drop the connection
         self._close_with(refusal.response(self.port.state.default_headers), self.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:
@@ -473,7 +470,7 @@ class HttpProtocol(Connection):
         elif wait is Wait.FLUSH or wait is Wait.DRAIN:
             self.check_reader(wait)
         else:
-            self._check_rate(self.port.limits.body_seconds if wait is Wait.BODY else RATE_SECONDS)
+            self._check_rate(self.port.deadlines.seconds(wait))
 
     def _check_rate(self, seconds: float) -> None:
         """Go on waiting for a body that arrives fast enough, or that the app does not read."""
