@@ -47,7 +47,7 @@ def events(first: int, count: int) -> bytes:
     """Return a chunk of `count` events in the hub's encoding, numbered from `first`, due now."""
     now = time.monotonic_ns()
     frames = [
-        f"id: 1795600000000-{number}.k3j9x0ab\ndata: {stamped(number, 0, now, EVENT_BYTES)}\n\n"
+        f"data: {stamped(number, 0, now, EVENT_BYTES)}\nid: 1795600000000-{number}.k3j9x0ab\n\n"
         for number in range(first, first + count)
     ]
     body = "".join(frames).encode()

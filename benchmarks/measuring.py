@@ -72,7 +72,7 @@ def first_frame_milliseconds(server: Running) -> float:
     with socket.create_connection(_address(server), 5) as sock:
         sock.sendall(request)
         received = b""
-        while b": ok" not in received:
+        while b"stream-hello" not in received:
             received += sock.recv(4096)
     return (time.monotonic() - began) * 1000
 

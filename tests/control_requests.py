@@ -65,7 +65,7 @@ def form(**fields: str) -> str:
 
 
 def multipart(*fields: tuple[str, str]) -> bytes:
-    """Return a form as PHP's curl sends it for an array."""
+    """Return a form as PHP's curl sends it for an array. A name like `data"; filename="f` makes the part a file."""
     parts = [f'--XX\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields]
     return ("".join(parts) + "--XX--\r\n").encode()
 

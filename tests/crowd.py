@@ -1,8 +1,8 @@
-"""Many clients that reconnect, as a process of its own: `crowd.py PORT TOKEN COUNT`.
+"""Many clients that reconnect, as a process of its own: `crowd.py PORT TOKEN COUNT KIND`.
 
-The data of each event must be a sequence number. A client whose stream ends reconnects with its last event id, at a
-random time within `SPREAD_SECONDS`. Prints `open` when all streams are open, and what they have received, as JSON, for
-each line on stdin.
+The data of each event must be a sequence number. A client whose stream ends reconnects with its last event id: at a
+random time within `SPREAD_SECONDS`, or, if KIND is `native`, when `retry:` says, as browsers do. Prints `open` when all
+streams are open, and what they have received, as JSON, for each line on stdin.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from typing import Any
 from conftest import RunningHub, wait_until
 
 SPREAD_SECONDS = 1.0
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+NATIVE_HEADERS = b"Accept: text/event-stream\r\nCache-Control: no-cache\r\nSec-Fetch-Mode: cors\r\n"
 
 
 @dataclass
@@ -39,9 +42,17 @@ class Report:
     """Events that were missing, repeated or out of order, except after a reset."""
     resets: int
     pings: int
+    busy: int
+    """How often a client was told by the hub to come back later."""
+    away: int
+    """How often a proxy told it so in the hub's place."""
+    retry_seconds: float
+    """The longest time after which a client was told to come back last."""
 
 
 class Client(asyncio.Protocol):
+    retry_seconds = 0.0
+
     def __init__(self, group: Group) -> None:
         self.group = group
         self.is_open = False
@@ -75,6 +86,7 @@ class Client(asyncio.Protocol):
         self.retry()
 
     def data_received(self, data: bytes) -> None:
+        self.group.pings += data.count(b": ping\n") + data.count(b"event: stream-position\n")
         frames = (self.rest + data).split(b"\n\n")
         self.rest = frames.pop()
         for frame in frames:
@@ -83,13 +95,12 @@ class Client(asyncio.Protocol):
     def read(self, frame: bytes) -> None:
         """Read one frame. Lines that are not fields, such as the headers of chunks, are left out."""
         fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line)
-        if not self.is_open and b": ok" in frame:
+        if not self.is_open and b"stream-hello" in frame:
             self.is_open = True
             self.group.open += 1
             self.group.connected += 1
             self.group.all_open.set() if self.group.open == len(self.group.clients) else None
         self.last_event_id = fields.get(b"id", self.last_event_id)
-        self.group.pings += b": ping" in frame
         if fields.get(b"event") == b"stream-reset":
             self.group.resets += 1
             self.last = 0
@@ -100,16 +111,52 @@ class Client(asyncio.Protocol):
             self.count += 1
 
 
+class NativeClient(Client):
+    """Reconnects as a browser's EventSource does: after every end of a response, as late as `retry:` says."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        self.retry_seconds = 3.0
+        self.transport: asyncio.BaseTransport | None = None
+        self.tail = b""
+
+    def retry(self) -> None:
+        self.group.loop.call_later(self.retry_seconds, self.connect)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport, self.tail = transport, b""
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.tail = (self.tail + data)[-len(LAST_CHUNK) :]
+        if self.tail == LAST_CHUNK and self.transport is not None:
+            self.transport.close()
+
+    def read(self, frame: bytes) -> None:
+        super().read(frame)
+        if found := re.search(rb"^retry: (\d+)$", frame, re.MULTILINE):
+            self.retry_seconds = int(found[1]) / 1000
+        if b"event: stream-busy\n" in frame and self.transport is not None:
+            is_of_a_proxy = b"\r\ncontent-length: " in frame.lower()
+            self.group.away += is_of_a_proxy
+            self.group.busy += not is_of_a_proxy
+            self.transport.close()
+
+
 class Group:
-    def __init__(self, port: int, token: str, count: int) -> None:
+    def __init__(self, port: int, token: str, count: int, kind: str) -> None:
         self.loop = asyncio.get_running_loop()
         self.port = port
         self.request = f"GET /events/?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
-        self.open = self.connected = self.faults = self.resets = self.pings = 0
+        if kind == "native":
+            self.request += NATIVE_HEADERS
+        self.open = self.connected = self.faults = self.resets = self.pings = self.busy = self.away = 0
         self.all_open = asyncio.Event()
-        self.clients = [Client(self) for _ in range(count)]
+        make = NativeClient if kind == "native" else Client
+        self.clients = [make(self) for _ in range(count)]
 
-    def report(self) -> dict[str, int]:
+    def report(self) -> dict[str, float]:
         counts = [client.count for client in self.clients]
         return {
             "open": self.open,
@@ -120,11 +167,14 @@ class Group:
             "faults": self.faults,
             "resets": self.resets,
             "pings": self.pings,
+            "busy": self.busy,
+            "away": self.away,
+            "retry_seconds": max(client.retry_seconds for client in self.clients),
         }
 
 
-async def main(port: int, token: str, count: int) -> None:
-    group = Group(port, token, count)
+async def main(port: int, token: str, count: int, kind: str) -> None:
+    group = Group(port, token, count, kind)
     for client in group.clients:
         client.connect()
         await asyncio.sleep(0.0005)
@@ -142,8 +192,8 @@ def say(text: str) -> None:
 class Crowd:
     """The process, seen from a test."""
 
-    def __init__(self, hub: RunningHub, count: int) -> None:
-        command = [sys.executable, __file__, str(hub.port), hub.token(exp=86_400), str(count)]
+    def __init__(self, port: int, token: str, count: int, kind: str = "plain") -> None:
+        command = [sys.executable, __file__, str(port), token, str(count), kind]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def wait_until_open(self) -> None:
@@ -171,7 +221,20 @@ class Crowd:
 @contextmanager
 def crowds(hub: RunningHub, *counts: int) -> Iterator[list[Crowd]]:
     """Open that many streams, each number in a process of its own."""
-    running = [Crowd(hub, count) for count in counts]
+    token = hub.token(exp=86_400)
+    with opened([Crowd(hub.port, token, count) for count in counts]) as running:
+        yield running
+
+
+@contextmanager
+def native_crowds(token: str, counts: Mapping[int, int]) -> Iterator[list[Crowd]]:
+    """Open streams like those of browsers: as many as `counts` says, by port, each number in a process of its own."""
+    with opened([Crowd(port, token, count, "native") for port, count in counts.items()]) as running:
+        yield running
+
+
+@contextmanager
+def opened(running: list[Crowd]) -> Iterator[list[Crowd]]:
     try:
         for crowd in running:
             crowd.wait_until_open()
@@ -187,4 +250,4 @@ def wait_for_last(running: list[Crowd], number: int, seconds: float = 30.0) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from ssehub.fanout.sinks import HIGH_WATER_BYTES, Chunk, Owner
+
+_POSITION_FRAME = re.compile(r"event: stream-(hello|position)\ndata: {}\n")
 
 
 class FakeSink:
@@ -20,6 +24,8 @@ class FakeSink:
         self.is_closed = self.is_aborted = False
         self.linger_seconds: float | None = None
         """How long the client has to read the backlog after `close`."""
+        self.cut_after: float | None = None
+        """After how long the response is cut, if the client does not come back otherwise."""
 
     def write(self, chunk: Chunk) -> None:
         if self.is_closed:
@@ -51,8 +57,9 @@ class FakeSink:
         if owner is not None:
             owner.sink_lost()
 
-    def close(self, linger_seconds: float = 5.0) -> None:
+    def close(self, linger_seconds: float = 5.0, *, cut_after: float | None = None) -> None:
         self.is_closed = True
+        self.cut_after = cut_after
         self.owner = None
         self.linger_seconds = linger_seconds
 
@@ -67,8 +74,9 @@ class FakeSink:
         return b"".join(self.chunks).decode()
 
     def data(self) -> list[str]:
-        """Return the value of each `data:` line."""
-        return [line[6:] for line in self.text.split("\n") if line.startswith("data: ")]
+        """Return the value of each `data:` line, apart from those of frames that only tell the position."""
+        text = _POSITION_FRAME.sub("", self.text)
+        return [line[6:] for line in text.split("\n") if line.startswith("data: ")]
 
     def ids(self) -> list[str]:
         """Return the value of each `id:` line."""

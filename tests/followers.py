@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 
 from ssehub.subscription import Message, MessageReader
 
-END = b"data: end\n"
+END = re.compile(rb"\ndata: end\nid: [^\n]+\n\n")
+LONGEST_END = 100
 
 
 class Follower:
@@ -55,14 +57,14 @@ class Follower:
         try:
             while data := await reader.read(2**18):
                 received.append(data)
-                tail = tail[-len(END) :] + data
-                if END in tail:
+                tail = tail[-LONGEST_END:] + data
+                if END.search(tail):
                     self.is_done = True
                     return
         finally:
             text = b"".join(received)
-            whole = text if self.is_done else text[: text.rfind(b"\n\n") + 2]
-            self.messages += self._reader.read(whole.decode() + ("\n\n" if self.is_done else ""))
+            whole = text[: text.rfind(b"\n\n") + 2]
+            self.messages += self._reader.read(whole.decode())
 
     @property
     def events(self) -> list[tuple[str, str]]:

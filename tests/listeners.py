@@ -11,7 +11,8 @@ import asyncio
 import sys
 import time
 
-EVENT = b"\ndata: "
+EVENT = b"\ndata: 1"
+"""How each event begins, as its data is a time. The data of the hub's own frames is JSON."""
 
 
 class Listener(asyncio.Protocol):
@@ -28,17 +29,17 @@ class Listener(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         data = self.rest + data
-        if not self.is_open and b": ok" in data:
+        if not self.is_open and b"stream-hello" in data:
             self.is_open = True
             self.group.opened()
         parts = data.split(EVENT)
         now = time.time()
         for part in parts[1:-1]:
-            self.group.latencies.append(now - float(part[:17]))
+            self.group.latencies.append(now - float(b"1" + part[:16]))
         self.count += len(parts) - 1
         last = parts[-1]
-        if len(parts) > 1 and len(last) >= 17:
-            self.group.latencies.append(now - float(last[:17]))
+        if len(parts) > 1 and len(last) >= 16:
+            self.group.latencies.append(now - float(b"1" + last[:16]))
             self.rest = last[-len(EVENT) + 1 :]
         elif len(parts) > 1:
             self.count -= 1

@@ -48,4 +48,4 @@ def heartbeats(stream: RawStream) -> int:
     with contextlib.suppress(TimeoutError):
         while data := stream.socket.recv(65_536):
             stream.bytes += data
-    return stream.bytes.count(b": ping")
+    return stream.bytes.count(b": ping\n") + stream.bytes.count(b"event: stream-position\n")

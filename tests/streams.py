@@ -13,6 +13,12 @@ from weakref import WeakSet
 from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
+HELLO = b"event: stream-hello\n"
+BUSY = b"event: stream-busy\n"
+NATIVE = ("Accept: text/event-stream", "Cache-Control: no-cache", "Sec-Fetch-Mode: cors")
+"""The headers by which the hub recognises a native EventSource."""
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+
 
 class RawStream:
     """A connection on which a request has been sent, and the bytes received so far."""
@@ -31,13 +37,20 @@ class RawStream:
 
     def read_until(self, what: bytes, seconds: float = 10.0) -> bytes:
         """Read until `what` has been received; return all bytes so far."""
+        self._read_until_found(re.escape(what), seconds)
+        return self.bytes
+
+    def read_event(self, data: str, seconds: float = 10.0) -> None:
+        """Read until an event with `data` as its last line of data has been received completely, with its id."""
+        self._read_until_found(rb"(?m)^data: %b\n([^\n]+\n)*\n" % re.escape(data.encode()), seconds)
+
+    def _read_until_found(self, pattern: bytes, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while what not in self.bytes:
+        while not re.search(pattern, self.bytes):
             self.socket.settimeout(max(0.01, end - time.monotonic()))
             received = self.socket.recv(65_536)
-            assert received, f"the connection ended before {what!r} was received: {self.bytes[-200:]!r}"
+            assert received, f"the connection ended before {pattern!r} was received: {self.bytes[-200:]!r}"
             self.bytes += received
-        return self.bytes
 
     def read_to_end(self, seconds: float = 10.0) -> bytes:
         """Read until the connection has ended; return all bytes, and close the socket."""
@@ -93,11 +106,15 @@ def unchunked(data: bytes) -> bytes:
 
 
 def decode(stream: bytes) -> list[ServerSentEvent]:
-    """Decode the complete frames of a stream with httpx-sse. Frames without data are left out, as browsers do."""
+    """Decode the complete frames of a stream with httpx-sse.
+
+    Frames without data are left out, as browsers do, and those in which the hub only tells the position.
+    """
     complete = stream[: stream.rfind(b"\n\n") + 2].decode()
     lines, decoder = SSELineDecoder(), SSEDecoder()
     decoded = [decoder.decode(line) for line in lines.decode(complete)]
-    return [sse for sse in decoded if sse is not None and (sse.data or sse.event != "message")]
+    shown = [sse for sse in decoded if sse is not None and (sse.data or sse.event != "message")]
+    return [sse for sse in shown if sse.event not in ("stream-hello", "stream-position")]
 
 
 def get(path: str, *headers: str, version: str = "1.1") -> str:
@@ -109,6 +126,6 @@ def get(path: str, *headers: str, version: str = "1.1") -> str:
 def listen(port: int, token: str, *headers: str, receive_buffer: int | None = None) -> RawStream:
     """Open a stream, and read its head and first frame."""
     stream = RawStream(port, get(f"/events/?token={token}", *headers), receive_buffer=receive_buffer)
-    stream.read_until(b": ok\n")
+    stream.read_until(HELLO)
     stream.read_until(b"\n\n")
     return stream

@@ -18,7 +18,7 @@ import pytest
 from conftest import CONTROL_KEY, ERROR_LINES, SECRET, connects, free_port, wait_until
 from readme import check_curl_lines
 from servers import HYPERCORN, SERVERS, UVICORN, UVICORN_WORKERS, ServedHub, Server, reloading_uvicorn
-from streams import listen
+from streams import HELLO, RawStream, get, listen
 
 ROOT = Path(__file__).parent.parent
 Serve = Callable[..., ServedHub]
@@ -60,7 +60,7 @@ def test_f15_thousand_events_arrive_in_order(start: Serve) -> None:
 
     for first in range(0, 1_000, 100):
         hub.emit_batch([{"userId": "*", "channel": "chat", "data": str(first + number)} for number in range(100)])
-    stream.read_until(b"data: 999\n\n")
+    stream.read_event("999")
     stream.close()
 
     assert [event.data for event in stream.events] == [str(number) for number in range(1_000)]
@@ -85,6 +85,21 @@ def test_stream_ends_with_its_token(start: Serve) -> None:
     stream.close()
 
     assert [event.event for event in stream.events] == ["stream-expiring", "stream-expired"]
+
+
+def test_response_is_cut_off_for_a_client_that_needs_it_and_complete_otherwise(start: Serve) -> None:
+    hub = start(SSEHUB_STREAM_LIFETIME_SECONDS="2", SSEHUB_MAX_CONNECTIONS="1")
+    path = f"/events/?token={hub.token()}"
+    stream = RawStream(hub.port, get(f"{path}&end=cut"))
+    stream.read_until(HELLO)
+    refused = [RawStream(hub.port, get(f"{path}&end={end}")) for end in ("cut", "clean")]
+
+    cut, complete = (one.read_to_end() for one in refused)
+    ended = stream.read_to_end()
+
+    assert [one.events[-1].event for one in (*refused, stream)] == ["stream-busy", "stream-busy", "stream-lifetime"]
+    assert [one.endswith(b"\r\n0\r\n\r\n") for one in (cut, complete, ended)] == [False, True, False]
+    assert not ERROR_LINES.search(hub.log), hub.log
 
 
 def test_client_that_stalls_is_bounded_and_the_others_go_on(start: Serve) -> None:
@@ -179,7 +194,7 @@ def test_combined_app_serves_both_apps_and_reserves_the_control_address(serve: S
     token = httpx.post(f"{hub.url}/control/token/", data=form, headers=key).text
     stream = listen(hub.port, token)
     httpx.post(f"{hub.url}/control/emit/", data={**form, "data": "hi"}, headers=key).raise_for_status()
-    stream.read_until(b"data: hi\n\n")
+    stream.read_event("hi")
     stream.close()
     assert httpx.get(f"{hub.url}/control/healthz").status_code == 200
     assert httpx.get(f"{hub.url}/healthz").status_code == 404

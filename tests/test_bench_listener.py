@@ -8,12 +8,18 @@ import pytest
 
 from ssehub.bench.listener import Group, Listener
 from ssehub.bench.stamps import Span, content_of, stamped
+from ssehub.fanout.frames import HEARTBEAT, control_event, hello
+from ssehub.position import Position
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+POSITION = Position(1795600000000, 7, "k3j9x0ab")
+HELLO = hello(POSITION, None).data
+PING = HEARTBEAT.data
+MOVED = control_event("stream-position", {}, POSITION).data
 
 
 def event(number: int, publisher: int = 0) -> bytes:
-    return f"id: x\ndata: {stamped(number, publisher, time.monotonic_ns(), 38)}\n\n".encode()
+    return f"data: {stamped(number, publisher, time.monotonic_ns(), 38)}\nid: x\n\n".encode()
 
 
 def chunk(data: bytes) -> bytes:
@@ -48,13 +54,53 @@ def test_cached_reads_are_counted_for_each_subscriber() -> None:
 
     for _ in range(3):
         listener = listener_of(group)
-        listener.data_received(HEAD + chunk(b": ok\n") + chunk(b"\n"))
+        listener.data_received(HEAD + chunk(HELLO[:-1]) + chunk(b"\n"))
         for data in chunks:
             listener.data_received(data)
 
     tally = group.tally()
     assert (tally.events, tally.gaps, tally.duplicates, tally.reordered) == (15, 0, 3, 3)
     assert len(group.whole_reads) == 4
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_frames_of_the_hub_itself_count_neither_as_events_nor_as_reads_with_events(step: int) -> None:
+    group = Group()
+    listener = listener_of(group)
+    data = HEAD + chunk(HELLO) + chunk(PING) + chunk(MOVED) + chunk(PING) + chunk(PING)
+
+    for at in range(0, len(data), step):
+        listener.data_received(data[at : at + step])
+
+    tally = group.tally()
+    assert (tally.opened, tally.events, tally.reads, tally.finished_at) == (1, 0, 0, 0.0)
+    listener.data_received(chunk(event(0)))
+    tally = group.tally()
+    assert (tally.events, tally.reads, tally.gaps, tally.duplicates) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("between", [PING, MOVED, PING + MOVED])
+def test_reads_after_a_frame_of_the_hub_itself_come_from_the_cache(
+    between: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group()
+    listeners = [listener_of(group) for _ in range(3)]
+    reads = [chunk(event(number)) for number in range(4)]
+    for listener in listeners:
+        listener.data_received(HEAD + chunk(HELLO))
+        listener.data_received(chunk(between))
+    for data in reads:
+        listeners[0].data_received(data)
+        listeners[0].data_received(chunk(between))
+
+    monkeypatch.setattr(group, "content", pytest.fail)  # parses what is not in the cache
+    for data in reads:
+        for listener in listeners[1:]:
+            listener.data_received(data)
+
+    tally = group.tally()
+    assert set(group.whole_reads) == set(reads)
+    assert (tally.events, tally.reads, tally.gaps, tally.duplicates, tally.reordered) == (12, 12, 0, 0, 0)
 
 
 def test_refused_subscriber_counts_no_events() -> None:
@@ -78,8 +124,8 @@ def test_events_of_a_chunk_without_a_size_are_lost() -> None:
 
 
 def test_content_of_several_publishers_is_told_apart() -> None:
-    assert sorted(content_of(event(5, 1) + event(0, 2) + event(6, 1)).spans) == [Span(1, 5, 6), Span(2, 0, 0)]
-    assert content_of(event(5) + event(7)).spans == [Span(0, 5, 5), Span(0, 7, 7)]
+    assert sorted(content_of(b"\n" + event(5, 1) + event(0, 2) + event(6, 1)).spans) == [Span(1, 5, 6), Span(2, 0, 0)]
+    assert content_of(b"\n" + event(5) + event(7)).spans == [Span(0, 5, 5), Span(0, 7, 7)]
 
 
 def read_rate(together: int, total: int) -> float:

@@ -94,7 +94,7 @@ class RunningCluster:
 
     def listen(self, user_id: str) -> RawStream:
         stream = RawStream(self.port, get(self.stream_url(user_id).removeprefix(self.url)))
-        stream.read_until(b": ok")
+        stream.read_until(b"stream-hello")
         return stream
 
     def stop(self) -> int:
@@ -161,7 +161,7 @@ def test_both_nodes_deliver_what_is_published_through_haproxy(cluster: RunningCl
 
     cluster.publish("hi").raise_for_status()
     for stream in streams:
-        stream.read_until(b"data: hi\n\n")
+        stream.read_event("hi")
         stream.close()
 
     assert each == [1, 1]
@@ -189,13 +189,13 @@ def test_while_no_node_is_ready_clients_are_told_to_reconnect(cluster: RunningCl
         valkey.resume()
     wait_until(lambda: httpx.get(f"{cluster.control_url}/all-nodes-ready").status_code == 200, 20)
     cluster.publish("hi").raise_for_status()
-    stream.read_until(b"data: hi\n\n")
+    stream.read_event("hi")
     stream.close()
 
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "text/event-stream"
     assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
-    assert re.fullmatch(r"retry: [2-6]\d{3}\n\n", answer.text)
+    assert re.fullmatch(r"event: stream-busy\ndata: {}\nretry: [2-6]\d{3}\n\n", answer.text)
     assert refused.status_code == 503
 
 

@@ -220,7 +220,7 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_answered(
         hub.wait()
     hub = start_hub(*arguments, "--history-events", "1000000")
     stream = RawStream(hub.port, get(f"/events/?token={hub.token()}&since=earliest"))
-    stream.read_until(f"data: {answered[-1][1]}\n\n".encode(), 30)
+    stream.read_event(answered[-1][1], 30)
     stream.close()
     received = [(event.id, event.data) for event in stream.events]
     report(f"kill -9: {rounds} times, {len(answered)} events answered, {len(received)} in the log")
@@ -248,7 +248,7 @@ def test_client_resumes_after_a_restart_on_sqlite_and_is_reset_on_memory(
         hub = start_hub("--broker", broker, "--bind", f"127.0.0.1:{port}")
         stream = listen(port, token, f"Last-Event-ID: {first}")
         hub.emit(data="3")
-        stream.read_until(b"data: 3\n\n")
+        stream.read_event("3")
         stream.close()
         assert [event.data for event in stream.events] == expected
 
@@ -269,7 +269,7 @@ def test_f13_clock_set_back_an_hour_across_a_restart_keeps_ids_increasing_and_cl
     token = run("token", "--user-id", "a", "--channel", "chat", "--exp", str(exp), SSEHUB_SECRET=SECRET).stdout
     stream = listen(hub.port, token.strip(), f"Last-Event-ID: {first}")
     third = hub.emit(data="3")
-    stream.read_until(b"data: 3\n\n")
+    stream.read_event("3")
     stream.close()
 
     assert [event.data for event in stream.events] == ["2", "3"]

@@ -27,6 +27,7 @@ from uvicorn.server import ServerState
 from conftest import CONTROL_KEY, SECRET, until
 from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
 from ssehub.server import HttpProtocol
+from ssehub.settings import Streams
 from streams import get
 
 pytestmark = pytest.mark.anyio
@@ -124,7 +125,7 @@ async def test_events_arrive_in_order_through_middleware(
     hub = Hub()
     app = Starlette(routes=[Mount("/sse", create_client_app(hub, tokens=TOKENS))], middleware=[middleware])
     async with serving(app, protocol) as port, listening(port, "/sse", "Accept-Encoding: gzip") as client:
-        await client.read_until(": ok")
+        await client.read_until("stream-hello")
         for number in range(100):
             await hub.publish(channel="chat", user_id="alex", data=str(number))
         text = await client.read_until("data: 99\n")
@@ -132,7 +133,8 @@ async def test_events_arrive_in_order_through_middleware(
     await hub.aclose()
 
     assert text.startswith("HTTP/1.1 200")
-    assert [line[6:].strip() for line in text.split("\n") if line.startswith("data: ")] == list(map(str, range(100)))
+    data = [line[6:].strip() for line in text.split("\n") if line.startswith("data: ")]
+    assert data == ["{}", *map(str, range(100))]  # the first one is of stream-hello
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -143,10 +145,37 @@ async def test_http_1_0_client_behind_middleware_that_withholds_headers() -> Non
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)],
     )
     async with serving(app) as port, listening(port, "/sse", version="1.0") as client:
-        await client.read_until(": ok")
+        await client.read_until("stream-hello")
         await hub.publish(channel="chat", user_id="alex", data="hi")
         await client.read_until("data: hi\n")
     await hub.aclose()
+
+
+@pytest.mark.parametrize(("end", "is_complete"), [("cut", False), ("clean", True)])
+@pytest.mark.parametrize(
+    ("protocol", "middleware"),
+    [
+        pytest.param(HttpProtocol, [Middleware(BaseHTTPMiddleware, dispatch=pass_on)], id="behind-middleware"),
+        pytest.param(H11Protocol, [], id="under-plain-uvicorn"),
+    ],
+)
+async def test_response_of_a_mounted_app_is_cut_off_without_an_error(
+    protocol: Any, middleware: list[Middleware], end: str, is_complete: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(streams=Streams(stream_lifetime_seconds=0.5, max_connections=1))
+    app = Starlette(routes=[Mount("/sse", create_client_app(hub, tokens=TOKENS))], middleware=middleware)
+    path = f"/sse/events/?token={TOKENS.issue('alex', ['chat'], expires_at=FAR)}&end={end}"
+    async with serving(app, protocol) as port, requesting(port, path) as client:
+        await client.read_until("stream-hello")
+        async with requesting(port, path) as refused:
+            await refused.read_until("stream-busy")
+            busy = (await refused.reader.read()).decode()
+        text = client.text + (await client.reader.read()).decode()
+    await hub.aclose()
+
+    assert "event: stream-lifetime\n" in text
+    assert [one.endswith("0\r\n\r\n") for one in (refused.text + busy, text)] == [is_complete, is_complete]
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize("path", ["/sse/events", "/sse/events/", "/sse/events/more"])
@@ -156,7 +185,7 @@ async def test_mounted_path_works_with_and_without_slash_under_a_root_path(path:
     app = Starlette(routes=[Mount("/sse", create_client_app(hub, tokens=TOKENS))])
     token = TOKENS.issue("alex", ["chat"], expires_at=FAR)
     async with serving(app, root_path=root_path) as port, requesting(port, f"{path}?token={token}") as client:
-        text = await client.read_until(": ok")
+        text = await client.read_until("stream-hello")
     await hub.aclose()
 
     assert text.startswith("HTTP/1.1 200")
@@ -168,8 +197,8 @@ async def test_two_hubs_in_one_process_are_independent() -> None:
             routes=[Mount(f"/{n}", create_client_app(hub, tokens=TOKENS)) for n, hub in enumerate((one, two), 1)]
         )
         async with serving(app) as port, listening(port, "/1") as first, listening(port, "/2") as second:
-            await first.read_until(": ok")
-            await second.read_until(": ok")
+            await first.read_until("stream-hello")
+            await second.read_until("stream-hello")
             for hub, data in ((one, "for one"), (two, "for two")):
                 await hub.publish(channel="chat", user_id="*", data=data)
             await first.read_until("for one")
@@ -222,7 +251,7 @@ async def test_login_sees_the_query_as_it_was_sent() -> None:
         serving(create_client_app(hub, authenticate=by_ticket)) as port,
         requesting(port, "/events/?token=ticket") as client,
     ):
-        await client.read_until(": ok")
+        await client.read_until("stream-hello")
 
 
 async def by_cookie(connection: HTTPConnection) -> Claims | None:
@@ -251,7 +280,7 @@ async def test_login_that_fails_affects_its_own_client_only(
         requesting(port, "/events/", "Cookie: user=alex") as other,
         requesting(port, "/events/", cookie) as client,
     ):
-        await other.read_until(": ok")
+        await other.read_until("stream-hello")
         assert (await client.read_until("\r\n")).startswith(f"HTTP/1.1 {status}")
         await hub.publish(channel="chat", user_id="alex", data="still here")
         await other.read_until("data: still here\n")

@@ -63,7 +63,7 @@ def test_type_and_id_arrive_as_they_were_sent(type: str, id: str) -> None:
 def test_structured_event_has_a_line_for_each_field() -> None:
     frame = encode(event(data="a\nb", type="note", retry=1500), POSITION)
 
-    assert frame == f"id: {POSITION}\nevent: note\ndata: a\ndata: b\nretry: 1500\n\n".encode()
+    assert frame == f"event: note\ndata: a\ndata: b\nretry: 1500\nid: {POSITION}\n\n".encode()
 
 
 @pytest.mark.parametrize(

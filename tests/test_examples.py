@@ -56,7 +56,7 @@ def test_fastapi_example_uses_its_own_login(start: Callable[..., int]) -> None:
         assert alex.get("/sse/events/").status_code == 401
         alex.post("/login", data={"name": "alex"})
         stream = RawStream(port, get("/sse/events/", f"Cookie: session={alex.cookies['session']}"))
-        stream.read_until(b": ok")
+        stream.read_until(b"stream-hello")
         alex.post("/messages", json={"to": "alex", "text": "hi"}).raise_for_status()
     stream.read_until(b"event: message\n")
     stream.read_until(b"\n\n")
@@ -75,7 +75,7 @@ def test_starlette_example_ticks_and_accepts_events(start: Callable[..., int]) -
 
     assert httpx.post(f"{base}/control/emit/", data=form).status_code == 401
     assert httpx.post(f"{base}/control/emit/", data=form, headers=key).text == "OK"
-    stream.read_until(b"data: by hand\n\n")
+    stream.read_event("by hand")
     stream.close()
 
 
@@ -83,9 +83,9 @@ def test_django_example_publishes_from_a_view_and_a_thread(start: Callable[..., 
     port = start("django_app:app")
     base = f"http://127.0.0.1:{port}"
     stream = RawStream(port, get(f"/sse/events/?token={httpx.get(f'{base}/token').text}"))
-    stream.read_until(b": ok")
+    stream.read_until(b"stream-hello")
     httpx.post(f"{base}/say", data={"text": "hi"}).raise_for_status()
-    stream.read_until(b"data: hi\n\n")
+    stream.read_event("hi")
     httpx.post(f"{base}/remind", data={"seconds": "0.1"}).raise_for_status()
     stream.read_until(b"event: reminder\n")
     stream.close()
@@ -174,3 +174,29 @@ def test_chat_stops_its_hub_when_it_stops(number: signal.Signals) -> None:
 
     assert chat.wait(20) == 0
     assert not connects(hub_port)
+
+
+@pytest.mark.parametrize("name, path", [("htmx", "/htmx2"), ("turbo", "/"), ("datastar", "/")])
+def test_live_page_runs_a_hub_until_it_is_stopped(name: str, path: str) -> None:
+    ports = {variable: str(free_port()) for variable in ("PORT", "HUB_PORT", "CONTROL_PORT")}
+    url = f"http://127.0.0.1:{ports['PORT']}{path}"
+    backend = subprocess.Popen([sys.executable, name], cwd=EXAMPLES, env={**os.environ, **ports, "SECONDS": "0.1"})
+    try:
+        wait_until(lambda: connects(int(ports["PORT"])), 20)
+        wait_until(lambda: "<li>3</li>" in httpx.get(url).text, 20)
+    finally:
+        backend.terminate()
+        backend.wait(20)
+
+    assert not connects(int(ports["HUB_PORT"]))
+
+
+def test_live_page_exits_if_the_address_of_its_hub_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = {"HUB_PORT": str(server.getsockname()[1]), "PORT": str(free_port()), "CONTROL_PORT": str(free_port())}
+        backend = subprocess.run(
+            [sys.executable, "turbo"], cwd=EXAMPLES, env={**os.environ, **ports}, stderr=subprocess.PIPE, timeout=30
+        )
+
+    assert b"the port is in use" in backend.stderr
+    assert backend.returncode == 0

@@ -395,7 +395,7 @@ async def test_sink_that_can_neither_write_nor_abort_ends_its_stream_and_no_othe
         def abort(self) -> None:
             raise RuntimeError("the handler is closed")
 
-        def close(self, linger_seconds: float = 5.0) -> None:
+        def close(self, linger_seconds: float = 5.0, *, cut_after: float | None = None) -> None:
             raise RuntimeError("the handler is closed")
 
     async with running_hub() as hub:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builders import BASE, at, batch, frame
-from ssehub.fanout.frames import Batch, Frame, control_event, heartbeat, hello
+from ssehub.fanout.frames import HEARTBEAT, Batch, Frame, control_event, hello, reset
 from ssehub.position import Position
 from streams import decode
 
@@ -48,9 +48,15 @@ def test_event_expires_after_its_ttl(ttl: int | None, expires_at: float | None) 
 
 
 def test_frames_of_the_hub_itself() -> None:
-    assert hello(at(1), 1500).data.decode() == f": ok\nid: {at(1)}\nretry: 1500\n\n"
-    assert hello(None, None).data == b": ok\n\n"
-    assert heartbeat(at(2)).data.decode() == f": ping\nid: {at(2)}\n\n"
-    assert heartbeat(None).data == b": ping\n\n"
+    assert hello(at(1), 1500).data.decode() == f"event: stream-hello\ndata: {{}}\nretry: 1500\nid: {at(1)}\n\n"
+    assert hello(None, None).data == b"event: stream-hello\ndata: {}\n\n"
+    assert HEARTBEAT.data == b": ping\n"
     (event,) = decode(control_event("stream-drain", {"n": 1}, at(3), 2000).data)
     assert (event.event, event.json(), event.id, event.retry) == ("stream-drain", {"n": 1}, str(at(3)), 2000)
+
+
+def test_reset_for_datastar_also_patches_its_signals_and_cannot_be_resumed_between_the_two() -> None:
+    plain, both = (reset("too-old", at(4), for_datastar=choice).data for choice in (False, True))
+
+    assert both == b'event: datastar-patch-signals\ndata: signals {"stream":{"reset":"too-old"}}\n\n' + plain
+    assert plain.decode() == f'event: stream-reset\ndata: {{"reason":"too-old"}}\nid: {at(4)}\n\n'

@@ -193,6 +193,7 @@ class Slow:
         return self.intake.accept(Position(start + count, 0, "log"), entries(start, count))
 
 
+@pytest.mark.alone
 async def test_small_batches_are_dispatched_at_once() -> None:
     slow = Slow()
 

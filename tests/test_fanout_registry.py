@@ -12,6 +12,7 @@ from fakes import FakeSink
 from hubs import engine_of, join, publish, running_hub
 from ssehub.fanout.backlogs import OVERRUN, Backlogs
 from ssehub.fanout.clock import Clock
+from ssehub.fanout.comebacks import OpeningRate, Turns
 from ssehub.fanout.index import Index
 from ssehub.fanout.registry import Registry
 from ssehub.fanout.sinks import Chunk
@@ -36,13 +37,28 @@ class Books(Registry):
         self.backlogs = Backlogs(Backpressure(), 10**6, self.index)
         self.clock = Clock(Streams())
         self.statistics = Statistics()
-        super().__init__(self.index, self.backlogs, self.clock, self.statistics, BASE, lambda: self.times.monotonic)
+        super().__init__(
+            self.index,
+            self.backlogs,
+            self.clock,
+            self.statistics,
+            BASE,
+            Turns(OpeningRate(self.now), self.now),
+            self.now,
+        )
+
+    def now(self) -> float:
+        return self.times.monotonic
 
     def open(self, sink: FakeSink | None = None, *, expires_at: float | None = None) -> tuple[Subscriber, FakeSink]:
         sink = sink or FakeSink()
         one = subscriber(sink=sink, expires_at=expires_at)
         self.add(one, self.times.monotonic, self.times.wall)
         return one, sink
+
+
+def position_frame(position: Position | str) -> str:
+    return f"event: stream-position\ndata: {{}}\nid: {position}\n\n"
 
 
 class BrokenSink(FakeSink):
@@ -57,10 +73,10 @@ class BrokenSink(FakeSink):
             raise RuntimeError("the transport is closed")
         super().write(chunk)
 
-    def close(self, linger_seconds: float = 5.0) -> None:
+    def close(self, linger_seconds: float = 5.0, *, cut_after: float | None = None) -> None:
         if self.broken == "close":
             raise RuntimeError("the transport is closed")
-        super().close(linger_seconds)
+        super().close(linger_seconds, cut_after=cut_after)
 
 
 @pytest.mark.parametrize(
@@ -84,18 +100,19 @@ def test_position_is_never_above_what_was_written(state: State, sent: Position, 
 
 
 @pytest.mark.parametrize(
-    ("reason", "type", "linger_seconds", "is_aborted"),
+    ("reason", "type", "linger_seconds", "cut_after", "is_aborted"),
     [
-        (CloseReason.DISCONNECTED, None, 5.0, False),
-        (CloseReason.LIFETIME, None, 5.0, False),
-        (CloseReason.REVOKED, None, 5.0, False),
-        (CloseReason.EXPIRED, "stream-expired", 5.0, False),
-        (CloseReason.DRAINED, "stream-drain", 1.0, False),
-        (CloseReason.SLOW, None, None, True),
+        (CloseReason.DISCONNECTED, None, 5.0, None, False),
+        (CloseReason.LIFETIME, "stream-lifetime", 5.0, 1.0, False),
+        (CloseReason.REVOKED, None, 5.0, None, False),
+        (CloseReason.REPLACED, "stream-replaced", 5.0, None, False),
+        (CloseReason.EXPIRED, "stream-expired", 5.0, None, False),
+        (CloseReason.DRAINED, "stream-drain", 1.0, 1.0, False),
+        (CloseReason.SLOW, None, None, None, True),
     ],
 )
 def test_stream_ends_as_its_reason_demands(
-    reason: CloseReason, type: str | None, linger_seconds: float | None, is_aborted: bool
+    reason: CloseReason, type: str | None, linger_seconds: float | None, cut_after: float | None, is_aborted: bool
 ) -> None:
     registry = Books()
     one, sink = registry.open()
@@ -105,6 +122,7 @@ def test_stream_ends_as_its_reason_demands(
     assert [event.event for event in decode(sink.text.encode())] == ([type] if type else [])
     assert (one.state, one.reason) == (State.ENDED, reason)
     assert sink.is_closed and (sink.linger_seconds, sink.is_aborted) == (linger_seconds, is_aborted)
+    assert sink.cut_after == cut_after
     assert registry.statistics.endings[reason] == sum(registry.statistics.endings.values()) == 1
 
 
@@ -118,8 +136,19 @@ def test_drained_stream_lingers_until_a_second_after_the_window_and_comes_back_a
     registry.times.pass_seconds(100)
 
     assert sink.linger_seconds == 6 + 1
-    assert 6_000 + 2_000 <= int(sink.text.rpartition("retry: ")[2]) < 6_000 + 7_000
-    assert 2_000 <= registry.comeback_milliseconds() < 7_000
+    assert sink.cut_after == 1.0
+    (farewell,) = decode(sink.text.encode())
+    assert farewell.retry == 6_000 + 2_000
+
+
+def test_response_is_cut_within_the_drain_window() -> None:
+    registry = Books()
+    registry.drain_until = registry.times.monotonic + 0.5
+    one, sink = registry.open()
+
+    registry.end(one, CloseReason.DRAINED)
+
+    assert sink.cut_after == 0.5
 
 
 def test_expired_stream_is_sent_when_its_token_expired() -> None:
@@ -220,15 +249,16 @@ def test_heartbeat_is_left_out_where_a_backlog_waits(state: State, is_paused: bo
 
 def test_heartbeats_with_the_same_position_are_made_once() -> None:
     registry = Books()
-    made: dict[Position | None, Chunk] = {}
+    made: dict[Position, Chunk] = {}
     streams = [registry.open() for _ in range(3)]
     streams[0][0].known_position = BASE
 
     for one, _ in streams:
         registry.beat(one, made)
 
-    assert set(made) == {None, BASE}
-    assert [sink.text for _, sink in streams] == [": ping\n\n", *[f": ping\nid: {BASE}\n\n"] * 2]
+    assert set(made) == {BASE}
+    assert [sink.text for _, sink in streams] == [": ping\n", *[position_frame(BASE)] * 2]
+    assert streams[1][1].chunks[0] is streams[2][1].chunks[0]
 
 
 async def test_heartbeat_between_two_slices_carries_no_id_above_what_was_written() -> None:
@@ -250,7 +280,7 @@ async def test_heartbeat_between_two_slices_carries_no_id_above_what_was_written
         assert True in written and False in written
         assert all(sink.data() == ["1"] for _, sink in members)
         assert quiet_sink.ids()[-1] == position
-        assert quiet_sink.text.count(": ping") == 2
+        assert quiet_sink.text.endswith(f": ping\n{position_frame(position)}")
 
 
 async def test_heartbeat_carries_the_position_only_when_it_has_moved() -> None:
@@ -266,7 +296,7 @@ async def test_heartbeat_carries_the_position_only_when_it_has_moved() -> None:
         engine_of(hub).registry.beat(subscriber, {})
 
         assert sink.text.endswith(
-            f": ping\n\nid: {first}\ndata: 1\n\n: ping\n\nid: mine\ndata: 2\n\n: ping\nid: {second}\n\n"
+            f": ping\ndata: 1\nid: {first}\n\n: ping\ndata: 2\nid: mine\n\n{position_frame(second)}"
         )
 
 

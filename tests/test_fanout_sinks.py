@@ -212,7 +212,7 @@ async def test_uncorked_bytes_come_before_what_was_held() -> None:
         await hub.flush()
         state = subscriber.state
 
-    lines = [line[:7] for line in transport.data.decode().split("\n") if line.startswith("data: ")]
+    _, *lines = [line[:7] for line in transport.data.decode().split("\n") if line.startswith("data: ")]
     assert lines[:11] == [*(f"data: {number}" for number in range(10)), "data: a"]
     assert state is State.LIVE and not sink.is_paused
 

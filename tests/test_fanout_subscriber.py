@@ -8,7 +8,7 @@ import pytest
 
 from builders import BASE, at, batch, frame, subscriber
 from fakes import FakeSink
-from ssehub.fanout.frames import Batch, heartbeat
+from ssehub.fanout.frames import HEARTBEAT, Batch
 from ssehub.fanout.sinks import Chunk
 from ssehub.fanout.subscriber import FAILED, State
 from ssehub.position import Position
@@ -85,7 +85,7 @@ def test_sent_moves_to_the_end_of_the_round_and_not_of_the_batch() -> None:
 
 def test_publishers_id_leaves_the_client_without_a_known_position() -> None:
     one = subscriber()
-    one.send(heartbeat(BASE), BASE)
+    one.send(HEARTBEAT, BASE)
 
     one.write(Batch([frame(1), frame(2, id="mine")], at(2)))
 
@@ -97,7 +97,7 @@ def test_write_that_fails_moves_nothing() -> None:
     one.known_position = BASE
 
     assert one.write(batch(1)) == FAILED
-    assert one.send(heartbeat(at(1)), at(1)) is False
+    assert one.send(HEARTBEAT, at(1)) is False
     assert (one.sent, one.known_position) == (BASE, BASE)
 
 

@@ -156,11 +156,11 @@ def test_no_kind_of_request_leaves_a_reference_cycle_or_memory(start_hub: StartH
     full = start_hub("--max-connections", "1", code=COUNTING_GARBAGE)
     token = hub.token()
     only_stream = RawStream(full.port, get(f"/events/?token={full.token()}"))
-    only_stream.read_until(b": ok")
+    only_stream.read_until(b"stream-hello")
     stream = f"/events/?token={token}"
     kinds: dict[str, tuple[RunningHub, Callable[[int], None]]] = {
-        "stream": (hub, partial(open_and_close, hub.port, stream, b": ok")),
-        "stream with a past": (hub, partial(open_and_close, hub.port, f"{stream}&since=earliest", b": ok")),
+        "stream": (hub, partial(open_and_close, hub.port, stream, b"stream-hello")),
+        "stream with a past": (hub, partial(open_and_close, hub.port, f"{stream}&since=earliest", b"stream-hello")),
         "stream with a reset": (hub, partial(open_and_close, hub.port, f"{stream}&lastEventId=x", b"stream-reset")),
         "busy": (full, partial(open_and_close, full.port, f"/events/?token={full.token()}", b"retry:")),
         "stream left early": (hub, partial(leave_early, hub.port, get(stream))),

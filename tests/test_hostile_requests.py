@@ -307,7 +307,7 @@ def test_stream_stays_open_although_its_client_sends_nothing(impatient: RunningH
 
     impatient.emit(data="still here")
 
-    stream.read_until(b"data: still here\n\n")
+    stream.read_event("still here")
     stream.close()
 
 
@@ -329,7 +329,7 @@ def test_a14_newcomers_get_in_although_other_connections_fill_a_port(start_hub: 
         hub.emit(data=str(number))
         listen(hub.port, token).close()
 
-    stream.read_until(b"data: 19\n\n")
+    stream.read_event("19")
     for other in others:
         other.close()
     wait_until(lambda: hub.metric("ssehub_subscribers") == 1)
@@ -363,7 +363,7 @@ def test_a14_silent_connections_fill_no_cap_for_good(start_hub: StartHub) -> Non
     hub.emit(data="hello")
 
     for stream in streams:
-        stream.read_until(b"data: hello\n\n")
+        stream.read_event("hello")
         stream.close()
     for connection in silent:
         connection.close()
@@ -407,6 +407,25 @@ def test_upgrade_to_h2c_is_ignored_and_the_body_read(
     assert client.read_until(b"\r\n\r\nOK").startswith(b"HTTP/1.1 200 OK")
     wait_until(lambda: hub.metric("ssehub_events_published_total") == before + times)
     client.close()
+
+
+def test_java_client_publishes_twice_on_one_connection(hub: RunningHub) -> None:
+    """What Java's HttpClient sends in its default setting, byte for byte except for the port."""
+    request = (
+        "POST /emit/ HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        f"Content-Length: {len(BODY)}\r\nHost: 127.0.0.1:8001\r\n"
+        "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\nUpgrade: h2c\r\n"
+        f"User-Agent: Java-http-client/17.0.15\r\n{FORM}\r\n\r\n{BODY}"
+    )
+
+    client = RawStream(hub.control_port, request)
+    first = client.read_until(b"\r\n\r\nOK")
+    client.socket.sendall(request.encode())
+    client.bytes = b""
+    second = client.read_until(b"\r\n\r\nOK")
+    client.close()
+
+    assert first.startswith(b"HTTP/1.1 200 OK") and second.startswith(b"HTTP/1.1 200 OK")
 
 
 def test_request_is_read_wherever_it_is_split(hub: RunningHub) -> None:

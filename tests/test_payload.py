@@ -81,40 +81,44 @@ def test_ids_tell_whether_a_client_has_the_whole_payload(
 @pytest.mark.parametrize(
     ("payload", "written", "position_is_last"),
     [
-        pytest.param("data: x", "id: P\ndata: x\n\n", True, id="no-line-end"),
-        pytest.param("event: message\ndata: x\n", "event: message\nid: P\ndata: x\n\n", True, id="of-the-original"),
-        pytest.param("data: x\n\n", "id: P\ndata: x\n\n", True, id="complete"),
-        pytest.param("data: x\r\n\r\n", "id: P\ndata: x\r\n\r\n", True, id="complete-CRLF"),
-        pytest.param("data: x\r\n", "id: P\ndata: x\r\n\n", True, id="CRLF"),
-        pytest.param("data: x\r", "id: P\ndata: x\r\r", True, id="CR-is-not-made-a-CRLF"),
-        pytest.param("data: x\r\r", "id: P\ndata: x\r\r", True, id="complete-CR"),
-        pytest.param("data: x\n\r", "id: P\ndata: x\n\r", True, id="complete-LF-CR"),
-        pytest.param("data\n", "id: P\ndata\n\n", True, id="bare-data"),
+        pytest.param("data: x", "data: x\nid: P\n\n", True, id="no-line-end"),
+        pytest.param("event: message\ndata: x\n", "event: message\ndata: x\nid: P\n\n", True, id="of-the-original"),
+        pytest.param("data: x\n\n", "data: x\nid: P\n\n", True, id="complete"),
+        pytest.param("data: x\r\n\r\n", "data: x\r\nid: P\n\r\n", True, id="complete-CRLF"),
+        pytest.param("data: x\r\n", "data: x\r\nid: P\n\n", True, id="CRLF"),
+        pytest.param("data: x\r", "data: x\rid: P\n\r", True, id="CR-is-not-made-a-CRLF"),
+        pytest.param("data: x\r\r", "data: x\rid: P\n\r", True, id="complete-CR"),
+        pytest.param("data: x\n\r", "data: x\nid: P\n\r", True, id="complete-LF-CR"),
+        pytest.param("data\n", "data\nid: P\n\n", True, id="bare-data"),
         pytest.param("id: 7\ndata: x\n\n", "id: 7\ndata: x\n\n", False, id="its-own-id"),
         pytest.param("data: x\nid:7\n\n", "data: x\nid:7\n\n", False, id="its-own-id-after"),
-        pytest.param("id: 7\ndata: x\n\ndata: y\n\n", "id: 7\ndata: x\n\nid: P\ndata: y\n\n", True, id="id-within"),
-        pytest.param("data: x\n\nid: 7\n\n", "id: P\ndata: x\n\nid: 7\n\n", False, id="id-in-a-block-after"),
-        pytest.param("data: x\n\n: bye\n", "id: P\ndata: x\n\n: bye\n\n", True, id="comment-after"),
+        pytest.param("id: 7\ndata: x\n\ndata: y\n\n", "id: 7\ndata: x\n\ndata: y\nid: P\n\n", True, id="id-within"),
+        pytest.param("data: x\n\nid: 7\n\n", "data: x\nid: P\n\nid: 7\n\n", False, id="id-in-a-block-after"),
+        pytest.param(
+            "data: x\ndata: y\nevent: e", "data: x\ndata: y\nevent: e\nid: P\n\n", True, id="fields-behind-the-data"
+        ),
+        pytest.param("data: x\r\ndata: y", "data: x\r\ndata: y\nid: P\n\n", True, id="CRLF-and-no-line-end"),
+        pytest.param("data: x\n\n: bye\n", "data: x\nid: P\n\n: bye\n\n", True, id="comment-after"),
         pytest.param(": only a comment\n\n", ": only a comment\n\n", False, id="no-data"),
         pytest.param("database: x\n", "database: x\n\n", False, id="not-a-data-field"),
-        pytest.param("data: data\nmetadata\n", "id: P\ndata: data\nmetadata\n\n", True, id="data-in-a-value"),
+        pytest.param("data: data\nmetadata\n", "data: data\nmetadata\nid: P\n\n", True, id="data-in-a-value"),
         pytest.param("\n", "\n", False, id="blank"),
-        pytest.param("data: a\0b\n\n", "id: P\ndata: a\0b\n\n", True, id="NUL-in-data-passes"),
+        pytest.param("data: a\0b\n\n", "data: a\0b\nid: P\n\n", True, id="NUL-in-data-passes"),
         pytest.param(
-            "retry: 000005\ndata: x\n\n", "retry: 000005\nid: P\ndata: x\n\n", True, id="zeros-before-a-retry"
+            "retry: 000005\ndata: x\n\n", "retry: 000005\ndata: x\nid: P\n\n", True, id="zeros-before-a-retry"
         ),
         pytest.param(
-            "\ufeffdata: x\ndata: y\n\n", "\ufeffdata: x\nid: P\ndata: y\n\n", True, id="BOM-is-no-data-field"
+            "\ufeffdata: x\ndata: y\n\n", "\ufeffdata: x\ndata: y\nid: P\n\n", True, id="BOM-is-no-data-field"
         ),
-        pytest.param("data: \ufeffx\n\n", "id: P\ndata: \ufeffx\n\n", True, id="BOM-in-data-passes"),
-        pytest.param("\ufeffid: 7\ndata: x\n\n", "\ufeffid: 7\nid: P\ndata: x\n\n", True, id="BOM-is-no-id-field"),
+        pytest.param("data: \ufeffx\n\n", "data: \ufeffx\nid: P\n\n", True, id="BOM-in-data-passes"),
+        pytest.param("\ufeffid: 7\ndata: x\n\n", "\ufeffid: 7\ndata: x\nid: P\n\n", True, id="BOM-is-no-id-field"),
         pytest.param(
             "\ufeffevent: stream-x\ndata: x\n\n",
-            "\ufeffevent: stream-x\nid: P\ndata: x\n\n",
+            "\ufeffevent: stream-x\ndata: x\nid: P\n\n",
             True,
             id="BOM-is-no-event-field",
         ),
-        pytest.param("data: \u2028id: 5\n\n", "id: P\ndata: \u2028id: 5\n\n", True, id="U+2028-ends-no-line"),
+        pytest.param("data: \u2028id: 5\n\n", "data: \u2028id: 5\nid: P\n\n", True, id="U+2028-ends-no-line"),
     ],
 )
 def test_payload_is_completed_and_given_an_id_and_not_changed_otherwise(

@@ -120,7 +120,7 @@ def test_publisher_emits_events_and_gets_tokens(hub: RunningHub) -> None:
                 {"channel": "chat", "user_id": ["alex", "sam"], "payload": "event: raw\ndata: three\n\n"},
             ]
         )
-    stream.read_until(b"data: three\n\n")
+    stream.read_event("three")
     stream.close()
 
     assert [(event.event, event.data, event.id) for event in stream.events] == [
@@ -138,7 +138,7 @@ async def test_async_publisher_emits_events_and_gets_tokens(hub: RunningHub) -> 
         await publisher.emit_many([{"channel": "chat", "user_id": "*", "data": "two"}])
         with pytest.raises(InvalidRequest, match="userId is missing"):
             await publisher.emit(channel="chat", user_id=[], data="x")
-    stream.read_until(b"data: two\n\n")
+    stream.read_event("two")
     stream.close()
 
 
@@ -227,7 +227,7 @@ def test_c10_event_without_a_response_is_sent_again_and_published_once(hub: Runn
     with LossyProxy(hub.control_port, lose=2) as proxy, Publisher(proxy.url, timeout_seconds=5) as publisher:
         id = publisher.emit(channel="lossy", user_id="*", data="once")
     hub.emit(channel="lossy", data="last")
-    stream.read_until(b"data: last\n\n")
+    stream.read_event("last")
     stream.close()
 
     assert proxy.lost == 2

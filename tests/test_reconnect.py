@@ -57,7 +57,7 @@ class Reader(threading.Thread):
         headers = self._headers | ({"Last-Event-ID": self._last_id} if self._last_id else {})
         with httpx.Client(timeout=30) as http, connect_sse(http, "GET", self._url, headers=headers) as source:
             for event in source.iter_sse():
-                self._last_id = event.id
+                self._last_id = event.id or self._last_id
                 if event.event == "stream-reset":
                     self.received.append(f"reset {event.json()['reason']}")
                 elif event.event == "message" and event.data:

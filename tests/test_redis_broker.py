@@ -52,7 +52,7 @@ def test_e1_redis_is_killed_and_restarted_with_its_data(
     b.emit(data="2")
     a.emit(data="3")
     for stream in streams:
-        stream.read_until(b"data: 3\n\n")
+        stream.read_event("3")
         stream.close()
 
     assert took < ANSWER_SECONDS
@@ -134,7 +134,7 @@ def test_e3_redis_is_stopped_and_continued(
     wait_until(lambda: status(a, "readyz") == status(b, "readyz") == 200, 3)
     b.emit(data="2")
     for stream in streams:
-        stream.read_until(b"data: 2\n\n")
+        stream.read_event("2")
         stream.close()
 
     assert received(streams[0]) == received(streams[1])
@@ -236,7 +236,7 @@ def test_e16_hub_that_may_wait_for_redis_is_ready_when_redis_answers(
     wait_until(lambda: status(hub, "readyz") == 200)
     stream = listen(hub.port, hub.token())
     wait_until(lambda: emit(hub, "1").status_code == 200)
-    stream.read_until(b"data: 1\n\n")
+    stream.read_event("1")
     stream.close()
 
     assert early.startswith(b"HTTP/1.1 200") and b"retry:" in early, "an EventSource stops for good at any other status"

@@ -63,7 +63,7 @@ def test_f9_hub_goes_on_when_its_log_cannot_be_written() -> None:
                 stream = listen(port, token)
                 event = {"userId": "*", "channel": "chat", "data": str(number)}
                 httpx.post(f"{control_url}/emit/", json=event).raise_for_status()
-                stream.read_until(b"data: %d\n\n" % number)
+                stream.read_event(f"{number}")
                 stream.close()
             process.terminate()
             assert process.wait(20) == 0

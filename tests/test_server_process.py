@@ -19,7 +19,7 @@ import pytest
 from conftest import CONTROL_KEY, ERROR_LINES, StartHub, report, wait_until
 from readme import check_curl_lines
 from ssehub.tokens import Tokens
-from streams import RawStream, listen
+from streams import LAST_CHUNK, NATIVE, RawStream, listen
 
 pytest_plugins = ("redis_fixtures",)
 
@@ -109,25 +109,27 @@ def test_f8_server_that_fails_stops_the_hub_with_a_log_line_and_exit_code_1(star
 def test_f1_sigterm_drains_every_stream_and_exits_0(count: int, window: int, start_hub: StartHub) -> None:
     hub = start_hub("--drain-seconds", str(window))
     token = hub.token()
-    streams = [listen(hub.port, token) for _ in range(count)]
+    streams = [listen(hub.port, token, *(NATIVE if number % 2 else ())) for number in range(count)]
     hub.emit(data="last")
     began = time.monotonic()
 
     hub.signal()
     wait_until(lambda: "draining" in hub.log)
     not_ready = httpx.get(f"{hub.control_url}/readyz")
-    newcomer = httpx.get(f"{hub.url}/events/", params={"token": token})
+    newcomer = httpx.get(f"{hub.url}/events/", params={"token": token, "end": "clean"})
     for stream in streams:
-        stream.read_until(b"0\r\n\r\n")
-        stream.close()
+        stream.read_to_end()
 
     assert hub.wait() == 0
     assert time.monotonic() - began < window + 2
     assert (not_ready.status_code, newcomer.status_code) == (503, 200)
-    assert "retry: " in newcomer.text
-    for stream in streams:
+    busy = re.fullmatch(r"event: stream-busy\ndata: {}\nretry: (\d+)\nid: \S+\n\n", newcomer.text)
+    assert busy and 2_000 <= int(busy[1]) <= 7_000 + 1_000 * window + 10 * count
+    for number, stream in enumerate(streams):
         assert [event.event for event in stream.events] == ["message", "stream-drain"]
-        assert stream.events[-1].retry is not None and stream.events[-1].retry >= 2_000
+        assert stream.bytes.endswith(LAST_CHUNK) is bool(number % 2)
+        retry = stream.events[-1].retry
+        assert retry is not None and 2_000 <= retry <= 2_000 + 1_000 * window + 10 * count
     assert not ERROR_LINES.search(hub.log)
 
 
@@ -203,7 +205,7 @@ def test_f4_every_event_answered_200_during_the_drain_is_delivered_or_stored(
         last_id = re.findall(rb"^id: (\S+)", stream.body, re.MULTILINE)[-1].decode()
         resumed = listen(restarted.port, restarted.token(), f"Last-Event-ID: {last_id}")
         resumed.read_until(end.encode(), 30)
-        resumed.read_until(b"data: end\n\n")
+        resumed.read_event("end")
         resumed.close()
         received = messages(stream) + messages(resumed)
         assert not any(event.event == "stream-reset" for event in resumed.events)

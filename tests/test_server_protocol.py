@@ -39,7 +39,7 @@ def test_a14_silent_connections_take_no_descriptors_from_publishers(start_hub: S
     for number in range(5):
         assert httpx.get(f"{hub.control_url}/healthz", timeout=2).text == "ok\n"
         hub.emit(data=str(number))
-    stream.read_until(b"data: 4\n\n")
+    stream.read_event("4")
     for connection in silent:
         connection.close()
 

@@ -193,12 +193,12 @@ def test_a15_streams_are_counted_by_the_address_in_the_preamble(
     connect: Connections, behind_proxy: RunningHub, make: Callable[[str], bytes], address: str
 ) -> None:
 
-    connect(behind_proxy, make(address) + request(behind_proxy)).read_until(b": ok")
+    connect(behind_proxy, make(address) + request(behind_proxy)).read_until(b"stream-hello")
     again = connect(behind_proxy, make(address) + request(behind_proxy))
     other = connect(behind_proxy, make(f"{address}0") + request(behind_proxy))
 
-    again.read_until(b": busy")
-    other.read_until(b": ok")
+    again.read_until(b"stream-busy")
+    other.read_until(b"stream-hello")
     wait_until(lambda: f"from {address}\n" in behind_proxy.log)
 
 
@@ -207,15 +207,15 @@ def test_preamble_and_request_arrive_byte_by_byte(connect: Connections, behind_p
     stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in v2("1.2.4.1") + request(behind_proxy):
         stream.socket.sendall(bytes([byte]))
-    stream.read_until(b": ok")
+    stream.read_until(b"stream-hello")
 
 
 def test_local_preamble_keeps_the_address_of_the_connection(connect: Connections, behind_proxy: RunningHub) -> None:
     first = connect(behind_proxy, v2(command=0x20) + request(behind_proxy))
-    first.read_until(b": ok")
+    first.read_until(b"stream-hello")
     again = connect(behind_proxy, b"PROXY UNKNOWN\r\n" + request(behind_proxy))
 
-    again.read_until(b": busy")
+    again.read_until(b"stream-busy")
     wait_until(lambda: "from 127.0.0.1" in behind_proxy.log)
 
 
@@ -233,7 +233,7 @@ def test_nobody_else_may_send_a_preamble(connect: Connections, start_hub: StartH
     for preamble in (LINE, v2()):
         answer = connect(hub, preamble + request(hub)).read_to_end()
         assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
-    connect(hub, request(hub)).read_until(b": ok")
+    connect(hub, request(hub)).read_until(b"stream-hello")
 
 
 def test_preamble_is_refused_where_it_is_not_set(connect: Connections, hub: RunningHub) -> None:
@@ -293,7 +293,7 @@ def running_haproxy(config: Path) -> Iterator[None]:
 def _read_frame(sock: socket.socket) -> bytes:
     """Read the response's head and first frame."""
     received = b""
-    while b": ok\n" not in received and b": busy\n" not in received:
+    while b"stream-hello\n" not in received and b"stream-busy\n" not in received:
         part = sock.recv(4_000)
         assert part, received
         received += part
@@ -314,6 +314,6 @@ def test_a15_haproxy_says_whose_connection_it_passes_on(start_hub: StartHub, tmp
                 sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10, (address, 0)))
                 sock.sendall(request(hub))
                 answers.append(_read_frame(sock))
-            assert [b": busy" in answer for answer in answers] == [False, True, False]
+            assert [b"stream-busy" in answer for answer in answers] == [False, True, False]
         wait_until(lambda: all(f"from 127.0.0.{number}" in hub.log for number in (2, 3)))
         assert "Invalid HTTP" not in hub.log and "no PROXY preamble" not in hub.log

@@ -30,7 +30,7 @@ from ssehub.errors import AddressError, ConfigError
 from ssehub.hub import Hub
 from ssehub.server.statistics import WorkerStatistics
 from ssehub.server.workers import MAX_UNANSWERED, hangs, serve_by_workers
-from streams import RawStream, listen
+from streams import LAST_CHUNK, NATIVE, RawStream, listen
 
 OpenStream = Callable[..., RawStream]
 
@@ -101,8 +101,7 @@ def test_workers_share_connections_and_events_and_one_scrape_shows_all_workers(
 
 
 def decode_until(stream: RawStream, id: str) -> list[ServerSentEvent]:
-    stream.read_until(f"id: {id}\n".encode())
-    stream.read_until(b"\n\n\r\n")
+    stream.read_until(f"id: {id}\n\n".encode())
     return [event for event in stream.events if event.data]
 
 
@@ -225,12 +224,12 @@ def test_disconnect_reaches_the_streams_of_every_worker(start_workers: StartHub,
 
 def test_sigterm_drains_all_workers(start_workers: StartHub, open_stream: OpenStream) -> None:
     hub = start_workers("--drain-seconds", "2")
-    streams = [open_stream(hub, hub.token()) for _ in range(40)]
+    streams = [open_stream(hub, hub.token(), *(NATIVE if number % 2 else ())) for number in range(40)]
 
     hub.signal()
 
-    for stream in streams:
-        assert stream.read_to_end().endswith(b"0\r\n\r\n")
+    for number, stream in enumerate(streams):
+        assert stream.read_to_end().endswith(LAST_CHUNK) is bool(number % 2)
         assert stream.events[-1].event == "stream-drain"
     assert hub.wait() == 0
     assert not ERROR_LINES.search(hub.log)

@@ -78,6 +78,8 @@ BODIES: dict[str, tuple[dict[str, str], Callable[[], str | bytes], int]] = {
     "C7-multipart-line-ends": (MULTIPART, lambda: multipart(("data", filled("\r\n"))), 413),
     "C7-multipart-boundaries": (MULTIPART, lambda: multipart(("data", filled("\r\n--X"))), 413),
     "C7-multipart-parts": (MULTIPART, lambda: multipart(*[("data", "x")] * 120_000), 400),
+    "C7-multipart-file": (MULTIPART, lambda: multipart(('data"; filename="f', filled("x"))), 413),
+    "C7-multipart-files": (MULTIPART, lambda: multipart(*[('data"; filename="f', "x")] * 90_000), 400),
     "C7-multipart-headers": (MULTIPART, lambda: filled("a:b\r\n", "--XX\r\n", "\r\nx\r\n--XX--\r\n"), 400),
     "C7-multipart-long-header": (MULTIPART, lambda: filled("a", "--XX\r\na:", "\r\n\r\nx\r\n--XX--\r\n"), 400),
     "C7-multipart-long-name": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,10 @@ def test_token_is_read_from_header_cookie_or_query(
         assert source.response.headers["cache-control"] == "no-store"
         assert source.response.headers["x-accel-buffering"] == "no"
         hub.emit(data="hi", event="note")
-        event = next(event for event in source.iter_sse() if event.data)  # browsers ignore frames without data
+        frames = source.iter_sse()
+        hello, event = next(frames), next(frames)
 
+    assert (hello.event, hello.data) == ("stream-hello", "{}")
     assert (event.event, event.data) == ("note", "hi")
 
 
@@ -132,9 +135,82 @@ def test_options_is_answered_and_cors_allows_listed_origins_only(hub: RunningHub
     assert plain.status_code == 204
     assert listed.status_code == 200
     assert listed.headers["access-control-allow-origin"] == "https://app.example"
-    assert "Last-Event-ID" in listed.headers["access-control-allow-headers"]
+    assert listed.headers["access-control-allow-headers"] == ask["Access-Control-Request-Headers"]
     assert "access-control-allow-origin" not in evil.headers
     assert refused.headers["access-control-allow-origin"] == "https://app.example"  # lets the page see the 401
+
+
+@pytest.mark.parametrize("headers", ["datastar-request", "hx-request,hx-target,hx-current-url", "x-requested-with"])
+def test_listed_origin_may_send_headers_of_its_libraries(hub: RunningHub, headers: str) -> None:
+    """Datastar, htmx and older libraries add headers; a browser asks for each, and sends nothing if one is refused."""
+    ask = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": headers}
+
+    response = httpx.options(f"{hub.url}/events/", headers={"Origin": "https://app.example", **ask})
+
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-headers"] == headers
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
+    assert response.headers["access-control-allow-credentials"] == "true"
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
+HUB = "http://hub"
+
+
+@pytest.mark.parametrize(
+    ("origins", "headers", "refused"),
+    [
+        pytest.param([], {}, 0, id="no-origin"),
+        pytest.param([], {"Origin": HUB}, 0, id="same-origin"),
+        pytest.param([], {"Origin": HUB, **PREFLIGHT}, 0, id="same-origin-preflight"),
+        pytest.param([], {"Origin": "https://app.example", "Sec-Fetch-Site": "same-origin"}, 0, id="host-rewritten"),
+        pytest.param([], {"Sec-Fetch-Site": "cross-site"}, 0, id="link-or-image"),
+        pytest.param([], {"Origin": "https://app.example"}, 1, id="none-allowed"),
+        pytest.param([], {"Origin": "https://app.example", **PREFLIGHT}, 1, id="none-allowed-preflight"),
+        pytest.param([], {"Origin": "null"}, 1, id="null"),
+        pytest.param(["https://app.example"], {"Origin": "https://app.example"}, 0, id="listed"),
+        pytest.param(["https://app.example"], {"Origin": "https://app.example", **PREFLIGHT}, 0, id="listed-preflight"),
+        pytest.param(["https://app.example"], {"Origin": "http://app.example"}, 1, id="other-scheme"),
+        pytest.param(["https://app.example"], {"Origin": "https://evil.example", **PREFLIGHT}, 1, id="other-preflight"),
+        pytest.param(["*"], {"Origin": "https://evil.example"}, 0, id="any"),
+        pytest.param(["*"], {"Origin": "null", **PREFLIGHT}, 0, id="any-preflight"),
+    ],
+)
+@pytest.mark.anyio
+async def test_request_from_an_origin_that_is_not_allowed_is_counted_and_logged(
+    origins: list[str], headers: dict[str, str], refused: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub, tokens = Hub(), Tokens(SECRET)
+    app = create_client_app(hub, tokens=tokens, cors_origins=origins, drains_on_exit=False)
+    method = "OPTIONS" if "Access-Control-Request-Method" in headers else "HEAD"
+    params = {"token": tokens.issue("alex", ["chat"], expires_at=4_000_000_000)}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HUB) as http:
+        with caplog.at_level("INFO", "ssehub.client"):
+            response = await http.request(method, "/events/", headers=headers, params=params)
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "ssehub.client"]
+    assert hub.statistics.refused["origin"] == len(lines) == refused
+    assert all(f"origin {headers['Origin']!r} is not in cors_origins" in line for line in lines)
+    assert not any(params["token"] in line for line in lines)
+    if "Origin" in headers and headers["Origin"] != HUB and "Sec-Fetch-Site" not in headers:
+        assert ("access-control-allow-origin" not in response.headers) == bool(refused)
+
+
+@pytest.mark.anyio
+async def test_flood_from_one_origin_is_counted_in_full_and_logged_at_a_limited_rate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub()
+    app = create_client_app(hub, tokens=Tokens(SECRET), drains_on_exit=False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HUB) as http:
+        with caplog.at_level("INFO", "ssehub.client"):
+            for number in range(600):
+                await http.options("/events/", headers={"Origin": f"https://{number}.{'a' * 1_000}.example"})
+
+    assert hub.statistics.refused["origin"] == 600
+    lines = [record for record in caplog.records if "cors_origins" in record.getMessage()]
+    assert 0 < len(lines) < 500
+    assert max(len(record.getMessage()) for record in lines) < 400
 
 
 @pytest.mark.parametrize("path", ["/events", "/events/", "/events//", "/", "/emit/", "/token/", "/metrics", "/healthz"])
@@ -150,20 +226,20 @@ def test_a19_c15_no_path_redirects_and_control_paths_are_404(hub: RunningHub, pa
 @pytest.mark.parametrize(
     ("headers", "query", "reason"),
     [
-        (["Last-Event-ID: 1-0.zzzzzzzz"], "", b"log-lost"),
-        ([], "&lastEventId=1-0.zzzzzzzz", b"log-lost"),
-        ([], "&last_event_id=garbage", b"unknown-id"),
-        ([], "&lastEventID=-1", b"unknown-id"),
-        (["Last-Event-ID: garbage"], "&lastEventId=1-0.zzzzzzzz", b"unknown-id"),
-        (["Last-Event-ID: " + "x" * 20_000], "", b"unknown-id"),
+        (["Last-Event-ID: 1-0.zzzzzzzz"], "", "log-lost"),
+        ([], "&lastEventId=1-0.zzzzzzzz", "log-lost"),
+        ([], "&last_event_id=garbage", "unknown-id"),
+        ([], "&lastEventID=-1", "unknown-id"),
+        (["Last-Event-ID: garbage"], "&lastEventId=1-0.zzzzzzzz", "unknown-id"),
+        (["Last-Event-ID: " + "x" * 20_000], "", "unknown-id"),
     ],
     ids=["header", "yaffle", "snake", "capitals", "D9-header-wins", "D2-long"],
 )
-def test_cursor_is_read_from_header_or_query(hub: RunningHub, headers: list[str], query: str, reason: bytes) -> None:
+def test_cursor_is_read_from_header_or_query(hub: RunningHub, headers: list[str], query: str, reason: str) -> None:
     stream = RawStream(hub.port, get(f"/events/?token={hub.token()}{query}", *headers))
-    stream.read_until(b'data: {"reason":"' + reason + b'"}\n\n')
+    stream.read_event(f'{{"reason":"{reason}"}}')
     hub.emit(data="live")
-    stream.read_until(b"data: live\n\n")
+    stream.read_event("live")
     stream.close()
 
 
@@ -171,7 +247,7 @@ def test_present_position_is_resumed_without_a_reset(hub: RunningHub) -> None:
     head = hub.emit(data="x")
     stream = listen(hub.port, hub.token(), f"Last-Event-ID: {head}")
     hub.emit(data="live")
-    stream.read_until(b"data: live\n\n")
+    stream.read_event("live")
     stream.close()
 
     assert [event.event for event in stream.events] == ["message"]
@@ -181,14 +257,15 @@ def test_a13_client_over_the_limit_is_told_to_reconnect_later(start_hub: Callabl
     hub = start_hub("--max-connections", "5")
     token = hub.token()
     streams = [listen(hub.port, token) for _ in range(5)]
-    refused = httpx.get(f"{hub.url}/events/", params={"token": token})
+    refused = httpx.get(f"{hub.url}/events/", params={"token": token, "end": "clean"})
     hub.emit(data="still")
 
     assert refused.status_code == 200
     assert refused.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert refused.text.startswith(": busy\nretry: ") and int(refused.text.split("retry: ")[1]) >= 2_000
+    found = re.fullmatch(r"event: stream-busy\ndata: {}\nretry: (\d+)\nid: \S+\n\n", refused.text)
+    assert found and 2_000 <= int(found[1]) <= 7_100
     for stream in streams:
-        stream.read_until(b"data: still\n\n")
+        stream.read_event("still")
         stream.close()
 
 
@@ -210,3 +287,31 @@ def test_query_with_too_many_fields_is_refused(hub: RunningHub) -> None:
         400,
         "the query has more than 100 fields, 2000 percent-escapes or 65536 bytes\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [("&dialect=datastar", ()), ("", ("Datastar-Request: true",))],
+    ids=["asked-for", "recognised"],
+)
+def test_page_of_datastar_is_sent_a_reset_as_a_patch_of_its_signals(
+    hub: RunningHub, query: str, headers: tuple[str, ...]
+) -> None:
+    stream = RawStream(hub.port, get(f"/events/?token={hub.token()}&lastEventId=unknown{query}", *headers))
+    stream.read_until(b"stream-reset")
+    stream.read_until(b"\nid: ")
+    hub.emit(data="1")
+    stream.read_until(b"data: 1\n")
+    stream.read_until(b"\n\n\r\n")
+    stream.close()
+
+    patch, reset, event = stream.events
+    assert (patch.event, patch.data) == ("datastar-patch-signals", 'signals {"stream":{"reset":"unknown-id"}}')
+    assert (reset.event, reset.data, event.data) == ("stream-reset", '{"reason":"unknown-id"}', "1")
+
+
+def test_unknown_dialect_is_refused(hub: RunningHub) -> None:
+    refused = httpx.get(f"{hub.url}/events/", params={"token": hub.token(), "dialect": "htmx"})
+
+    assert refused.status_code == 400
+    assert refused.text == "unknown dialect 'htmx': use datastar, or leave it out\n"

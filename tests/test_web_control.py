@@ -29,6 +29,27 @@ pytestmark = pytest.mark.anyio
             id="multipart",
         ),
         pytest.param("/emit/?userId=*", multipart(("channel", "chat"), ("data", "é")), MULTIPART, ["é"], id="both"),
+        pytest.param(
+            "/emit/?userId=*&channel=chat",
+            multipart(("data", "é")),
+            {"content-type": "multipart/form-data; charset=us-ascii; boundary=XX"},
+            ["é"],
+            id="utf-8-declared-as-ascii",
+        ),
+        pytest.param(
+            "/emit/?userId=*&channel=chat",
+            multipart(('data"; filename="notes.txt"\r\nContent-Type: text/plain; x="', "é & 100 %")),
+            MULTIPART,
+            ["é & 100 %"],
+            id="file",
+        ),
+        pytest.param(
+            "/emit/?userId=*&channel=chat",
+            multipart(('data"; filename="large', "x" * 2**20)),
+            MULTIPART,
+            ["x" * 2**20],
+            id="large-file",
+        ),
     ],
 )
 async def test_form_is_published_and_answered_ok(

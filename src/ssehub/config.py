@@ -141,6 +141,11 @@ class Config(BaseSettings):
         None, min_length=1, description="name of a cookie that may carry the token; if not set, cookies are ignored"
     )
     cors_origins: Names = Field([], description="other origins whose pages may open streams, or * for all")
+    comeback_end: Literal["auto", "clean", "cut"] = Field(
+        "auto",
+        description="how to end the response of a client that should reconnect: complete (clean), cut off (cut), or as "
+        "the client needs it (auto)",
+    )
     control_hosts: Names = Field([], description="further host names by which clients may address the control app")
     trusted_proxies: Names = Field(
         [],

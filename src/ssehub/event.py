@@ -191,10 +191,10 @@ def encode(event: Event, position: Position) -> bytes:
             # As `encode_fields` would, but without an object for each line.
             data = data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", f"{SEPARATOR}data: ")
         return (_template(event.type, event.retry) % {"id": id, "data": data}).encode()
-    text = event.payload or ""
+    text = f"{event.payload}{parsed.completion}"
     if parsed.position_at is not None:
         text = f"{text[: parsed.position_at]}id: {position}{SEPARATOR}{text[parsed.position_at :]}"
-    return (text + parsed.completion).encode()
+    return text.encode()
 
 
 @lru_cache(1_024)
@@ -217,5 +217,10 @@ def encode_fields(
     retry: int | None = None,
     comment: str | None = None,
 ) -> bytes:
-    """Return one frame, as sse-starlette writes it: of a structured event, a control event or a heartbeat."""
-    return ServerSentEvent(data, event=event, id=id, retry=retry, comment=comment, sep=SEPARATOR).encode()
+    """Return one frame, as sse-starlette writes it, except that `id` comes last. It must not contain a line end.
+
+    Some clients take an id when they read its line, not at the blank line that ends the event. If the connection were
+    cut between an id and the data behind it, such a client would lose that event without a sign.
+    """
+    frame = ServerSentEvent(data, event=event, retry=retry, comment=comment, sep=SEPARATOR).encode()
+    return frame if id is None else b"%bid: %b\n\n" % (frame.removesuffix(b"\n"), id.encode())

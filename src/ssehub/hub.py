@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError
@@ -21,10 +22,12 @@ from .brokers.session import Session
 from .claims import Claims
 from .errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
 from .event import Event
+from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
-from .fanout.registry import comeback_milliseconds
+from .fanout.limits import OF_ONE_CLIENT
+from .fanout.registry import RESTART_SECONDS
 from .fanout.resume import NOW, Start
-from .fanout.sinks import Chunk, Sink
+from .fanout.sinks import CUT_SECONDS, Chunk, Sink
 from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
 from .fields import json_text, one_or_many
@@ -36,6 +39,8 @@ from .subscription import Subscription
 
 FLUSH_SECONDS = 1.0
 """How long a hub that is being closed goes on writing what was published before."""
+REFUSED_MILLISECONDS = 5_000
+"""Clients that were refused at the same moment reconnect over at least this time."""
 REACH_SECONDS = 2.0
 """How long a client whose cursor is ahead of this hub waits for the hub to catch up."""
 
@@ -66,6 +71,9 @@ class Hub:
         self.limits_streams = stream_limits.has_any
         """True if streams that are attached with an address may be refused because of how many there are."""
         self._statistics = Statistics()
+        opening_rate = OpeningRate(monotonic, stream_limits.max_new_streams_per_second)
+        self._turns = Turns(opening_rate, monotonic)
+        """When the clients come back that were refused. Those whose streams ended do not wait behind them."""
         self._build = partial(
             Engine,
             retention=retention,
@@ -76,6 +84,7 @@ class Hub:
             wall=now,
             log_now=self.broker.now,
             monotonic=monotonic,
+            opening_rate=opening_rate,
             meter=MemoryMeter.for_limit(memory.max_memory_bytes),
         )
         self._run: _Run | None = None
@@ -369,9 +378,15 @@ class Hub:
         """True since `drain` was called."""
         return self._run is not None and self._run.is_draining
 
-    def comeback_milliseconds(self) -> int:
-        """Return a jittered `retry:` for a client that is to come back after a drain and a restart."""
-        return self._engine.registry.comeback_milliseconds() if self._engine is not None else comeback_milliseconds()
+    def comeback(self, reason: str) -> Comeback:
+        """Return how a client that is refused for `reason`, one of `ssehub.fanout.limits.Refusal`, should reconnect."""
+        registry = self._engine.registry if self._engine is not None else None
+        earliest = RESTART_SECONDS + (registry.drain_seconds_left if registry is not None else 0.0)
+        turn = int(earliest * 1000) if reason in OF_ONE_CLIENT else self._turns.milliseconds(earliest)
+        retry = turn + random.randrange(REFUSED_MILLISECONDS)
+        if registry is None:
+            return Comeback(retry, CUT_SECONDS, None)
+        return Comeback(retry, registry.cut_seconds, registry.head)
 
     async def reach(self, cursor: str | None) -> None:
         """Wait until this hub has read the log up to `cursor`, or to its end, but at most 2 s.
@@ -393,24 +408,36 @@ class Hub:
         """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""
         self._statistics.refused[reason] += 1
 
-    def attach(self, claims: Claims, sink: Sink, start: Start = NOW, address: str | None = None) -> Subscriber:
+    def attach(
+        self,
+        claims: Claims,
+        sink: Sink,
+        start: Start = NOW,
+        address: str | None = None,
+        *,
+        uses_datastar: bool = False,
+    ) -> Subscriber:
         """Open a stream that writes to `sink`, for a server's response; the hub closes `sink` when the stream ends.
 
         It receives everything that `claims` grant, from `start` on. Raises HubClosed, and BrokerUnavailable if the log
         is not being read yet. The limits on streams apply if there is an `address`, which stands for the client; then
-        this also raises StreamRefused.
+        this also raises StreamRefused. With `uses_datastar` a reset is also sent in the way that Datastar applies by
+        itself.
         """
         engine = self._running().engine
         if engine is None:
             raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
-        return engine.attach(claims, sink, start, address)
+        return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar)
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""
         if subscriber.reason is not None:
             for chunk in unsent:
                 sink.write(chunk)
-            sink.close()
+            if self._engine is not None:
+                self._engine.registry.close(sink, subscriber.reason)
+            else:
+                sink.close()
         elif self._engine is not None:
             self._engine.move(subscriber, sink, unsent)
 

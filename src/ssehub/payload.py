@@ -1,7 +1,8 @@
 """Raw payloads: stream text written by a publisher, parsed by the HTML standard, section 9.2.6, before it is stored.
 
-A payload is sent as it is, with two additions. The last block with data gets an `id:` line with the event's position,
-unless it has an id; and an unfinished last block is completed, as the next event would otherwise become part of it.
+A payload is sent as it is, with two additions. An unfinished last block is completed, as the next event would otherwise
+become part of it; and the last block with data gets an `id:` line with the event's position as its last line, unless it
+has an id.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class ParsedPayload:
     id: str | None
     """The last id in the payload, if it has any."""
     position_at: int | None
-    """Where to insert the `id:` line; None if the last block with data has an id, or no block has data."""
+    """Where to insert the `id:` line into the completed payload; None if the last block with data has an id, or no
+    block has data.
+    """
     ends_with_position: bool
     """True if the inserted id is the last one that a client reads."""
     ids: tuple[str, ...]
@@ -47,19 +50,20 @@ class ParsedPayload:
         if not text:
             raise InvalidEvent("payload is empty: give stream text, such as 'data: hello'")
         ids = _checked_ids(text)
-        position_at = _last_data_line(text)
-        last_block = 0
-        if position_at is not None:
-            last_block, end = _block_around(text, position_at)
-            if any(last_block <= start < end for start, _ in ids):
-                position_at = None
+        completion = _completion(text)
+        data_at = _last_data_line(text)
+        last_block, position_at = 0, None
+        if data_at is not None:
+            last_block, end = _block_around(text + completion, data_at)
+            if not any(last_block <= start < end for start, _ in ids):
+                position_at = end
         return cls(
             id=ids[-1][1] if ids else None,
             position_at=position_at,
             ends_with_position=position_at is not None and not any(start > position_at for start, _ in ids),
             ids=tuple(id for start, id in ids if start >= last_block),
             inner_ids=tuple(id for start, id in ids if start < last_block),
-            completion=_completion(text),
+            completion=completion,
         )
 
 
@@ -107,10 +111,11 @@ def _last_data_line(text: str) -> int | None:
 
 
 def _block_around(text: str, index: int) -> tuple[int, int]:
-    """Return where the block that contains `index` starts and ends."""
+    """Return where the block that contains `index` starts, and where the blank line begins that ends it."""
     start = max(text.rfind(pair, 0, index) for pair in ("\n\n", "\r\r", "\n\r"))
     end = _BLOCK_END.search(text, index)
-    return max(start, 0), end.start() if end else len(text)
+    assert end is not None, "a completed payload ends with a blank line"
+    return max(start, 0), end.start() + 1
 
 
 def _completion(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Self
 from .fanout.sinks import Sink, TaskSink
 from .fanout.subscriber import CloseReason, Subscriber
 
+_POSITION_TYPES = ("stream-hello", "stream-position")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -32,7 +33,10 @@ class Message:
 
 
 class MessageReader:
-    """Parses stream text as a browser does, frame by frame, and remembers the last event id."""
+    """Parses stream text as a browser does, frame by frame, and remembers the last event id.
+
+    The events in which a hub only tells the position are left out.
+    """
 
     def __init__(self) -> None:
         self.last_id = ""
@@ -44,7 +48,7 @@ class MessageReader:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if not line:
-                if data:
+                if data and type not in _POSITION_TYPES:
                     yield Message(type or "message", "\n".join(data), self.last_id)
                 type, data = "", []
             elif name == "data":
@@ -56,7 +60,9 @@ class MessageReader:
 
 
 class Subscription:
-    """An async iterator of messages, control events included. It starts on entering.
+    """An async iterator of messages, control events included except `stream-hello` and `stream-position`.
+
+    It starts on entering.
 
         async with hub.subscribe(channel="chat", user_id="alex") as messages:
             async for message in messages:

@@ -46,7 +46,7 @@ class Recording:
         self.is_paused = False
         self.backlog = 0
         self.messages: list[Message] = []
-        """The events that a page would be shown, control events included."""
+        """The events that a page would be shown, and control events except `stream-hello` and `stream-position`."""
         self.text = ""
         """The text of the whole stream, heartbeats included."""
         self.subscriber: Subscriber | None = None
@@ -62,7 +62,7 @@ class Recording:
         self.text += text
         self.messages.extend(self._reader.read(text))
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, cut_after: float | None = None) -> None:
         self.owner = None
 
     def abort(self) -> None:

@@ -93,8 +93,9 @@ class Scanner:
         """The end of the bytes so far that may be the beginning of a stamp."""
 
     @property
-    def is_between_events(self) -> bool:
-        return self._tail.endswith(b"\n\n")
+    def is_between_lines(self) -> bool:
+        """True if no stamp can begin before the next bytes, other than with the line end before them."""
+        return self._tail.endswith(b"\n")
 
     def scan(self, data: bytes) -> bytes:
         """Return the bytes to search for stamps: each stamp of the body is in one of them, complete."""

@@ -2,7 +2,7 @@
 
 A worker reads hundreds of thousands of events per second, so that it is not the bottleneck of the load test. The
 subscribers of one channel receive the same bytes, usually one whole chunk per read. Therefore the content of a read
-that begins and ends between two events is cached, and the same bytes at such a position are not parsed again.
+that begins and ends between two lines is cached, and the same bytes at such a position are not parsed again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Group:
         self.last_read_at = 0
         """The `time.monotonic_ns()` of the last read that contained events."""
         self.whole_reads: dict[bytes, Content] = {}
-        """The content of reads that began and ended between two events, by their bytes, with their chunk headers."""
+        """The content of reads that began and ended between two lines, by their bytes, with their chunk headers."""
         self._contents: dict[bytes, Content] = {}
 
     def content(self, data: bytes) -> Content:
@@ -101,7 +101,7 @@ class Listener(asyncio.Protocol):
         "_decoder",
         "_group",
         "_head",
-        "_is_between_events",
+        "_is_between_lines",
         "_request",
         "_scanner",
         "_sequences",
@@ -118,8 +118,8 @@ class Listener(asyncio.Protocol):
         self._decoder: Decoder = Identity()
         self._scanner = Scanner()
         self._sequences = Sequences(group.faults)
-        self._is_between_events = False
-        """True if the last read ended between two events and two chunks: the next one may be in the cache."""
+        self._is_between_lines = False
+        """True if the last read ended between two lines and two chunks: the next one may be in the cache."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # By default the kernel lets each receive buffer grow to 6 MB, until its memory for TCP is used up and it drops
@@ -128,7 +128,7 @@ class Listener(asyncio.Protocol):
         cast(asyncio.Transport, transport).write(self._request)  # uvloop's transports inherit no class of asyncio
 
     def data_received(self, data: bytes) -> None:
-        if self._is_between_events and (content := self._group.whole_reads.get(data)) is not None:
+        if self._is_between_lines and (content := self._group.whole_reads.get(data)) is not None:
             self._group.count(content)
             self._sequences.check(content)
             return
@@ -157,15 +157,17 @@ class Listener(asyncio.Protocol):
 
     def _read_body(self, body: bytes, data: bytes) -> None:
         """Count the events of `body`, the part of the read `data` that belongs to the body."""
-        was_between_events = self._is_between_events
+        was_between_lines = self._is_between_lines
         scanned = self._scanner.scan(self._decoder.decode(body))
-        self._is_between_events = self._scanner.is_between_events and self._decoder.is_at_boundary
+        self._is_between_lines = self._scanner.is_between_lines and self._decoder.is_at_boundary
         if MARK not in scanned:
             return
         content = self._group.content(scanned)
+        if not content.events:
+            return  # frames of the hub's own have data, but no stamps
         self._group.count(content)
         self._sequences.check(content)
-        if was_between_events and self._is_between_events:
+        if was_between_lines and self._is_between_lines:
             self._group.cache_whole_read(data, content)
 
     def connection_lost(self, exc: Exception | None) -> None:

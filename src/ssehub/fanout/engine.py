@@ -26,6 +26,7 @@ from ..publication import Disconnect
 from ..settings import Backpressure, Retention, StreamLimits, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
+from .comebacks import OpeningRate, Turns
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
@@ -46,6 +47,10 @@ from .upkeep import Upkeep
 logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
+RETURN_MILLISECONDS = 3_000
+"""The `retry:` sent to a client that has reconnected, unless one is configured. Otherwise it would keep the one with
+which its last stream ended, which may have been long because there were many clients.
+"""
 LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
 
 
@@ -67,6 +72,7 @@ class Engine:
         log_now: Callable[[], float],
         monotonic: Callable[[], float],
         stream_limits: StreamLimits,
+        opening_rate: OpeningRate,
         meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -82,7 +88,8 @@ class Engine:
         self.clock = Clock(streams)
         self.pressure = Pressure(meter)
         counts = StreamCounts(stream_limits, self.index, monotonic) if stream_limits.has_any else None
-        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, monotonic, counts)
+        turns = Turns(opening_rate, monotonic)
+        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, counts)
         self._replays = Replays(
             self._history,
             self.registry,
@@ -106,6 +113,8 @@ class Engine:
             self.pressure,
             self.registry,
             self._replays,
+            opening_rate,
+            statistics,
             has_heartbeats=streams.heartbeat_seconds > 0,
             wall=wall,
             monotonic=monotonic,
@@ -337,7 +346,9 @@ class Engine:
 
     # Subscribers
 
-    def attach(self, claims: Claims, sink: Sink, start: Start, address: str | None = None) -> Subscriber:
+    def attach(
+        self, claims: Claims, sink: Sink, start: Start, address: str | None = None, *, uses_datastar: bool = False
+    ) -> Subscriber:
         """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed.
 
         Limits apply to streams with an `address`. Raises StreamRefused.
@@ -345,12 +356,15 @@ class Engine:
         self.registry.admit(claims, address)
         now = self._monotonic()
         sent, reset = beginning(self._history, self.head, claims, start, now)
-        subscriber = Subscriber(claims, sink, self.head, sent)
+        subscriber = Subscriber(claims, sink, self.head, sent, uses_datastar=uses_datastar)
         sink.owner = _SinkOwner(self, subscriber)
         self.registry.add(subscriber, now, self._wall(), address)
         # An id before the reset would let a client that is disconnected between the two come back without a reset.
         position = sent if reset is None else None
-        self.registry.send_frame(subscriber, hello(position, self._streams.retry_milliseconds), position)
+        retry = self._streams.retry_milliseconds
+        if retry is None and start.cursor is not None:
+            retry = RETURN_MILLISECONDS
+        self.registry.send_frame(subscriber, hello(position, retry), position)
         if reset is not None:
             self.registry.send_reset(subscriber, reset)
         if subscriber.state is REPLAYING:

@@ -82,21 +82,36 @@ class Batch(Chunk):
         return self._rest[1]
 
 
+HEARTBEAT = Chunk(encode_fields(comment="ping").removesuffix(b"\n"))
+"""A line on its own: after a comment and a blank line some clients deliver an event with empty data."""
+
+
 @lru_cache(8)
 def hello(position: Position | None, retry_milliseconds: int | None) -> Chunk:
     """Return the first frame of a stream. Clients that connect while nothing is published share it."""
-    return Chunk(encode_fields(comment="ok", id=_text(position), retry=retry_milliseconds))
+    return control_event("stream-hello", {}, position, retry_milliseconds)
 
 
-def heartbeat(position: Position | None) -> Chunk:
-    """Return a heartbeat; it carries `position` as id, if there is one."""
-    return Chunk(encode_fields(comment="ping", id=_text(position)))
+def control_event(
+    type: str, data: object, position: Position | str | None, retry_milliseconds: int | None = None
+) -> Chunk:
+    """Return an event that the hub itself sends, with the subscriber's position, or its cursor, as id.
+
+    All that the hub sends on its own account are events with a type and data: some clients remember no ids of frames
+    without data, ignore their `retry`, or deliver them as events with empty data.
+    """
+    id = None if position is None else str(position)
+    return Chunk(encode_fields(event=type, data=json_text(data), id=id, retry=retry_milliseconds))
 
 
-def control_event(type: str, data: object, position: Position, retry_milliseconds: int | None = None) -> Chunk:
-    """Return an event that the hub itself sends. It carries the subscriber's position as id."""
-    return Chunk(encode_fields(event=type, data=json_text(data), id=str(position), retry=retry_milliseconds))
+def reset(reason: str, position: Position, *, for_datastar: bool) -> Chunk:
+    """Return the event that tells a client that it may have missed events.
 
-
-def _text(position: Position | None) -> str | None:
-    return None if position is None else str(position)
+    For a page with Datastar the same is sent as a patch of its signals before that, which it applies by itself. Both
+    are written at once, and only the second one has an id: a client that has one of them cannot resume without both.
+    """
+    event = control_event("stream-reset", {"reason": reason}, position)
+    if not for_datastar:
+        return event
+    signals = json_text({"stream": {"reset": reason}})
+    return Chunk(encode_fields(event="datastar-patch-signals", data=f"signals {signals}") + event.data)

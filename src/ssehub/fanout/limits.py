@@ -36,6 +36,11 @@ class Refusal(StrEnum):
     ADDRESS_RATE = "address-rate"
     RATE = "rate"
     PUBLISH_RATE = "publish-rate"
+    ORIGIN = "origin"
+
+
+OF_ONE_CLIENT = frozenset((Refusal.USER, Refusal.ADDRESS, Refusal.ADDRESS_RATE, Refusal.CHANNEL))
+"""The refusals that say nothing about how many streams the hub can take."""
 
 
 class StreamCounts:

@@ -10,20 +10,25 @@ from ..loglimit import limited_logger
 from ..position import Position
 from .backlogs import OVERRUN, Backlogs
 from .clock import Clock
-from .frames import control_event, heartbeat
+from .comebacks import Turns
+from .frames import HEARTBEAT, control_event, reset
 from .history import ResetReason
 from .index import Index
 from .limits import StreamCounts
-from .sinks import Chunk, Sink
+from .sinks import CUT_SECONDS, LINGER_SECONDS, Chunk, Sink
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 
 logger = limited_logger("ssehub.hub")
 
-RESTART_MILLISECONDS = 2_000
-"""A drained client comes back after at least this time, in which a restart should be done, and within 5 s more."""
+RESTART_SECONDS = 2.0
+"""Drained clients come back this long after the drain: by then a restart should be done."""
+LIFETIME_SECONDS = 1.0
+"""A client whose stream has reached its maximum lifetime comes back after at least this time."""
 REPLACED_MILLISECONDS = 600_000
 """A client whose stream was replaced by another one of its user comes back after this time, or a fifth more."""
+COMES_BACK = (CloseReason.DRAINED, CloseReason.LIFETIME)
+"""The ends after which a client is to come back."""
 DRAIN_LINGER_SECONDS = 1.0
 """How much longer than the drain window a client has to read what was written before its stream ended."""
 
@@ -41,6 +46,7 @@ class Registry:
         clock: Clock,
         statistics: Statistics,
         base: Position,
+        turns: Turns,
         monotonic: Callable[[], float],
         counts: StreamCounts | None = None,
     ) -> None:
@@ -54,6 +60,7 @@ class Registry:
         self._backlogs = backlogs
         self._clock = clock
         self._statistics = statistics
+        self._turns = turns
         self._monotonic = monotonic
         self.counts = counts
         """The streams that limits are about; None if there are no limits."""
@@ -89,21 +96,24 @@ class Registry:
     def send_reset(self, subscriber: Subscriber, reason: ResetReason) -> None:
         """Tell a client that it may have missed events."""
         self._statistics.resets[reason.value] += 1
-        self.send(subscriber, "stream-reset", {"reason": reason.value})
+        position = self.position_of(subscriber)
+        self.send_frame(subscriber, reset(reason.value, position, for_datastar=subscriber.uses_datastar), position)
 
     def send_frame(self, subscriber: Subscriber, chunk: Chunk, position: Position | None) -> None:
         if subscriber.state is not State.ENDED and not subscriber.send(chunk, position):
             self.end_failed(subscriber, FAILED)
 
-    def beat(self, subscriber: Subscriber, frames: dict[Position | None, Chunk]) -> None:
-        """Send a heartbeat, with the position if that has moved since the client was last sent it."""
+    def beat(self, subscriber: Subscriber, frames: dict[Position, Chunk]) -> None:
+        """Send a heartbeat, or the position if that has moved since the client was last sent it."""
         if subscriber.sink.is_paused or subscriber.state is State.LAGGING:
             return
         position = self.position_of(subscriber)
-        key = None if position == subscriber.known_position else position
-        chunk = frames.get(key)
-        if chunk is None:
-            chunk = frames[key] = heartbeat(key)
+        if position == subscriber.known_position:
+            chunk = HEARTBEAT
+        elif position in frames:
+            chunk = frames[position]
+        else:
+            chunk = frames[position] = control_event("stream-position", {}, position)
         self.send_frame(subscriber, chunk, position)
 
     def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
@@ -119,7 +129,7 @@ class Registry:
         subscriber.enter(State.ENDED)
         if farewell is not None and not subscriber.send(farewell, None):
             _abort(subscriber.sink)
-        self._close(subscriber.sink, reason)
+        self.close(subscriber.sink, reason)
         self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
         logger.info(
@@ -144,29 +154,39 @@ class Registry:
             return control_event("stream-expired", {"expiresAt": subscriber.expires_at}, position)
         if reason is CloseReason.DRAINED:
             return control_event("stream-drain", {}, position, self.comeback_milliseconds())
+        if reason is CloseReason.LIFETIME:
+            return control_event("stream-lifetime", {}, position, self._turns.milliseconds(LIFETIME_SECONDS))
         if reason is CloseReason.REPLACED:
             # A client that came back at once would replace the stream that replaced it, and so on for ever.
             comeback = REPLACED_MILLISECONDS + random.randrange(REPLACED_MILLISECONDS // 5)
             return control_event("stream-replaced", {}, position, comeback)
         return None
 
-    def _close(self, sink: Sink, reason: CloseReason) -> None:
+    def close(self, sink: Sink, reason: CloseReason) -> None:
+        """Close the sink of a stream that has ended for `reason`."""
         try:
             if reason is CloseReason.SLOW:
                 _abort(sink)
-            elif reason is CloseReason.DRAINED:
-                sink.close(self._drain_seconds_left() + DRAIN_LINGER_SECONDS)
             else:
-                sink.close()
+                is_drained = reason is CloseReason.DRAINED
+                linger = self.drain_seconds_left + DRAIN_LINGER_SECONDS if is_drained else LINGER_SECONDS
+                sink.close(linger, cut_after=self.cut_seconds if reason in COMES_BACK else None)
         except Exception:
             logger.warning("closing a stream failed, so its connection is dropped", exc_info=True)
             _abort(sink)
 
-    def comeback_milliseconds(self) -> int:
-        """Return a jittered `retry:` for a client that is to come back after the drain and a restart."""
-        return comeback_milliseconds(self._drain_seconds_left())
+    @property
+    def cut_seconds(self) -> float:
+        """How long the last frame of a stream has to arrive before the response is cut."""
+        return CUT_SECONDS if self.drain_until is None else min(CUT_SECONDS, self.drain_seconds_left)
 
-    def _drain_seconds_left(self) -> float:
+    def comeback_milliseconds(self) -> int:
+        """Return a `retry:` for a client that is to come back after the drain and a restart."""
+        return self._turns.milliseconds(self.drain_seconds_left + RESTART_SECONDS)
+
+    @property
+    def drain_seconds_left(self) -> float:
+        """How much of the drain window is left, 0 if the hub does not drain."""
         return 0.0 if self.drain_until is None else max(0.0, self.drain_until - self._monotonic())
 
 
@@ -175,8 +195,3 @@ def _abort(sink: Sink) -> None:
         sink.abort()
     except Exception:
         logger.warning("dropping a connection failed", exc_info=True)
-
-
-def comeback_milliseconds(seconds: float = 0.0) -> int:
-    """Return a jittered `retry:` for a client that is to come back in `seconds`, and after a restart."""
-    return RESTART_MILLISECONDS + int(1000 * seconds) + random.randrange(5_000)

@@ -19,6 +19,8 @@ LOW_WATER_BYTES = 16 * 2**10
 LAST_CHUNK = b"0\r\n\r\n"
 LINGER_SECONDS = 5.0
 """How long a client has to read what was written before its stream ended."""
+CUT_SECONDS = 1.0
+"""How long the last frame has to arrive before a response is cut: after 0.5 s none was lost by any proxy or client."""
 MAX_READ_BYTES = 64 * 2**10
 """Most bytes that a task reads at once, unless the first chunk alone is larger: the server buffers them, where
 they are not counted as backlog.
@@ -68,8 +70,12 @@ class Sink(Protocol):
     def backlog(self) -> int:
         """Bytes written to this sink that have not been passed to the operating system."""
 
-    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
-        """Accept nothing more. The backlog is still sent, as far as the client reads it within `linger_seconds`."""
+    def close(self, linger_seconds: float = LINGER_SECONDS, *, cut_after: float | None = None) -> None:
+        """Accept nothing more. The backlog is still sent, as far as the client reads it within `linger_seconds`.
+
+        `cut_after` is given if the client is to come back. A client that takes a complete response for the last one
+        then has it cut off, after so many seconds.
+        """
 
     def abort(self) -> None:
         """Discard the backlog and drop the connection."""
@@ -83,17 +89,31 @@ class TransportSink:
     when asyncio calls its own methods of these names.
     """
 
-    __slots__ = ("_corked", "_corked_bytes", "_is_closed", "_linger", "_transport", "is_chunked", "is_paused", "owner")
+    __slots__ = (
+        "_corked",
+        "_corked_bytes",
+        "_cut_after",
+        "_is_closed",
+        "_linger",
+        "_transport",
+        "cuts",
+        "is_chunked",
+        "is_paused",
+        "owner",
+    )
 
-    def __init__(self, transport: WriteTransport, *, is_chunked: bool) -> None:
+    def __init__(self, transport: WriteTransport, *, is_chunked: bool, cuts: bool = False) -> None:
+        """`cuts` says that the client does not come back after a complete response."""
         self.owner: Owner | None = None
         self.is_paused = False
         self._transport = transport
         self.is_chunked = is_chunked
+        self.cuts = cuts
         self._is_closed = False
         self._corked: list[Chunk] | None = []
         self._corked_bytes = 0
         self._linger = LINGER_SECONDS
+        self._cut_after: float | None = None
 
     def write(self, chunk: Chunk) -> None:
         if self._is_closed:
@@ -133,25 +153,36 @@ class TransportSink:
             return self._corked_bytes
         return 0 if self._is_closed else self._transport.get_write_buffer_size()
 
-    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
+    def close(self, linger_seconds: float = LINGER_SECONDS, *, cut_after: float | None = None) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         self.owner = None
         self._linger = linger_seconds
+        self._cut_after = cut_after if self.cuts and self.is_chunked else None
         if self._corked is None:
             self._finish()
 
     def _finish(self) -> None:
-        """End the response, and close the connection when the client has read the rest, or after the linger time."""
+        """End the response and the connection."""
+        if self._transport.is_closing():
+            return
+        if self._cut_after is not None:
+            asyncio.get_running_loop().call_later(self._cut_after, self._disconnect)
+            return
+        if self.is_chunked:
+            self._transport.write(LAST_CHUNK)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Close the connection when the client has read the rest, or after the linger time."""
         transport = self._transport
         if transport.is_closing():
             return
-        if self.is_chunked:
-            transport.write(LAST_CHUNK)
         transport.close()
         if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(self._linger, transport.abort)
+            linger = max(0.0, self._linger - (self._cut_after or 0.0))
+            asyncio.get_running_loop().call_later(linger, transport.abort)
 
     def abort(self) -> None:
         self._is_closed = True
@@ -192,11 +223,14 @@ class TaskSink:
         "_size",
         "_timer",
         "_waiter",
+        "cut_after",
+        "cuts",
         "is_paused",
         "owner",
     )
 
-    def __init__(self, drop_connection: Callable[[], None] | None = None) -> None:
+    def __init__(self, drop_connection: Callable[[], None] | None = None, *, cuts: bool = False) -> None:
+        """`cuts` says that the client does not come back after a complete response."""
         self.owner: Owner | None = None
         self.is_paused = False
         self._chunks: deque[bytes] = deque()
@@ -205,6 +239,9 @@ class TaskSink:
         self._is_closed = False
         self._waiter: asyncio.Future[None] | None = None
         self._drop_connection = drop_connection
+        self.cuts = cuts
+        self.cut_after: float | None = None
+        """How long after the last bytes the task is to cut the response off, None if it is to complete it."""
         self._timer: asyncio.TimerHandle | None = None
 
     def write(self, chunk: Chunk) -> None:
@@ -222,9 +259,10 @@ class TaskSink:
     def backlog(self) -> int:
         return self._size + self._in_flight
 
-    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
+    def close(self, linger_seconds: float = LINGER_SECONDS, *, cut_after: float | None = None) -> None:
         self._is_closed = True
         self.owner = None
+        self.cut_after = cut_after if self.cuts else None
         self._wake()
         if self._drop_connection is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(linger_seconds, self._drop_connection)

@@ -85,12 +85,17 @@ class Subscriber:
         "state",
         "unread_bytes",
         "user_id",
+        "uses_datastar",
     )
 
-    def __init__(self, claims: Claims, sink: Sink, head: Position, sent: Position) -> None:
+    def __init__(
+        self, claims: Claims, sink: Sink, head: Position, sent: Position, *, uses_datastar: bool = False
+    ) -> None:
         self.user_id = claims.user_id
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
         self.expires_at = claims.expires_at
+        self.uses_datastar = uses_datastar
+        """True if a reset is to be sent in the way that Datastar applies by itself, too."""
         self.sink = sink
         self.state = State.LIVE if sent == head else State.REPLAYING
         self.reason: CloseReason | None = None

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from ..position import Position
 from .backlogs import Backlogs
 from .clock import Clock
+from .comebacks import OpeningRate
 from .history import History
 from .pressure import Pressure
 from .registry import Registry
 from .replays import Replays
 from .sinks import Chunk
 from .slices import END_SLICE, in_slices
+from .statistics import Statistics
 from .subscriber import CloseReason, State, Subscriber
 
 EVICT_SLICE = 500
@@ -34,6 +36,8 @@ class Upkeep:
         pressure: Pressure,
         registry: Registry,
         replays: Replays,
+        opening_rate: OpeningRate,
+        statistics: Statistics,
         *,
         has_heartbeats: bool,
         wall: Callable[[], float],
@@ -46,6 +50,8 @@ class Upkeep:
         self._pressure = pressure
         self._registry = registry
         self._replays = replays
+        self._opening_rate = opening_rate
+        self._statistics = statistics
         self._has_heartbeats = has_heartbeats
         self._wall = wall
         self._monotonic = monotonic
@@ -58,6 +64,7 @@ class Upkeep:
         """Do the work of one tick: among others, send the next share of the heartbeats."""
         now, wall = self._monotonic(), self._wall()
         self._replays.advance_all()
+        self._opening_rate.observe(self._statistics.connected)
         self._relieve(now, slice_size)
         self._expire_history()
         if not self._is_ending_due:
@@ -108,7 +115,7 @@ class Upkeep:
         self._is_ending_due = False
 
     def _visit(self, bucket: list[Subscriber], slice_size: int) -> None:
-        frames: dict[Position | None, Chunk] = {}  # those already made, by the position they carry
+        frames: dict[Position, Chunk] = {}  # those already made, by the position they carry
 
         def beat(subscriber: Subscriber) -> None:
             if subscriber.state is not State.ENDED:

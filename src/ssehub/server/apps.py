@@ -43,8 +43,10 @@ GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
 """Returns the statistics of all workers by their names; its argument is the hub of this worker."""
 SPARE_DESCRIPTORS = 2_000
 """Descriptors left for publishers, the broker, the log and everything else that the process opens."""
-SPARE_CONNECTIONS = 100
-"""Connections beyond the maximum of streams, for clients that are told to come back later."""
+SPARE_CONNECTIONS = (100, 1_000)
+"""Least and most connections beyond the maximum of streams, for clients that are told to come back later. In between it
+is a tenth of that maximum.
+"""
 MIN_CONTROL_CONNECTIONS = 4
 OTHER_DESCRIPTORS = 64
 """Descriptors left for the broker, the log and everything else that is no connection, or half of what is left."""
@@ -78,6 +80,8 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
         token_cookie=config.token_cookie,
         cors_origins=config.cors_origins,
         trusted_proxies=config.trusted_proxies,
+        comeback_end=config.comeback_end,
+        max_busy_waits=max(1, spare_connections(config) // 2),
         drains_on_exit=drains_on_exit,
     )
     statistics = partial(gather, hub) if gather is not None else None
@@ -187,8 +191,14 @@ def max_memory_bytes(config: Config) -> int | None:
 
 def max_client_connections(config: Config) -> int:
     """Return how many connections the client app accepts: all streams, and some more if descriptors are left."""
+    return max_streams(config) + spare_connections(config)
+
+
+def spare_connections(config: Config) -> int:
+    """Return how many connections there may be beyond the maximum of streams."""
     streams = max_streams(config)
-    return streams + max(0, min(SPARE_CONNECTIONS, (raise_descriptor_limit() - streams) // 2))
+    least, most = SPARE_CONNECTIONS
+    return max(0, min(max(least, streams // 10), most, (raise_descriptor_limit() - streams) // 2))
 
 
 def max_control_connections(config: Config) -> int:

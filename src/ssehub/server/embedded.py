@@ -14,7 +14,6 @@ from ..config import Config
 from ..errors import AddressError, ConfigError, SSEHubError
 from ..hub import Hub
 from ..settings import RequestLimits, TcpOptions
-from ..web.stream import DROP
 from .announce import announce_control
 from .apps import max_control_connections
 from .http_server import MIN_CONTROL_SECONDS, serve_control_app
@@ -23,11 +22,7 @@ from .sockets import CONTROL_MODE, listen, reserve
 
 
 class EmbeddedApp:
-    """`app` with a lifespan. If that fails to start, the server gets one line that says why.
-
-    Under uvicorn, `app` can drop a connection. Otherwise a client that does not read would keep uvicorn waiting for as
-    long as it likes, even while uvicorn stops.
-    """
+    """`app` with a lifespan. If that fails to start, the server gets one line that says why."""
 
     def __init__(self, app: ASGIApp, lifespan: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         self._app = app
@@ -37,7 +32,6 @@ class EmbeddedApp:
         if scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
         else:
-            _offer_drop(scope, send)
             await self._app(scope, receive, send)
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
@@ -54,13 +48,6 @@ class EmbeddedApp:
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _offer_drop(scope: Scope, send: Send) -> None:
-    """Let the app drop the connection under uvicorn, where `send` is a method of the object with the transport."""
-    drop = getattr(getattr(getattr(send, "__self__", None), "transport", None), "abort", None)
-    if drop is not None:
-        scope.setdefault("extensions", {})[DROP] = drop
 
 
 @asynccontextmanager

@@ -295,9 +295,16 @@ class Exchange:
         if self._head and not self._is_lost:
             self._connection.transport.write(self.take_head())
 
+    def cut(self) -> None:
+        self.flush()
+        self._connection.close()
+
+    def drop(self) -> None:
+        self._connection.drop()
+
     # A stream in place of the response
 
-    def open_stream(self) -> TransportSink | None:
+    def open_stream(self, *, cuts: bool) -> TransportSink | None:
         connection = self._connection
         if self._is_lost:
             return None
@@ -306,8 +313,7 @@ class Exchange:
             self.is_disconnected = True
             connection.drop()
             return None
-        connection.stream = TransportSink(connection.transport, is_chunked=self.is_persistent)
-        self._ends_with_connection = not self.is_persistent
+        connection.stream = TransportSink(connection.transport, is_chunked=not self._ends_with_connection, cuts=cuts)
         return connection.stream
 
     def hand_over(self) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import get_args
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -13,18 +15,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import Forbidden, InvalidRequest, StreamRefused, TokenError, Unavailable
-from ..event import encode_fields
+from ..errors import ConfigError, Forbidden, InvalidEvent, InvalidRequest, StreamRefused, TokenError, Unavailable
+from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
 from ..fanout.resume import Start
+from ..fields import check_id
 from ..hub import Hub
 from ..loglimit import limited_logger
+from ..position import Position
 from ..proxies import TrustedProxies, limit_key
 from ..tokens import Tokens
+from .ends import ComebackEnd, is_cut
 from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, choose_login
 from .masking import Masking
-from .origins import ANY, check_origins
-from .stream import EventStream, ExitListener
+from .origins import ANY, OriginWatch, check_origins
+from .stream import BusyResponse, EventStream, ExitListener
 
 logger = limited_logger("ssehub.client")
 
@@ -42,32 +47,42 @@ def create_client_app(
     token_cookie: str | None = None,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[str] = (),
+    comeback_end: ComebackEnd = "auto",
+    max_busy_waits: int = 1_000,
     drains_on_exit: bool = True,
 ) -> Starlette:
     """Return the app that serves `GET /events/` from `hub`, to clients with a token or logged in by `authenticate`.
 
     `token_cookie` names a cookie that may carry the token, too. Pages of `cors_origins` may listen with credentials,
     and with `("*",)` all pages, without credentials. `trusted_proxies` are addresses and networks of proxies, or
-    `unix`: what they say in `X-Forwarded-For` or `Forwarded` about the client is believed. `drains_on_exit` ends the
-    streams when uvicorn is told to exit, because uvicorn waits for them.
+    `unix`: what they say in `X-Forwarded-For` or `Forwarded` about the client is believed. `comeback_end` says how the
+    response ends of a client that is to come back: complete (`clean`), cut off (`cut`), or as the client needs it
+    (`auto`). Before it is cut off, a client that is refused waits a second, at most `max_busy_waits` of them at once.
+    `drains_on_exit` ends the streams when uvicorn is told to exit, because uvicorn waits for them.
 
     Raises ConfigError unless exactly one of `tokens` and `authenticate` is given, and for origins that no browser
     sends, or that every page can send to listen with the cookies of its visitors.
     """
+    if comeback_end not in get_args(ComebackEnd):
+        raise ConfigError(f"comeback_end {comeback_end!r}: must be auto, clean or cut")
     check_origins(cors_origins, with_cookies=token_cookie is not None or authenticate is not None)
     endpoint = EventsEndpoint(
         hub,
         choose_login(tokens, authenticate, token_cookie, cors_origins),
         ExitListener(hub) if drains_on_exit else None,
         TrustedProxies.parse(trusted_proxies),
+        comeback_end,
+        max_busy_waits,
     )
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
         allow_methods=("GET", "HEAD"),
-        allow_headers=("Authorization", "Cache-Control", "Last-Event-ID"),
+        allow_headers=("*",),  # those requested: Datastar, htmx and others send headers of their own
         allow_credentials=ANY not in cors_origins,
     )
+
+    watch = Middleware(OriginWatch, origins=cors_origins, count=lambda: hub.count_refusal(Refusal.ORIGIN))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -76,7 +91,7 @@ def create_client_app(
 
     app = Starlette(
         routes=[Route("/events/{rest:path}", endpoint), Route("/events", endpoint)],
-        middleware=[Middleware(Masking), *([cors] if cors_origins else [])],
+        middleware=[Middleware(Masking), watch, *([cors] if cors_origins else [])],
         lifespan=lifespan,
     )
     # A redirect would send the token to a Host that the client chose.
@@ -88,12 +103,20 @@ class EventsEndpoint:
     """Responds to `/events/`. It is an ASGI app itself, so that no request object lives as long as a stream."""
 
     def __init__(
-        self, hub: Hub, login: Login, exit_listener: ExitListener | None, trusted_proxies: TrustedProxies
+        self,
+        hub: Hub,
+        login: Login,
+        exit_listener: ExitListener | None,
+        trusted_proxies: TrustedProxies,
+        comeback_end: ComebackEnd,
+        max_busy_waits: int,
     ) -> None:
         self._hub = hub
         self._login = login
         self._exit_listener = exit_listener
         self._trusted_proxies = trusted_proxies or None
+        self._comeback_end = comeback_end
+        self._busy_waits = asyncio.Semaphore(max_busy_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._trusted_proxies is not None:
@@ -119,13 +142,17 @@ class EventsEndpoint:
         except Exception as exc:
             return _denial(exc)
         try:
-            start = _start(request)
+            query = _query(request)
+            start = _start(request.headers, query)
+            cuts = is_cut(query.get("end"), self._comeback_end, request.headers)
+            uses_datastar = _uses_datastar(request.headers, query)
         except InvalidRequest as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
             await self._make_ready()
             await self._hub.reach(start.cursor)
-        return EventStream(self._hub, claims, start, _address(scope) if self._hub.limits_streams else None)
+        address = _address(scope) if self._hub.limits_streams else None
+        return EventStream(self._hub, claims, start, address, cuts=cuts, uses_datastar=uses_datastar)
 
     async def _make_ready(self) -> None:
         """Start the hub at its first use. Raises StreamRefused if no stream can be opened now."""
@@ -145,17 +172,18 @@ class EventsEndpoint:
         if not self._hub.is_following:
             raise StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet")
 
-    def _busy(self, exc: Unavailable, scope: Scope) -> Response:
-        """Return a short stream that tells the client to reconnect later.
-
-        An EventSource stops for good at any status other than 200.
-        """
+    def _busy(self, exc: Unavailable, scope: Scope) -> BusyResponse:
+        """Return a short stream that tells the client to come back later."""
         reason = exc.reason if isinstance(exc, StreamRefused) else Refusal.UNAVAILABLE
         self._hub.count_refusal(reason)
         logger.info(_REFUSED[reason], exc, _address(scope) or "a Unix socket")
-        frame = encode_fields(comment="busy", retry=self._hub.comeback_milliseconds())
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"}
-        return Response(frame, media_type="text/event-stream", headers=headers)
+        request = StreamRequest(scope)
+        query = request.query or {}
+        comeback = self._hub.comeback(reason)
+        id = _id_of_refused(_cursor(request.headers, query), comeback.position if "since" not in query else None)
+        frame = control_event("stream-busy", {}, id, comeback.retry_milliseconds)
+        cuts = is_cut(query.get("end"), self._comeback_end, request.headers)
+        return BusyResponse(frame.data, comeback.cut_seconds if cuts else None, self._busy_waits)
 
 
 def _address(scope: Scope) -> str:
@@ -164,12 +192,38 @@ def _address(scope: Scope) -> str:
     return limit_key(client[0]) if client and client[0] else ""
 
 
-def _start(request: StreamRequest) -> Start:
-    """Return where the stream is to begin. Raises InvalidRequest."""
-    query = request.query
-    if query is None:
+def _id_of_refused(cursor: str | None, end: Position | None) -> str | None:
+    """Return the id that is sent to a client in place of a stream: its own cursor, or the end of the log at `end`.
+
+    Some clients forget theirs at a response without an id. A new client misses nothing from now on.
+    """
+    if cursor is None:
+        return None if end is None else str(end)
+    if Position.parse(cursor) is None:
+        try:
+            check_id("id", cursor)
+        except InvalidEvent:
+            return None
+    return cursor
+
+
+def _query(request: StreamRequest) -> Mapping[str, str]:
+    if request.query is None:
         raise InvalidRequest(f"the query has more than {QUERY_BOUNDS}")
-    return Start.parse(_cursor(request.headers, query), query.get("since"), query.get("on_reset"))
+    return request.query
+
+
+def _start(headers: Headers, query: Mapping[str, str]) -> Start:
+    """Return where the stream is to begin. Raises InvalidRequest."""
+    return Start.parse(_cursor(headers, query), query.get("since"), query.get("on_reset"))
+
+
+def _uses_datastar(headers: Headers, query: Mapping[str, str]) -> bool:
+    """True if the page is one of Datastar's, which sends a header of its own. Raises InvalidRequest."""
+    dialect = query.get("dialect")
+    if dialect not in (None, "datastar"):
+        raise InvalidRequest(f"unknown dialect {dialect[:40]!r}: use datastar, or leave it out")
+    return dialect is not None or "datastar-request" in headers
 
 
 def _cursor(headers: Headers, query: Mapping[str, str]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -164,28 +165,38 @@ async def _multipart(
         parser = _MultiPartParser(
             Headers(headers),
             stream(),
-            max_files=0,
-            max_fields=MAX_FIELDS,
             max_part_size=len(body) if pace is None else max_value_bytes,
         )
         form = await parser.parse()
     except UnicodeDecodeError as exc:
         raise not_utf8("the body") from exc
     except (MultiPartException, FormParserError, KeyError) as exc:
-        raise InvalidRequest(f"the multipart body can't be parsed: {exc} (files are not accepted)") from exc
+        raise InvalidRequest(f"the multipart body can't be parsed: {exc}") from exc
     if not parser.is_complete:
         raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
     return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
 
 
 class _MultiPartParser(MultiPartParser):
-    """Starlette's parser, which silently leaves out a truncated part, with a mark that the body was complete."""
+    """Starlette's parser, for which a part with a file name is a field like any other.
+
+    Starlette silently leaves out a truncated part. `is_complete` says that the body had its closing boundary.
+    """
 
     is_complete = False
 
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._current_part.content_disposition)
+        if b"name" not in options:
+            raise MultiPartException("a part has no name in its Content-Disposition header")
+        if len(self.items) == MAX_FIELDS:
+            raise MultiPartException(f"it has more than {MAX_FIELDS} fields")
+        self._current_part.field_name = options[b"name"].decode()
+        self._charset = "utf-8"  # Starlette would read UTF-8 that is declared as ASCII as Latin-1
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._current_part
-        if part.file is None and len(part.data) + end - start > self.max_part_size:
+        if len(part.data) + end - start > self.max_part_size:
             raise _too_large(part.field_name, self.max_part_size)
         super().on_part_data(data, start, end)
 

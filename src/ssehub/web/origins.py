@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from ..errors import ConfigError
+from ..loglimit import limited_logger
+
+logger = limited_logger("ssehub.client")
 
 ANY = "*"
 OPAQUE = "null"
 """The origin of sandboxed frames and of local files, and so one that every web page can have."""
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([1-9]\d{0,4}))?", re.ASCII)
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:\[([0-9a-f:]+)\]|[a-z0-9_.-]+)(?::([1-9]\d{0,4}))?", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+_MAX_PORT = 65_535
+_PAGELESS = frozenset(("ws", "wss", "file", "data", "blob", "about"))
+"""Schemes of which no page has an origin: such a page has the origin `null`, or there is none."""
 
 
 def is_cross_origin(headers: Mapping[str, str]) -> bool:
@@ -44,11 +54,29 @@ def _problem(origin: object, with_cookies: bool) -> str | None:
     if origin == OPAQUE:
         any_page = "every page can send it from a sandboxed frame, and would listen with the cookies of its visitors"
         return f"{any_page}: remove it" if with_cookies else None
-    found = _ORIGIN.fullmatch(origin) if isinstance(origin, str) else None
-    if found is not None and found[2] != _DEFAULT_PORTS.get(found[1], ""):
+    if isinstance(origin, str) and _is_origin(origin):
         return None
     example = "https://app.example or http://localhost:3000"
     return f"no browser sends this as its origin, so it would never match: use one such as {example}{_hint(origin)}"
+
+
+def _is_origin(text: str) -> bool:
+    """True if `text` is written as browsers serialise an origin (HTML, 7.1.1)."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None:
+        return False
+    scheme, ipv6, port = found.groups()
+    if scheme in _PAGELESS or (port is not None and (port == _DEFAULT_PORTS.get(scheme) or int(port) > _MAX_PORT)):
+        return False
+    return ipv6 is None or _shortest(ipv6) == ipv6
+
+
+def _shortest(ipv6: str) -> str | None:
+    """Return the address in its shortest form, None if it is not one."""
+    try:
+        return ipaddress.IPv6Address(ipv6).compressed
+    except ValueError:
+        return None
 
 
 def _hint(origin: object) -> str:
@@ -66,6 +94,10 @@ def _hint(origin: object) -> str:
         return ", with the host as browsers send it (xn--…)"
     if origin != origin.lower():
         return ", in small letters"
+    if scheme in ("ws", "wss"):
+        return ", with the scheme of the page"
+    if scheme in _PAGELESS:
+        return f", or {OPAQUE} for local files"
     return ", without the default port" if rest.endswith(f":{_DEFAULT_PORTS.get(scheme, '')}") else ""
 
 
@@ -75,3 +107,34 @@ def _host(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
         return None
+
+
+class OriginWatch:
+    """Middleware that counts and logs requests of pages whose origin is not in `origins`.
+
+    It refuses nothing: the browser keeps the response from such a page, and does not tell the page why. Requests
+    without `Origin`, as of pages of the hub's own origin and of clients other than browsers, are passed on. It is not a
+    coroutine: a stream would keep one more of them for as long as it lasts.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], count: Callable[[], None]) -> None:
+        self._app = app
+        self._origins = frozenset(origins)
+        self._count = count
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin is not None and self._is_refused(origin, headers):
+                self._count()
+                logger.info(
+                    "origin %.200r is not in cors_origins: the browser hides the response from the page", origin
+                )
+        return self._app(scope, receive, send)
+
+    def _is_refused(self, origin: str, headers: Headers) -> bool:
+        if ANY in self._origins or origin in self._origins:
+            return False
+        # A proxy may have changed `Host`; where the browser says that the page is of the same origin, it knows better.
+        return headers.get("sec-fetch-site") != "same-origin" and is_cross_origin(headers)
