@@ -1,0 +1,1 @@
+"""Client libraries, run against real hubs: `make clients`."""

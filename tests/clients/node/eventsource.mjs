@@ -1,0 +1,4 @@
+import { EventSource } from "eventsource";
+import { listen, url } from "./report.mjs";
+
+listen(new EventSource(url));
