@@ -40,6 +40,8 @@ class Proxy:
         self._pairs: set[Pair] = set()
         self._doomed: set[Pair] = set()
         """Connections that are closed instead of forwarding what the server sends next."""
+        self._truncated: set[Pair] = set()
+        """Connections that are closed after what has been taken of the server's data is forwarded."""
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -67,7 +69,8 @@ class Proxy:
     @property
     def has_cut(self) -> bool:
         """True if what `cut_after` or `cut_answer_to` asked for has happened."""
-        return self._bytes_left is None and self._fatal_request is None and not self._doomed
+        is_requested = self._bytes_left is not None or self._fatal_request is not None
+        return not (is_requested or self._doomed or self._truncated)
 
     def _start(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target, daemon=True)
@@ -107,8 +110,7 @@ class Proxy:
                 target.sendall(data)
                 if is_answer and self.bytes_per_second:
                     time.sleep(len(data) / self.bytes_per_second)
-                if is_answer and self._bytes_left == 0:
-                    self._bytes_left = None
+                if is_answer and pair in self._truncated:
                     break
         self._close(pair)
 
@@ -127,6 +129,9 @@ class Proxy:
         if self._bytes_left is not None:
             data = data[: self._bytes_left]
             self._bytes_left -= len(data)
+            if self._bytes_left == 0:
+                self._bytes_left = None
+                self._truncated.add(pair)
         return data
 
     def _close(self, pair: Pair) -> None:
@@ -137,6 +142,7 @@ class Proxy:
         with self._changed:
             self._pairs.discard(pair)
             self._doomed.discard(pair)
+            self._truncated.discard(pair)
             self._changed.notify_all()
 
     def cut(self) -> None:
