@@ -10,7 +10,7 @@ tests = first=0; \
 	$(BIN)/python -m pytest -m "$(1)not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(if $(2),--cov --cov-report=) || first=$$?; \
 	$(BIN)/python -m pytest -m "$(1)alone" $(if $(2),--cov --cov-append $(2)) && exit $$first
 
-.PHONY: help run demo test tools lint format types unit e2e cov soak bench docs clean
+.PHONY: help run demo test tools lint format types unit e2e cov soak clients browsers bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -46,7 +46,15 @@ cov: tools ## run the tests, and report branch coverage line by line
 	@$(call tests,,--cov-report=term-missing --cov-report=html)
 
 soak: tools ## run the fault tests at full scale
+	tests/install-tools nginx-light caddy
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
+
+clients: tools ## run client libraries against real hubs; writes docs/clients.md (ARGS="--client curl" for less)
+	PYTHONPATH=tests $(BIN)/python -m clients $(ARGS)
+
+browsers: tools ## try browsers behind proxies; writes the table in docs/proxies.md
+	tests/install-tools nginx-light caddy firefox-esr webkit2gtk-driver xvfb curl
+	$(BIN)/python tests/ends.py
 
 bench: .venv/run ## measure against other servers; writes the tables and plots in docs/ (ARGS="W1 --pairs 2" for less)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
@@ -58,6 +66,8 @@ docs: .venv/dev ## check the documentation against the code
 
 clean: ## remove everything that make has created
 	rm -rf .venv .coverage* htmlcov tests/e2e/node_modules dist
+	rm -rf tests/clients/node/node_modules tests/clients/python/.venv tests/clients/go/build
+	rm -rf tests/clients/publish/build
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \

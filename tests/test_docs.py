@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LIBRARY = (DOCS / "library.md").read_text()
+FRAMEWORKS = (DOCS / "frameworks.md").read_text()
 TOKENS = Tokens("a secret of 32 bytes, or rather more")
 UNITS = ("seconds", "milliseconds", "bytes", "events")
 TERMS = (
@@ -168,6 +169,13 @@ def test_every_link_has_a_target(page: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```\w+\n(.*?)^```$", FRAMEWORKS, re.MULTILINE | re.DOTALL))
+def test_code_of_the_frameworks_page_is_in_an_example(block: str) -> None:
+    examples = [path.read_text() for path in (ROOT / "examples").glob("*/*") if path.suffix in (".html", ".py")]
+
+    assert any(block in example for example in examples), block
 
 
 def anchors(markdown: str) -> set[str]:

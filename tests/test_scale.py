@@ -17,9 +17,11 @@ import httpx
 import psutil
 import pytest
 
-from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, wait_until
-from crowd import crowds, wait_for_last
+from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, require, wait_until
+from crowd import Crowd, crowds, native_crowds, wait_for_last
 from redis_servers import RedisServer
+from reverse_proxies import program, running_proxy
+from ssehub.fanout.limits import Refusal
 from streams import RawStream, get
 
 pytest_plugins = ("redis_fixtures",)
@@ -96,6 +98,114 @@ def test_a16_clients_that_are_cut_off_at_once_are_all_back_in_time(
     assert result.faults == 0 and result.connected == 2 * count
     assert result.resets == (count if broker == "memory" else 0)
     assert connections < 20  # of the hub to Redis, however many clients there are
+    assert not ERROR_LINES.search(hub.log)
+
+
+WATCHED = """
+import asyncio, signal, sys, time
+from ssehub import Hub
+from ssehub.cli import main
+
+start, tasks = Hub.start, []
+
+def forget(*_):
+    global longest
+    longest = 0.0
+
+async def watch():
+    global longest
+    while True:
+        began, cpu = time.monotonic(), time.thread_time()
+        await asyncio.sleep(0.001)
+        gap = time.monotonic() - began - 0.001
+        if gap > longest:
+            longest = gap
+            sys.stderr.write(f"gap: {gap:.4f} s, {time.thread_time() - cpu:.4f} s of them on the processor\\n")
+            sys.stderr.flush()
+
+async def start_watched(self):
+    if not tasks:
+        tasks.append(asyncio.create_task(watch()))
+    await start(self)
+
+forget()
+signal.signal(signal.SIGUSR1, forget)
+Hub.start = start_watched
+main()
+"""
+"""A hub that reports each pass of its event loop that took longer than all before, or all since SIGUSR1."""
+
+
+def longest_gap(hub: RunningHub) -> tuple[float, float]:
+    """Return the longest pass of the event loop, and how much of it was spent on the processor, in seconds."""
+    gap, cpu = re.findall(r"gap: (\S+) s, (\S+) s", hub.log)[-1]
+    return float(gap), float(cpu)
+
+
+def wait_until_all_open(running: Sequence[Crowd], count: int, seconds: float) -> None:
+    """Wait until all clients have a stream. A crowd that is asked too often has no time for its clients."""
+    end = time.monotonic() + seconds
+    while (opened := sum(crowd.report().open for crowd in running)) < count:
+        assert time.monotonic() < end, f"{opened} of {count} clients are back after {seconds:g} s"
+        time.sleep(0.25)
+
+
+@pytest.mark.alone
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_f1_clients_that_are_drained_at_once_behind_haproxy_are_all_back_and_none_is_refused(
+    start_hub: StartHub, tmp_path: Path
+) -> None:
+    counts, drain_seconds = ((5_000, 5_000), 10) if SOAK else ((100, 100), 1)
+    require(program("haproxy"), "haproxy")
+    broker, drain = ("--broker", f"sqlite:///{tmp_path}/log.db"), ("--drain-seconds", str(drain_seconds))
+    addresses = ("--bind", f"127.0.0.1:{free_port()}", "--control-bind", f"127.0.0.1:{free_port()}")
+    arguments = (*addresses, *broker, *drain)
+    hub = start_hub(*arguments, code=WATCHED)
+    with contextlib.ExitStack() as stack:
+        # Many machines allow a process 20,000 descriptors, and each stream takes two of a proxy's.
+        folders = [tmp_path / str(number) for number in range(len(counts))]
+        proxies = [running_proxy("haproxy", hub.port, hub.control_port, folder) for folder in folders]
+        ports = [stack.enter_context(proxy).plain_port for proxy in proxies]
+        crowd_sizes = dict(zip(ports, counts, strict=True))
+        running = stack.enter_context(native_crowds(hub.token(exp=86_400), crowd_sizes))
+        publish_numbers(hub, 1, 20)
+        wait_for_last(running, 20)
+        hub.signal(signal.SIGUSR1)
+        began = time.monotonic()
+        hub.signal()
+        hub.wait(drain_seconds + 20)
+        stopped = time.monotonic()
+        gaps = [longest_gap(hub)]
+        refusals = float(len(re.findall("stream refused", hub.log)))
+        last_turn = max(crowd.report().retry_seconds for crowd in running)
+        hub = start_hub(*arguments, code=WATCHED)
+        hub.signal(signal.SIGUSR1)
+        started = time.monotonic()
+        publish_numbers(hub, 21, 40, 0.1)
+        wait_until_all_open(running, sum(counts), 180)
+        back = time.monotonic()
+        publish_numbers(hub, 41, 50)
+        wait_for_last(running, 50, 60)
+        reports = [crowd.report() for crowd in running]
+        gaps.append(longest_gap(hub))
+        refusals += sum(hub.metric(f'ssehub_refused_total{{reason="{reason}"}}') for reason in Refusal)
+    times = [f"{at - began:.1f}" for at in (stopped, started, back)]
+    shown = ", ".join(f"{gap * 1000:.0f} ({cpu * 1000:.0f}) ms" for gap, cpu in gaps)
+    report(
+        f"{sum(counts)} clients, told to come back after {last_turn:.1f} s at most: after SIGTERM the hub ended at "
+        f"{times[0]} s and was there again at {times[1]} s, all were back at {times[2]} s; HAProxy told "
+        f"{sum(one.away for one in reports)} to come back later; the longest pass of the loop before and after, and "
+        f"its CPU time: {shown}; load {os.getloadavg()[0]:.1f}"
+    )
+
+    assert refusals == 0
+    assert all((one.busy, one.faults, one.resets) == (0, 0, 0) for one in reports)
+    assert all(one.least == one.most == 50 for one in reports)
+    assert [one.connected for one in reports] == [2 * count for count in counts]
+    # What is left at the end of the window is aborted in one pass, after which the process ends and serves nobody.
+    served = gaps if stopped - began < drain_seconds else gaps[1:]
+    assert max(cpu for _, cpu in served) < (0.1 if SOAK else 0.5)
     assert not ERROR_LINES.search(hub.log)
 
 
