@@ -17,13 +17,11 @@ from ssehub.hub import Hub
 from ssehub.tokens import Tokens
 from ssehub.web.client import create_client_app
 from ssehub.web.ends import is_cut
-from streams import BUSY, RawStream, get, listen
+from streams import BUSY, LAST_CHUNK, NATIVE, RawStream, get, listen
 
 ACCEPT = "Accept: text/event-stream"
 NO_CACHE = "Cache-Control: no-cache"
 BROWSER = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
-NATIVE = (ACCEPT, NO_CACHE, "Sec-Fetch-Mode: cors")
-LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .settings import (
     BROKERS,
     LEEWAY,
     Backpressure,
+    ComebackEnd,
     Idempotency,
     Limits,
     LogRetention,
@@ -141,7 +142,7 @@ class Config(BaseSettings):
         None, min_length=1, description="name of a cookie that may carry the token; if not set, cookies are ignored"
     )
     cors_origins: Names = Field([], description="other origins whose pages may open streams, or * for all")
-    comeback_end: Literal["auto", "clean", "cut"] = Field(
+    comeback_end: ComebackEnd = Field(
         "auto",
         description="how to end the response of a client that should reconnect: complete (clean), cut off (cut), or as "
         "the client needs it (auto)",

@@ -381,7 +381,7 @@ class Hub:
     def comeback(self, reason: str) -> Comeback:
         """Return how a client that is refused for `reason`, one of `ssehub.fanout.limits.Refusal`, should reconnect."""
         registry = self._engine.registry if self._engine is not None else None
-        earliest = RESTART_SECONDS + (registry.drain_seconds_left if registry is not None else 0.0)
+        earliest = RESTART_SECONDS if registry is None else registry.restart_seconds
         turn = int(earliest * 1000) if reason in OF_ONE_CLIENT else self._turns.milliseconds(earliest)
         retry = turn + random.randrange(REFUSED_MILLISECONDS)
         if registry is None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import ConfigError
 
 BROKERS = "memory://, sqlite:///PATH or redis://HOST:PORT"
 """The URLs of brokers, for messages about an unknown one."""
+
+ComebackEnd = Literal["auto", "clean", "cut"]
+"""How to end the response of a client that should reconnect: as the client needs it, complete it, or cut it off."""
 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 

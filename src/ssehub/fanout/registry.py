@@ -153,7 +153,7 @@ class Registry:
         if reason is CloseReason.EXPIRED:
             return control_event("stream-expired", {"expiresAt": subscriber.expires_at}, position)
         if reason is CloseReason.DRAINED:
-            return control_event("stream-drain", {}, position, self.comeback_milliseconds())
+            return control_event("stream-drain", {}, position, self._turns.milliseconds(self.restart_seconds))
         if reason is CloseReason.LIFETIME:
             return control_event("stream-lifetime", {}, position, self._turns.milliseconds(LIFETIME_SECONDS))
         if reason is CloseReason.REPLACED:
@@ -180,9 +180,10 @@ class Registry:
         """How long the last frame of a stream has to arrive before the response is cut."""
         return CUT_SECONDS if self.drain_until is None else min(CUT_SECONDS, self.drain_seconds_left)
 
-    def comeback_milliseconds(self) -> int:
-        """Return a `retry:` for a client that is to come back after the drain and a restart."""
-        return self._turns.milliseconds(self.drain_seconds_left + RESTART_SECONDS)
+    @property
+    def restart_seconds(self) -> float:
+        """How long it takes until the drain, if there is one, and a restart should be over."""
+        return self.drain_seconds_left + RESTART_SECONDS
 
     @property
     def drain_seconds_left(self) -> float:

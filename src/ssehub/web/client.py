@@ -24,8 +24,9 @@ from ..hub import Hub
 from ..loglimit import limited_logger
 from ..position import Position
 from ..proxies import TrustedProxies, limit_key
+from ..settings import ComebackEnd
 from ..tokens import Tokens
-from .ends import ComebackEnd, is_cut
+from .ends import is_cut
 from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, choose_login
 from .masking import Masking
 from .origins import ANY, OriginWatch, check_origins

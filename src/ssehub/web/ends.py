@@ -9,11 +9,9 @@ for each, and a frame written right before a cut may be lost over HTTP/2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from ..errors import InvalidRequest
-
-ComebackEnd = Literal["auto", "clean", "cut"]
+from ..settings import ComebackEnd
 
 
 def is_cut(end: str | None, comeback_end: ComebackEnd, headers: Mapping[str, str]) -> bool:
