@@ -70,6 +70,15 @@ def close_streams() -> Iterator[None]:
     RawStream.close_all()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that run in `make soak` only."""
+    if "SOAK" in os.environ:
+        return
+    left_out = [item for item in items if item.get_closest_marker("only_soak") is not None]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
 def require(present: object, what: str) -> None:
     """Skip the test if `what`, which it needs, is not present. With CI=true, fail it instead."""
     if present:

@@ -46,7 +46,7 @@ def test_clients_hear_every_event_once_except_where_the_page_says_otherwise() ->
 @pytest.mark.e2e
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not SOAK, reason="the experiments take minutes; `make soak` runs them")
+@pytest.mark.only_soak
 def test_experiments_lose_nothing() -> None:
     outcomes = run_experiments()
 

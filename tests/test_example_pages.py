@@ -28,7 +28,6 @@ from conftest import RunningHub, free_port, report, require, wait_until
 from node import NODE_MODULES
 from proxy import Proxy
 
-only_in_soak = pytest.mark.skipif("SOAK" not in os.environ, reason="runs only in make soak")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -222,7 +221,7 @@ def test_pages_hear_every_number_once_after_a_drain_and_a_crash_and_heal_a_gap(
 
 
 @pytest.mark.soak
-@only_in_soak
+@pytest.mark.only_soak
 def test_pages_heal_when_their_tokens_are_refused_and_their_backend_fails(world: World, pages: list[LivePage]) -> None:
     for page in pages:
         page.fail_next_loads()
@@ -235,7 +234,7 @@ def test_pages_heal_when_their_tokens_are_refused_and_their_backend_fails(world:
 
 
 @pytest.mark.soak
-@only_in_soak
+@pytest.mark.only_soak
 def test_pages_get_a_new_token_before_the_old_one_expires(browser: Browser, tmp_path: Path) -> None:
     with closing(World(tmp_path, token_seconds=6)) as world, opened(browser, world) as pages:
         for _ in range(5):
@@ -247,7 +246,7 @@ def test_pages_get_a_new_token_before_the_old_one_expires(browser: Browser, tmp_
 
 
 @pytest.mark.soak
-@only_in_soak
+@pytest.mark.only_soak
 def test_pages_hear_every_number_once_however_often_their_streams_are_cut(world: World, pages: list[LivePage]) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)

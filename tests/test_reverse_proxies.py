@@ -125,7 +125,7 @@ def test_f19_while_the_hub_is_away_a_proxy_tells_clients_to_come_back(
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not SOAK, reason="takes half a minute: `make soak` runs it")
+@pytest.mark.only_soak
 @pytest.mark.parametrize("name", NAMES)
 def test_proxy_does_not_take_a_hub_that_cuts_streams_for_broken(name: str, start_hub: StartHub, folder: Path) -> None:
     require(program(name), name)
@@ -146,7 +146,7 @@ def test_proxy_does_not_take_a_hub_that_cuts_streams_for_broken(name: str, start
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not SOAK, reason="takes half a minute: `make soak` runs it")
+@pytest.mark.only_soak
 @pytest.mark.timeout(300)
 def test_f19_pages_hear_everything_once_over_a_crash_unless_the_proxy_answers_502(
     browser: Browser, start_hub: StartHub, tmp_path: Path, folder: Path
