@@ -61,6 +61,7 @@ def test_random_secret_is_announced_and_never_shown() -> None:
 def test_first_curl_to_try_works_as_printed(is_unix: bool, tmp_path: Path, start_hub: StartHub) -> None:
     address = f"unix:{tmp_path}/control.sock" if is_unix else "127.0.0.1:0"
     hub = start_hub("--secret", SECRET, "--control-bind", address, "--control-key", CONTROL_KEY)
+    wait_until(lambda: re.search(r"try: .*\n", hub.log))  # the line after the one that `start_hub` waits for
     command = re.search(r"try: (.*)", hub.log)
     assert command
 
