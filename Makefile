@@ -1,4 +1,6 @@
 SHELL := /bin/bash
+# The tests start hundreds of processes: each would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=

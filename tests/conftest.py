@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -23,6 +24,7 @@ import httpx
 import psutil
 import pytest
 import uvloop
+from httpx._transports import default as transports
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from streams import RawStream
@@ -42,6 +44,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# httpx reads the machine's certificates for every client, and so for every `httpx.get`: 40 ms of a processor. The tests
+# make thousands of clients.
+vars(transports)["create_ssl_context"] = functools.cache(vars(transports)["create_ssl_context"])
 
 
 class CheckedLoop(uvloop.Loop):

@@ -15,11 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from conftest import CONTROL_KEY, ERROR_LINES, SECRET, connects, free_port, wait_until
+from conftest import CONTROL_KEY, ERROR_LINES, SECRET, connects, free_port, report, wait_until
 from readme import check_curl_lines
 from servers import HYPERCORN, SERVERS, UVICORN, UVICORN_WORKERS, ServedHub, Server, reloading_uvicorn
 from streams import HELLO, RawStream, get, listen
 
+SOAK = "SOAK" in os.environ
+SHARED_SECONDS = 3.0
+"""How much longer servers may take to stop because others, which stop at once, use the processors, too."""
 ROOT = Path(__file__).parent.parent
 Serve = Callable[..., ServedHub]
 
@@ -122,31 +125,44 @@ def test_client_that_stalls_is_bounded_and_the_others_go_on(start: Serve) -> Non
 
 
 @pytest.mark.alone
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_server_stops_in_time_with_open_and_stalled_streams(
-    start: Serve, server: Server, number: signal.Signals
-) -> None:
-    hub = start()
-    token = hub.token()
-    streams = [listen(hub.port, token) for _ in range(100)]
-    hub.wait_for("ssehub_subscribers", 100)
-    stalled = listen(hub.port, hub.token("stalled"), receive_buffer=4_096)
-    for _ in range(20):
-        hub.emit(userId="stalled", data="x" * 190_000)
-    began = time.monotonic()
+def test_server_stops_in_time_with_open_and_stalled_streams(number: signal.Signals, serve: Serve) -> None:
+    """All servers at once: each spends most of its time waiting for the client that has stalled."""
+    hubs = {name: serve(server) for name, server in SERVERS.items()}
+    streams, stalled = dict[str, list[RawStream]](), dict[str, RawStream]()
+    for name, hub in hubs.items():
+        hub.wait_until_ready()
+        token = hub.token()
+        streams[name] = [listen(hub.port, token) for _ in range(100 if SOAK else 30)]
+        hub.wait_for("ssehub_subscribers", len(streams[name]))
+        stalled[name] = listen(hub.port, hub.token("stalled"), receive_buffer=4_096)
+        hub.emit_batch([{"userId": "stalled", "channel": "chat", "data": "x" * 190_000}] * 20)
 
-    hub.signal(number)
-    if server.waits_for_streams:
-        for stream in (*streams, stalled):
-            stream.close()
-    hub.wait()
+    began = {}
+    for name, hub in hubs.items():
+        began[name] = time.monotonic()
+        hub.signal(number)
+        if SERVERS[name].waits_for_streams:
+            for stream in (*streams[name], stalled[name]):
+                stream.close()
+    took = dict[str, float]()
+    while len(took) < len(hubs):
+        for name in hubs.keys() - took:
+            if hubs[name].process.poll() is not None:
+                took[name] = time.monotonic() - began[name]
+        assert time.monotonic() - min(began.values()) < 20, hubs.keys() - took
+        time.sleep(0.01)
+    report(", ".join(f"{name} {seconds:.1f} s" for name, seconds in took.items()))
 
-    assert time.monotonic() - began < server.stops_in_seconds
-    for stream in [] if server.waits_for_streams else streams:
-        stream.read_to_end()
-        if server.sends_drain:
-            assert [event.event for event in stream.events] == ["stream-drain"]
-    stalled.close()
+    late = [name for name, seconds in took.items() if seconds >= SERVERS[name].stops_in_seconds + SHARED_SECONDS]
+    assert late == []
+    for name, server in SERVERS.items():
+        for stream in [] if server.waits_for_streams else streams[name]:
+            stream.read_to_end()
+            if server.sends_drain:
+                assert [event.event for event in stream.events] == ["stream-drain"], name
+        stalled[name].close()
 
 
 def test_curl_lines_of_the_readme_work_under_uvicorn_in_a_checkout(serve: Serve) -> None:
@@ -285,7 +301,6 @@ def test_server_that_logs_the_failure_of_a_start_shows_no_exception_of_ours(serv
     assert "AddressError" not in second.log
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("protocol", ["auto", "ssehub.server:HttpProtocol"])
 def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path, serve: Serve) -> None:
     module = tmp_path / "mine.py"
@@ -293,15 +308,13 @@ def test_reload_comes_back_with_open_streams(protocol: str, tmp_path: Path, serv
     hub = serve(reloading_uvicorn(protocol, tmp_path), "mine:client_app")
     hub.wait_until_ready()
     streams = [listen(hub.port, hub.token()) for _ in range(20)]
-    began = time.monotonic()
 
     module.write_text("from ssehub.asgi import client_app  # changed\n")
     for stream in streams:
-        stream.read_to_end(10)
+        stream.read_to_end(30)
     # The old process answers on both ports until it exits. The new one is started after that.
-    wait_until(lambda: hub.log.count("listening for publishers") == 2, 10)
+    wait_until(lambda: hub.log.count("listening for publishers") == 2, 30)
 
-    assert time.monotonic() - began < 10
     listen(hub.port, hub.token()).close()
 
 

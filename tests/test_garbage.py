@@ -16,7 +16,7 @@ from conftest import ERROR_LINES, RunningHub, StartHub, report, wait_until
 from streams import RawStream, get
 
 SOAK = "SOAK" in os.environ
-COUNT = 100_000 if SOAK else 200
+COUNT = 100_000 if SOAK else 100
 """Requests of each kind."""
 BATCH = 100
 """Requests that are sent on one connection, one after the other."""

@@ -102,7 +102,6 @@ def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.alone
 def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
     """One client could write 25 GiB of log a day: a line for each of 4,000 bad requests a second."""
     hub = start_hub()

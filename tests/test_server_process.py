@@ -155,7 +155,8 @@ def test_f2_sigterm_with_clients_that_never_read_exits_in_time(start_hub: StartH
 @pytest.mark.alone
 def test_f3_second_signal_stops_at_once(start_hub: StartHub) -> None:
     hub = start_hub("--drain-seconds", "30")
-    streams = [listen(hub.port, hub.token()) for _ in range(100)]
+    token = hub.token()
+    streams = [listen(hub.port, token) for _ in range(100)]
     hub.signal(signal.SIGINT)
     wait_until(lambda: "draining" in hub.log)
     began = time.monotonic()

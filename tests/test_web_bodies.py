@@ -97,11 +97,18 @@ BODIES: dict[str, tuple[dict[str, str], Callable[[], str | bytes], int]] = {
 
 
 class Watch:
-    """Measures the CPU time that the event loop's thread spends, in all and in the longest stretch."""
+    """Measures the CPU time that the event loop's thread spends, in all and in the longest stretch.
+
+    Other processes do not count, but slow it down: the best of up to three watches has to be within the bounds.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
         self.total = 0.0
+
+    @property
+    def is_within_bounds(self) -> bool:
+        return self.total < CPU_SECONDS and self.longest < STRETCH_SECONDS
 
     async def over(self, work: Any) -> Any:
         gc.collect()
@@ -118,7 +125,6 @@ class Watch:
         return task.result()
 
 
-@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.anyio
 @pytest.mark.parametrize(("headers", "body", "status"), BODIES.values(), ids=BODIES.keys())
@@ -134,6 +140,8 @@ async def test_c7_any_body_is_decided_soon_and_in_slices(
             watches.append(watch)
 
             assert response.status_code == status, response.text[:300]
+            if watch.is_within_bounds:
+                break
 
     assert min(watch.total for watch in watches) < CPU_SECONDS
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
@@ -152,7 +160,6 @@ ACCEPTED: dict[str, Callable[[], str]] = {
 
 
 @pytest.mark.soak
-@pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED.keys())
 async def test_c7_accepted_batches_are_delivered_in_slices(body: Callable[[], str]) -> None:
@@ -167,12 +174,13 @@ async def test_c7_accepted_batches_are_delivered_in_slices(body: Callable[[], st
 
             assert response.status_code == 200, response.text[:300]
             assert app.hub.statistics.published == times * count
+            if watch.is_within_bounds:
+                break
 
     assert min(watch.total for watch in watches) < CPU_SECONDS
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
-@pytest.mark.alone
 @pytest.mark.soak
 @pytest.mark.anyio
 async def test_c7_large_bodies_take_their_turns() -> None:
@@ -186,11 +194,12 @@ async def test_c7_large_bodies_take_their_turns() -> None:
             watches.append(watch)
 
             assert {response.status_code for response in responses} == {400}
+            if watch.longest < STRETCH_SECONDS:
+                break
 
     assert min(watch.longest for watch in watches) < STRETCH_SECONDS
 
 
-@pytest.mark.alone
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/token/", "/disconnect/"])
 async def test_c7_large_bodies_of_other_calls_are_decided_in_slices(path: str) -> None:
