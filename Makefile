@@ -67,7 +67,7 @@ docs: .venv/dev ## check the documentation against the code
 	$(BIN)/python -m pytest tests/test_docs.py tests/test_reliability.py
 
 clean: ## remove everything that make has created
-	rm -rf .venv .coverage* htmlcov tests/e2e/node_modules dist
+	rm -rf .venv .coverage* htmlcov tests/e2e/node_modules tests/idp/node_modules dist
 	rm -rf tests/clients/node/node_modules tests/clients/python/.venv tests/clients/go/build
 	rm -rf tests/clients/publish/build
 

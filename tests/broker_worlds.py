@@ -20,7 +20,8 @@ from ssehub.brokers.redis import RedisBroker
 from ssehub.brokers.sqlite import SqliteBroker
 from ssehub.event import Event
 from ssehub.position import Position
-from ssehub.publication import IdempotencyKey, Publication
+from ssehub.publication import Command, IdempotencyKey, Publication
+from ssehub.revocations import Revocation
 from ssehub.settings import Idempotency, LogRetention, RedisOptions, Retention
 from ssehub.testing import ManualClock
 
@@ -46,6 +47,8 @@ class RecordingFollower:
     def __init__(self) -> None:
         self.bases: list[Position] = []
         self.entries: list[Entry] = []
+        self.revocations: list[Revocation] = []
+        """Those that the broker told it of by `revoked`."""
         self.has_capacity = asyncio.Event()
         """While it is not set, `deliver` does not return."""
         self.has_capacity.set()
@@ -56,6 +59,10 @@ class RecordingFollower:
     async def begin(self, base: Position) -> None:
         self.bases.append(base)
         self._position = base
+
+    async def revoked(self, revocations: Sequence[Revocation]) -> None:
+        assert self.bases, "revoked was called before begin"
+        self.revocations.extend(revocations)
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
         positions = [self.position, *(entry.position for entry in entries)]
@@ -80,6 +87,10 @@ class RecordingFollower:
         return [entry.event for entry in self.entries if isinstance(entry.event, Event)]
 
     @property
+    def commands(self) -> list[Command]:
+        return [entry.event for entry in self.entries if not isinstance(entry.event, Event)]
+
+    @property
     def data(self) -> list[str | None]:
         return [event.data for event in self.events]
 
@@ -96,6 +107,8 @@ class World(ABC):
     """True if the log outlives the broker."""
     delivers_before_it_answers: ClassVar[bool]
     """True if `publish` returns only after `deliver` has returned."""
+    is_shared: ClassVar[bool] = False
+    """True if several brokers may run at a time."""
     delivers_in_publish: ClassVar[bool] = False
     """True if each call of `publish` calls `deliver` itself, so that these calls may overlap."""
 
@@ -113,7 +126,7 @@ class World(ABC):
         self.clock.pass_seconds(seconds)
 
     async def tidied(self) -> None:  # noqa: B027  # optional
-        """Return when a running broker has forgotten idempotency keys over its limit; most do so in `publish`."""
+        """Return when a running broker has removed what is over its limits; most do so in `publish`."""
 
     @asynccontextmanager
     async def running(
@@ -171,6 +184,7 @@ class RedisWorld(World):
     """Redis uses its own clock, so `pass_seconds` moves the times stored in Redis instead."""
 
     is_durable = True
+    is_shared = True
     delivers_before_it_answers = False
     kind: ClassVar[str] = "redis"
     _numbers = itertools.count()
@@ -192,6 +206,15 @@ class RedisWorld(World):
                 client.zadd(ages, {key: age - milliseconds})
             if milliseconds < 0:
                 client.hincrby(f"{{{self._prefix}}}:state", "ms", -milliseconds)
+            table = f"{{{self._prefix}}}:revocations"
+            for key, value in client.hgetall(table).items():
+                before, ends, rest = value.split(" ", 2)
+                if ends != "-":
+                    client.hset(table, key, f"{before} {float(ends) - seconds} {rest}")
+
+    async def tidied(self) -> None:
+        async with self.running():
+            pass  # a broker tidies before it is running
 
 
 class ValkeyWorld(RedisWorld):

@@ -106,6 +106,8 @@ class HubProcess:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed by stop()
+        self._signatures: list[str] = []
+        """Of the tokens that it has issued."""
         self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=env, cwd=cwd)
 
     @property
@@ -122,7 +124,9 @@ class HubProcess:
 
     def token(self, user_id: str = "alex", channel: str = "chat", exp: int = 3600) -> str:
         fields = {"userId": user_id, "channel": channel, "exp": str(exp)}
-        return httpx.post(f"{self.control_url}/token/", data=fields).raise_for_status().text
+        token = httpx.post(f"{self.control_url}/token/", data=fields).raise_for_status().text
+        self._signatures.append(token.rpartition(".")[2])
+        return token
 
     def emit(self, **fields: Any) -> str:
         """Publish one event; return its id."""
@@ -159,6 +163,7 @@ class HubProcess:
         return self.process.wait(seconds)
 
     def stop(self) -> None:
+        """Stop the process. Its log must show none of its secrets, nor a token that it has issued."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         try:
@@ -166,7 +171,10 @@ class HubProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._log.close()
+        if not self._log.closed:
+            log = self.log
+            self._log.close()
+            assert not any(secret in log for secret in (SECRET, CONTROL_KEY, *self._signatures)), log
 
 
 class RunningHub(HubProcess):

@@ -65,10 +65,11 @@ def join(
     cursor: str | None = None,
     since: str | None = None,
     on_reset: str | None = None,
+    **token: Any,
 ) -> tuple[Subscriber, FakeSink]:
-    """Open a stream, on `chat` if no channel is named."""
+    """Open a stream, on `chat` if no channel is named. `token` are other fields of `Claims`."""
     sink = sink or FakeSink()
-    claims = Claims(user_id, channels or ("chat",), expires_at)
+    claims = Claims(user_id, channels or ("chat",), expires_at, **token)
     return hub.attach(claims, sink, Start.parse(cursor, since, on_reset)), sink
 
 

@@ -89,6 +89,10 @@ class RedisServer:
             self._process.kill()
         self._process.wait()
 
+    def forget(self) -> None:
+        """Delete its data, after `kill`."""
+        shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
+
     def restart(self) -> None:
         self.kill()
         self.start()

@@ -8,7 +8,8 @@ To check a new broker, describe it by a subclass of `World` in `broker_worlds.py
 - `is_durable` says whether the log outlives the broker: if so, the tests of restarts run as well.
 - `delivers_before_it_answers` says whether `publish` returns only after the follower has received the events.
 - `delivers_in_publish` says whether each call of `publish` calls `deliver` itself, so that these calls may overlap.
-- `tidied` is needed only by a broker that forgets idempotency keys in the background.
+- `is_shared` says whether several brokers may run at a time.
+- `tidied` is needed only by a broker that forgets idempotency keys and revocations in the background.
 
 Then run `python -m pytest tests/test_broker_contract.py -k NAME`. What only one broker does is tested elsewhere.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,12 @@ from broker_worlds import (
 )
 from conftest import until
 from redis_servers import RedisServer
-from ssehub.errors import BrokerUnavailable, IdempotencyConflict
+from ssehub.brokers import Entry
+from ssehub.errors import BrokerUnavailable, IdempotencyConflict, Overloaded
 from ssehub.event import Event
 from ssehub.position import Position
-from ssehub.publication import Publication
+from ssehub.publication import Publication, Revoke, TakeBack
+from ssehub.revocations import EXPIRY_MARGIN_SECONDS, Revocation
 from ssehub.settings import Idempotency, Retention
 
 WORLDS: dict[str, type[World]] = {
@@ -203,6 +206,163 @@ async def test_keys_over_the_limit_are_forgotten(world: World, limit: str, monke
         later = await broker.publish([keyed("k", event())])
 
         assert first == again != later
+
+
+# Revocations
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let the table have a few revocations only; return how many."""
+    for module in ("ssehub.revocations", "ssehub.brokers.redis.writer", "ssehub.brokers.sqlite.logfile"):
+        monkeypatch.setattr(f"{module}.MAX_REVOCATIONS", 3)
+    return 3
+
+
+def user(name: str, issued_before: float = 1_000.0, expires_at: float | None = None) -> Revocation:
+    return Revocation(user_id=name, issued_before=issued_before, expires_at=expires_at)
+
+
+async def test_revocation_is_in_the_copy_when_its_entry_is_delivered_in_log_order(world: World) -> None:
+    broker = world.broker()
+    seen: list[list[bool]] = []
+
+    class Watching(RecordingFollower):
+        async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
+            seen.extend(
+                [revocation.key in broker.revocations for revocation in entry.event.revocations]
+                for entry in entries
+                if isinstance(entry.event, Revoke)
+            )
+            await super().deliver(position, entries)
+
+    follower = Watching()
+    async with broker.run(follower):
+        assert broker.is_current and len(broker.revocations) == 0
+        revocations = (Revocation(jti="t é\u2028"), user("alex", 1.5), Revocation(sid="s", iss="i", expires_at=9e9))
+
+        await broker.publish([Publication([event("before")])])
+        position = await broker.revoke(revocations)
+        await broker.publish([Publication([event("after")])])
+        await follower.caught_up(broker)
+
+        assert [entry.event for entry in follower.entries] == [event("before"), Revoke(revocations), event("after")]
+        assert str(follower.entries[1].position) == position
+        assert sorted(broker.revocations, key=str) == sorted(revocations, key=str)
+        assert seen == [[True, True, True]]
+
+
+async def test_every_node_gets_revocations_and_those_taken_back(world: World) -> None:
+    async with world.running() as (broker, follower):
+        await broker.revoke([Revocation(jti="a"), Revocation(jti="b"), user("kim")])
+        await broker.take_back(["jti:a", "user:kim", "jti:unknown"])
+        await follower.caught_up(broker)
+
+        assert list(broker.revocations) == [Revocation(jti="b")]
+        assert follower.commands[1] == TakeBack(("jti:a", "user:kim", "jti:unknown"))
+        if world.is_durable and world.is_shared:
+            async with world.running() as (other, follower):
+                await broker.revoke([Revocation(jti="c")])
+                await follower.caught_up(other)
+
+                assert {one.jti for one in other.revocations} == {"b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "result"),
+    [
+        (user("a", 5, 9e9), user("a", 4, 8e9), user("a", 5, 9e9)),
+        (user("a", 5, 8e9), user("a", 6, 9e9), user("a", 6, 9e9)),
+        (user("a", 5, 9e9), user("a", 5), user("a", 5)),
+        (user("a", 5), user("a", 5, 9e9), user("a", 5)),
+    ],
+)
+async def test_revoking_again_extends_and_never_shortens(
+    world: World, first: Revocation, second: Revocation, result: Revocation
+) -> None:
+    async with world.running() as (broker, follower):
+        await broker.revoke([first])
+        await broker.revoke([second])
+        await follower.caught_up(broker)
+
+        assert list(broker.revocations) == [result]
+    if world.is_durable:
+        async with world.running() as (broker, _):
+            assert list(broker.revocations) == [result]
+
+
+async def test_full_table_refuses_all_of_a_call_and_is_extended_all_the_same(world: World, few: int) -> None:
+    async with world.running() as (broker, follower):
+        await broker.revoke([user(str(number)) for number in range(few - 1)])
+        with pytest.raises(Overloaded, match="full"):
+            await broker.revoke([user("one"), user("0", 3_000), user("another")])
+        with pytest.raises(Overloaded, match="full"):
+            await asyncio.gather(*[broker.revoke([user(f"together-{number}")]) for number in range(2)])
+        await broker.revoke([user("0", 2_000), user("0", 1_500)])
+        await follower.caught_up(broker)
+
+        assert len(broker.revocations) == few and user("0", 2_000) in list(broker.revocations)
+        await broker.take_back(["user:0"])
+        await broker.revoke([user("one")])
+        await follower.caught_up(broker)
+
+        assert "user:one" in broker.revocations and len(broker.revocations) == few
+
+
+async def test_revoking_is_refused_before_and_after_running(world: World) -> None:
+    broker = world.broker()
+
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable, match="is not running"):
+            await broker.revoke([Revocation(jti="a")])
+        with pytest.raises(BrokerUnavailable, match="is not running"):
+            await broker.take_back(["jti:a"])
+        async with broker.run(RecordingFollower()):
+            pass
+    assert "jti:a" not in broker.revocations
+
+
+async def test_revocations_are_there_when_the_same_broker_runs_again(world: World) -> None:
+    broker, follower = world.broker(), RecordingFollower()
+    async with broker.run(follower):
+        await broker.revoke([Revocation(jti="a")])
+        await follower.caught_up(broker)
+    async with broker.run(RecordingFollower()):
+        assert list(broker.revocations) == [Revocation(jti="a")]
+
+
+async def test_table_is_complete_before_the_log_begins_and_outlives_the_retained_log(durable: World) -> None:
+    revocations = [Revocation(jti=f"{number}") for number in range(3_000)]
+    async with durable.running() as (broker, _):
+        for start in range(0, 3_000, 500):
+            await broker.revoke(revocations[start : start + 500])
+        await broker.publish([Publication([event(f"{number}") for number in range(5)])])
+    broker = durable.broker(retention=Retention(history_events=2))
+    complete = []
+
+    class Watching(RecordingFollower):
+        async def begin(self, base: Position) -> None:
+            complete.append(len(broker.revocations))
+            await super().begin(base)
+
+    follower = Watching()
+    async with broker.run(follower):
+        assert complete == [3_000] and len(follower.entries) == 2
+
+
+async def test_revocations_that_have_run_out_leave_the_table_and_no_others(
+    durable: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssehub.brokers.sqlite.broker.TIDY_SECONDS", 0.05)
+    now = durable.broker().now()
+    async with durable.running() as (broker, _):
+        early = user("early", expires_at=now + 10)
+        late = user("late", expires_at=now + 30)
+        await broker.revoke([early, late, user("forever")])
+        durable.pass_seconds(10 + EXPIRY_MARGIN_SECONDS + 10)
+        await durable.tidied()
+    async with durable.running() as (broker, _):
+        assert {one.user_id for one in broker.revocations} == {"late", "forever"}
 
 
 # Waiting, giving up, ending

@@ -108,15 +108,13 @@ def test_config_can_be_sent_to_another_process() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_secrets_are_read_from_files_without_their_line_end(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("from a file\n")
+def test_control_key_is_read_from_its_file_without_the_line_end(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("the key\r\n")
 
-    config = load_config({"secret_file": tmp_path / "secret", "control_key_file": str(tmp_path / "key")})
+    config = load_config({"control_key_file": str(tmp_path / "key")})
 
-    assert config.secret is not None and config.secret.get_secret_value() == "from a file"
     assert config.control_key is not None and config.control_key.get_secret_value() == "the key"
-    assert "from a file" not in repr(config)
+    assert "the key" not in repr(config)
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -137,9 +135,17 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "broker": ({"broker": "kafka://x"}, "--broker 'kafka://x': unknown broker: use memory://"),
     "cookie": ({"token_cookie": ""}, "--token-cookie '': must have at least 1 character"),
     "key": ({"control_key": " "}, "control_key is empty"),
-    "missing-file": ({"secret_file": "/nonexistent"}, "secret_file /nonexistent can't be read: No such file"),
+    "missing-file": ({"control_key_file": "/nonexistent"}, "control_key_file /nonexistent can't be read: No such file"),
     "folder": ({"control_key_file": "/"}, "control_key_file / can't be read: Is a directory"),
     "both": ({"secret": "x", "secret_file": "/x"}, "secret and secret_file are both given"),
+    "lifetime": (
+        {"secret": "x", "max_token_seconds": 3_600},
+        "token_lifetime_seconds 86400 is more than max_token_seconds 3600: set it to 3600 or less",
+    ),
+    "lifetime-by-a-random-secret": (
+        {"token_lifetime_seconds": 601, "max_token_seconds": 600},
+        "token_lifetime_seconds 601 is more than max_token_seconds 600: ",
+    ),
 }
 
 
@@ -150,6 +156,18 @@ def test_bad_setting_is_one_line_that_names_it(settings: dict[str, Any], message
 
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"secret": "x", "token_lifetime_seconds": 3_600, "max_token_seconds": 3_600},
+        {"jwks": "https://login.example/jwks.json", "max_token_seconds": 3_600},  # issues no tokens
+    ],
+    ids=["equal", "without-a-secret"],
+)
+def test_lifetime_may_be_as_long_as_tokens_may_be_valid(settings: dict[str, Any]) -> None:
+    assert load_config(settings).max_token_seconds == 3_600
 
 
 @pytest.mark.parametrize("broker", ["redis//u:mackerel@host", "redis:/u:mackerel@host", "rediss+x://:mackerel@host/@"])

@@ -20,6 +20,7 @@ from ssehub.brokers.memory import MemoryBroker
 from ssehub.errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, Unavailable, WrongEventLoop
 from ssehub.event import Event
 from ssehub.fanout.engine import Engine
+from ssehub.fanout.statistics import Statistics
 
 pytestmark = pytest.mark.anyio
 
@@ -253,3 +254,47 @@ def test_hub_restarts_in_a_new_event_loop_after_the_old_one_has_ended() -> None:
     assert asyncio.run(use()) == asyncio.run(use()) == "y"
     with pytest.raises(HubClosed, match=r"await hub\.start\(\)"):
         hub.publish_sync(channel="chat", user_id="*", data="x")
+
+
+class Guest:
+    """A companion that records its runs."""
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self.begun = self.ended = 0
+
+    async def run(self) -> None:
+        self.begun += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended += 1
+
+    def measure(self, statistics: Statistics) -> None:
+        statistics.jwks_fetch_failures = 7
+
+
+async def test_companion_runs_once_in_each_run_of_the_hub() -> None:
+    hub, early, late = Hub(), Guest(), Guest()
+    hub.accompany(early)
+    hub.accompany(early)
+
+    async with hub:
+        hub.accompany(late)
+        await until(lambda: (early.begun, late.begun) == (1, 1))
+    assert (early.ended, late.ended) == (1, 1)
+    async with hub:
+        await hub.start()
+        await until(lambda: (early.begun, late.begun) == (2, 2))
+
+    assert (early.begun, early.ended) == (2, 2)
+
+
+async def test_companion_tells_why_the_hub_is_not_ready_and_has_statistics() -> None:
+    hub, guest = Hub(), Guest()
+    hub.accompany(guest)
+
+    guest.problem = "no keys yet"
+
+    assert hub.not_ready() == ["no keys yet"]
+    assert hub.statistics.jwks_fetch_failures == 7

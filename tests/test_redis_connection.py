@@ -27,13 +27,14 @@ from ssehub.brokers.redis import RedisBroker
 from ssehub.brokers.redis.connection import Server
 from ssehub.errors import BrokerUnavailable, ConfigError
 from ssehub.hub import Hub
+from ssehub.revocations import Revocation
 from ssehub.settings import RedisOptions
 
 pytest_plugins = ("redis_fixtures",)
 pytestmark = pytest.mark.anyio
 
 COMMANDS = (
-    "evalsha eval xadd xread xrevrange xrange xtrim xinfo hmget hset hget hdel "
+    "evalsha eval xadd xread xrevrange xrange xtrim xinfo hmget hset hget hdel hlen hscan "
     "zadd zscore zcard zrange zrangebyscore zrem del exists type time"
 )
 DOCUMENTED = ["allkeys", *(f"+{command}" for command in COMMANDS.split())]
@@ -259,6 +260,9 @@ async def test_tls_to_a_port_without_tls_is_refused(redis_server: RedisServer) -
         ([*DOCUMENTED, "-xadd"], "xadd"),
         ([*DOCUMENTED, "-zadd"], "zadd"),
         ([*DOCUMENTED, "-xread"], "xread"),
+        ([*DOCUMENTED, "-hscan"], "hscan"),
+        ([*DOCUMENTED, "-hlen"], "hlen"),
+        ([*DOCUMENTED, "resetkeys", "~*:log", "~*:state", "~*:key-ages", "~*:keys"], "key"),
         ([*DOCUMENTED, "resetkeys", "~other*"], "key"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -275,6 +279,8 @@ async def test_user_without_a_needed_permission_is_refused_at_the_start(
         async with Node(url) as node:
             await node.publish("1", idempotency_key="k")
             await node.has("1")
+            await node.broker.revoke([Revocation(jti="t")])
+            await node.broker.take_back(["jti:t"])
     else:
         text = await refusal_and_problem(url)
         assert missing in text.lower() or "can't run this command" in text, "Redis 7.0 does not name it in a script"

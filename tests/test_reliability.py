@@ -17,6 +17,7 @@ CODE = re.compile(r"[A-F][1-9]\d?")
 CODE_IN_NAME = re.compile(r"_([a-f][1-9]\d?)(?=_)")
 CODE_IN_PROSE = re.compile(r"\b[A-F][1-9]\d?\b")
 CODE_IN_ID = re.compile(r"([A-F][1-9]\d?)-")  # the ids of parameters begin so: "B5-alg-none"
+SOAK_MARKS = {"pytest.mark.soak", "pytest.mark.only_soak"}
 NAMED_TEST = re.compile(r"`(test_\w+)`( \(soak\))?")
 
 
@@ -79,7 +80,10 @@ def modules(pattern: str = "test_*.py") -> dict[str, ast.Module]:
 def functions() -> list[Function]:
     return [
         Function(
-            node.name, file, ast.get_docstring(node) or "", "pytest.mark.soak" in map(ast.unparse, node.decorator_list)
+            node.name,
+            file,
+            ast.get_docstring(node) or "",
+            not SOAK_MARKS.isdisjoint(map(ast.unparse, node.decorator_list)),
         )
         for file, module in modules().items()
         for node in ast.walk(module)

@@ -107,19 +107,26 @@ def test_f19_while_the_hub_is_away_a_proxy_tells_clients_to_come_back(
             for query, headers in (("?end=cut", {}), ("", {"Datastar-Request": "true"})):
                 wait_until(partial(comes_back_by_fetch, name, http, f"{url}/events/{query}", headers))
 
+            for path in ("login", "backchannel-logout"):
+                assert http.post(f"{url}/events/{path}?token=x").status_code in (502, 503, 504), "it has not been done"
+
         # Apache notices that a client has left, and then ends, when it next writes: at a heartbeat.
         addresses = ("--bind", f"127.0.0.1:{port}", "--control-bind", f"127.0.0.1:{control_port}")
-        hub = start_hub(*addresses, "--heartbeat-seconds", "0.5", "--cors-origins", ORIGIN)
+        hub = start_hub(*addresses, "--heartbeat-seconds", "0.5", "--cors-origins", ORIGIN, "--token-cookie", "sse")
         request = partial(http.get, f"http://localhost:{place.plain_port}/events/?token=x", headers={"Origin": ORIGIN})
         wait_until(lambda: request().status_code == 401)
         refused = request()
         url = f"https://localhost:{place.tls_port}/events/?token={hub.token()}"
+        own = f"https://localhost:{place.tls_port}"
+        login = http.post(f"{own}/events/login", headers={"Origin": own, "Authorization": f"Bearer {hub.token()}"})
         with http.stream("GET", url, headers={"Origin": ORIGIN}) as stream:
             lines = stream.iter_lines()
             assert next(lines) == "event: stream-hello"
             hub.emit(data="hello")
             assert any(line == "data: hello" for line in lines)
 
+    assert (login.status_code, "Path=/events; " in login.headers["set-cookie"]) == (204, True)
+    assert "; Secure; " in login.headers["set-cookie"], "the hub cannot see TLS, but the origin of the page"
     assert refused.text == "a valid token is required\n", "answers of the hub pass unchanged"
     assert refused.headers.get_list("access-control-allow-origin") == [ORIGIN]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from commands import run
 from conftest import ERROR_LINES, StartHub, wait_until
+from identity_provider import AUDIENCE, ISSUER, IdentityProvider
 from redis_servers import RedisServer
 from ssehub import Tokens
 from streams import RawStream, get, listen
@@ -78,6 +80,10 @@ def call_client_app(call: Caller, token: str) -> None:
         call("POST", f"/events/?token={given}", content=given)
         call("OPTIONS", f"/events/?token={given}", headers={"Origin": "https://app.example"})
         call("GET", f"/nothing/{given}?token={given}")
+        call("POST", "/events/backchannel-logout", data={"logout_token": given})
+        if given != token:  # the answer to a good one has it in the cookie
+            call("POST", f"/events/login?token={given}", headers={"Authorization": f"Bearer {given}"})
+        call("DELETE", f"/events/login?token={given}", headers={"Cookie": f"sse={given}"})
 
 
 def call_control_app(call: Caller, token: str) -> None:
@@ -141,7 +147,7 @@ def test_c17_no_secret_is_in_any_output_of_a_hub(start_hub: StartHub, valkey: Re
     hub.signal()
     hub.wait()
 
-    assert "stream refused" in hub.log and "stream ended" in hub.log
+    assert "token refused" in hub.log and "stream ended" in hub.log
     assert client.statuses >= {200, 400, 401, 403, 404, 405}
     assert control.statuses >= {200, 400, 401, 404, 405, 415, 422, 503}
     received = b"".join(stream.bytes for stream in streams).decode()
@@ -151,6 +157,99 @@ def test_c17_no_secret_is_in_any_output_of_a_hub(start_hub: StartHub, valkey: Re
         output = output.replace(token, "TOKEN")  # the answers of /token/, and nothing else
     assert_shows_none(output, [SECRET, KEY, PASSWORD, OTHER_KEY, issued, short, FORGED, "raspberry-idempotency"])
     assert len(processes) >= 3
+
+
+OLD_SECRET = "mirabelle-secret-of-more-than-32-bytes"
+SECRET_JWK = {"kty": "oct", "kid": "damson", "alg": "HS256", "k": "ZGFtc29uLWtleS1vZi1tb3JlLXRoYW4tMzItYnl0ZXM"}
+PRIVATE_JWK = {"kty": "OKP", "crv": "Ed25519", "kid": "sloe", "x": "c2xvZS1rZXkteA", "d": "c2xvZS1wcml2YXRlLWtleS0zMg"}
+
+
+def call_as_the_provider(call: Caller, logout_token: str) -> None:
+    """Send a logout token as a provider does, and in other ways."""
+    path = "/events/backchannel-logout"
+    for given in (logout_token, logout_token, f"{logout_token}x", logout_token[:-3], FORGED):
+        call("POST", path, data={"logout_token": given})
+        call("POST", path, data={"logout_token": [given, given]})
+        call("POST", f"{path}?logout_token={given}", data={"token": given})
+        call("POST", path, content=given)
+        call("GET", path, params={"logout_token": given})
+
+
+def call_login(call: Caller, tokens: list[str]) -> None:
+    for token in tokens:
+        for headers in ({"Authorization": f"Bearer {token}"}, {"Cookie": f"sse={token}"}, {"X-Token": token}):
+            for method in ("POST", "DELETE", "PUT"):
+                call(method, "/events/login", headers=headers)
+            call("POST", f"/events/login?token={token}", headers={**headers, "Origin": "https://evil.example"})
+        call("POST", "/events/login", data={"token": token})
+
+
+def call_revoke(call: Caller, tokens: list[str], key: dict[str, str]) -> None:
+    for token in tokens:
+        for fields in ({"token": token}, {"jti": token}, {"sid": token[-255:]}, {"token": token, "everyone": True}):
+            for method in ("POST", "DELETE"):
+                call(method, "/revoke/", json=fields, headers=key)
+                call(method, "/revoke/", data=fields, headers=key)
+                call(method, "/revoke/", json=fields)
+        call("GET", "/revoke/", params={"after": token}, headers=key)
+
+
+def test_c17_no_canary_is_in_any_output_of_a_hub_with_keys_of_a_provider(start_hub: StartHub, tmp_path: Path) -> None:
+    provider = IdentityProvider()
+    secrets, jwks = tmp_path / "secrets", tmp_path / "jwks.json"
+    secrets.write_text(f"{SECRET}\n{OLD_SECRET}\n")
+    jwks.write_text(json.dumps(provider.jwks))
+    (tmp_path / "key").write_text(KEY)
+    hub = start_hub(
+        *("--secret-file", str(secrets), "--jwks", str(jwks), "--issuer", ISSUER, "--audience", AUDIENCE),
+        *("--grant-templates", "user.{sub}", "--control-key-file", str(tmp_path / "key"), "--token-cookie", "sse"),
+        *("--cors-origins", "https://app.example", "--log-level", "debug"),
+        env={"SSEHUB_SECRET": None},
+    )
+    good = {"Authorization": f"Bearer {KEY}"}
+    far = time.time() + 3_600
+    tokens = [
+        *(Tokens(secret).issue("alex", ["chat"], expires_at=far) for secret in (SECRET, OLD_SECRET)),
+        provider.access_token("kim"),
+        FORGED,
+    ]
+    logout_token = provider.logout_token(sub="kim")
+    streams = [listen(hub.port, token) for token in tokens[:3]]
+    client, control = Caller(hub.url), Caller(hub.control_url)
+
+    for token in tokens[:3]:
+        call_client_app(client, token)
+    call_login(client, tokens)
+    call_as_the_provider(client, logout_token)
+    streams[2].read_until(b"stream-revoked")
+    call_revoke(control, tokens, good)
+    for stream in streams[:2]:
+        stream.read_until(b"stream-revoked")
+    for broken in ([SECRET_JWK, PRIVATE_JWK], [PRIVATE_JWK], [SECRET_JWK]):
+        jwks.write_text(json.dumps({"keys": broken}))
+        secrets.write_text(f"short\n{OTHER_KEY}\n")
+        before = len(hub.log)
+        hub.signal(signal.SIGHUP)
+        wait_until(lambda: "ERROR" in hub.log[before:])  # noqa: B023
+    jwks.write_text(json.dumps({"keys": []}) + PRIVATE_JWK["d"])
+    control("GET", "/metrics", headers=good)
+    control("GET", "/readyz", headers=good)
+    listed = json.dumps(psutil.Process(hub.process.pid).cmdline())
+    for stream in streams:
+        stream.close()
+    client.close()
+    control.close()
+    hub.signal()
+    hub.wait()
+
+    assert client.statuses >= {200, 204, 400, 401, 403, 404, 405}
+    assert control.statuses >= {200, 400, 401}
+    received = b"".join(stream.bytes for stream in streams).decode()
+    output = "\n".join([hub.log, *client.answers, *control.answers, received, listed])
+    for token in tokens[:3]:
+        output = re.sub(f"sse={re.escape(token)}; Path=/events; ", "COOKIE; ", output)  # what a login is answered with
+    canaries = [SECRET, OLD_SECRET, KEY, OTHER_KEY, SECRET_JWK["k"], PRIVATE_JWK["d"], *tokens, logout_token]
+    assert_shows_none(output, canaries)
 
 
 def test_c17_secret_on_the_command_line_is_warned_about(start_hub: StartHub) -> None:
@@ -208,7 +307,7 @@ def test_c16_nothing_that_a_request_carries_can_break_a_log_line(start_hub: Star
     httpx.post(f"{hub.control_url}/disconnect/", data={"userId": name, "channel": name})
     odd = {b"Content-Type": b"a/b\x85", b"Content-Encoding": b"\x85\x1b", b"Idempotency-Key": b"\x85"}
     httpx.post(f"{hub.control_url}/emit/", headers=odd, content=b"x")
-    wait_until(lambda: "stream refused" in hub.log and hub.log.count("stream ended") >= 2)
+    wait_until(lambda: "token refused" in hub.log and hub.log.count("stream ended") >= 2)
     hub.signal()
     hub.wait()
 

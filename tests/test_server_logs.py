@@ -96,7 +96,7 @@ def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
 
     listen(hub.port, token).close()
     httpx.get(f"{hub.url}/events/", params={"token": f"{token}x"})
-    wait_until(lambda: "stream ended" in hub.log and "stream refused" in hub.log)
+    wait_until(lambda: "stream ended" in hub.log and "token refused" in hub.log)
 
     assert token not in hub.log and SECRET not in hub.log
 

@@ -22,7 +22,8 @@ from ssehub.brokers.sqlite import LogFile, SqliteBroker
 from ssehub.errors import BrokerUnavailable
 from ssehub.event import Event
 from ssehub.position import Position
-from ssehub.publication import Publication
+from ssehub.publication import Publication, Revoke
+from ssehub.revocations import Revocation
 from ssehub.settings import LogRetention, Retention
 
 pytestmark = pytest.mark.anyio
@@ -309,6 +310,77 @@ async def test_commit_that_takes_effect_although_it_reports_an_error_leaves_no_s
         ids = await broker.publish([Publication([event("2")])])
 
         assert len(follower.bases) == 2 and follower.data == ["2"] and str(follower.bases[1]) < ids[0]
+
+
+async def test_revocation_of_a_commit_that_reports_an_error_is_in_force_if_it_took_effect(
+    world: SqliteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+    fails = False
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            cursor = super().execute(sql, *parameters)
+            if fails and sql == "COMMIT":
+                raise sqlite3.OperationalError("disk I/O error")
+            return cursor
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **options: connect(*given, factory=Connection, **options))
+    async with world.running() as (broker, follower):
+        await broker.revoke([Revocation(jti="before")])
+        fails = True
+        with pytest.raises(BrokerUnavailable, match="disk I/O error"):
+            await broker.revoke([Revocation(jti="1")])
+        fails = False
+
+        await until(lambda: len(follower.bases) == 2)
+        assert follower.revocations == [Revocation(jti="1")]
+        assert {one.jti for one in broker.revocations} == {"before", "1"}
+
+
+async def test_revocation_and_its_entry_are_stored_together_or_not_at_all(
+    world: SqliteWorld, databases: list[sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssehub.brokers.sqlite.logfile.MAX_REVOCATIONS", 1)
+    async with world.running() as (broker, follower):
+        # The position of the entry is recorded after the table has been changed.
+        databases[0].execute("CREATE TEMP TRIGGER fails BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'no'); END")
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable):
+                await broker.revoke([Revocation(jti="lost")])
+        databases[0].execute("DROP TRIGGER fails")
+        await broker.revoke([Revocation(jti="kept")])  # the table is not counted as fuller than it is
+
+        assert follower.commands == [Revoke((Revocation(jti="kept"),))]
+        assert list(broker.revocations) == [Revocation(jti="kept")]
+    async with world.running() as (broker, _):
+        assert list(broker.revocations) == [Revocation(jti="kept")]
+
+
+async def test_revocation_that_cannot_be_read_is_reported_at_the_start(world: SqliteWorld) -> None:
+    async with world.running() as (broker, _):
+        await broker.revoke([Revocation(jti="a")])
+    with contextlib.closing(sqlite3.connect(world.path, isolation_level=None)) as database:
+        database.execute("""UPDATE revocations SET revocation = '{"jti": 5}'""")
+
+    with pytest.raises(BrokerUnavailable, match=r"damaged.*jti must be a string"):
+        async with world.running():
+            pass
+
+
+@pytest.mark.usefixtures("tidies_often")
+async def test_revocations_do_not_count_against_the_limit_of_the_log(world: SqliteWorld) -> None:
+    broker, follower = world.broker(log=LogRetention(log_bytes=400_000)), RecordingFollower()
+    async with broker.run(follower):
+        await broker.publish([Publication([event("kept")])])
+        for start in range(0, 6_000, 1_000):
+            names = [f"{'x' * 100}{number}" for number in range(start, start + 1_000)]
+            await broker.revoke([Revocation(jti=name) for name in names])
+        await world.tidied()
+    assert world.path.stat().st_size > 1_000_000
+
+    async with world.running() as (_, follower):
+        assert follower.data == ["kept"]
 
 
 async def test_follower_that_fails_is_told_to_begin_again_and_publishing_continues(world: SqliteWorld) -> None:

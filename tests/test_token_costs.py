@@ -18,7 +18,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from asgi_requests import head
+from bad_tokens import ISSUER, tokens
 from conftest import SECRET, report
+from signing_keys import sign as sign_by_key
 from ssehub import Hub, create_client_app
 from ssehub.errors import TokenError
 from ssehub.tokens import MAX_CHANNELS, MAX_TOKEN_LENGTH, Tokens
@@ -152,7 +154,7 @@ CLAIMS = st.fixed_dictionaries(
         "exp": NUMBERS | ANYTHING,
         "nbf": NUMBERS | ANYTHING,
         "iat": NUMBERS | ANYTHING,
-        "other": ANYTHING,
+        **{name: NAMES | ANYTHING for name in ("sid", "jti", "iss", "events", "other")},
     },
 )
 HEADERS = st.fixed_dictionaries(
@@ -161,16 +163,17 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
-def check(token: str) -> None:
+def check(token: str, tokens: Tokens = TOKENS) -> None:
     """The token grants what a token may grant, or is refused. Every other exception would be a response with 500."""
     try:
-        claims = TOKENS.verify(token)
+        claims = tokens.verify(token)
     except TokenError as exc:
         assert token not in str(exc) and SECRET not in str(exc) and len(str(exc)) < 500
         return
     assert 1 <= len(claims.user_id) <= 255
     assert 1 <= len(claims.channels) <= MAX_CHANNELS
-    for name in (claims.user_id, *claims.channels):
+    ids = [name for name in (claims.iss, claims.sub, claims.sid, claims.jti) if name is not None]
+    for name in (claims.user_id, *claims.channels, *ids):
         assert isinstance(name, str) and not set(name) & set("\r\n\0")
         assert name.encode()
     assert claims.expires_at is not None and NOW < claims.expires_at < 2**53 + 600
@@ -184,6 +187,28 @@ def test_b16_signed_token_of_any_structure_is_accepted_or_refused(
     header: dict[str, Any], claims: dict[str, Any], algorithm: str
 ) -> None:
     check(sign(json.dumps(header).encode(), json.dumps(claims).encode(), algorithm=algorithm))
+
+
+BY_KEY = tokens(
+    channel_claim="channels", grant_templates=["user.{sub}", "{sid}:{other}"], max_token_seconds=None, require_exp=True
+)
+ACCEPTABLE = {"iss": st.just(ISSUER), "aud": st.just("hub") | st.just(["x", "hub"]), "exp": st.just(NOW + 60)}
+CLAIMS_BY_KEY = st.builds(
+    lambda claims, acceptable: {**claims, **acceptable}, CLAIMS, st.fixed_dictionaries({}, optional=ACCEPTABLE)
+)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1_800)
+@settings(max_examples=5_000 if SOAK else 100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(HEADERS, CLAIMS_BY_KEY)
+@example({}, {"iss": ISSUER, "aud": "hub", "sub": "a", "sid": "b", "other": "c", "exp": NOW + 60})
+def test_b16_token_of_any_structure_that_a_key_has_signed_is_accepted_or_refused(
+    header: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    named = {**header, "alg": "EdDSA", "kid": "EdDSA"}
+
+    check(sign_by_key(json.dumps(named).encode(), json.dumps(claims).encode(), "EdDSA"), BY_KEY)
 
 
 EDITS = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 3), st.binary(max_size=4)), max_size=4)

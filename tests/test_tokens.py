@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def make(header: dict[str, Any] | None = None, *, secret: str = SECRET, algorith
     merged = {**GOOD, **claims}
     payload = {name: value for name, value in merged.items() if value is not ...}
     return sign(json.dumps({**HEADER, **(header or {})}).encode(), json.dumps(payload).encode(), secret, algorithm)
+
+
+def grant(
+    user_id: str = "alex",
+    channels: tuple[str, ...] = ("chat",),
+    expires_at: float | None = NOW + 60,
+    iat: float = 0.0,
+    **names: str,
+) -> Claims:
+    """Return the claims of a token that `make` returns."""
+    return Claims(user_id, channels, expires_at, iat=iat, **names)
 
 
 def raw(payload: bytes = b"{}", header: bytes = json.dumps(HEADER).encode()) -> str:
@@ -176,32 +188,32 @@ async def test_every_broken_token_is_the_same_401_over_http(name: str) -> None:
 def test_token_made_by_hand_verifies(algorithm: str) -> None:
     token = make({"alg": algorithm}, algorithm=algorithm)
 
-    assert TOKENS.verify(token) == Claims("alex", ("chat",), NOW + 60)
+    assert TOKENS.verify(token) == grant()
 
 
 @pytest.mark.parametrize(
     ("token", "claims"),
     [
-        pytest.param(make(userId=..., sub="kim"), Claims("kim", ("chat",), NOW + 60), id="sub"),
-        pytest.param(make(channel=..., channels=["b", "a"]), Claims("alex", ("b", "a"), NOW + 60), id="channels"),
-        pytest.param(make(userId="*"), Claims("*", ("chat",), NOW + 60), id="star"),
-        pytest.param(make(exp=NOW + 0.5), Claims("alex", ("chat",), NOW + 0.5), id="float"),
-        pytest.param(make(nbf=int(NOW)), Claims("alex", ("chat",), NOW + 60), id="B10-nbf-now"),
-        pytest.param(make(nbf=int(NOW) + 5), Claims("alex", ("chat",), NOW + 60), id="B18-nbf-within-the-leeway"),
-        pytest.param(make(iat=int(NOW) + 5), Claims("alex", ("chat",), NOW + 60), id="B18-iat-within-the-leeway"),
-        pytest.param(make(iat=0), Claims("alex", ("chat",), NOW + 60), id="B10-iat-past"),
-        pytest.param(make(exp=int(NOW)), Claims("alex", ("chat",), NOW + 5), id="B18-exp-now"),
-        pytest.param(make(exp=int(NOW) - 4), Claims("alex", ("chat",), NOW + 1), id="B18-exp-within-the-leeway"),
-        pytest.param(make(aud="x", iss="y"), Claims("alex", ("chat",), NOW + 60), id="B11-not-configured"),
+        pytest.param(make(userId=..., sub="kim"), grant("kim", sub="kim"), id="sub"),
+        pytest.param(make(channel=..., channels=["b", "a"]), grant(channels=("b", "a")), id="channels"),
+        pytest.param(make(userId="*"), grant("*"), id="star"),
+        pytest.param(make(exp=NOW + 0.5), grant(expires_at=NOW + 0.5), id="float"),
+        pytest.param(make(nbf=int(NOW)), grant(), id="B10-nbf-now"),
+        pytest.param(make(nbf=int(NOW) + 5), grant(), id="B18-nbf-within-the-leeway"),
+        pytest.param(make(iat=int(NOW) + 5), grant(iat=NOW + 5), id="B18-iat-within-the-leeway"),
+        pytest.param(make(iat=0), grant(), id="B10-iat-past"),
+        pytest.param(make(exp=int(NOW)), grant(expires_at=NOW + 5), id="B18-exp-now"),
+        pytest.param(make(exp=int(NOW) - 4), grant(expires_at=NOW + 1), id="B18-exp-within-the-leeway"),
+        pytest.param(make(aud="x", iss="y"), grant(iss="y"), id="B11-not-configured"),
         pytest.param(
             make({"jku": "http://x", "x5u": "http://x", "kid": "../../dev/null"}),
-            Claims("alex", ("chat",), NOW + 60),
+            grant(),
             id="B6-keys",
         ),
-        pytest.param(make({"jwk": OTHER_JWK}), Claims("alex", ("chat",), NOW + 60), id="B6-key-in-the-token"),
+        pytest.param(make({"jwk": OTHER_JWK}), grant(), id="B6-key-in-the-token"),
         pytest.param(
             raw(b'{"userId":"a","userId":"alex","channel":"chat","exp":1700000060}'),
-            Claims("alex", ("chat",), NOW + 60),
+            grant(),
             id="B4-last-of-two-counts",
         ),
     ],
@@ -241,7 +253,7 @@ def test_leeway_out_of_range_is_refused(leeway: float) -> None:
 
 
 def test_token_without_exp_verifies_only_if_allowed() -> None:
-    assert Tokens(SECRET, require_exp=False).verify(make(exp=...)) == Claims("alex", ("chat",), None)
+    assert Tokens(SECRET, require_exp=False).verify(make(exp=...)) == grant(expires_at=None)
     with pytest.raises(TokenError, match="expired"):
         Tokens(SECRET, require_exp=False).verify(make(exp=1))
 
@@ -249,16 +261,27 @@ def test_token_without_exp_verifies_only_if_allowed() -> None:
 def test_issued_token_has_the_form_that_the_original_reads() -> None:
     token = TOKENS.issue("alex", ["chat"], expires_at=NOW + 60.7)
     header, payload, _ = token.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
 
     assert json.loads(base64.urlsafe_b64decode(header + "==")) == HEADER
-    assert json.loads(base64.urlsafe_b64decode(payload + "==")) == GOOD
+    assert {name: claims[name] for name in GOOD} == GOOD and claims.keys() - GOOD.keys() == {"iat", "jti"}
     assert sign(base64.urlsafe_b64decode(header + "=="), base64.urlsafe_b64decode(payload + "==")) == token
 
 
 def test_issued_token_for_several_channels_verifies() -> None:
-    token = TOKENS.issue("alex", ["a", "b"], expires_at=NOW + 60)
+    claims = TOKENS.verify(TOKENS.issue("alex", ["a", "b"], expires_at=NOW + 60))
 
-    assert TOKENS.verify(token) == Claims("alex", ("a", "b"), NOW + 60)
+    assert (claims.user_id, claims.channels, claims.expires_at) == ("alex", ("a", "b"), NOW + 60)
+
+
+def test_issued_token_says_when_it_was_issued_to_the_millisecond_and_has_an_id_of_its_own() -> None:
+    tokens = Tokens(SECRET, now=lambda: NOW + 0.123456)
+
+    one, other = (tokens.verify(tokens.issue("alex", ["chat"], expires_at=NOW + 60)) for _ in range(2))
+
+    assert one.iat == other.iat == NOW + 0.123
+    assert one.jti is not None and len(one.jti) == 22
+    assert one.jti != other.jti
 
 
 @pytest.mark.parametrize(
@@ -326,6 +349,9 @@ def test_b16_no_mutation_of_a_token_verifies() -> None:
         '{"k":"oct"}',
         "-----BEGIN PUBLIC KEY-----\nx",
         "ssh-rsa AAAA",
+        "from=host ssh-rsa AAAA",
+        "ecdsa-sha2-nistp256 AAAA",
+        "\udcff" * 40,
         None,
         b"a secret of bytes",
     ],
@@ -346,7 +372,7 @@ def test_tokens_of_any_other_secret_verify(secret: str) -> None:
     by_hand = own.verify(make(secret=secret))
     issued = own.verify(own.issue("alex", ["chat"], expires_at=NOW + 60))
 
-    assert by_hand == issued
+    assert (by_hand.user_id, by_hand.channels) == (issued.user_id, issued.channels) == ("alex", ("chat",))
 
 
 def test_b21_no_secret_is_compared_with_an_early_exit() -> None:
@@ -359,3 +385,19 @@ def test_b21_no_secret_is_compared_with_an_early_exit() -> None:
                     suspects.append(f"{path.name}: {text}")
 
     assert suspects == []
+
+
+@pytest.mark.anyio
+async def test_line_about_a_file_of_secrets_that_is_read_again_warns_of_a_short_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "secrets"
+    path.write_text(SECRET)
+    tokens = Tokens(secret_file=path)
+
+    path.write_text(f"{SECRET}\nk8Zq3mT1xW\n")
+    with caplog.at_level(logging.INFO):
+        await tokens.reload()
+
+    assert "2 secrets, of which the first signs; a short one might be guessed: use 32 bytes or more" in caplog.text
+    assert "k8Zq3mT1xW" not in caplog.text

@@ -116,7 +116,28 @@ class Config(BaseSettings):
         description="signs and verifies tokens; if not set, a random one is generated at each start (visible in "
         "ps: prefer a file)",
     )
-    secret_file: Path | None = Field(None, description="file that contains the secret")
+    secret_file: Path | None = Field(
+        None, description="file of secrets, one on each line: the first signs, all verify; read again when it changes"
+    )
+    jwks: str | None = Field(
+        None,
+        description="public keys of an identity provider whose tokens are accepted, too: a JWKS file, read again when "
+        "it changes, or an https:// URL",
+    )
+    issuer: str | None = Field(None, description="'iss' that tokens by jwks must have")
+    audience: Names = Field([], description="values of 'aud' of which tokens by jwks must have one")
+    user_claim: str = Field("sub", min_length=1, description="claim of tokens by jwks that contains the user")
+    channel_claim: str | None = Field(
+        None, min_length=1, description="claim of tokens by jwks that contains a channel or a list of channels"
+    )
+    grant_templates: Names = Field(
+        [], description="channels that tokens by jwks grant, made from their claims, such as user.{sub}"
+    )
+    max_token_seconds: Seconds | None = Field(
+        None,
+        description="longest lifetime of a token, from 'iat' to 'exp', and not less than token_lifetime_seconds; if "
+        "not set, unlimited",
+    )
     control_key: SecretStr | None = Field(
         None,
         description="key of at least 16 bytes that the control app requires as 'Authorization: Bearer KEY' (visible in "
@@ -140,6 +161,16 @@ class Config(BaseSettings):
     )
     token_cookie: str | None = Field(
         None, min_length=1, description="name of a cookie that may carry the token; if not set, cookies are ignored"
+    )
+    token_cookie_path: str | None = Field(
+        None,
+        description="path of the cookie that /events/login sets; if not set, that of the request without /login. Set "
+        "it behind a proxy that changes the path, such as /api/sse/",
+    )
+    token_cookie_secure: bool = Field(
+        True,
+        description="let browsers send the cookie that /events/login sets over TLS only. Pages of http://localhost get "
+        "one without this",
     )
     cors_origins: Names = Field([], description="other origins whose pages may open streams, or * for all")
     comeback_end: ComebackEnd = Field(
@@ -168,6 +199,11 @@ class Config(BaseSettings):
     def has_log_of_one_process(self) -> bool:
         """True if processes can't share the broker's log, so that a second process would be a separate hub."""
         return self.broker.startswith(("memory:", "sqlite:"))
+
+    @property
+    def has_secret(self) -> bool:
+        """True if there is a secret to sign tokens with."""
+        return self.secret is not None or self.secret_file is not None
 
     def with_secret(self, secret: str) -> Self:
         return self.model_copy(update={"secret": SecretStr(secret)})
@@ -281,22 +317,27 @@ def _shown(name: str, value: object) -> str:
 
 
 def _with_files(config: Config) -> Config:
-    """Return `config` with the secrets that are in files."""
-    found = {}
+    """Return `config` with the control key that is in a file. The secrets in a file may change: `Tokens` reads them."""
     for name in ("secret", "control_key"):
-        path: Path | None = getattr(config, f"{name}_file")
-        if path is None:
-            continue
-        if getattr(config, name) is not None:
+        if getattr(config, name) is not None and getattr(config, f"{name}_file") is not None:
             raise ConfigError(f"{name} and {name}_file are both given: remove one")
+    path = config.control_key_file
+    if path is not None:
         try:
-            found[name] = SecretStr(path.read_text(encoding="utf-8").rstrip("\r\n"))
+            key = SecretStr(path.read_text(encoding="utf-8").rstrip("\r\n"))
         except (OSError, UnicodeDecodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-            raise ConfigError(f"{name}_file {path} can't be read: {reason}") from exc
-    config = config.model_copy(update=found)
+            raise ConfigError(f"control_key_file {path} can't be read: {reason}") from exc
+        config = config.model_copy(update={"control_key": key})
     if config.control_key is not None and not config.control_key.get_secret_value().strip():
         raise ConfigError("control_key is empty: give a random string, or remove the setting")
+    longest, lifetime = config.max_token_seconds, config.token_lifetime_seconds
+    issues_tokens = config.has_secret or config.jwks is None
+    if longest is not None and issues_tokens and lifetime > longest:
+        raise ConfigError(
+            f"token_lifetime_seconds {lifetime:g} is more than max_token_seconds {longest:g}: set it to {longest:g} or "
+            "less, or /token/ could issue no token by default"
+        )
     if config.proxy_protocol and not config.trusted_proxies:
         raise ConfigError("proxy_protocol needs trusted_proxies: list the proxies that send a PROXY preamble")
     return config

@@ -49,6 +49,10 @@ def check_secret(secret: str) -> None:
         raise ConfigError(f"the secret must be a string of 32 random bytes or more, not {type(secret).__name__}")
     if not secret.strip():
         raise ConfigError("the secret is empty: use 32 random bytes or more, e.g. from `openssl rand -base64 32`")
+    try:
+        secret.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the secret is not text in UTF-8: {_RANDOM}") from None
     if _is_well_known(secret):
         raise ConfigError(f"the secret is a publicly known default or example: {_RANDOM}")
     if "-----BEGIN" in secret or secret.startswith(("ssh-rsa", "ssh-ed25519")):

@@ -5,8 +5,10 @@ SSEHubError
 │   ├── InvalidEvent (400)          the fields don't make a valid event
 │   ├── BodyTooLarge (413)          the request body, or one event in it, is over its limit
 │   ├── UnsupportedContent (415)    the body's content type, charset or encoding is not supported
+│   ├── UnknownRevocation (404)     there is no such revocation to take back
 │   └── IdempotencyConflict (422)   the idempotency key was used before, for different events
 ├── TokenError (401)                a token is missing, malformed, expired, or its signature is wrong
+│   └── UnknownKey (401)            no key that verifies tokens has the token's key id and algorithm
 ├── ControlKeyError (401)           the control key is missing or wrong
 ├── Forbidden (403)                 the request comes from a foreign web page, or its Host is not allowed
 ├── ConfigError                     a setting can't be used; the command exits with code 2
@@ -16,11 +18,14 @@ SSEHubError
 └── Unavailable (503)               try again later; the event may or may not be stored
     ├── BrokerUnavailable           the log can't be reached; if so at start, the command exits with code 3
     ├── Overloaded                  too many publishers are waiting, or this one is too fast; nothing was stored
+    ├── KeysUnavailable             the keys that verify a token have not been read yet
     ├── HubClosed                   the hub is closed, or is ending its streams; nothing was stored
     └── StreamRefused               a stream can't be opened now; a browser is told to reconnect later
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 
 class SSEHubError(Exception):
@@ -45,12 +50,47 @@ class UnsupportedContent(InvalidRequest):
     status = 415
 
 
+class UnknownRevocation(InvalidRequest):
+    status = 404
+
+
 class IdempotencyConflict(InvalidRequest):
     status = 422
 
 
+class TokenReason(StrEnum):
+    """Why a token is refused, as `/metrics` counts it. Clients are never told."""
+
+    MISSING = "missing"
+    MALFORMED = "malformed"
+    ALGORITHM = "algorithm"
+    UNKNOWN_KEY = "unknown-key"
+    SIGNATURE = "signature"
+    TYPE = "type"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not-yet-valid"
+    LIFETIME = "lifetime"
+    ISSUER = "issuer"
+    AUDIENCE = "audience"
+    CLAIMS = "claims"
+    REVOKED = "revoked"
+
+
 class TokenError(SSEHubError):
+    """`reason` is a member of TokenReason, or its value."""
+
     status = 401
+
+    def __init__(self, message: str, reason: str = TokenReason.MALFORMED) -> None:
+        super().__init__(message)
+        self.reason = TokenReason(reason)
+
+
+class UnknownKey(TokenError):
+    """The keys may have been replaced: after they are read again, the token may verify."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, TokenReason.UNKNOWN_KEY)
 
 
 class ControlKeyError(SSEHubError):
@@ -92,6 +132,10 @@ class BrokerUnavailable(Unavailable):
 
 
 class Overloaded(Unavailable):
+    pass
+
+
+class KeysUnavailable(Unavailable):
     pass
 
 

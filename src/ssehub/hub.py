@@ -11,17 +11,15 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import CancelledError
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from .brokers.base import Broker, Entry
+from .brokers.base import Broker
 from .brokers.memory import MemoryBroker
-from .brokers.session import Session
 from .claims import Claims
-from .errors import BrokerUnavailable, ConfigError, HubClosed, InvalidEvent, WrongEventLoop
-from .event import Event
+from .companions import Companion
+from .errors import BrokerUnavailable, ConfigError, HubClosed, TokenError, TokenReason, WrongEventLoop
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
 from .fanout.limits import OF_ONE_CLIENT
@@ -30,26 +28,26 @@ from .fanout.resume import NOW, Start
 from .fanout.sinks import CUT_SECONDS, Chunk, Sink
 from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
-from .fields import json_text, one_or_many
+from .fields import one_or_many
 from .memory import MemoryMeter
 from .position import Position
-from .publication import Disconnect, IdempotencyKey, Publication
-from .settings import Backpressure, Memory, Retention, StreamLimits, Streams
+from .publishing import Publishing
+from .run import Run
+from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams
 from .subscription import Subscription
 
 FLUSH_SECONDS = 1.0
 """How long a hub that is being closed goes on writing what was published before."""
 REFUSED_MILLISECONDS = 5_000
 """Clients that were refused at the same moment reconnect over at least this time."""
-REACH_SECONDS = 2.0
-"""How long a client whose cursor is ahead of this hub waits for the hub to catch up."""
 
 
-class Hub:
+class Hub(Publishing):
     """Fans out events to the streams of this process, in one event loop: inside `async with`, or from its first use.
 
     `broker` carries and stores the events; without one, they live in the memory of this process. The settings are
-    described in `ssehub.settings`. `now` gives Unix time and `monotonic` a monotonic clock, both in seconds.
+    described in `ssehub.settings`. `leeway_seconds` is how far the clocks of machines that sign tokens may differ from
+    that of the log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -61,16 +59,21 @@ class Hub:
         streams: Streams = Streams(),
         memory: Memory = Memory(),
         stream_limits: StreamLimits = StreamLimits(),
+        leeway_seconds: float = 5,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(broker, str):
             raise ConfigError(f"Hub takes a broker, not a URL: use Hub(ssehub.brokers.create_broker({broker!r}))")
-        self.broker: Broker = broker or MemoryBroker(now=now)
+        super().__init__(broker or MemoryBroker(now=now))
+        try:
+            LEEWAY.check(leeway_seconds)
+        except ValueError as exc:
+            raise ConfigError(f"leeway_seconds {leeway_seconds!r}: {exc}") from None
+        self.leeway_seconds = leeway_seconds
         self._max_connections = streams.max_connections
         self.limits_streams = stream_limits.has_any
         """True if streams that are attached with an address may be refused because of how many there are."""
-        self._statistics = Statistics()
         opening_rate = OpeningRate(monotonic, stream_limits.max_new_streams_per_second)
         self._turns = Turns(opening_rate, monotonic)
         """When the clients come back that were refused. Those whose streams ended do not wait behind them."""
@@ -85,9 +88,11 @@ class Hub:
             log_now=self.broker.now,
             monotonic=monotonic,
             opening_rate=opening_rate,
+            revocations=self.broker.revocations,
             meter=MemoryMeter.for_limit(memory.max_memory_bytes),
         )
-        self._run: _Run | None = None
+        self._companions: list[Companion] = []
+        self._run: Run | None = None
         self._entered = 0
         self._is_closed = False
 
@@ -116,7 +121,7 @@ class Hub:
         if run is None or run.loop.is_closed():
             if self._is_closed:
                 raise HubClosed("the hub has been closed: reopen it with `async with hub`")
-            run = self._run = _Run(self.broker, self._follow)
+            run = self._run = Run(self.broker, self._follow)
         if run.is_started and run.loop is loop:
             return
         if run.loop is not loop:
@@ -131,7 +136,10 @@ class Hub:
                 if run.engine is not None:  # the log had been followed before the start failed
                     await run.engine.stop()
             raise
-        run.is_started = True
+        if not run.is_started:
+            run.is_started = True
+            for companion in self._companions:
+                run.session.spawn(companion.run())
 
     async def aclose(self) -> None:
         """End every stream, and the hub. Raises WrongEventLoop if it runs in another event loop."""
@@ -159,6 +167,13 @@ class Hub:
         """Run `work` as a task that is cancelled when the hub closes. Raises HubClosed."""
         self._running().session.spawn(work)
 
+    def accompany(self, companion: Companion) -> None:
+        """Let `companion` run whenever the hub does, once in each of its runs, however often this is called."""
+        if companion not in self._companions:
+            self._companions.append(companion)
+            if self._run is not None and self._run.is_started:
+                self._run.session.spawn(companion.run())
+
     def not_ready(self) -> list[str]:
         """Return why new streams and events should be sent elsewhere; an empty list if they are welcome."""
         reasons = []
@@ -168,7 +183,7 @@ class Hub:
             reasons.append("the hub is draining and about to stop")
         if self.broker.problem is not None:
             reasons.append(self.broker.problem)
-        return reasons
+        return reasons + [companion.problem for companion in self._companions if companion.problem is not None]
 
     @property
     def statistics(self) -> Statistics:
@@ -177,7 +192,10 @@ class Hub:
             self._engine.measure()
         self._statistics.broker_ready = self.broker.problem is None
         self._statistics.log_skipped_entries = self.broker.skipped
+        self._statistics.revocations = len(self.broker.revocations)
         self._statistics.clock_skew_seconds = self.broker.clock_skew_seconds
+        for companion in self._companions:
+            companion.measure(self._statistics)
         return self._statistics
 
     def _follow(self, base: Position) -> Engine:
@@ -186,7 +204,16 @@ class Hub:
         engine.ticker.start()
         return engine
 
-    def _running(self) -> _Run:
+    @property
+    def _run_here(self) -> Run | None:
+        run = self._run
+        return run if run is not None and run.is_started and run.loop is asyncio.get_running_loop() else None
+
+    async def _start_here(self) -> Run:
+        await self.start()
+        return self._running()
+
+    def _running(self) -> Run:
         if self._run is None or not self._run.is_started:
             raise HubClosed("the hub is not running: use it inside `async with hub`, or await hub.start()")
         return self._run
@@ -194,126 +221,6 @@ class Hub:
     @property
     def _engine(self) -> Engine | None:
         return self._run.engine if self._run is not None else None
-
-    # Publishing
-
-    async def publish(
-        self,
-        *,
-        channel: str | Sequence[str],
-        user_id: str | Sequence[str],
-        data: object,
-        type: str | None = None,
-        id: str | None = None,
-        retry: int | None = None,
-        store: bool = True,
-        ttl: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> str:
-        """Publish one event; return its position once the broker has stored it.
-
-        `data` that is not a string is written as JSON; `retry` is in milliseconds. With `store` False the event is only
-        for clients that are connected now; after `ttl` seconds it is no longer replayed. Publishing again with the same
-        `idempotency_key` returns the first position and stores nothing.
-
-        Raises InvalidEvent for an event that cannot be sent; IdempotencyConflict if the key was used for another event;
-        Overloaded or HubClosed if nothing was stored; BrokerUnavailable if that is not known.
-        """
-        channels, users = one_or_many(channel), one_or_many(user_id)
-        event = Event(channels, users, data=json_text(data), type=type, id=id, retry=retry, store=store, ttl=ttl)
-        key = None
-        if idempotency_key is not None:
-            key = IdempotencyKey.make(idempotency_key, ("", *sorted(channels)), [event])
-        return (await self.publish_all([Publication([event], key)]))[0]
-
-    def publish_sync(
-        self,
-        *,
-        channel: str | Sequence[str],
-        user_id: str | Sequence[str],
-        data: object,
-        type: str | None = None,
-        id: str | None = None,
-        retry: int | None = None,
-        store: bool = True,
-        ttl: float | None = None,
-        idempotency_key: str | None = None,
-        timeout_seconds: float = 30.0,
-    ) -> str:
-        """Do what `publish` does from any other thread. In the hub's own thread this raises WrongEventLoop.
-
-        Raises BrokerUnavailable after `timeout_seconds`; then the event may or may not be stored.
-        """
-        loop = self._running().loop
-        if loop is asyncio._get_running_loop():
-            raise WrongEventLoop(
-                "publish_sync would block the event loop that the hub runs in: await hub.publish there"
-            )
-        work = self.publish(
-            channel=channel,
-            user_id=user_id,
-            data=data,
-            type=type,
-            id=id,
-            retry=retry,
-            store=store,
-            ttl=ttl,
-            idempotency_key=idempotency_key,
-        )
-        try:
-            waiting = asyncio.run_coroutine_threadsafe(work, loop)
-        except RuntimeError as exc:
-            work.close()
-            raise HubClosed("the event loop that the hub ran in has ended: await hub.start() in the new one") from exc
-        try:
-            return waiting.result(timeout_seconds)
-        except CancelledError:
-            raise BrokerUnavailable("the event loop has ended: the event may or may not be stored") from None
-        except TimeoutError:
-            waiting.cancel()
-            raise BrokerUnavailable(f"no answer in {timeout_seconds:g} s: the event may or may not be stored") from None
-
-    async def publish_events(self, events: Sequence[Event]) -> list[str]:
-        """Publish `events`, all or none, and return their positions. Raises what `publish` raises."""
-        # Anything else among them would only be noticed by the log, in one commit with the events of others.
-        if isinstance(events, Event) or not all([isinstance(event, Event) for event in events]):
-            raise InvalidEvent("publish_events takes a list of ssehub.Event: publish takes the fields of one event")
-        return await self.publish_all([Publication(events)])
-
-    async def publish_all(self, publications: Sequence[Publication]) -> list[str]:
-        """Publish events of which some have idempotency keys, all or none; see `publish_events`."""
-        run = self._run
-        if run is None or not run.is_started or run.loop is not asyncio.get_running_loop():
-            await self.start()
-            run = self._running()
-        engine = run.engine
-        if engine is None:
-            positions = await self.broker.publish(publications)
-        else:
-            gate = engine.gate
-            if gate.laggards or gate.held_up:
-                await gate.wait_for_readers(_channels(publications))
-            await gate.enter()
-            try:
-                if engine.is_ending_streams and not self.broker.outlives_process:
-                    raise HubClosed("the hub is about to stop, and its log ends with it; nothing was stored")
-                positions = await self.broker.publish(publications)
-            finally:
-                gate.open()
-        self._statistics.published += len(positions)
-        return positions
-
-    async def disconnect(
-        self, *, user_id: str | Sequence[str] = (), channel: str | Sequence[str] = (), retry: int | None = None
-    ) -> str:
-        """End the open streams of these users, on these channels, or both, in this process and every other.
-
-        Each ends after everything published before, with `stream-revoked`. Browsers come back after `retry`
-        milliseconds, and are served if their token is still valid. Returns the position; raises what `publish` raises.
-        """
-        given = {} if retry is None else {"retry": retry}
-        command = Disconnect(one_or_many(user_id), one_or_many(channel), **given)
-        return (await self.publish_all([Publication([command])]))[0]
 
     async def flush(self) -> None:
         """Return when everything published here so far has been written to its subscribers."""
@@ -393,20 +300,20 @@ class Hub:
 
         A client that comes from another node may be ahead of this one.
         """
-        position, engine = Position.parse(cursor or ""), self._engine
-        if position is None or engine is None or _has_reached(engine, position):
-            return
-        with contextlib.suppress(TimeoutError, BrokerUnavailable):
-            async with asyncio.timeout(REACH_SECONDS):
-                end = Position.parse(await self.broker.head() or "")
-                if end is None or end.log != position.log:
-                    return
-                while not _has_reached(engine, min(end, position)):  # noqa: ASYNC110  # dispatch is the hot path
-                    await asyncio.sleep(0.005)
+        if self._run is not None:
+            await self._run.reach(cursor)
 
     def count_refusal(self, reason: str) -> None:
         """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""
         self._statistics.refused[reason] += 1
+
+    def count_refused_token(self, reason: str) -> None:
+        """Count a token that was refused, for one of the reasons in `ssehub.errors.TokenReason`."""
+        self._statistics.refused_tokens[reason] += 1
+
+    def count_logout(self, result: str) -> None:
+        """Count a back-channel logout, with one of the results in `ssehub.fanout.statistics.Logout`."""
+        self._statistics.logouts[result] += 1
 
     def attach(
         self,
@@ -419,15 +326,21 @@ class Hub:
     ) -> Subscriber:
         """Open a stream that writes to `sink`, for a server's response; the hub closes `sink` when the stream ends.
 
-        It receives everything that `claims` grant, from `start` on. Raises HubClosed, and BrokerUnavailable if the log
-        is not being read yet. The limits on streams apply if there is an `address`, which stands for the client; then
-        this also raises StreamRefused. With `uses_datastar` a reset is also sent in the way that Datastar applies by
-        itself.
+        It receives everything that `claims` grant, from `start` on. Raises HubClosed, BrokerUnavailable if the log is
+        not being read yet, and TokenError if the token of `claims` has been revoked. The limits on streams apply if
+        there is an `address`, which stands for the client; then this also raises StreamRefused. With `uses_datastar` a
+        reset is also sent in the way that Datastar applies by itself.
         """
         engine = self._running().engine
         if engine is None:
             raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
+        self.require_access(claims)
         return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar)
+
+    def require_access(self, claims: Claims) -> None:
+        """Raise TokenError if the token of `claims` has been revoked."""
+        if self.broker.revocations.refuses(claims, self.leeway_seconds):
+            raise TokenError("the token has been revoked", TokenReason.REVOKED)
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""
@@ -445,41 +358,3 @@ class Hub:
         """End a stream whose client has disconnected. A stream that has ended already is left alone."""
         if self._engine is not None:
             self._engine.detach(subscriber)
-
-
-def _channels(publications: Sequence[Publication]) -> set[str]:
-    """Return the channels of all events. A command is carried out whatever its channel's clients read."""
-    return {
-        name
-        for publication in publications
-        for event in publication.events
-        if isinstance(event, Event)
-        for name in event.channels
-    }
-
-
-def _has_reached(engine: Engine, position: Position) -> bool:
-    return engine.head.log == position.log and engine.head >= position
-
-
-class _Run:
-    """One run of a hub in one event loop: the broker's session, and the engine as soon as the log is followed."""
-
-    def __init__(self, broker: Broker, follow: Callable[[Position], Engine]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.engine: Engine | None = None
-        self.is_started = False
-        self.is_draining = False
-        self._follow = follow
-        self.session = Session(broker, self)
-
-    async def begin(self, base: Position) -> None:
-        if self.engine is None:
-            self.engine = self._follow(base)
-        else:
-            await self.engine.start_over(base)
-
-    async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
-        if self.engine is None:
-            raise RuntimeError("the broker must call begin before deliver")
-        await self.engine.deliver(position, entries)

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple, Self
 from .errors import InvalidEvent
 from .event import Event
 from .fields import EVERYONE, check_name, check_names, check_retry
+from .revocations import Revocation
 
 REVOKED_RETRY_MILLISECONDS = 600_000
 _DIGEST_CHARACTERS = 40
@@ -47,18 +48,52 @@ class Disconnect:
         return json.dumps(command, ensure_ascii=False, separators=(",", ":"))
 
 
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """A command to every hub: enter `revocations`, and end the open streams that they name."""
+
+    revocations: tuple[Revocation, ...]
+    store: ClassVar[bool] = False
+    size: ClassVar[int] = 0
+
+    def dump(self) -> str:
+        """Return the command as JSON, for `load_entry`."""
+        command = {"command": "revoke", "revocations": [revocation.dump() for revocation in self.revocations]}
+        return json.dumps(command, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """A command to every hub: remove the revocations with these `keys`."""
+
+    keys: tuple[str, ...]
+    store: ClassVar[bool] = False
+    size: ClassVar[int] = 0
+
+    def dump(self) -> str:
+        """Return the command as JSON, for `load_entry`."""
+        return json.dumps({"command": "take-back", "keys": self.keys}, ensure_ascii=False, separators=(",", ":"))
+
+
+Command = Disconnect | Revoke | TakeBack
+
 _COMMAND = '{"command":'
 
 
-def load_entry(text: str) -> Event | Disconnect:
+def load_entry(text: str) -> Event | Command:
     """Return the event or command that `dump` returned as `text`. Raises InvalidEvent."""
     if not text.startswith(_COMMAND):
         return Event.load(text)
     try:
         fields = json.loads(text)
-        if (command := fields.pop("command")) != "disconnect":
-            raise InvalidEvent(f"unknown command {command!r}: a newer version of ssehub may have stored it")
-        return Disconnect(tuple(fields["users"]), tuple(fields["channels"]), fields["retry"])
+        command = fields.pop("command")
+        if command == "disconnect":
+            return Disconnect(tuple(fields["users"]), tuple(fields["channels"]), fields["retry"])
+        if command == "revoke":
+            return Revoke(tuple(map(Revocation.load, fields["revocations"])))
+        if command == "take-back":
+            return TakeBack(tuple(fields["keys"]))
+        raise InvalidEvent(f"unknown command {command!r}: a newer version of ssehub may have stored it")
     except (KeyError, TypeError, ValueError, RecursionError) as exc:
         raise InvalidEvent(f"not a stored command: {exc!r}") from exc
 
@@ -110,7 +145,7 @@ class BodyDigest:
 class Publication(NamedTuple):
     """Events and commands that are stored together or not at all, and with a `key` only once."""
 
-    events: Sequence[Event | Disconnect]
+    events: Sequence[Event | Command]
     key: IdempotencyKey | None = None
 
 

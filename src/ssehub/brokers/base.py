@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, NamedTuple, Protocol
 
 from ..event import Event
 from ..position import Position
-from ..publication import Disconnect, Publication
+from ..publication import Command, Publication, Revoke, TakeBack
+from ..revocations import Revocation, Revocations
 from ..urls import without_credentials
 
 
@@ -24,7 +25,18 @@ class Entry(NamedTuple):
     """One entry of the log and its position: an event, or a command to every hub."""
 
     position: Position
-    event: Event | Disconnect
+    event: Event | Command
+
+
+def apply_commands(revocations: Revocations, entries: Iterable[Entry]) -> None:
+    """Bring a node's copy of the table up to date with `entries` of the log."""
+    for _, command in entries:
+        if isinstance(command, Revoke):
+            for revocation in command.revocations:
+                revocations.add(revocation)
+        elif isinstance(command, TakeBack):
+            for key in command.keys:
+                revocations.remove(key)
 
 
 class Follower(Protocol):
@@ -35,6 +47,13 @@ class Follower(Protocol):
 
         A second call means that events may be missing: up to `base` in the same log, or all of them if `base` is a
         position in another log.
+        """
+
+    async def revoked(self, revocations: Sequence[Revocation]) -> None:
+        """Learn of revocations that the log does not tell, because the entries about them are missing.
+
+        The broker calls it after it has read its table, once they are in `Broker.revocations`. The follower ends the
+        open streams that they name.
         """
 
     async def deliver(self, position: Position, entries: Sequence[Entry]) -> None:
@@ -58,6 +77,18 @@ class Broker(Protocol):
         """Why the log cannot be read or written at present, for `/readyz`; None if it can."""
 
     @property
+    def is_current(self) -> bool:
+        """True if the log is being read, as far as is known. Otherwise revocations may be missing here."""
+
+    @property
+    def revocations(self) -> Revocations:
+        """This node's full copy of the table of revocations.
+
+        It is complete when `Follower.begin` is first called. An entry of the log has changed it before it is delivered.
+        The hub removes from it what has run out (`Revocations.expire`); the broker does so in its table.
+        """
+
+    @property
     def clock_skew_seconds(self) -> float:
         """By how much this machine's clock is ahead of the log's; 0 if the log uses this machine's clock."""
 
@@ -75,6 +106,19 @@ class Broker(Protocol):
         IdempotencyConflict if that key was used with another body, Overloaded if a queue of the broker's own is full,
         and BrokerUnavailable if the broker is not running or it is unknown whether the events are stored. A broker
         without a queue need not raise Overloaded: the hub bounds how many publishers wait for its capacity.
+        """
+
+    async def revoke(self, revocations: Sequence[Revocation]) -> str:
+        """Store `revocations` in the table and, in the same step, in the log as a `Revoke`; return its position.
+
+        The table is never trimmed with the log. Where one with the same key is known, it is extended. Raises Overloaded
+        if the table would have more than MAX_REVOCATIONS, and what `publish` raises.
+        """
+
+    async def take_back(self, keys: Sequence[str]) -> str:
+        """Remove the revocations with these keys, and tell every hub by a `TakeBack`; return its position.
+
+        Raises what `publish` raises.
         """
 
     async def head(self) -> str | None:

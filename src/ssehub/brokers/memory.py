@@ -9,10 +9,13 @@ from typing import ClassVar
 
 from ..errors import BrokerUnavailable
 from ..position import Position
-from ..publication import Publication
+from ..publication import Publication, Revoke, TakeBack
+from ..revocations import Revocation, Revocations
 from ..settings import Idempotency
 from .base import Follower
 from .numbering import KeyWindow, assign_positions, new_log_name, next_position
+
+NOT_RUNNING = "the memory broker is not running: use it inside `async with hub`"
 
 
 class MemoryBroker:
@@ -24,6 +27,8 @@ class MemoryBroker:
         self.problem: str | None = None
         self.clock_skew_seconds = 0.0
         self.skipped = 0
+        self.is_current = True
+        self.revocations = Revocations()
         self.now = now
         self._last = Position(int(now() * 1000), 0, new_log_name())
         self._is_empty = True
@@ -32,7 +37,7 @@ class MemoryBroker:
 
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
         if self._follower is None:
-            raise BrokerUnavailable("the memory broker is not running: use it inside `async with hub`")
+            raise BrokerUnavailable(NOT_RUNNING)
         numbered = assign_positions(publications, next_position(self._last, int(self.now() * 1000)), self._keys.find)
         if numbered.keys:
             self._keys.add(numbered.keys)
@@ -42,6 +47,21 @@ class MemoryBroker:
         # Without entries, too: what was published before with a key may not have been dispatched yet.
         await self._follower.deliver(self._last, numbered.entries)
         return numbered.positions
+
+    async def revoke(self, revocations: Sequence[Revocation]) -> str:
+        if self._follower is None:
+            raise BrokerUnavailable(NOT_RUNNING)
+        self.revocations.require_room(revocations)
+        for revocation in revocations:
+            self.revocations.add(revocation)
+        return (await self.publish([Publication([Revoke(tuple(revocations))])]))[0]
+
+    async def take_back(self, keys: Sequence[str]) -> str:
+        if self._follower is None:
+            raise BrokerUnavailable(NOT_RUNNING)
+        for key in keys:
+            self.revocations.remove(key)
+        return (await self.publish([Publication([TakeBack(tuple(keys))])]))[0]
 
     async def head(self) -> str | None:
         return None if self._is_empty else str(self._last)

@@ -14,6 +14,7 @@ from .bench import bench
 from .emit import emit
 from .flags import double_dashes
 from .log import log
+from .revoke import revoke
 from .serve import serve
 from .token import token
 
@@ -38,7 +39,7 @@ def ssehub() -> None:
     """
 
 
-for _command in (serve, token, emit, log, bench):
+for _command in (serve, token, emit, revoke, log, bench):
     ssehub.add_command(_command)
 
 

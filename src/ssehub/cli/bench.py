@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_option, control_key_option, load, secret_file_option, secret_option
+from .options import config_option, control_key_option, load, secret_file_option, secret_option, signing_tokens
 
 if TYPE_CHECKING:
     from ..bench import Plan, Progress, Report
+    from ..tokens import Tokens
 
 COUNT = click.IntRange(1)
 COUNT_OR_NONE = click.IntRange(0)
@@ -82,7 +83,7 @@ def bench(
 
     config = load(config_file, {"secret": secret, "secret_file": secret_file, "control_key": control_key})
     key = config.control_key.get_secret_value() if config.control_key is not None else None
-    signing_secret = config.secret.get_secret_value() if config.secret is not None else None
+    signing = signing_tokens(config)
     plan = Plan(control_key=key, **options)
     if plan.batch > 1 and plan.body != "json":
         raise click.UsageError("--batch needs --body json")
@@ -90,7 +91,7 @@ def bench(
         raise click.UsageError("--token is for one user on one channel: remove --users and --channels, or --token")
 
     async def run() -> Report:
-        tokens = [token] if token is not None else await _tokens(plan, signing_secret)
+        tokens = [token] if token is not None else await _tokens(plan, signing)
         with _progress(not as_json) as progress:
             return await measure(plan, tokens, progress)
 
@@ -106,15 +107,12 @@ def bench(
     sys.exit(0 if report.is_good else 1)
 
 
-async def _tokens(plan: Plan, secret: str | None) -> list[str]:
-    """Return a token for each audience, signed with `secret` or, without one, issued by the hub."""
-    if secret is None:
+async def _tokens(plan: Plan, tokens: Tokens | None) -> list[str]:
+    """Return a token for each audience, issued by `tokens` or, without them, by the hub."""
+    if tokens is None:
         from ..bench import tokens_from_hub
 
         return await tokens_from_hub(plan)
-    from ..tokens import Tokens
-
-    tokens = Tokens(secret)
     expires_at = time.time() + 86_400
     return [tokens.issue(user, [channel], expires_at=expires_at) for channel, user in plan.audiences]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import click
 
 from ..config import variable_of
+from ..event import Event
+from ..publication import Command, Disconnect
 from ..settings import RedisOptions
 from .options import config_option, load
 
@@ -30,7 +33,7 @@ def log(config_file: Path | None, count: int, channel: str | None, **settings: o
 
     config = load(config_file, settings)
     with open_log(config.broker, config.group(RedisOptions).redis_prefix) as entries:
-        wanted = (entry for entry in entries if channel is None or channel in entry.event.channels)
+        wanted = (entry for entry in entries if channel is None or channel in _channels(entry.event))
         newest = list(islice(wanted, count))
     for entry in reversed(newest):
         line = {
@@ -39,6 +42,10 @@ def log(config_file: Path | None, count: int, channel: str | None, **settings: o
             **json.loads(entry.event.dump()),
         }
         click.echo(json.dumps(line, ensure_ascii=False))
+
+
+def _channels(event: Event | Command) -> Sequence[str]:
+    return event.channels if isinstance(event, Event | Disconnect) else ()
 
 
 def _time(milliseconds: int) -> str | None:

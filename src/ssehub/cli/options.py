@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..config import CONFIG_VARIABLE, Config, load_config, option_of, variable_of
+
+if TYPE_CHECKING:
+    from ..tokens import Tokens
 
 EVERYDAY = ("bind", "control_bind", "secret", "secret_file", "control_key", "control_key_file", "broker")
 ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}
@@ -23,7 +26,7 @@ secret_option = click.option(
     help=f"secret that signs tokens (visible in ps: prefer a file)  [{variable_of('secret')}]",
 )
 secret_file_option = click.option(
-    "--secret-file", default=None, help=f"file that contains the secret  [{variable_of('secret_file')}]"
+    "--secret-file", default=None, help=f"file of secrets, of which the first signs  [{variable_of('secret_file')}]"
 )
 control_key_option = click.option(
     "--control-key",
@@ -64,3 +67,13 @@ def load(config_file: Path | None, options: Mapping[str, object]) -> Config:
     """Return the settings; of `options` those count that were given. Raises ConfigError."""
     given = {name: value for name, value in options.items() if value is not None}
     return load_config(given, config_file=config_file)
+
+
+def signing_tokens(config: Config) -> Tokens | None:
+    """Return what signs tokens with the secret of `config`, None if there is none. Raises ConfigError."""
+    if not config.has_secret:
+        return None
+    from ..tokens import Tokens
+
+    secrets = (config.secret.get_secret_value(),) if config.secret is not None else ()
+    return Tokens(secrets, secret_file=config.secret_file, max_token_seconds=config.max_token_seconds)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ..errors import ConfigError
-from .options import ALIASES, config_option, load, secret_file_option, secret_option
+from .options import ALIASES, config_option, load, secret_file_option, secret_option, signing_tokens
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -41,24 +41,34 @@ def token(
     **settings: object,
 ) -> None:
     """Print a new token, signed here: no hub needs to run."""
-    from ..tokens import Tokens
-
-    config = load(config_file, settings)
-    if config.secret is None:
+    tokens = signing_tokens(load(config_file, settings))
+    if tokens is None:
         raise ConfigError("no secret to sign the token with: give --secret-file, or set SSEHUB_SECRET")
     expires_at = _expires_at(exp, expires_in)
-    click.echo(Tokens(config.secret.get_secret_value()).issue(user_id, channels, expires_at=expires_at))
+    click.echo(tokens.issue(user_id, channels, expires_at=expires_at))
 
 
 def _expires_at(exp: float | None, expires_in: str | None) -> float:
     """Return a Unix time. Raises click.UsageError."""
+    from ..tokens import MAX_LIFETIME_SECONDS
+
     if exp is not None and expires_in is not None:
         raise click.UsageError("--exp and --expires-in are both given: remove one")
     if exp is not None:
-        if not (math.isfinite(exp) and exp > time.time()):
-            raise click.UsageError(f"--exp {exp:g} is not in the future: give a Unix time, now is {int(time.time())}")
+        now = time.time()
+        if not (math.isfinite(exp) and exp > now):
+            raise click.UsageError(f"--exp {exp:g} is not in the future: give a Unix time, now is {int(now)}")
+        if exp - now > MAX_LIFETIME_SECONDS:
+            raise click.UsageError(
+                f"--exp {exp:g} is more than ten years from now: give a Unix time in seconds, now is {int(now)}"
+            )
         return exp
     match = _DURATION.fullmatch(expires_in or "24h")
     if match is None or not float(match[1]):
         raise click.UsageError(f"--expires-in {expires_in!r} is not a duration: use e.g. 3600, 15m, 24h or 7d")
-    return time.time() + float(match[1]) * _UNIT_SECONDS[match[2]]
+    lifetime = float(match[1]) * _UNIT_SECONDS[match[2]]
+    if lifetime > MAX_LIFETIME_SECONDS:
+        raise click.UsageError(
+            f"--expires-in {expires_in!r} is more than ten years: give a duration such as 3600, 15m, 24h or 7d"
+        )
+    return time.time() + lifetime

@@ -15,18 +15,20 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from ..brokers.base import Entry
 from ..claims import Claims
+from ..event import Event
 from ..position import Position
-from ..publication import Disconnect
+from ..publication import TakeBack
+from ..revocations import Revocations
 from ..settings import Backpressure, Retention, StreamLimits, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
 from .comebacks import OpeningRate, Turns
+from .endings import Endings
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
@@ -39,7 +41,7 @@ from .replays import Replays
 from .resume import Start, beginning
 from .rounds import SLICE, Rounds
 from .sinks import Chunk, Sink
-from .slices import END_SLICE, each_in_slices, in_slices
+from .slices import END_SLICE, each_in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 from .upkeep import Upkeep
@@ -73,6 +75,7 @@ class Engine:
         monotonic: Callable[[], float],
         stream_limits: StreamLimits,
         opening_rate: OpeningRate,
+        revocations: Revocations,
         meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -90,6 +93,7 @@ class Engine:
         counts = StreamCounts(stream_limits, self.index, monotonic) if stream_limits.has_any else None
         turns = Turns(opening_rate, monotonic)
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, counts)
+        self.endings = Endings(self.index, self.registry)
         self._replays = Replays(
             self._history,
             self.registry,
@@ -115,8 +119,10 @@ class Engine:
             self._replays,
             opening_rate,
             statistics,
+            revocations,
             has_heartbeats=streams.heartbeat_seconds > 0,
             wall=wall,
+            log_now=log_now,
             monotonic=monotonic,
         )
         self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.upkeep.advance)
@@ -193,8 +199,8 @@ class Engine:
         has_listeners = bool(self.index.all) or rounds.is_under_way
         now, log_now = self._monotonic(), self._log_now() * 1000
         for at, event in entries:
-            if isinstance(event, Disconnect):
-                if has_listeners:
+            if not isinstance(event, Event):
+                if has_listeners and not isinstance(event, TakeBack):
                     rounds.add(Ending(at, event))
                 continue
             frame = Frame(at, event, now - max(0.0, log_now - at.milliseconds) / 1000)
@@ -227,7 +233,7 @@ class Engine:
     def _begin_round(self) -> None:
         ending = self._rounds.next_ending()
         if ending is not None:
-            self._begin_ending(ending)
+            self.endings.begin(ending, self._finish_ending)
             return
         try:
             self._make_room()
@@ -289,19 +295,6 @@ class Engine:
         self._statistics.count_round(self._rounds.finish(self._monotonic()))
         self.registry.settled = self._rounds.last
         self._schedule_round()
-
-    def _begin_ending(self, ending: Ending) -> None:
-        retry_milliseconds = ending.command.retry
-
-        def revoke(subscriber: Subscriber) -> None:
-            # A stream that was opened after the command, with a token that is valid, is not meant.
-            if subscriber.attached_at < ending.position:
-                jitter = random.randrange(retry_milliseconds // 5 + 1)
-                self.registry.send(subscriber, "stream-revoked", {}, retry_milliseconds + jitter)
-                self.registry.end(subscriber, CloseReason.REVOKED)
-
-        named = self.index.named(ending.command.users, ending.command.channels)
-        in_slices(iter(named), revoke, END_SLICE, self._finish_ending)
 
     def _finish_ending(self) -> None:
         self._rounds.finish_ending()

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 from ..event import Event, encode, encode_fields, ends_with_position
 from ..fields import json_text
 from ..position import Position
-from ..publication import Disconnect
+from ..publication import Disconnect, Revoke
 from .sinks import Chunk
 
 
@@ -50,7 +50,7 @@ class Ending(NamedTuple):
     """A command among the frames: end the streams it names that were open at `position`."""
 
     position: Position
-    command: Disconnect
+    command: Disconnect | Revoke
 
 
 class Batch(Chunk):

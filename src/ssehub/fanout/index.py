@@ -70,10 +70,10 @@ class Index:
     def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
         """Return the subscribers of `users` on `channels`; empty means all users, or all channels."""
         wanted = set(users)
-        if not channels:
+        if not channels and len(wanted) * len(self.channels) > len(self.all):
             return [subscriber for subscriber in self.all if subscriber.user_id in wanted]
         found: dict[Subscriber, None] = {}
-        for channel in filter(None, map(self.channels.get, channels)):
+        for channel in filter(None, map(self.channels.get, channels or self.channels)):
             for user in wanted & channel.by_user.keys() if wanted else channel.by_user:
                 found.update(dict.fromkeys(channel.by_user[user]))
         return list(found)

@@ -30,6 +30,7 @@ class Refusal(StrEnum):
     MEMORY = "memory"
     DRAINING = "draining"
     UNAVAILABLE = "unavailable"
+    KEYS = "keys"
     USER = "user"
     ADDRESS = "address"
     CHANNEL = "channel"

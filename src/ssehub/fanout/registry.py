@@ -21,6 +21,10 @@ from .subscriber import FAILED, CloseReason, State, Subscriber
 
 logger = limited_logger("ssehub.hub")
 
+REVOKED_SECONDS = 1.0
+"""A client whose token was revoked comes back after at least this time. It is then refused, and a browser stops."""
+REVOKED_SPREAD_MILLISECONDS = 2_000
+"""Few such clients come back over this time, and many as the hub can take them."""
 RESTART_SECONDS = 2.0
 """Drained clients come back this long after the drain: by then a restart should be done."""
 LIFETIME_SECONDS = 1.0
@@ -139,6 +143,20 @@ class Registry:
             subscriber.channels,
             self._monotonic() - subscriber.connected_at,
         )
+
+    def revoke(self, subscriber: Subscriber, retry_milliseconds: int | None = None) -> None:
+        """End one stream with `stream-revoked`; one that is not registered here is left alone.
+
+        Its client comes back after `retry_milliseconds`, or a fifth more; if that is None, soon.
+        """
+        if subscriber not in self._index.all:
+            return
+        if retry_milliseconds is None:
+            retry = self._turns.milliseconds(REVOKED_SECONDS) + random.randrange(REVOKED_SPREAD_MILLISECONDS)
+        else:
+            retry = retry_milliseconds + random.randrange(retry_milliseconds // 5 + 1)
+        self.send(subscriber, "stream-revoked", {}, retry)
+        self.end(subscriber, CloseReason.REVOKED)
 
     def end_failed(self, subscriber: Subscriber, failure: int) -> None:
         """`write` or `hold` has returned a failure, which ends this subscriber and no other."""

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from enum import StrEnum
 
+from ..errors import TokenReason
 from .history import ResetReason
 from .limits import Refusal
 from .subscriber import CloseReason
 
 ROUND_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds, in seconds, of the histogram of round durations."""
+
+
+class Logout(StrEnum):
+    """How a back-channel logout ended."""
+
+    DONE = "done"
+    UNKNOWN_SID = "unknown-sid"
+    """It was done, but names a session by `sid` only, and no token verified here has had one."""
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(slots=True)
@@ -22,6 +34,8 @@ class Statistics:
     connected: int = 0
     endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
     refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})
+    refused_tokens: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in TokenReason})
+    logouts: dict[str, int] = field(default_factory=lambda: {logout.value: 0 for logout in Logout})
     published: int = 0
     delivered: int = 0
     delivered_bytes: int = 0
@@ -41,8 +55,12 @@ class Statistics:
     memory_limit_bytes: int = 0
     memory_is_short: bool = False
     broker_ready: bool = True
+    revocations: int = 0
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0
+    key_file_failures: dict[str, int] = field(default_factory=lambda: {"secret_file": 0, "jwks": 0})
+    jwks_fetch_failures: int = 0
+    jwks_age_seconds: float = 0.0
 
     def count_round(self, seconds: float) -> None:
         """Add a round of this duration to the histogram."""

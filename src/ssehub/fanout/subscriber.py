@@ -20,6 +20,7 @@ end of a finished round. That is why a client that comes back with such an id ha
 from __future__ import annotations
 
 from enum import Enum, StrEnum
+from sys import intern
 
 from ..claims import Claims
 from ..loglimit import limited_logger
@@ -76,13 +77,17 @@ class Subscriber:
         "expires_at",
         "expiring_at",
         "is_due",
+        "iss",
+        "jti",
         "known_position",
         "lifetime_ends_at",
         "read_at",
         "reason",
         "sent",
+        "sid",
         "sink",
         "state",
+        "sub",
         "unread_bytes",
         "user_id",
         "uses_datastar",
@@ -94,6 +99,11 @@ class Subscriber:
         self.user_id = claims.user_id
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
         self.expires_at = claims.expires_at
+        # By these the stream may be revoked. Without the claims themselves, it takes 100 bytes less.
+        self.iss = claims.iss if claims.iss is None else intern(claims.iss)  # there are few, and each is long
+        self.sub = claims.user_id if claims.sub == claims.user_id else claims.sub
+        self.sid = claims.sid
+        self.jti = claims.jti
         self.uses_datastar = uses_datastar
         """True if a reset is to be sent in the way that Datastar applies by itself, too."""
         self.sink = sink

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from ..position import Position
+from ..revocations import Revocations
 from .backlogs import Backlogs
 from .clock import Clock
 from .comebacks import OpeningRate
@@ -21,12 +22,16 @@ from .slices import END_SLICE, in_slices
 from .statistics import Statistics
 from .subscriber import CloseReason, State, Subscriber
 
+EXPIRE_SECONDS = 60.0
+"""How often the revocations that have run out are removed."""
+EXPIRE_SLICE = 5_000
+"""Revocations that are looked at before the loop goes on."""
 EVICT_SLICE = 500
 """Events that leave history before the loop goes on."""
 
 
 class Upkeep:
-    """Ends the streams whose time has come, sends heartbeats, frees memory and lets history expire."""
+    """Ends the streams whose time has come, sends heartbeats, frees memory, lets history and revocations expire."""
 
     def __init__(
         self,
@@ -38,9 +43,11 @@ class Upkeep:
         replays: Replays,
         opening_rate: OpeningRate,
         statistics: Statistics,
+        revocations: Revocations,
         *,
         has_heartbeats: bool,
         wall: Callable[[], float],
+        log_now: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,13 +59,16 @@ class Upkeep:
         self._replays = replays
         self._opening_rate = opening_rate
         self._statistics = statistics
+        self._revocations = revocations
         self._has_heartbeats = has_heartbeats
         self._wall = wall
+        self._log_now = log_now
         self._monotonic = monotonic
         self._is_ending_due = False
         """True while the streams whose time has come are being ended."""
         self._is_relieving = False
         """True while streams are being ended because memory is short."""
+        self._revocations_expire_at = 0.0
 
     def advance(self, slice_size: int = END_SLICE) -> None:
         """Do the work of one tick: among others, send the next share of the heartbeats."""
@@ -67,6 +77,11 @@ class Upkeep:
         self._opening_rate.observe(self._statistics.connected)
         self._relieve(now, slice_size)
         self._expire_history()
+        if now >= self._revocations_expire_at:
+            self._revocations_expire_at = now + EXPIRE_SECONDS
+            # Tokens expire by this machine's clock, which may have been set forward and be set back.
+            until = min(wall, self._log_now())
+            in_slices(iter(list(self._revocations)), lambda one: self._revocations.expire(one, until), EXPIRE_SLICE)
         if not self._is_ending_due:
             self._is_ending_due = True
             in_slices(self._due(now, wall), self._end_or_warn, slice_size, self._finish_due)

@@ -15,7 +15,7 @@ from starlette.routing import Mount
 from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
 from ..config import Config, option_of
-from ..credentials import SHORT_SECRET_BYTES, check_control_key, check_secret, is_short
+from ..credentials import SHORT_SECRET_BYTES, check_control_key, is_short
 from ..errors import ConfigError
 from ..fanout.statistics import Statistics
 from ..hub import Hub
@@ -33,7 +33,7 @@ from ..settings import (
     StreamLimits,
     Streams,
 )
-from ..tokens import Tokens
+from ..tokens import LastGood, Tokens, secrets_of
 from ..web.client import create_client_app
 from ..web.control import create_control_app
 
@@ -60,24 +60,33 @@ class Apps:
     """
 
     hub: Hub
+    tokens: Tokens
     client: Starlette
     control: Starlette
     combined: Starlette
 
 
-def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistics | None = None) -> Apps:
+def create_apps(
+    config: Config,
+    *,
+    drains_on_exit: bool,
+    gather: GatherStatistics | None = None,
+    last_good: LastGood | None = None,
+) -> Apps:
     """Build everything that `config` describes, without starting it. Raises ConfigError.
 
     `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
-    belongs to one of several workers.
+    belongs to one of several workers; `last_good` is what their parent has read last.
     """
     key = _control_key(config)
-    tokens = Tokens(_secret(config), require_exp=config.require_exp, leeway_seconds=config.leeway_seconds)
+    tokens = create_tokens(config, last_good)
     hub = _hub(config)
     client = create_client_app(
         hub,
         tokens=tokens,
         token_cookie=config.token_cookie,
+        token_cookie_path=config.token_cookie_path,
+        token_cookie_secure=config.token_cookie_secure,
         cors_origins=config.cors_origins,
         trusted_proxies=config.trusted_proxies,
         comeback_end=config.comeback_end,
@@ -89,7 +98,7 @@ def create_apps(config: Config, *, drains_on_exit: bool, gather: GatherStatistic
     behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32), statistics)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
-    return Apps(hub, client, _control_app(config, hub, tokens, key, statistics), combined)
+    return Apps(hub, tokens, client, _control_app(config, hub, tokens, key, statistics), combined)
 
 
 def _hub(config: Config) -> Hub:
@@ -106,6 +115,7 @@ def _hub(config: Config) -> Hub:
         streams=replace(config.group(Streams), max_connections=max_streams(config)),
         memory=replace(config.group(Memory), max_memory_bytes=max_memory_bytes(config)),
         stream_limits=config.group(StreamLimits),
+        leeway_seconds=config.leeway_seconds,
     )
 
 
@@ -136,13 +146,38 @@ def random_secret() -> str:
     return secrets.token_urlsafe(48)
 
 
-def _secret(config: Config) -> str:
-    if config.secret is None:
-        return random_secret()
-    secret = config.secret.get_secret_value()
-    check_secret(secret)
-    _warn_about("secret", secret)
-    return secret
+def create_tokens(config: Config, last_good: LastGood | None = None) -> Tokens:
+    """Return the tokens that `config` describes. Raises ConfigError.
+
+    Without a secret and `jwks`, a random secret is used. With `jwks` alone, there is no secret: tokens come from the
+    identity provider only.
+    """
+    given = _secrets(config)
+    tokens = Tokens(
+        given,
+        secret_file=config.secret_file,
+        jwks=config.jwks,
+        issuer=config.issuer,
+        audience=config.audience or None,
+        user_claim=config.user_claim,
+        channel_claim=config.channel_claim,
+        grant_templates=config.grant_templates,
+        require_exp=config.require_exp,
+        leeway_seconds=config.leeway_seconds,
+        max_token_seconds=config.max_token_seconds,
+        last_good=last_good,
+    )
+    text = tokens.last_good.secret_file
+    for secret in given if text is None else secrets_of(text):
+        _warn_about("secret", secret)
+    return tokens
+
+
+def _secrets(config: Config) -> tuple[str, ...]:
+    """Return the secrets that are not in a file."""
+    if config.secret is not None:
+        return (config.secret.get_secret_value(),)
+    return () if config.has_secret or config.jwks is not None else (random_secret(),)
 
 
 def _warn_about(name: str, value: str) -> None:

@@ -63,12 +63,16 @@ def logging_to_stderr(level: str, prefix: str = "") -> Iterator[None]:
     level_before = root.level
     root.addHandler(handler)
     root.setLevel(level.upper())
+    requests = logging.getLogger("httpx")  # it logs each request at level info: each time that keys are fetched
+    requests_level_before = requests.level
+    requests.setLevel(logging.WARNING)
     try:
         yield
     finally:
         LIMIT.summarize()
         root.removeHandler(handler)
         root.setLevel(level_before)
+        requests.setLevel(requests_level_before)
         with contextlib.suppress(queue.Full):
             handler.lines.put_nowait(None)
         writer.join(MAX_FLUSH_SECONDS)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..address import Address
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, HubClosed
 from ..hub import Hub
 from ..platform import loop_factory
 from ..proxies import TrustedProxies
@@ -29,7 +29,7 @@ from .collector import collecting
 from .health import HealthChecks
 from .http_server import MIN_CONTROL_SECONDS, HttpServer, serve_client_app, serve_control_app
 from .logs import logging_to_stderr
-from .signals import StopSignals
+from .signals import Signals
 from .sockets import CLIENT_MODE, CONTROL_MODE, listen
 
 logger = logging.getLogger("ssehub.server")
@@ -90,7 +90,7 @@ async def _main(
 ) -> int:
     stop, stop_at_once = asyncio.Event(), asyncio.Event()
     action = f"draining for at most {config.drain_seconds:g} s"
-    signals = StopSignals(action, stop=stop.set, stop_at_once=stop_at_once.set)
+    signals = Signals(action, stop=stop.set, stop_at_once=stop_at_once.set, reload=partial(_reload, apps))
     checks = HealthChecks(apps.control, apps.hub)
     async with apps.hub, beside:
         limits = config.group(RequestLimits)
@@ -115,6 +115,15 @@ async def _main(
         await asyncio.gather(client.task, control.task, return_exceptions=True)
     logger.info("stopped")
     return signals.exit_code or int(has_failed)
+
+
+def _reload(apps: Apps) -> None:
+    reload = apps.tokens.reload()
+    try:
+        apps.hub.spawn(reload)
+    except HubClosed:  # it starts, and has just read everything, or it has stopped
+        reload.close()
+        logger.info("nothing is read while the hub starts or stops")
 
 
 async def _shut_down(

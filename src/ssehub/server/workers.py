@@ -31,11 +31,12 @@ from ..config import Config
 from ..errors import ConfigError, SSEHubError
 from ..hub import Hub
 from ..settings import TcpOptions
+from ..tokens import LastGood, Tokens
 from .announce import SocketName, announce
-from .apps import create_apps, random_secret
+from .apps import create_apps, create_tokens, random_secret
 from .logs import logging_to_stderr
 from .process import control_address, run
-from .signals import StopSignals
+from .signals import Signals
 from .sockets import CLIENT_MODE, CONTROL_MODE, listen
 from .statistics import WorkerStatistics
 
@@ -84,12 +85,13 @@ def serve_by_workers(config: Config) -> int:
     control_bind = control_address(config)
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(config.log_level))
-        if config.secret is None:
+        if not config.has_secret and config.jwks is None:
             config = config.with_secret(random_secret())
+        tokens = create_tokens(config)
         client = stack.enter_context(_endpoint(config, config.bind, CLIENT_MODE))
         control = stack.enter_context(_endpoint(config, control_bind, CONTROL_MODE))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssehub-")))
-        return asyncio.run(_Group(config, (client, control), folder).run())
+        return asyncio.run(_Group(config, tokens, (client, control), folder).run())
 
 
 @contextmanager
@@ -109,11 +111,16 @@ def _endpoint(config: Config, address: Address, mode: int) -> Iterator[Endpoint]
 class _Group:
     """The parent's side: starts the first worker, then the others, and replaces workers that die, until a signal."""
 
-    def __init__(self, config: Config, endpoints: tuple[Endpoint, Endpoint], folder: Path) -> None:
+    def __init__(self, config: Config, tokens: Tokens, endpoints: tuple[Endpoint, Endpoint], folder: Path) -> None:
+        """`tokens` verify nothing here, but keep what workers begin with: see `_run_one`."""
         self._config = config
+        self._tokens = tokens
         self._endpoints = endpoints
         self._folder = folder
         self._processes: dict[int, SpawnProcess] = {}
+        self._serving: set[SpawnProcess] = set()
+        """Those that have started: before that, SIGHUP would end a process."""
+        self._reloads: set[asyncio.Task[None]] = set()
         self._exit_codes: list[int] = []
         self._stop = asyncio.Event()
         self._first_has_started = asyncio.Event()
@@ -121,7 +128,10 @@ class _Group:
         """The error with which the first worker failed to start."""
 
     async def run(self) -> int:
-        signals = StopSignals("stopping the workers", stop=self._stop.set, stop_at_once=self._terminate)
+        signals = Signals(
+            "stopping the workers", stop=self._stop.set, stop_at_once=self._terminate, reload=self._reload
+        )
+        watching = asyncio.create_task(self._tokens.run())
         tasks = [asyncio.create_task(self._keep_running(number)) for number in range(self._config.workers)]
         await self._stop.wait()
         self._first_has_started.set()  # releases the tasks that still wait for it
@@ -132,10 +142,21 @@ class _Group:
             for process in self._processes.values():
                 process.kill()
         await asyncio.gather(*tasks)
+        for task in (watching, *self._reloads):
+            task.cancel()
+        await asyncio.gather(watching, *self._reloads, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
         logger.info("stopped")
         return signals.exit_code or max(map(abs, self._exit_codes), default=0)
+
+    def _reload(self) -> None:
+        task = asyncio.create_task(self._tokens.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        for process in self._serving:
+            if process.pid is not None and process.is_alive():  # the id of a dead one may be that of another process
+                os.kill(process.pid, signal.SIGHUP)
 
     def _terminate(self) -> None:
         for process in self._processes.values():
@@ -161,9 +182,13 @@ class _Group:
             pause = min(MAX_PAUSE_SECONDS, 2 * pause)
 
     async def _run_one(self, number: int) -> int:
-        """Run one process to its end; return its exit code."""
+        """Run one process to its end; return its exit code.
+
+        It begins with the secrets and keys that are in use here, as a file may be broken at this moment. Then it
+        watches the files by itself.
+        """
         ours, theirs = multiprocessing.Pipe()
-        arguments = (self._config, self._endpoints, number, self._folder, theirs)
+        arguments = (self._config, self._tokens.last_good, self._endpoints, number, self._folder, theirs)
         process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, name=f"worker-{number}")
         with ours:
             with theirs:
@@ -174,6 +199,7 @@ class _Group:
             await _readable(process.sentinel)
             checking.cancel()
         process.join()
+        self._serving.discard(process)
         del self._processes[number]
         return process.exitcode or 0
 
@@ -197,6 +223,7 @@ class _Group:
         except EOFError:
             failure = SSEHubError(f"worker {number} died while it started")
         if failure is None:
+            self._serving.add(self._processes[number])
             logger.info("worker %d has started, process %d", number, self._processes[number].pid)
             if not self._first_has_started.is_set():
                 self._first_has_started.set()
@@ -247,14 +274,21 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def _work(config: Config, endpoints: tuple[Endpoint, Endpoint], number: int, folder: Path, parent: Connection) -> None:
+def _work(
+    config: Config,
+    last_good: LastGood,
+    endpoints: tuple[Endpoint, Endpoint],
+    number: int,
+    folder: Path,
+    parent: Connection,
+) -> None:
     """Be one worker; runs in a process of its own."""
     os.setsid()  # so that Ctrl-C reaches the parent only, which then signals the workers
     statistics = WorkerStatistics(folder, number, config.workers)
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(config.log_level, f"[worker {number}] "))
         try:
-            apps = create_apps(config, drains_on_exit=False, gather=statistics.gather)
+            apps = create_apps(config, drains_on_exit=False, gather=statistics.gather, last_good=last_good)
             client, control = (
                 one.sock
                 or stack.enter_context(

@@ -1,4 +1,4 @@
-"""The client app, which is public: `GET /events/`, the streams that browsers open."""
+"""The client app, which is public: `GET /events/`, the streams that browsers open, and logins and logouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import ConfigError, Forbidden, InvalidEvent, InvalidRequest, StreamRefused, TokenError, Unavailable
+from ..errors import (
+    ConfigError,
+    InvalidEvent,
+    InvalidRequest,
+    KeysUnavailable,
+    StreamRefused,
+    TokenError,
+    Unavailable,
+)
 from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
 from ..fanout.resume import Start
@@ -23,18 +31,23 @@ from ..fields import check_id
 from ..hub import Hub
 from ..loglimit import limited_logger
 from ..position import Position
-from ..proxies import TrustedProxies, limit_key
+from ..proxies import TrustedProxies
 from ..settings import ComebackEnd
 from ..tokens import Tokens
+from .addresses import BelievingProxies, address_of, client_of
+from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
+from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
+from .denials import Denials
 from .ends import is_cut
-from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, choose_login
+from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, TokenLogin, choose_login
 from .masking import Masking
+from .methods import STREAM_METHODS, ByMethod
 from .origins import ANY, OriginWatch, check_origins
 from .stream import BusyResponse, EventStream, ExitListener
 
 logger = limited_logger("ssehub.client")
 
-ALLOW = "GET, HEAD, OPTIONS"
+ALLOW = ", ".join(STREAM_METHODS)
 _REFUSED: Mapping[str, str] = {reason: f"stream refused, {reason}: %s; from %s" for reason in Refusal}
 """A template for each reason, as the rate of lines is limited by their templates."""
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
@@ -46,6 +59,8 @@ def create_client_app(
     tokens: Tokens | None = None,
     authenticate: Authenticate | None = None,
     token_cookie: str | None = None,
+    token_cookie_path: str | None = None,
+    token_cookie_secure: bool = True,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[str] = (),
     comeback_end: ComebackEnd = "auto",
@@ -54,35 +69,46 @@ def create_client_app(
 ) -> Starlette:
     """Return the app that serves `GET /events/` from `hub`, to clients with a token or logged in by `authenticate`.
 
-    `token_cookie` names a cookie that may carry the token, too. Pages of `cors_origins` may listen with credentials,
-    and with `("*",)` all pages, without credentials. `trusted_proxies` are addresses and networks of proxies, or
-    `unix`: what they say in `X-Forwarded-For` or `Forwarded` about the client is believed. `comeback_end` says how the
-    response ends of a client that is to come back: complete (`clean`), cut off (`cut`), or as the client needs it
-    (`auto`). Before it is cut off, a client that is refused waits a second, at most `max_busy_waits` of them at once.
-    `drains_on_exit` ends the streams when uvicorn is told to exit, because uvicorn waits for them.
+    `token_cookie` names a cookie that may carry the token, too. `POST /events/login` sets it, with `token_cookie_path`
+    and, unless `token_cookie_secure` is False, for TLS only. With `tokens` of an identity provider, `POST
+    /events/backchannel-logout` takes its logout tokens. Pages of `cors_origins` may listen with credentials, and with
+    `("*",)` all pages, without credentials. `trusted_proxies` are addresses and networks of proxies, or `unix`: what
+    they say in `X-Forwarded-For` or `Forwarded` about the client is believed. `comeback_end` says how the response ends
+    of a client that is to come back: complete (`clean`), cut off (`cut`), or as the client needs it (`auto`). Before it
+    is cut off, a client that is refused waits a second, at most `max_busy_waits` of them at once. `drains_on_exit` ends
+    the streams when uvicorn is told to exit, because uvicorn waits for them.
 
-    Raises ConfigError unless exactly one of `tokens` and `authenticate` is given, and for origins that no browser
-    sends, or that every page can send to listen with the cookies of its visitors.
+    Raises ConfigError unless exactly one of `tokens` and `authenticate` is given, for a cookie that browsers would
+    drop, and for origins that no browser sends, or that every page can send to listen with its visitors' cookies.
     """
     if comeback_end not in get_args(ComebackEnd):
         raise ConfigError(f"comeback_end {comeback_end!r}: must be auto, clean or cut")
     check_origins(cors_origins, with_cookies=token_cookie is not None or authenticate is not None)
-    endpoint = EventsEndpoint(
+    login = choose_login(tokens, authenticate, token_cookie, cors_origins)
+    denials = Denials(hub)
+    streams = EventsEndpoint(
         hub,
-        choose_login(tokens, authenticate, token_cookie, cors_origins),
-        ExitListener(hub) if drains_on_exit else None,
-        TrustedProxies.parse(trusted_proxies),
+        login,
+        denials,
         comeback_end,
         max_busy_waits,
     )
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=list(cors_origins),
-        allow_methods=("GET", "HEAD"),
-        allow_headers=("*",),  # those requested: Datastar, htmx and others send headers of their own
-        allow_credentials=ANY not in cors_origins,
-    )
-
+    routes = [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
+    if isinstance(login, TokenLogin) and token_cookie is not None:
+        cookie = LoginCookie(token_cookie, token_cookie_path, token_cookie_secure)
+        cookie_login = CookieLogin(hub, login, cookie, frozenset(cors_origins), denials)
+        by_method = ByMethod(streams, dict.fromkeys(LOGIN_METHODS, cookie_login))
+        routes[:0] = _both(LOGIN, by_method, _cors(cors_origins, LOGIN_METHODS))
+    elif token_cookie_path is not None:
+        raise ConfigError("token_cookie_path is that of the cookie named by token_cookie: set token_cookie, too")
+    if isinstance(login, TokenLogin) and tokens is not None and tokens.has_jwks:
+        logout = BackchannelLogout(hub, tokens, login)
+        routes[:0] = _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}), _cors(cors_origins))
+    proxies = TrustedProxies.parse(trusted_proxies)
+    if tokens is not None:
+        hub.accompany(tokens)
+    if drains_on_exit:
+        hub.accompany(ExitListener(hub))
     watch = Middleware(OriginWatch, origins=cors_origins, count=lambda: hub.count_refusal(Refusal.ORIGIN))
 
     @asynccontextmanager
@@ -91,13 +117,37 @@ def create_client_app(
             yield
 
     app = Starlette(
-        routes=[Route("/events/{rest:path}", endpoint), Route("/events", endpoint)],
-        middleware=[Middleware(Masking), watch, *([cors] if cors_origins else [])],
+        routes=routes,
+        middleware=[
+            Middleware(Masking),
+            *([Middleware(BelievingProxies, proxies=proxies)] if proxies else []),
+            watch,
+        ],
         lifespan=lifespan,
     )
     # A redirect would send the token to a Host that the client chose.
     app.router.redirect_slashes = False
     return app
+
+
+def _both(path: str, app: ASGIApp, middleware: Sequence[Middleware]) -> list[Route]:
+    """Return the routes of `path` without and with a slash at its end."""
+    return [Route(path + slash, app, middleware=middleware) for slash in ("", "/")]
+
+
+def _cors(origins: Sequence[str], methods: Sequence[str] = ()) -> list[Middleware]:
+    """Return what lets pages of `origins` read the responses of a path, to streams and to further `methods`."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=("GET", "HEAD", *methods),
+            allow_headers=("*",),  # those requested: Datastar, htmx and others send headers of their own
+            allow_credentials=ANY not in origins,
+        )
+    ]
 
 
 class EventsEndpoint:
@@ -107,21 +157,17 @@ class EventsEndpoint:
         self,
         hub: Hub,
         login: Login,
-        exit_listener: ExitListener | None,
-        trusted_proxies: TrustedProxies,
+        denials: Denials,
         comeback_end: ComebackEnd,
         max_busy_waits: int,
     ) -> None:
         self._hub = hub
         self._login = login
-        self._exit_listener = exit_listener
-        self._trusted_proxies = trusted_proxies or None
+        self._denials = denials
         self._comeback_end = comeback_end
         self._busy_waits = asyncio.Semaphore(max_busy_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._trusted_proxies is not None:
-            scope["client"] = self._trusted_proxies.client(scope.get("client"), scope["headers"])
         try:
             response = await self._respond(scope)
         except Unavailable as exc:
@@ -130,6 +176,8 @@ class EventsEndpoint:
             await response(scope, receive, send)
         except Unavailable as exc:  # over a limit, or the hub has ended meanwhile; nothing has been sent yet
             await self._busy(exc, scope)(scope, receive, send)
+        except TokenError as exc:  # its token was revoked meanwhile; nothing has been sent yet either
+            await self._denials.response(exc, scope)(scope, receive, send)
 
     async def _respond(self, scope: Scope) -> ASGIApp:
         method = scope["method"]
@@ -140,8 +188,11 @@ class EventsEndpoint:
         request = StreamRequest(scope)
         try:
             claims = await self._login(request)
+            self._hub.require_access(claims)
+        except Unavailable:  # the keys are not known yet: a 401 would stop an EventSource for good
+            raise
         except Exception as exc:
-            return _denial(exc)
+            return self._denials.response(exc, scope)
         try:
             query = _query(request)
             start = _start(request.headers, query)
@@ -152,7 +203,7 @@ class EventsEndpoint:
         if method == "GET":
             await self._make_ready()
             await self._hub.reach(start.cursor)
-        address = _address(scope) if self._hub.limits_streams else None
+        address = address_of(scope) if self._hub.limits_streams else None
         return EventStream(self._hub, claims, start, address, cuts=cuts, uses_datastar=uses_datastar)
 
     async def _make_ready(self) -> None:
@@ -168,16 +219,16 @@ class EventsEndpoint:
         except Unavailable as exc:
             logger.warning("the hub can't start: %s", exc)
             raise
-        if self._exit_listener is not None:
-            self._exit_listener.start()
         if not self._hub.is_following:
             raise StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet")
+        if not self._hub.broker.is_current:
+            raise StreamRefused(Refusal.UNAVAILABLE, "the log cannot be read now, so that revocations may be missing")
 
     def _busy(self, exc: Unavailable, scope: Scope) -> BusyResponse:
         """Return a short stream that tells the client to come back later."""
-        reason = exc.reason if isinstance(exc, StreamRefused) else Refusal.UNAVAILABLE
+        reason = _reason(exc)
         self._hub.count_refusal(reason)
-        logger.info(_REFUSED[reason], exc, _address(scope) or "a Unix socket")
+        logger.info(_REFUSED[reason], exc, client_of(scope))
         request = StreamRequest(scope)
         query = request.query or {}
         comeback = self._hub.comeback(reason)
@@ -187,10 +238,10 @@ class EventsEndpoint:
         return BusyResponse(frame.data, comeback.cut_seconds if cuts else None, self._busy_waits)
 
 
-def _address(scope: Scope) -> str:
-    """Return what the limits per address count as one address. It is empty for clients of a Unix socket."""
-    client = scope.get("client")
-    return limit_key(client[0]) if client and client[0] else ""
+def _reason(exc: Unavailable) -> str:
+    if isinstance(exc, StreamRefused):
+        return exc.reason
+    return Refusal.KEYS if isinstance(exc, KeysUnavailable) else Refusal.UNAVAILABLE
 
 
 def _id_of_refused(cursor: str | None, end: Position | None) -> str | None:
@@ -234,14 +285,3 @@ def _cursor(headers: Headers, query: Mapping[str, str]) -> str | None:
         # Browsers send it as UTF-8 (HTML, 9.2.3), but ASGI headers are decoded as Latin-1.
         return cursor.encode("latin-1").decode(errors="replace")
     return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)
-
-
-def _denial(exc: Exception) -> Response:
-    """Return the response to a request whose login raised `exc`. Every TokenError gets the same response."""
-    if isinstance(exc, TokenError):
-        logger.debug("stream refused: %s", exc)
-        return PlainTextResponse("a valid token is required\n", 401, headers={"WWW-Authenticate": "Bearer"})
-    if isinstance(exc, Forbidden):
-        return PlainTextResponse(f"{exc}\n", exc.status)
-    logger.error("authenticate failed: 500 sent to this client", exc_info=exc)
-    return PlainTextResponse("the login failed on the server\n", 500)

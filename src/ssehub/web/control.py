@@ -1,4 +1,4 @@
-"""The control app, which is private: `POST /token/`, `POST /emit/`, `POST /disconnect/`, health checks and metrics."""
+"""The control app, which is private: `/token/`, `/emit/`, `/disconnect/`, `/revoke/`, health checks and metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..hub import Hub
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..settings import Limits
 from ..tokens import Tokens
-from .endpoint import Endpoint
+from .endpoint import Endpoint, Methods
 from .forms import (
     JSON,
     NDJSON,
@@ -41,12 +41,13 @@ from .guard import Guard
 from .metrics import GatherStatistics, Metrics
 from .pace import Pace, pace_for
 from .requests import ControlRequest
+from .revoke import ListRevocations, Revoke, TakeBack
 from .strict_json import parse_json, read_json, read_ndjson, too_many_events
 
 EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
-TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "exp")
+TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "exp", "expiresIn")
 
 
 def create_control_app(
@@ -71,10 +72,12 @@ def create_control_app(
     """
     if control_key is not None:
         check_control_key(control_key)
-    endpoints: list[Endpoint] = [
+    hub.accompany(tokens)
+    endpoints: list[Endpoint | Methods] = [
         Emit(hub, limits, control_key or ""),  # the most frequent call, so it is matched first
         IssueToken(tokens, token_lifetime_seconds, limits, now),
         Disconnect(hub, limits),
+        Methods(Revoke(hub, tokens, limits), TakeBack(hub, tokens, limits), ListRevocations(hub)),
         Health(),
         Readiness(hub),
         Metrics(hub, statistics),
@@ -246,6 +249,8 @@ class IssueToken(Endpoint):
         self._now = now
 
     async def respond(self, request: ControlRequest) -> Response:
+        if not self._tokens.can_issue:
+            raise InvalidRequest("this hub has no secret to sign tokens with: get them from the identity provider")
         fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS, pace_for(request.body))
         expires_at = int(self._now() + lifetime_seconds(fields, self._lifetime_seconds))
         token = self._tokens.issue(required(fields, "userId"), _token_channels(fields), expires_at=expires_at)

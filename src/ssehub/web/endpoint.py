@@ -22,7 +22,7 @@ RETRY_AFTER_SECONDS = "1"
 class Endpoint:
     """An ASGI app for one path and one method. Starlette calls an app faster than a function.
 
-    A subclass implements `respond`. A POST endpoint also passes the limit of its request bodies.
+    A subclass implements `respond`. An endpoint whose requests have bodies also passes their limit.
     """
 
     path: ClassVar[str]
@@ -43,11 +43,11 @@ class Endpoint:
             response = PlainTextResponse(f"method not allowed: use {self.method}\n", 405, {"Allow": self.method})
         else:
             try:
-                body = await read_body(headers, receive, self._max_body_bytes) if self.method == "POST" else b""
+                body = await read_body(headers, receive, self._max_body_bytes) if self.method != "GET" else b""
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
-                await self._refuse_body(error_response(exc, headers), receive, send)
+                await self._dropped.refuse(error_response(exc, headers), receive, send)
                 return
             try:
                 response = await self.respond(ControlRequest(scope["query_string"], headers, body))
@@ -55,16 +55,22 @@ class Endpoint:
                 response = error_response(exc, headers)
         await response(scope, receive, send)
 
-    async def _refuse_body(self, response: Response, receive: Receive, send: Send) -> None:
-        """Send the whole response at once, but end it only after the rest of the request.
 
-        Clients that read while they send then stop early, and the others still get the response.
-        """
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        await self._dropped.drop(receive)
-        await send({"type": "http.response.body", "body": b""})
+class Methods:
+    """An ASGI app for one path, with an endpoint for each of several methods."""
+
+    def __init__(self, *endpoints: Endpoint) -> None:
+        self.path = endpoints[0].path
+        self._endpoints = {endpoint.method: endpoint for endpoint in endpoints}
+        self._allow = ", ".join(self._endpoints)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if endpoint is None:
+            response = PlainTextResponse(f"method not allowed: use {self._allow}\n", 405, {"Allow": self._allow})
+            await response(scope, receive, send)
+        else:
+            await endpoint(scope, receive, send)
 
 
 def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest, UnsupportedContent
+from ..tokens import MAX_LIFETIME_SECONDS
 from .pace import SMALL_BODY_BYTES, Pace
 from .requests import ControlRequest, RequestHeaders
 from .strict_json import not_utf8, parse_json, read_json
@@ -71,11 +72,11 @@ async def form_fields(
 
     A large body needs a `pace`, and then no value may have more than `max_value_bytes`.
     """
-    query = await _urlencoded("the query", request.query_string, None, max_value_bytes)
+    query = await urlencoded("the query", request.query_string, None, max_value_bytes)
     if kind == MULTIPART:
         sent = await _multipart(request.headers, request.body, pace, max_value_bytes)
     else:
-        sent = await _urlencoded("the body", request.body, pace, max_value_bytes)
+        sent = await urlencoded("the body", request.body, pace, max_value_bytes)
     fields: dict[str, Any] = {**_known_once(query, known), **_known_once(sent, known)}
     for name, read in _FORM_VALUES.items():
         if name in fields:
@@ -83,7 +84,9 @@ async def form_fields(
     return fields
 
 
-async def _urlencoded(where: str, text: bytes, pace: Pace | None, max_value_bytes: int) -> list[tuple[str, str]]:
+async def urlencoded(
+    where: str, text: bytes, pace: Pace | None = None, max_value_bytes: int = SMALL_BODY_BYTES
+) -> list[tuple[str, str]]:
     """Return the fields of `text`, decoded in slices if it is large, or if it has many escapes."""
     if not text:
         return []
@@ -262,13 +265,22 @@ def refuse_null(fields: Mapping[str, Any]) -> None:
 
 
 def lifetime_seconds(fields: Mapping[str, Any], default: float) -> float:
-    """Return the field `exp`, which is a number of seconds, also as text."""
-    value = fields.get("exp")
-    if value is None:
+    """Return the field `exp` or `expiresIn`, which is a number of seconds, also as text."""
+    given = [name for name in ("exp", "expiresIn") if fields.get(name) is not None]
+    if not given:
         return default
+    if len(given) > 1:
+        raise InvalidRequest("exp and expiresIn are both given: leave one out")
+    name = given[0]
+    value = fields[name]
     seconds = int(value[:40]) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 2**40:
-        raise InvalidRequest(f"exp {value!r:.42} is not a number of seconds from now, such as 86400")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise InvalidRequest(f"{name} {value!r:.42} is not a number of seconds from now, such as 86400")
+    if seconds > MAX_LIFETIME_SECONDS:
+        raise InvalidRequest(
+            f"{name} {value!r:.42} is more than ten years: give the number of seconds from now, such as 86400, not a "
+            "Unix time"
+        )
     return float(seconds)
 
 
@@ -278,16 +290,27 @@ def _retry(text: str) -> int:
     return int(text)
 
 
-def _store(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise InvalidEvent(f"store must be true or false, not {text[:40]!r}")
-    return text == "true"
+def _flag(name: str) -> Callable[[str], bool]:
+    def read(text: str) -> bool:
+        if text not in ("true", "false"):
+            raise InvalidEvent(f"{name} must be true or false, not {text[:40]!r}")
+        return text == "true"
+
+    return read
 
 
-def _ttl(text: str) -> float:
-    if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
-        raise InvalidEvent(f"ttl {text[:40]!r} is not a positive number of seconds")
-    return float(text)
+def _number(name: str, kind: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        if not re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text, re.ASCII):
+            raise InvalidEvent(f"{name} {text[:40]!r} is not a {kind}")
+        return float(text)
+
+    return read
 
 
-_FORM_VALUES: dict[str, Callable[[str], Any]] = {"retry": _retry, "store": _store, "ttl": _ttl}
+_FORM_VALUES: dict[str, Callable[[str], Any]] = {
+    "retry": _retry,
+    "ttl": _number("ttl", "positive number of seconds"),
+    **{name: _flag(name) for name in ("store", "everyone", "withoutSid")},
+    **{name: _number(name, "Unix time in seconds") for name in ("issuedBefore", "expiresAt")},
+}

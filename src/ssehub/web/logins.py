@@ -11,9 +11,9 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from ..claims import Claims
-from ..errors import ConfigError, Forbidden, TokenError
+from ..errors import ConfigError, TokenError, TokenReason
 from ..tokens import Tokens
-from .origins import is_cross_origin
+from .origins import check_page
 
 MAX_QUERY_FIELDS = 100
 MAX_QUERY_BYTES = 64 * 1024
@@ -51,7 +51,7 @@ Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
 """A login of the host application: returns what the request may listen to, None if it is not logged in."""
 
 Login = Callable[[StreamRequest], Awaitable[Claims]]
-"""Returns what the request may listen to. Raises TokenError or Forbidden."""
+"""Returns what the request may listen to. Raises TokenError, Forbidden, or Unavailable if it can't tell yet."""
 
 
 def choose_login(
@@ -71,28 +71,36 @@ class TokenLogin:
         self._tokens = tokens
         self._cookie = None if cookie is None else _cookie_pattern(cookie)
         self._cors_origins = cors_origins
+        self.has_seen_sid = False
+        """True if one of the tokens verified here so far named its session at the identity provider."""
 
     async def __call__(self, request: StreamRequest) -> Claims:
-        return self._tokens.verify(self._token(request))
+        return await self.verify(self._token(request))
+
+    async def verify(self, token: str) -> Claims:
+        """Return what `token` grants. Raises TokenError, and KeysUnavailable."""
+        claims = await self._tokens.authenticate(token)
+        if claims.sid is not None:
+            self.has_seen_sid = True
+        return claims
 
     def _token(self, request: StreamRequest) -> str:
         headers = request.headers
-        authorization = headers.get("authorization", "")
-        if authorization[:6].lower() == "bearer":
-            return authorization[7:]
+        if (token := bearer_token(headers)) is not None:
+            return token
         if self._cookie is not None and (token := _last_value(self._cookie, headers.get("cookie", ""))):
-            self._check_origin(headers)
+            # Browsers send cookies with requests of any page, so a cookie counts only for our own and listed origins.
+            check_page(headers, self._cors_origins, "listen with a cookie")
             return token
         if request.query is not None and "token" in request.query:
             return request.query["token"]
-        raise TokenError("the request has no token")
+        raise TokenError("the request has no token", TokenReason.MISSING)
 
-    def _check_origin(self, headers: Headers) -> None:
-        """Browsers send cookies with requests of any page, so a cookie counts only for our own and listed origins."""
-        origin = headers.get("origin")
-        if is_cross_origin(headers) and origin not in self._cors_origins:
-            page = "a page of another origin" if origin is None else f"a page of origin {origin[:100]!r}"
-            raise Forbidden(f"{page} can't listen with a cookie: add its origin to cors_origins")
+
+def bearer_token(headers: Headers) -> str | None:
+    """Return the token in `Authorization` (RFC 6750, 2.1), None if there is none."""
+    authorization = headers.get("authorization", "")
+    return authorization[7:] if authorization[:6].lower() == "bearer" else None
 
 
 def _cookie_pattern(name: str) -> re.Pattern[str]:
@@ -118,7 +126,7 @@ class HostLogin:
     async def __call__(self, request: StreamRequest) -> Claims:
         claims = await self._authenticate(HTTPConnection(request.scope))
         if claims is None:
-            raise TokenError("authenticate returned None")
+            raise TokenError("authenticate returned None", TokenReason.MISSING)
         if not isinstance(claims, Claims):
             raise TypeError(
                 f"authenticate returned {type(claims).__name__}: return ssehub.Claims, or None if not logged in"

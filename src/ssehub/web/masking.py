@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 EVENTS = "/events/"
 _MAX_SHOWN_PATH = 32
 """Most characters of other paths that are shown. A token begins with its header, which is not secret."""
+_SHOWN_PATHS = frozenset(
+    path + slash for path in ("/events/login", "/events/backchannel-logout") for slash in ("", "/")
+)
 _MAX_NAME_BYTES = 32
 _MAX_SHOWN_FIELDS = 20
 
@@ -48,6 +51,8 @@ def masked(scope: Scope) -> Scope:
 def _masked_path(path: str, root: str) -> str | None:
     """Return the path to show in place of `path`, None if that may be shown."""
     below = path.removeprefix(root)
+    if below in _SHOWN_PATHS:
+        return None
     shown_length = len(EVENTS) if below.startswith(EVENTS) else _MAX_SHOWN_PATH
     if len(below) <= shown_length:
         return None

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from ..fanout.statistics import Statistics
 from ..hub import Hub
+from ..revocations import MAX_REVOCATIONS
 from .endpoint import Endpoint
 from .requests import ControlRequest
 
@@ -71,11 +72,18 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ),
         ("history_events", "Retained events.", stats.history_events),
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
+        ("revocations", "Revocations in force.", stats.revocations),
+        ("revocations_max", "Revocations of which the table is full, so that no more are accepted.", MAX_REVOCATIONS),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
         (
             "clock_skew_seconds",
             "Seconds by which this machine's clock is ahead of that of the log in Redis.",
             stats.clock_skew_seconds,
+        ),
+        (
+            "jwks_age_seconds",
+            "Seconds since the keys at the jwks URL were last fetched; 0 without such a URL.",
+            stats.jwks_age_seconds,
         ),
         ("loop_lag_seconds", "Delay of the event loop's last clock tick.", stats.loop_lag_seconds),
         (
@@ -98,18 +106,30 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("events_replayed", "Events written to streams of reconnecting clients from history.", stats.replayed),
         ("delivered_bytes", "Bytes of events written to streams.", stats.delivered_bytes),
         ("log_skipped_entries", "Entries of the log skipped as foreign or broken.", stats.log_skipped_entries),
+        ("jwks_fetch_failures", "Times the keys at the jwks URL could not be fetched.", stats.jwks_fetch_failures),
     ):
         yield CounterMetricFamily(f"ssehub_{name}", help, value)
-    yield _by_reason("endings", "Streams ended, by reason.", stats.endings)
-    yield _by_reason("refused", "Streams and publishes refused, by reason.", stats.refused)
-    yield _by_reason("resets", "Clients told that they may have missed events, by reason.", stats.resets)
+    for name, help, label, counts in (
+        ("endings", "Streams ended, by reason.", "reason", stats.endings),
+        ("refused", "Streams and publishes refused, by reason.", "reason", stats.refused),
+        ("tokens_refused", "Tokens refused by the client app, by reason.", "reason", stats.refused_tokens),
+        ("resets", "Clients told that they may have missed events, by reason.", "reason", stats.resets),
+        (
+            "key_file_failures",
+            "Times a file of secrets or keys could not be used when it was read again, by setting.",
+            "file",
+            stats.key_file_failures,
+        ),
+        ("logouts", "Back-channel logouts, by result.", "result", stats.logouts),
+    ):
+        yield _by(label, name, help, counts)
     yield _round_seconds(stats)
 
 
-def _by_reason(name: str, help: str, counts: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(f"ssehub_{name}", help, labels=["reason"])
-    for reason, count in counts.items():
-        family.add_metric([reason], count)
+def _by(label: str, name: str, help: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"ssehub_{name}", help, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
     return family
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Forbidden
 from ..loglimit import limited_logger
 
 logger = limited_logger("ssehub.client")
@@ -31,6 +31,22 @@ def is_cross_origin(headers: Mapping[str, str]) -> bool:
     if origin is not None and _host(origin) != headers.get("host", "").lower():
         return True
     return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+
+
+def check_page(headers: Mapping[str, str], origins: Collection[str], action: str) -> None:
+    """Raise Forbidden, which names `action`, if a page made the request that is neither ours nor of `origins`."""
+    origin = headers.get("origin")
+    if _is_foreign(headers) and origin not in origins:
+        page = "a page of another origin" if origin is None else f"a page of origin {origin[:100]!r}"
+        raise Forbidden(f"{page} can't {action}: add its origin to cors_origins")
+
+
+def _is_foreign(headers: Mapping[str, str]) -> bool:
+    """Like `is_cross_origin` behind a proxy that may have changed `Host`.
+
+    Where the browser says that the page is of the same origin, it knows better. No page can set `Sec-Fetch-Site`.
+    """
+    return headers.get("sec-fetch-site") != "same-origin" and is_cross_origin(headers)
 
 
 def check_origins(origins: Sequence[str], *, with_cookies: bool) -> None:
@@ -136,5 +152,4 @@ class OriginWatch:
     def _is_refused(self, origin: str, headers: Headers) -> bool:
         if ANY in self._origins or origin in self._origins:
             return False
-        # A proxy may have changed `Host`; where the browser says that the page is of the same origin, it knows better.
-        return headers.get("sec-fetch-site") != "same-origin" and is_cross_origin(headers)
+        return _is_foreign(headers)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from ..buckets import Throttle
 from ..errors import BodyTooLarge, UnsupportedContent
@@ -79,6 +80,17 @@ class DroppedBodies:
 
     def __init__(self) -> None:
         self._throttle = Throttle(DROPPED_BYTES_PER_SECOND, MAX_DROPPING_SECONDS, time.monotonic)
+
+    async def refuse(self, response: Response, receive: Receive, send: Send) -> None:
+        """Send the whole response at once, but end it only after the rest of the request.
+
+        Clients that read while they send then stop early, and the others still get the response.
+        """
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await self.drop(receive)
+        await send({"type": "http.response.body", "body": b""})
 
     async def drop(self, receive: Receive) -> None:
         """Read the rest of one body, as fast as the others leave time for it."""

@@ -20,6 +20,7 @@ from ..claims import Claims
 from ..event import SEPARATOR
 from ..fanout.resume import Start
 from ..fanout.sinks import LINGER_SECONDS, Sink, TaskSink, TransportSink
+from ..fanout.statistics import Statistics
 from ..fanout.subscriber import Subscriber
 from ..hub import Hub
 from ..loglimit import limited_logger
@@ -267,25 +268,19 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class ExitListener:
-    """Ends a hub's streams when the server is told to exit: one task per hub, where sse-starlette has one per stream.
+    """A companion that ends its hub's streams when the server is told to exit: sse-starlette has a task per stream.
 
     The end of the lifespan would be too late: uvicorn waits for all responses before it ends the lifespan.
     """
 
+    problem = None
+
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def start(self) -> None:
-        """Listen in the running event loop, at most once per loop."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop = loop
-            self._hub.spawn(self._listen())
+    async def run(self) -> None:
+        await EventSourceResponse._listen_for_exit_signal()  # sse-starlette offers no public function for this
+        await self._hub.drain(EXIT_SECONDS)
 
-    async def _listen(self) -> None:
-        try:
-            await EventSourceResponse._listen_for_exit_signal()  # sse-starlette offers no public function for this
-            await self._hub.drain(EXIT_SECONDS)
-        finally:
-            self._loop = None
+    def measure(self, statistics: Statistics) -> None:
+        """It has no statistics."""

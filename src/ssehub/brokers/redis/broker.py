@@ -10,11 +10,13 @@ from typing import ClassVar, NamedTuple
 
 from ...errors import BrokerUnavailable
 from ...publication import Publication
+from ...revocations import Revocation, Revocations
 from ...settings import Idempotency, LogRetention, RedisOptions, Retention
 from ..base import Follower
 from .connection import Connection, Server, explain
 from .reader import Reader
 from .state import Knowledge
+from .table import Table
 from .writer import Writer
 
 NOT_RUNNING = "the Redis broker is not running: use it inside `async with hub`"
@@ -51,6 +53,7 @@ class RedisBroker:
         self._retention = retention
         self._options = options
         self._knowledge = Knowledge()
+        self._table = Table(self._server.clock, self._knowledge, log)
         self._tasks: _Tasks | None = None
         """None while the broker is not running."""
 
@@ -58,6 +61,14 @@ class RedisBroker:
     def problem(self) -> str | None:
         tasks = self._tasks
         return None if tasks is None else tasks.reader.health.problem or tasks.writer.health.problem
+
+    @property
+    def is_current(self) -> bool:
+        return self._tasks is not None and self._tasks.reader.is_current
+
+    @property
+    def revocations(self) -> Revocations:
+        return self._table.revocations
 
     @property
     def clock_skew_seconds(self) -> float:
@@ -75,6 +86,16 @@ class RedisBroker:
             raise BrokerUnavailable(NOT_RUNNING)
         return await self._tasks.writer.publish(publications)
 
+    async def revoke(self, revocations: Sequence[Revocation]) -> str:
+        if self._tasks is None:
+            raise BrokerUnavailable(NOT_RUNNING)
+        return await self._tasks.writer.revoke(revocations)
+
+    async def take_back(self, keys: Sequence[str]) -> str:
+        if self._tasks is None:
+            raise BrokerUnavailable(NOT_RUNNING)
+        return await self._tasks.writer.take_back(keys)
+
     async def head(self) -> str | None:
         if self._tasks is None:
             raise BrokerUnavailable(NOT_RUNNING)
@@ -83,8 +104,8 @@ class RedisBroker:
     @asynccontextmanager
     async def run(self, follower: Follower) -> AsyncIterator[None]:
         probe_seconds = self._options.broker_probe_seconds
-        reader = Reader(self._server, self._knowledge, follower, self._retention, probe_seconds)
-        writer = Writer(self._server, self._knowledge, self._idempotency, self._log, probe_seconds)
+        reader = Reader(self._server, self._knowledge, self._table, follower, self._retention, probe_seconds)
+        writer = Writer(self._server, self._knowledge, self._table, self._idempotency, self._log, probe_seconds)
         tasks: list[asyncio.Task[None]] = []
         try:
             if self._options.wait_for_broker:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -31,11 +31,13 @@ from redis.exceptions import (
 
 from ...errors import BrokerUnavailable, ConfigError
 from ...position import Position
+from ...publication import TakeBack
+from ...revocations import EXPIRY_MARGIN_SECONDS, Revocation
 from ...settings import Idempotency, LogRetention
 from ..base import without_password
 from ..numbering import new_log_name
 from .state import Health, LogClock
-from .wire import DIGEST, FULL, LOG_IS_FULL, NOT_REDIS, SCRIPT, Keys, LogState
+from .wire import DIGEST, FULL, IS_BEHIND, LOG_IS_FULL, NOT_REDIS, SCRIPT, Keys, LogState, field_and_value
 
 logger = logging.getLogger("ssehub.brokers.redis")
 
@@ -43,6 +45,8 @@ OLDEST_VERSION = (6, 2)
 SENTINEL_PORT = 26_379
 CONNECT_SECONDS = 1.5
 PAGE_ENTRIES = 100
+PAGE_REVOCATIONS = 250
+"""Parsing so many takes about 4 ms."""
 SENTINEL_URL = "redis+sentinel://host:26379,host:26379/NAME"
 REASONS = {
     AuthenticationError: "authentication failed: wrong user name or password",
@@ -123,14 +127,35 @@ class Connection:
         """Return the error that says what to do when the script has replied LOG_IS_FULL."""
         return BrokerUnavailable(FULL % self.keys.stream)
 
-    async def tidy(self, idempotency: Idempotency, log: LogRetention) -> None:
-        """Delete expired idempotency keys and events."""
+    async def tidy(self, idempotency: Idempotency, log: LogRetention) -> int:
+        """Delete expired idempotency keys, events and revocations; return the number of revocations left."""
         window = int(idempotency.idempotency_seconds * 1000), idempotency.idempotency_keys
-        await self.script("tidy", *window, int(log.log_seconds * 1000))
+        _, count = await self.script("tidy", *window, int(log.log_seconds * 1000), int(EXPIRY_MARGIN_SECONDS))
+        return int(count)
 
     async def page(self, end: bytes) -> Any:
         """Return up to PAGE_ENTRIES entries with their fields, newest first, from the stream id `end` back."""
         return await self.command("XREVRANGE", self.keys.stream, end, "-", "COUNT", PAGE_ENTRIES)
+
+    async def revocations(self, cursor: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Return some of the table's fields and values, and the cursor for the next ones; it begins and ends with 0."""
+        cursor, page = await self.command("HSCAN", self.keys.revocations, cursor, "COUNT", PAGE_REVOCATIONS)
+        return cursor, list(zip(page[::2], page[1::2], strict=True))
+
+    async def restore(self, revocations: Iterable[Revocation], read_to: Position, log: LogRetention) -> int | None:
+        """Put back what the table lacks of `revocations`, and return how many it lacked.
+
+        Returns None, and changes nothing, if revocations have been taken back after `read_to` or Redis has no memory.
+        """
+        fields = [part for revocation in revocations for part in field_and_value(revocation)]
+        known = (read_to.log, read_to.milliseconds, read_to.sequence)
+        try:
+            _, reply = await self.script(
+                "restore", log.log_events, int(EXPIRY_MARGIN_SECONDS), *known, TakeBack(()).dump(), *fields
+            )
+        except OutOfMemoryError:
+            return None
+        return None if reply == IS_BEHIND else int(reply)
 
 
 class Server:

@@ -1,7 +1,11 @@
-"""What a node sends to Redis and receives: the script, the names of the keys, the log's state, the stream's entries."""
+"""What a node sends to Redis and receives.
+
+The script, the names of the keys, the log's state, the stream's entries, and the table's fields.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
@@ -10,12 +14,17 @@ from typing import Any, NamedTuple
 from ...errors import BrokerUnavailable, InvalidEvent
 from ...position import Position
 from ...publication import load_entry
+from ...revocations import Revocation
 from ..base import Entry
 
 SCRIPT = files(__package__).joinpath("log.lua").read_bytes()
 DIGEST = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 LOG_IS_FULL = b"full"
 """The script's reply if the stream takes no more entries, ever."""
+TABLE_IS_FULL = b"table"
+"""The script's reply if there are too many revocations."""
+IS_BEHIND = b"behind"
+"""The script's reply to a node that may put back what has been taken back."""
 FULL = (
     "the log is full: another program has added an entry with the highest possible id to the stream %s."
     " Delete that key: a new log begins, and clients are sent a reset"
@@ -30,28 +39,33 @@ class Keys(NamedTuple):
     state: str
     ages: str
     receipts: str
+    revocations: str
 
     @classmethod
     def of(cls, prefix: str) -> Keys:
-        return cls(*(f"{{{prefix}}}:{name}" for name in ("log", "state", "key-ages", "keys")))
+        return cls(*(f"{{{prefix}}}:{name}" for name in ("log", "state", "key-ages", "keys", "revocations")))
 
 
 class LogState(NamedTuple):
-    """The state of the log: how many `entries` it has had, the position of the newest, and where the log began."""
+    """The state of the log: how many `entries` it has had, the position of the newest, and where the log began.
+
+    `take_back` is the position of the last command that took revocations back.
+    """
 
     entries: int
     head: Position
     born: Position
+    take_back: Position
 
     @classmethod
     def parse(cls, reply: Sequence[Any]) -> LogState:
         """Raises BrokerUnavailable for a reply that the script cannot have sent."""
         try:
             log = reply[0].decode()
-            n, ms, seq, born_ms, born_seq = map(int, reply[1:])
+            n, ms, seq, born_ms, born_seq, back_ms, back_seq = map(int, reply[1:])
         except (AttributeError, TypeError, ValueError, IndexError):
             raise BrokerUnavailable(NOT_REDIS) from None
-        return cls(n, Position(ms, seq, log), Position(born_ms, born_seq, log))
+        return cls(n, Position(ms, seq, log), Position(born_ms, born_seq, log), Position(back_ms, back_seq, log))
 
 
 def parse_entry(id: bytes, fields: Sequence[bytes]) -> tuple[int, Entry]:
@@ -74,3 +88,31 @@ def parse_id(id: bytes) -> tuple[int, int]:
 
 def stream_id(position: Position) -> bytes:
     return b"%d-%d" % position[:2]
+
+
+def field_and_value(revocation: Revocation) -> tuple[str, str]:
+    """Return the field of the table for `revocation`, and its value, of which the script reads the two times."""
+    values = revocation.dump()
+    before, ends = values.pop("issued_before", None), values.pop("expires_at", None)
+    rest = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return revocation.key, f"{_number(before)} {_number(ends)} {rest}"
+
+
+def parse_revocation(field: bytes, value: bytes) -> Revocation:
+    """Return what `field_and_value` was given. Raises InvalidEvent or ValueError if the script did not write it."""
+    before, ends, rest = value.split(b" ", 2)
+    values = json.loads(rest.decode())
+    if not isinstance(values, dict):
+        raise InvalidEvent("not a stored revocation: it is not an object")
+    revocation = Revocation.load({**values, "issued_before": _time(before), "expires_at": _time(ends)})
+    if revocation.key.encode() != field:
+        raise InvalidEvent(f"not a stored revocation: its key is {revocation.key!r}")
+    return revocation
+
+
+def _number(seconds: float | None) -> str:
+    return "-" if seconds is None else repr(float(seconds))
+
+
+def _time(number: bytes) -> float | None:
+    return None if number == b"-" else float(number)

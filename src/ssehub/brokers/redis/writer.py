@@ -1,4 +1,7 @@
-"""The writer: appends events to the log, and answers every publisher in time whatever Redis does."""
+"""The writer: appends events to the log and changes the table of revocations.
+
+It answers everyone in time, whatever Redis does.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,31 @@ from typing import Any
 
 from ...errors import BrokerUnavailable, IdempotencyConflict, Overloaded
 from ...position import Position
-from ...publication import Publication
+from ...publication import Publication, Revoke, TakeBack
+from ...revocations import MAX_REVOCATIONS, Revocation, full_table
 from ...settings import Idempotency, LogRetention
 from ..numbering import KEY_CONFLICT
 from .connection import REFUSALS, Connection, Server, explain, keep_connected
 from .state import Health, Knowledge
-from .wire import LOG_IS_FULL
+from .table import Table
+from .wire import LOG_IS_FULL, TABLE_IS_FULL, field_and_value
 
 PUBLISH_SECONDS = 1.5
 """Every publisher is answered within this time."""
 MAX_WAITING_BYTES = 64 * 2**20
 MAX_WAITING_PUBLISHERS = 20_000
+MAX_WAITING_CHANGES = 2_000
 GROUP_BYTES = 4 * 2**20
 GROUP_PUBLISHERS = 500
 SLICE_EVENTS = 200
 """Events that are encoded before the loop goes on: about 3 ms."""
 SLICE_BYTES = 2**19
 """The same for large events, in bytes."""
-STOPPED = "the hub has stopped; nothing was stored"
+NOT_STORED = "nothing was stored"
+STOPPED = f"the hub has stopped; {NOT_STORED}"
+EVENT_UNKNOWN = "the event may or may not be stored"
+CHANGE_UNKNOWN = "the change may or may not be stored: it is safe to repeat"
+LOG_FULL = "the log is full, as /readyz explains; nothing was stored"
 
 
 class Request:
@@ -68,12 +78,42 @@ class Request:
             self.refuse(IdempotencyConflict(KEY_CONFLICT))
             return None
         if reply == LOG_IS_FULL:
-            self.refuse(BrokerUnavailable("the log is full, as /readyz explains; nothing was stored"))
+            self.refuse(BrokerUnavailable(LOG_FULL))
             return None
         stored = list(zip(*[map(int, reply.split())] * 3, strict=True))
         if not self.answer.done():
             self.answer.set_result([f"{ms}-{seq + n}.{log}" for ms, seq, count in stored for n in range(count)])
         return max((Position(ms, seq + count - 1, log) for ms, seq, count in stored), default=None)
+
+
+class Change:
+    """One change of the table of revocations, as a verb of the script and its arguments, and the future that waits."""
+
+    __slots__ = ("answer", "arguments", "is_sent", "verb")
+
+    def __init__(self, answer: asyncio.Future[Position], verb: str, arguments: Sequence[str | int]) -> None:
+        self.answer = answer
+        self.verb = verb
+        self.arguments = arguments
+        self.is_sent = False
+
+    def refuse(self, exc: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(exc)
+
+    def resolve(self, log: str, reply: bytes) -> Position | None:
+        """Answer from the script's reply; return the position in it, if any."""
+        if reply == TABLE_IS_FULL:
+            self.refuse(full_table())
+            return None
+        if reply == LOG_IS_FULL:
+            self.refuse(BrokerUnavailable(LOG_FULL))
+            return None
+        ms, seq = map(int, reply.split())
+        position = Position(ms, seq, log)
+        if not self.answer.done():
+            self.answer.set_result(position)
+        return position
 
 
 class Writer:
@@ -83,17 +123,25 @@ class Writer:
     """
 
     def __init__(
-        self, server: Server, knowledge: Knowledge, idempotency: Idempotency, log: LogRetention, probe_seconds: float
+        self,
+        server: Server,
+        knowledge: Knowledge,
+        table: Table,
+        idempotency: Idempotency,
+        log: LogRetention,
+        probe_seconds: float,
     ) -> None:
         self.health = Health("writing", server.shown)
         self._server = server
         self._knowledge = knowledge
+        self._table = table
         self._idempotency = idempotency
         self._log = log
         self._probe_seconds = probe_seconds
         self._loop = asyncio.get_running_loop()
         self._requests: deque[Request] = deque()
         self._waiting_bytes = 0
+        self._changes: deque[Change] = deque()
         self._head_requests: list[asyncio.Future[str | None]] = []
         self._wake = asyncio.Event()
 
@@ -113,7 +161,33 @@ class Writer:
                 return await request.answer
         except TimeoutError:
             if request.is_sent:
-                raise BrokerUnavailable("no reply from Redis: the event may or may not be stored") from None
+                raise BrokerUnavailable(f"no reply from Redis: {EVENT_UNKNOWN}") from None
+            raise self._unreachable() from None
+
+    async def revoke(self, revocations: Sequence[Revocation]) -> str:
+        """Enter `revocations` in the table and in the log; return the position. Raises as `Broker.revoke` does."""
+        fields = [part for revocation in revocations for part in field_and_value(revocation)]
+        position = await self._change("revoke", MAX_REVOCATIONS, Revoke(tuple(revocations)).dump(), *fields)
+        self._table.enter(position, revocations)
+        return str(position)
+
+    async def take_back(self, keys: Sequence[str]) -> str:
+        """Remove them from the table, and tell the log; return the position. Raises as `Broker.take_back` does."""
+        return str(await self._change("take-back", TakeBack(tuple(keys)).dump(), *keys))
+
+    async def _change(self, verb: str, *arguments: str | int) -> Position:
+        self._check_reachable()
+        if len(self._changes) >= MAX_WAITING_CHANGES:
+            raise Overloaded(f"too many changes wait for Redis already; {NOT_STORED}, try again in a second")
+        change = Change(self._loop.create_future(), verb, arguments)
+        self._changes.append(change)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                return await change.answer
+        except TimeoutError:
+            if change.is_sent:
+                raise BrokerUnavailable(f"no reply from Redis: {CHANGE_UNKNOWN}") from None
             raise self._unreachable() from None
 
     async def head(self) -> str | None:
@@ -135,7 +209,7 @@ class Writer:
             raise self._unreachable()
 
     def _unreachable(self) -> BrokerUnavailable:
-        return BrokerUnavailable(f"{self.health.problem or 'no reply from Redis'}; nothing was stored")
+        return BrokerUnavailable(f"{self.health.problem or 'no reply from Redis'}; {NOT_STORED}")
 
     async def run(self) -> None:
         """Append what waits, connecting again after errors, until cancelled."""
@@ -147,17 +221,24 @@ class Writer:
         tidied_at = self._loop.time() - self._probe_seconds
         while True:
             if self._loop.time() - tidied_at >= self._probe_seconds:
-                await connection.tidy(self._idempotency, self._log)
+                await self._tidy(connection)
                 tidied_at = self._loop.time()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._probe_seconds):
                     await self._wake.wait()
             self._wake.clear()
             await connection.check_open()
-            while group := self._next_group():
-                await self._append(connection, group)
+            while self._changes or self._requests:
+                if self._changes:
+                    await self._send_change(connection, self._changes.popleft())
+                elif group := self._next_group():
+                    await self._append(connection, group)
             if self._head_requests:
                 await self._answer_head_requests(connection)
+
+    async def _tidy(self, connection: Connection) -> None:
+        revocations = len(self._table.revocations)
+        self._table.compare(revocations, await connection.tidy(self._idempotency, self._log))
 
     def _next_group(self) -> list[Request]:
         """Remove and return the requests for the next call, leaving out those whose publishers no longer wait."""
@@ -181,17 +262,32 @@ class Writer:
         try:
             log, *replies = await connection.script("append", *window, self._log.log_events, len(group), *parts)
         except BaseException as exc:
-            outcome = "nothing was stored" if isinstance(exc, REFUSALS) else "the event may or may not be stored"
             for request in group:
-                request.refuse(
-                    BrokerUnavailable(f"cannot write to the log at {self._server.shown}: {explain(exc)}; {outcome}")
-                )
+                request.refuse(self._failure(exc, EVENT_UNKNOWN))
             raise
         for request, reply in zip(group, replies, strict=True):
             if newest := request.resolve(log.decode(), reply):
                 self._knowledge.note(newest)
         if LOG_IS_FULL in replies:
             raise connection.full()
+
+    async def _send_change(self, connection: Connection, change: Change) -> None:
+        if change.answer.done():
+            return
+        change.is_sent = True
+        try:
+            log, reply = await connection.script(change.verb, self._log.log_events, *change.arguments)
+        except BaseException as exc:
+            change.refuse(self._failure(exc, CHANGE_UNKNOWN))
+            raise
+        if position := change.resolve(log.decode(), reply):
+            self._knowledge.note(position)
+        if reply == LOG_IS_FULL:
+            raise connection.full()
+
+    def _failure(self, exc: BaseException, unknown: str) -> BrokerUnavailable:
+        outcome = NOT_STORED if isinstance(exc, REFUSALS) else unknown
+        return BrokerUnavailable(f"cannot write to the log at {self._server.shown}: {explain(exc)}; {outcome}")
 
     async def _answer_head_requests(self, connection: Connection) -> None:
         requests, self._head_requests = self._head_requests, []
@@ -208,6 +304,8 @@ class Writer:
         """Refuse everything that still waits, after the task has ended."""
         while self._requests:
             self._requests.popleft().refuse(BrokerUnavailable(STOPPED))
+        while self._changes:
+            self._changes.popleft().refuse(BrokerUnavailable(STOPPED))
         for answer in self._head_requests:
             if not answer.done():
                 answer.set_exception(BrokerUnavailable(STOPPED))

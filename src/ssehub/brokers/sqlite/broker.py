@@ -16,12 +16,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from ...errors import BrokerUnavailable, IdempotencyConflict
-from ...publication import Publication
+from ...errors import BrokerUnavailable
+from ...publication import Publication, Revoke, TakeBack
+from ...revocations import Revocation, Revocations
 from ...settings import Idempotency, LogRetention, Retention
-from ..base import Follower
+from ..base import Follower, apply_commands
 from ..numbering import Numbered
-from .logfile import LogFile, locked
+from .logfile import LogFile, Outcome, locked
 
 logger = logging.getLogger("ssehub.brokers.sqlite")
 
@@ -47,6 +48,8 @@ class SqliteBroker:
     ) -> None:
         self.clock_skew_seconds = 0.0
         self.skipped = 0
+        self.is_current = True
+        self.revocations = Revocations()
         self.now = now
         self._path = path.resolve()  # the lock file must be beside the file itself, however `path` refers to it
         self._idempotency = idempotency
@@ -64,6 +67,12 @@ class SqliteBroker:
             raise BrokerUnavailable("the SQLite broker is not running: use it inside `async with hub`")
         return await self._writer.append(publications)
 
+    async def revoke(self, revocations: Sequence[Revocation]) -> str:
+        return (await self.publish([Publication([Revoke(tuple(revocations))])]))[0]
+
+    async def take_back(self, keys: Sequence[str]) -> str:
+        return (await self.publish([Publication([TakeBack(tuple(keys))])]))[0]
+
     async def head(self) -> str | None:
         return None if self._writer is None else self._writer.head
 
@@ -73,8 +82,9 @@ class SqliteBroker:
         with ThreadPoolExecutor(1, "ssehub-sqlite") as thread, locked(self._path):
             file = await loop.run_in_executor(thread, self._open)
             try:
+                self.revocations.replace(await loop.run_in_executor(thread, file.revocations))
                 await self._deliver_tail(file, thread, follower)
-                writer = self._writer = _Writer(file, thread, follower)
+                writer = self._writer = _Writer(file, thread, follower, self.revocations)
                 try:
                     yield
                 finally:
@@ -104,11 +114,12 @@ class _Request(NamedTuple):
 class _Writer:
     """The task that writes what publishers hand over to the log and delivers it, from now until `stop`."""
 
-    def __init__(self, file: LogFile, thread: ThreadPoolExecutor, follower: Follower) -> None:
+    def __init__(self, file: LogFile, thread: ThreadPoolExecutor, follower: Follower, revocations: Revocations) -> None:
         self.problem: str | None = None
         self._file = file
         self._thread = thread
         self._follower = follower
+        self._revocations = revocations
         self._loop = asyncio.get_running_loop()
         self._requests: list[_Request] = []
         self._wake = asyncio.Event()
@@ -183,18 +194,29 @@ class _Writer:
             for request in group:
                 _refuse(request, exc if isinstance(exc, BrokerUnavailable) else BrokerUnavailable(str(exc)))
             if self._file.last > before:  # the commit reported an error but took effect: its events are not delivered
+                await self._read_table()
                 await self._follower.begin(self._file.last)
             return
         self.problem = None
         await self._deliver(results)
         for request, result in zip(group, results, strict=True):
-            if isinstance(result, IdempotencyConflict):
+            if isinstance(result, Exception):
                 _refuse(request, result)
             elif not request.answer.done():
                 request.answer.set_result(result.positions)
 
-    async def _deliver(self, results: list[Numbered | IdempotencyConflict]) -> None:
+    async def _read_table(self) -> None:
+        """Read the whole table of revocations. If that fails, the publisher who is told so may try again."""
+        try:
+            table = await self._loop.run_in_executor(self._thread, self._file.revocations)
+        except BrokerUnavailable as exc:
+            self._report_problem(exc)
+        else:
+            await self._follower.revoked(self._revocations.replace(table))
+
+    async def _deliver(self, results: list[Outcome]) -> None:
         entries = [entry for result in results if isinstance(result, Numbered) for entry in result.entries]
+        apply_commands(self._revocations, entries)
         try:
             if entries:
                 await self._follower.deliver(entries[-1].position, entries)

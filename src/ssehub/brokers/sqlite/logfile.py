@@ -1,4 +1,4 @@
-"""The log file: an SQLite database with the events, the idempotency keys and the log's name and last position.
+"""The log file: an SQLite database with the events, the idempotency keys, the revocations, the log's name and position.
 
 The last position has a table of its own, so that deleting old events never makes a position be assigned twice.
 """
@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import BrokerUnavailable, IdempotencyConflict, InvalidEvent
+from ...errors import BrokerUnavailable, IdempotencyConflict, InvalidEvent, Overloaded
 from ...event import Event
 from ...position import Position
-from ...publication import Publication
+from ...publication import Publication, Revoke, TakeBack
+from ...revocations import EXPIRY_MARGIN_SECONDS, MAX_REVOCATIONS, Revocation, full_table
 from ...settings import Idempotency, LogRetention, Retention
 from ..base import Entry
 from ..numbering import Numbered, Receipt, assign_positions, new_log_name, next_position, position_after
@@ -26,14 +27,18 @@ try:
 except ImportError:  # Windows: there SQLite's own locks have to do
     fcntl = None  # type: ignore[assignment]
 
+Outcome = Numbered | IdempotencyConflict | Overloaded
+"""Of one request: what has been stored, or why nothing has."""
 APPLICATION_ID = 0x53534568  # "SSEh": identifies the file as a log, to `file` and to ssehub
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 CREATE TABLE log (name TEXT NOT NULL, last_ms INTEGER NOT NULL, last_seq INTEGER NOT NULL,
                   floor_ms INTEGER NOT NULL, floor_seq INTEGER NOT NULL);
 CREATE TABLE events (n INTEGER PRIMARY KEY, ms INTEGER NOT NULL, seq INTEGER NOT NULL, event TEXT NOT NULL);
 CREATE TABLE keys (n INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
                    ms INTEGER NOT NULL, seq INTEGER NOT NULL, count INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE revocations (key TEXT PRIMARY KEY, revocation TEXT NOT NULL, expires_at REAL) WITHOUT ROWID;
+CREATE INDEX revocations_by_end ON revocations (expires_at) WHERE expires_at IS NOT NULL;
 """
 RESERVED_MILLISECONDS = 10_000
 TIDY_ROWS = 2_000
@@ -98,6 +103,7 @@ class LogFile:
         self._recorded = self.last
         """The last position in the file: not below `last`."""
         self.is_empty = self._one("SELECT 1 FROM events LIMIT 1") is None
+        self._revoked = self._count_revocations()
 
     @classmethod
     def open(
@@ -181,10 +187,20 @@ class LogFile:
                 except InvalidEvent as exc:
                     raise BrokerUnavailable(f"the log {self._path} is damaged (row {n}: {exc}): move it away") from exc
 
-    def append(self, requests: Sequence[Sequence[Publication]]) -> list[Numbered | IdempotencyConflict]:
-        """Store all `requests` in one transaction; one with a key conflict is refused without affecting the others.
+    def revocations(self) -> list[Revocation]:
+        """Return the whole table. Raises BrokerUnavailable if one cannot be read."""
+        with _translated(self._path):
+            rows = self._database.execute("SELECT revocation FROM revocations").fetchall()
+        try:
+            return [Revocation.from_json(text) for (text,) in rows]
+        except InvalidEvent as exc:
+            raise BrokerUnavailable(f"the log {self._path} is damaged ({exc}): move it away") from exc
 
-        Raises BrokerUnavailable if nothing was stored.
+    def append(self, requests: Sequence[Sequence[Publication]]) -> list[Outcome]:
+        """Store all `requests` in one transaction.
+
+        One with a key conflict, or for which the table of revocations is too full, is refused without affecting the
+        others. Raises BrokerUnavailable if nothing was stored.
         """
         last = self.last
         try:
@@ -198,13 +214,15 @@ class LogFile:
                 stored = Position(ms, seq, last.log)
                 if stored != self._recorded:
                     self.last = self._recorded = max(last, stored)
+                self._revoked = self._count_revocations()
             raise
 
-    def _append(self, publications: Sequence[Publication]) -> Numbered | IdempotencyConflict:
+    def _append(self, publications: Sequence[Publication]) -> Outcome:
         try:
             first = next_position(self.last, int(self._now() * 1000))
             numbered = assign_positions(publications, first, self._find)
-        except IdempotencyConflict as exc:
+            changes_table = self._apply_commands(numbered.entries)
+        except (IdempotencyConflict, Overloaded) as exc:
             return exc
         rows = [
             (entry.position.milliseconds, entry.position.sequence, entry.event.dump())
@@ -218,13 +236,50 @@ class LogFile:
             self._add_keys(numbered.keys)
         if numbered.entries:
             self.last = last = numbered.entries[-1].position
-            if rows or numbered.keys:
+            if rows or numbered.keys or changes_table:
                 self._record(last)
             elif last > self._recorded:
                 # Positions of events that are not stored must not be assigned again either. Recording one that lies
                 # ahead saves a commit for each of these events.
                 self._record(last._replace(milliseconds=last.milliseconds + RESERVED_MILLISECONDS))
         return numbered
+
+    def _apply_commands(self, entries: Sequence[Entry]) -> bool:
+        """Change the table of revocations as `entries` say; return False if they say nothing of it.
+
+        Raises Overloaded if the table is too full for a command, which then changes nothing.
+        """
+        commands = [entry.event for entry in entries if isinstance(entry.event, Revoke | TakeBack)]
+        for command in commands:
+            if isinstance(command, Revoke):
+                self._revoke(command.revocations)
+            else:
+                for key in command.keys:
+                    self._revoked -= self._database.execute("DELETE FROM revocations WHERE key = ?", (key,)).rowcount
+        return bool(commands)
+
+    def _revoke(self, revocations: Sequence[Revocation]) -> None:
+        merged: dict[str, Revocation] = {}
+        new = set()
+        for revocation in revocations:
+            key = revocation.key
+            known = merged.get(key)
+            if known is None:
+                row = self._database.execute("SELECT revocation FROM revocations WHERE key = ?", (key,)).fetchone()
+                known = None if row is None else Revocation.from_json(row[0])
+            if known is None:
+                new.add(key)
+            merged[key] = revocation if known is None else known.extended(revocation)
+        if new and self._revoked + len(new) > MAX_REVOCATIONS:
+            raise full_table()
+        self._database.executemany(
+            "INSERT OR REPLACE INTO revocations (key, revocation, expires_at) VALUES (?, ?, ?)",
+            [(key, revocation.to_json(), revocation.expires_at) for key, revocation in merged.items()],
+        )
+        self._revoked += len(new)
+
+    def _count_revocations(self) -> int:
+        return int(self._one("SELECT count(*) FROM revocations")[0])
 
     def _find(self, name: str) -> Receipt | None:
         since = self._now() - self._idempotency.idempotency_seconds
@@ -241,7 +296,7 @@ class LogFile:
         )
 
     def tidy(self) -> bool:
-        """Delete some of the keys and events that are over the limits; return True if there are more events to delete.
+        """Delete some of what is over the limits, and of what has run out; return True if there is more to delete.
 
         Raises BrokerUnavailable.
         """
@@ -251,20 +306,30 @@ class LogFile:
                 "DELETE FROM keys WHERE at < ? OR n <= (SELECT max(n) FROM keys) - ?",
                 (now - idempotency.idempotency_seconds, idempotency.idempotency_keys),
             )
+            run_out = self._database.execute(
+                "DELETE FROM revocations WHERE key IN (SELECT key FROM revocations WHERE expires_at < ? LIMIT ?)",
+                (now - EXPIRY_MARGIN_SECONDS, TIDY_ROWS),
+            ).rowcount
             oldest = int((now - log.log_seconds) * 1000)
             rows = self._database.execute("SELECT n, ms, seq FROM events ORDER BY n LIMIT ?", (TIDY_ROWS,)).fetchall()
-            is_large = self._used_bytes() > log.log_bytes
+            is_large = self._used_bytes() > log.log_bytes and self._log_bytes() > log.log_bytes
             old = [row for row in rows if is_large or row[1] < oldest]
             if old:
                 self._database.execute("DELETE FROM events WHERE n <= ?", (old[-1][0],))
                 self._database.execute("UPDATE log SET floor_ms = ?, floor_seq = ?", old[-1][1:])
             # Always write something, which shows if the disk has space again. SQLite skips an update without a change.
             self._record(self.last if self._recorded != self.last else position_after(self.last, 1))
-            return len(old) == TIDY_ROWS
+        self._revoked -= run_out
+        return TIDY_ROWS in (len(old), run_out)
 
     def _used_bytes(self) -> int:
         pages, free, size = (self._one(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size"))
         return int((pages - free) * size)
+
+    def _log_bytes(self) -> int:
+        """Return the bytes that are used without the revocations, which are kept whatever the log's limit is."""
+        size = self._one("SELECT total(2 * length(key) + length(revocation) + 32) FROM revocations")[0]
+        return self._used_bytes() - int(size)
 
     def _one(self, query: str) -> Any:
         return self._database.execute(query).fetchone()

@@ -1,0 +1,165 @@
+"""Rules for access tokens (RFC 7519, 4.1; RFC 8725; RFC 9068, 4): what the claims of a verified token grant, and when.
+
+Whether the signature is right has been decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ..claims import Claims
+from ..errors import InvalidEvent, TokenError, TokenReason
+from .compact import Header
+from .grants import GrantTemplate
+
+MAX_CHANNELS = 100
+MAX_TIME = 2**53
+"""A float counts single seconds up to here."""
+MAX_LIFETIME_SECONDS = 10 * 365.25 * 86_400
+"""Whoever asks for a token that is valid for longer has probably taken a duration for a point in time."""
+_TYPES = ("jwt", "at+jwt")
+_ABSENT = object()
+_NUMBERS = (int, float)
+
+
+class Access(NamedTuple):
+    """What a token grants, and from when. `expires_at` of the claims is its `exp`, whether it has passed or not."""
+
+    claims: Claims
+    not_before: float
+    """The later one of `nbf` and `iat`, in Unix time; 0 without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRules:
+    """When a token is valid, by a clock that may differ by `leeway_seconds` from that of the machine that signed it."""
+
+    require_exp: bool
+    leeway_seconds: float
+    max_token_seconds: float | None
+
+    def check_lifetime(self, expires_at: float | None, issued_at: float | None) -> None:
+        """Raise TokenError if the token has no `exp` where it needs one, or is valid for too long."""
+        if expires_at is None and self.require_exp:
+            raise TokenError("the token has no exp", TokenReason.CLAIMS)
+        most = self.max_token_seconds
+        if most is None:
+            return
+        if expires_at is None or issued_at is None:
+            raise TokenError("the token has no exp or no iat, which max_token_seconds needs", TokenReason.LIFETIME)
+        if expires_at - issued_at > most:
+            raise TokenError(
+                f"the token is valid for {expires_at - issued_at:g} s, more than max_token_seconds",
+                TokenReason.LIFETIME,
+            )
+
+    def claims_at(self, now: float, access: Access) -> Claims:
+        """Return what `access` grants at the Unix time `now`. Raises TokenError.
+
+        Access ends at `exp` or, if that has passed already, at the end of the leeway after it. Otherwise a token within
+        its leeway would open streams that end at once, and their clients would reconnect.
+        """
+        if access.not_before > now + self.leeway_seconds:
+            raise TokenError("the token's nbf or iat is in the future", TokenReason.NOT_YET_VALID)
+        expires_at = access.claims.expires_at
+        if expires_at is None or expires_at > now:
+            return access.claims
+        if expires_at + self.leeway_seconds <= now:
+            raise TokenError("the token has expired", TokenReason.EXPIRED)
+        return replace(access.claims, expires_at=expires_at + self.leeway_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRules:
+    """What tokens of the identity provider must say: `issuer` and one of `audiences`; and which claims grant what."""
+
+    issuer: str
+    audiences: frozenset[str]
+    user_claim: str
+    channel_claim: str | None
+    grant_templates: Sequence[GrantTemplate]
+
+    def check_issuer(self, claims: Mapping[str, Any]) -> None:
+        """Raise TokenError for tokens of another issuer, or for somebody else (RFC 8725, 3.8 and 3.9)."""
+        if claims.get("iss") != self.issuer:
+            raise TokenError("the token's iss is not the issuer", TokenReason.ISSUER)
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
+        if not all(isinstance(each, str) for each in audiences) or self.audiences.isdisjoint(audiences):
+            raise TokenError("the token's aud is not the audience", TokenReason.AUDIENCE)
+
+    def grants(self, claims: Mapping[str, Any]) -> tuple[object, tuple[Any, ...]]:
+        """Return the user and the channels, not yet checked."""
+        channels = dict.fromkeys(template.channel(claims) for template in self.grant_templates)
+        name = self.channel_claim
+        if name is not None and (name in claims or not self.grant_templates):
+            value = claims.get(name)
+            listed = [value] if isinstance(value, str) else value
+            if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+                raise TokenError(
+                    f"the token's {name[:80]!r} is not a channel or a list of channels", TokenReason.CLAIMS
+                )
+            channels |= dict.fromkeys(listed)
+        return claims.get(self.user_claim), tuple(channels)
+
+
+def check_type(header: Header, claims: Mapping[str, Any]) -> None:
+    """Raise TokenError for tokens that are not meant to grant access, such as logout tokens (RFC 8725, 3.11)."""
+    kind = header.fields.get("typ", "JWT")
+    if kind != "JWT" and (not isinstance(kind, str) or kind.lower().removeprefix("application/") not in _TYPES):
+        raise TokenError("the token's typ is neither JWT nor at+jwt", TokenReason.TYPE)
+    if "events" in claims:
+        raise TokenError("the token has events: it reports them, and grants nothing", TokenReason.TYPE)
+
+
+def access(claims: Mapping[str, Any], times: TimeRules, provider: ProviderRules | None) -> Access:
+    """Return what the claims of a verified token grant. Without `provider`, the token is one by secret.
+
+    Raises TokenError.
+    """
+    if provider is not None:
+        provider.check_issuer(claims)
+    get = claims.get
+    expires_at, issued_at, not_before = _seconds(claims, "exp"), _seconds(claims, "iat"), _seconds(claims, "nbf")
+    times.check_lifetime(expires_at, issued_at)
+    user_id, channels = _grants(claims) if provider is None else provider.grants(claims)
+    if not 1 <= len(channels) <= MAX_CHANNELS:
+        raise TokenError(
+            f"the token grants {len(channels)} channels: 1 to {MAX_CHANNELS} are possible", TokenReason.CLAIMS
+        )
+    iss, sub, sid, jti = get("iss"), get("sub"), get("sid"), get("jti")
+    if (
+        (iss is None and "iss" in claims)
+        or (sub is None and "sub" in claims)
+        or (sid is None and "sid" in claims)
+        or (jti is None and "jti" in claims)
+    ):
+        raise TokenError("the token's iss, sub, sid or jti is null", TokenReason.CLAIMS)
+    try:
+        # Claims checks the types, too.
+        granted = Claims(user_id, channels, expires_at, iss, sub, sid, jti, issued_at or 0.0)  # type: ignore[arg-type]
+    except InvalidEvent as exc:
+        raise TokenError(str(exc), TokenReason.CLAIMS) from exc
+    return Access(granted, max(issued_at or 0.0, not_before or 0.0))
+
+
+def _grants(claims: Mapping[str, Any]) -> tuple[object, tuple[Any, ...]]:
+    """Return the user and the channels of a token by secret, not yet checked."""
+    channels = claims["channels"] if "channels" in claims else [claims.get("channel")]
+    if not isinstance(channels, list):
+        raise TokenError("the token's channels are not a list", TokenReason.CLAIMS)
+    return claims.get("userId", claims.get("sub")), tuple(channels)
+
+
+def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
+    """Return the claim `name`, a Unix time; None if there is none. Raises TokenError."""
+    value = claims.get(name, _ABSENT)
+    if value is _ABSENT:
+        return None
+    if type(value) not in _NUMBERS:  # faster than isinstance, and false for bool
+        raise TokenError(f"the token's {name} is not a number", TokenReason.CLAIMS)
+    if not 0 <= value < MAX_TIME:
+        raise TokenError(f"the token's {name} is out of range", TokenReason.CLAIMS)
+    return float(value)

@@ -1,0 +1,401 @@
+"""Tokens: JSON Web Tokens (RFC 7519) that are issued here and signed with HMAC, or issued by an identity provider.
+
+Every defect of a token, and every exception that python-jose raises for it, becomes a TokenError: clients learn only
+that the token is invalid; the reason is counted and logged.
+
+`alg` in a token's header decides which keys may verify it: for HS256, HS384 and HS512 the secrets, for every other
+algorithm the public keys of the JWKS. So no public key is ever used as a secret (RFC 8725, 2.1 and 3.1).
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets as randomness
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jose import jwk, jws, jwt
+from jose.backends.base import Key
+from jose.constants import ALGORITHMS
+from jose.exceptions import JOSEError
+
+from ..claims import Claims
+from ..credentials import SHORT_SECRET_BYTES, check_secret, is_short
+from ..errors import ConfigError, InvalidEvent, KeysUnavailable, TokenError, TokenReason, UnknownKey
+from ..fields import check_name, one_or_many
+from ..settings import LEEWAY, SECONDS
+from .access import MAX_CHANNELS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
+from .cache import VerifiedTokens
+from .compact import MAX_TOKEN_LENGTH, CompactToken, decoded, json_object, take_apart
+from .grants import GrantTemplate
+from .keys import ASYMMETRIC
+from .keyset import KeySet
+from .sources import KeySources, LastGood, secrets_of
+
+if TYPE_CHECKING:
+    from ..fanout.statistics import Statistics
+
+MAX_SECRETS = 16
+"""Each of them costs every forged token one more HMAC."""
+_HMAC = {ALGORITHMS.HS256: "sha256", ALGORITHMS.HS384: "sha384", ALGORITHMS.HS512: "sha512"}
+"""The algorithms of secrets, with their hashes."""
+_JTI_BYTES = 16
+
+
+class SignedToken(NamedTuple):
+    """The header and the claims of a token whose signature has been verified, and nothing else."""
+
+    header: Mapping[str, Any]
+    claims: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyRing:
+    """All keys at one time, and the tokens that they have verified. It is replaced as a whole."""
+
+    secrets: tuple[bytes, ...]
+    """The first one signs."""
+    signing_key: Key | None
+    """Of the first secret. Given the secret itself, python-jose would make a key for every token."""
+    key_set: KeySet | None
+    verified: VerifiedTokens = field(default_factory=VerifiedTokens)
+
+
+class Tokens:
+    """Issues and verifies tokens by secret, and verifies those of an identity provider.
+
+    The first one of `secrets` signs, all of them verify. They may also be the lines of `secret_file`. `jwks` has the
+    public keys of the identity provider: a JWKS, or the file or the URL where it is. The provider's tokens must name
+    `issuer` and one of `audience`. Their user is in `user_claim`; their channels are in `channel_claim`, a string or a
+    list of strings, or are made by `grant_templates`, such as `user.{sub}`, or both.
+
+    With `require_exp` False, tokens without `exp` are accepted too, and never expire. `leeway_seconds` is how far the
+    clock of a machine that signs tokens may differ from ours: `nbf` and `iat` may be that far in the future, and `exp`
+    that far in the past. With `max_token_seconds`, tokens need `iat` and `exp`, no further apart than that. `now`
+    returns Unix time in seconds.
+
+    Files are read here, and again when they change while `run` runs, which a hub does for the tokens of its apps; a URL
+    is only fetched then, or by `authenticate`. `last_good` is what another process has read last, in place of files
+    that can't be used now.
+
+    Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        secrets: str | Sequence[str] = (),
+        *,
+        secret_file: str | Path | None = None,
+        jwks: str | Path | Mapping[str, Any] | None = None,
+        issuer: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        algorithm: str = ALGORITHMS.HS256,
+        require_exp: bool = True,
+        leeway_seconds: float = 5,
+        max_token_seconds: float | None = None,
+        user_claim: str = "sub",
+        channel_claim: str | None = None,
+        grant_templates: Sequence[str] = (),
+        last_good: LastGood | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        _check("leeway_seconds", LEEWAY.check, leeway_seconds)
+        if max_token_seconds is not None:
+            _check("max_token_seconds", SECONDS.check, max_token_seconds)
+        if algorithm not in _HMAC:
+            raise ConfigError(f"algorithm {algorithm!r:.40}: must be one of {', '.join(_HMAC)}")
+        self._provider: ProviderRules | None = None
+        if jwks is not None:
+            self._provider = _provider_rules(issuer, audience, user_claim, channel_claim, grant_templates)
+        elif issuer is not None or audience is not None or channel_claim is not None or grant_templates:
+            raise ConfigError(
+                "issuer, audience, channel_claim and grant_templates are for tokens by jwks: set jwks, too"
+            )
+        if secrets and secret_file is not None:
+            raise ConfigError("secrets and secret_file are both given: remove one")
+        has_others = jwks is not None or secret_file is not None
+        self._algorithm = algorithm
+        key_set = KeySet.parse(jwks) if isinstance(jwks, Mapping) else None
+        self._ring = _KeyRing((), None, key_set)
+        if secrets != () or not has_others:
+            self.replace_secrets(secrets)
+        self._times = TimeRules(require_exp, leeway_seconds, max_token_seconds)
+        self._now = now
+        self._sources = KeySources(
+            secret_file=None if secret_file is None else Path(secret_file),
+            jwks=None if isinstance(jwks, Mapping) else jwks,
+            use_secrets=self._use_secrets,
+            use_keys=self._use_keys,
+            last_good=last_good,
+        )
+
+    @property
+    def has_jwks(self) -> bool:
+        """True if tokens of an identity provider are accepted, as soon as its keys are known."""
+        return self._provider is not None
+
+    @property
+    def has_keys(self) -> bool:
+        """True if there are keys for all tokens that are accepted, which `verify` needs."""
+        return self._provider is None or self._ring.key_set is not None
+
+    @property
+    def can_issue(self) -> bool:
+        """True if there is a secret to sign with."""
+        return bool(self._ring.secrets)
+
+    @property
+    def issuer(self) -> str | None:
+        """The `iss` of the identity provider's tokens; None without jwks."""
+        return None if self._provider is None else self._provider.issuer
+
+    @property
+    def audiences(self) -> frozenset[str]:
+        """The `aud` of the identity provider's tokens is one of these; empty without jwks."""
+        return frozenset() if self._provider is None else self._provider.audiences
+
+    @property
+    def leeway_seconds(self) -> float:
+        return self._times.leeway_seconds
+
+    @property
+    def max_token_seconds(self) -> float | None:
+        return self._times.max_token_seconds
+
+    def replace_secrets(self, secrets: str | Sequence[str]) -> None:
+        """Sign with the first one of `secrets` and verify with all of them from now on, and with no other.
+
+        Raises ConfigError; the old ones are then kept. Open streams are not touched.
+        """
+        values = _checked_secrets(secrets)
+        self._ring = _KeyRing(
+            tuple(secret.encode() for secret in values), _hmac_keys(values, self._algorithm)[0], self._ring.key_set
+        )
+
+    def replace_keys(self, key_set: KeySet) -> None:
+        """Verify the identity provider's tokens with `key_set` from now on. Raises ConfigError without `jwks`."""
+        if self._provider is None:
+            raise ConfigError("keys of an identity provider need jwks, issuer and audience: set them first")
+        self._ring = _KeyRing(self._ring.secrets, self._ring.signing_key, key_set)
+
+    def _use_secrets(self, text: str) -> str:
+        secrets = secrets_of(text)
+        self.replace_secrets(secrets)
+        summary = "1 secret" if len(secrets) == 1 else f"{len(secrets)} secrets, of which the first signs"
+        if any(map(is_short, secrets)):
+            summary += f"; a short one might be guessed: use {SHORT_SECRET_BYTES} bytes or more"
+        return summary
+
+    def _use_keys(self, text: str) -> str:
+        key_set = KeySet.parse(text.encode())
+        self.replace_keys(key_set)
+        return f"usable pairs of kid and alg: {len(key_set)}"
+
+    @property
+    def problem(self) -> str | None:
+        """Why tokens of the identity provider can't be verified yet, for `/readyz`."""
+        return self._sources.problem
+
+    @property
+    def last_good(self) -> LastGood:
+        """The contents of the files and the URL that are in use, for another process."""
+        return self._sources.last_good
+
+    async def run(self) -> None:
+        """Read files again when they change, and fetch the keys behind a URL, until cancelled. See `Hub.accompany`."""
+        await self._sources.run()
+
+    async def reload(self) -> None:
+        """Read the files and fetch the keys now. A log line says what came of it; it raises nothing."""
+        await self._sources.reload()
+
+    def measure(self, statistics: Statistics) -> None:
+        """Write what `/metrics` shows of the files and the URL."""
+        self._sources.measure(statistics)
+
+    def issue(self, user_id: str, channels: Sequence[str], *, expires_at: float) -> str:
+        """Return a token for `user_id` on `channels`, valid until `expires_at` (Unix time), with `iat` and `jti`.
+
+        Raises InvalidEvent if the token would not verify, and ConfigError if there is no secret.
+        """
+        key = self._ring.signing_key
+        if key is None:
+            raise ConfigError("no secret to sign the token with: give one, besides jwks")
+        claims: dict[str, Any] = {"userId": check_name("userId", user_id)}
+        names = _checked_channels(channels)
+        claims |= {"channel": names[0]} if len(names) == 1 else {"channels": names}
+        claims["iat"] = round(self._now(), 3)
+        claims["exp"] = self._checked_exp(expires_at, claims["iat"])
+        claims["jti"] = randomness.token_urlsafe(_JTI_BYTES)
+        token: str = jwt.encode(claims, key, algorithm=self._algorithm)
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise InvalidEvent(
+                f"channel: the token would have {len(token)} characters: at most {MAX_TOKEN_LENGTH} are allowed"
+            )
+        return token
+
+    def _checked_exp(self, expires_at: float, issued_at: float) -> int:
+        if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
+            example = int(issued_at) + 86_400
+            raise InvalidEvent(f"exp {expires_at!r:.40} is not a Unix time in seconds, such as {example}")
+        most = self._times.max_token_seconds
+        if most is not None and int(expires_at) - issued_at > most:
+            lifetime = int(expires_at) - issued_at
+            raise InvalidEvent(
+                f"exp: the token would be valid for {lifetime:.0f} s, more than max_token_seconds ({most:g})"
+            )
+        return int(expires_at)
+
+    def verify(self, token: str) -> Claims:
+        """Return what `token` grants. Raises TokenError.
+
+        Raises UnknownKey, a TokenError, if no key of the JWKS has its key id and algorithm, and KeysUnavailable if the
+        keys of the JWKS are not known yet.
+
+        Nothing but the header is parsed before the signature has been verified, so refusing a forged token costs no
+        more than accepting a valid one of its length.
+        """
+        ring, parts = self._ring, take_apart(token)
+        if parts.header.alg in _HMAC:
+            return self._times.claims_at(self._now(), self._access(parts, token, ring, None))
+        digest = ring.verified.digest(token)
+        granted = ring.verified.find(digest)
+        if granted is None:
+            granted = self._access(parts, token, ring, self._provider)
+            ring.verified.add(digest, granted)
+        return self._times.claims_at(self._now(), granted)
+
+    def _access(self, parts: CompactToken, token: str, ring: _KeyRing, provider: ProviderRules | None) -> Access:
+        claims = self._signed_claims(parts, token, ring)
+        check_type(parts.header, claims)
+        return access(claims, self._times, provider)
+
+    async def authenticate(self, token: str) -> Claims:
+        """Do what `verify` does, but if the token's key is unknown, `ask_for_keys` first."""
+        try:
+            return self.verify(token)
+        except (UnknownKey, KeysUnavailable):
+            await self.ask_for_keys()
+        return self.verify(token)
+
+    async def ask_for_keys(self) -> None:
+        """Fetch the keys behind a URL, because a token's key is unknown. Without a URL, this does nothing.
+
+        All calls wait for one fetch, at most 2 s, and there is at most one a minute. Raises KeysUnavailable if it fails
+        or takes longer: then nobody knows whether the token is valid, and a client should come back.
+        """
+        if self._sources.fetched is not None:
+            await self._sources.fetched.ask()
+
+    def verified(self, token: str) -> SignedToken:
+        """Return the header and the claims of a token that a key of the JWKS has signed. Raises as `verify` does.
+
+        It guarantees that the token is of the canonical compact form and not too long, has no `crit`, `b64` or `zip`,
+        and that its signature is right by the key with its `kid` and `alg`. It does not look at any claim, nor at
+        `typ`: neither `iss` nor `exp` has been checked, and the token may have been made for another purpose. Tokens by
+        secret are refused.
+        """
+        parts = take_apart(token)
+        if parts.header.alg in _HMAC:
+            raise TokenError("the token is signed with a secret, not by a key of the JWKS", TokenReason.ALGORITHM)
+        return SignedToken(parts.header.fields, self._signed_claims(parts, token, self._ring))
+
+    def _signed_claims(self, parts: CompactToken, token: str, ring: _KeyRing) -> dict[str, Any]:
+        """Return the claims, after the signature has been verified."""
+        if parts.header.alg in _HMAC:
+            self._check_hmac(parts, ring)
+        else:
+            self._check_signature(parts, token, ring)
+        return json_object("claims", parts.claims)
+
+    def _check_hmac(self, parts: CompactToken, ring: _KeyRing) -> None:
+        if not ring.secrets:
+            raise TokenError("the token is signed with a secret, and there is none", TokenReason.ALGORITHM)
+        digest, signature = _HMAC[parts.header.alg], decoded("signature", parts.signature)
+        signed = parts.signed.encode()
+        for secret in ring.secrets:  # python-jose would take twice as long
+            if hmac.compare_digest(hmac.digest(secret, signed, digest), signature):
+                return
+        raise TokenError("the token's signature is wrong", TokenReason.SIGNATURE)
+
+    def _check_signature(self, parts: CompactToken, token: str, ring: _KeyRing) -> None:
+        algorithm = parts.header.alg
+        if self._provider is None or algorithm not in ASYMMETRIC:
+            raise TokenError("no token with this algorithm is accepted", TokenReason.ALGORITHM)
+        if ring.key_set is None:
+            raise KeysUnavailable("the keys of the identity provider are not known yet: try again")
+        key = ring.key_set.find(parts.header.kid, algorithm)
+        decoded("signature", parts.signature)  # python-jose also accepts what is not canonical
+        try:
+            jws.verify(token, key, algorithms=[algorithm])
+        except JOSEError as exc:
+            raise TokenError("the token's signature is wrong", TokenReason.SIGNATURE) from exc
+
+
+def _check(name: str, check: Callable[[Any], None], value: object) -> None:
+    try:
+        check(value)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(f"{name} {value!r}: {exc}") from None
+
+
+def _checked_secrets(secrets: str | Sequence[str]) -> Sequence[str]:
+    """Return one secret or several as a sequence. Raises ConfigError."""
+    if not isinstance(secrets, Collection) or isinstance(secrets, str | bytes):
+        secrets = (secrets,)
+    if not secrets:
+        raise ConfigError("no secret given: use 32 random bytes or more, e.g. from `openssl rand -base64 32`")
+    if len(secrets) > MAX_SECRETS:
+        raise ConfigError(f"{len(secrets)} secrets: at most {MAX_SECRETS} are accepted")
+    for secret in secrets:
+        check_secret(secret)
+    return tuple(secrets)
+
+
+def _hmac_keys(secrets: Sequence[str], algorithm: str) -> list[Key]:
+    """Return python-jose's keys. Raises ConfigError for a secret that it takes for another kind of key."""
+    try:
+        return [jwk.construct(secret, algorithm) for secret in secrets]
+    except JOSEError:
+        raise ConfigError(
+            "the secret is a PEM or SSH key: tokens are signed with HMAC, choose a random string"
+        ) from None
+
+
+def _provider_rules(
+    issuer: str | None,
+    audience: str | Sequence[str] | None,
+    user_claim: str,
+    channel_claim: str | None,
+    grant_templates: Sequence[str],
+) -> ProviderRules:
+    """Raises ConfigError."""
+    if not issuer or not audience:
+        raise ConfigError(
+            "jwks needs issuer and audience: without them, every token of the identity provider would be accepted, "
+            "whoever it was made for"
+        )
+    audiences = one_or_many(audience)
+    for name, values in (("issuer", (issuer,)), ("audience", audiences), ("user_claim", (user_claim,))):
+        if not all(isinstance(value, str) and value for value in values):
+            raise ConfigError(f"{name} must be a string that is not empty, not {values!r:.80}")
+    if channel_claim is None and not grant_templates:
+        raise ConfigError(
+            "jwks needs channel_claim or grant_templates, such as 'user.{sub}': they say which channels a token grants"
+        )
+    if channel_claim is not None and not (isinstance(channel_claim, str) and channel_claim):
+        raise ConfigError(f"channel_claim must be the name of a claim, not {channel_claim!r:.40}")
+    templates = tuple(GrantTemplate.parse(text) for text in one_or_many(grant_templates))
+    return ProviderRules(issuer, frozenset(audiences), user_claim, channel_claim, templates)
+
+
+def _checked_channels(channels: Sequence[str]) -> list[str]:
+    if isinstance(channels, str) or not isinstance(channels, Collection):
+        raise InvalidEvent(f"channels must be a sequence of names, such as ['chat'], not {channels!r:.40}")
+    names = [check_name("channel", channel) for channel in channels]
+    if not 1 <= len(names) <= MAX_CHANNELS:
+        raise InvalidEvent(f"channel: {len(names)} names given: a token grants 1 to {MAX_CHANNELS} channels")
+    return names

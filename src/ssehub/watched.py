@@ -1,0 +1,225 @@
+"""Watched files: small files, such as secrets, keys and certificates, that are read again when they change.
+
+    first read   in the constructor. A file that can't be used raises ConfigError.
+    look         every `LOOK_SECONDS`. A file that has changed is read when it has not changed again for
+                 `SETTLE_SECONDS`: a file that is written in place may be half there, and half a secret passes every
+                 check that a whole one passes.
+    reload       at once, for SIGHUP.
+
+All or nothing: if the file is missing, or its content is refused, the content that was read before stays in use. One
+line says so, until the file changes again.
+
+A change is a change of what the path leads to: a file that is replaced by rename, rewritten in place, or reached by
+another symbolic link (as Kubernetes mounts secrets) has another inode, size or time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import ConfigError
+
+logger = logging.getLogger("ssehub.watched")
+
+LOOK_SECONDS = 5.0
+SETTLE_SECONDS = 1.0
+MAX_FILE_BYTES = 2**20
+_TRIES = 5
+_PAUSE_SECONDS = 0.05
+
+
+class Signature(NamedTuple):
+    """What differs between two versions of a file."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+    """Differs also if somebody has set the time of modification back, as `cp -p` and `rsync -t` do."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Signature:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class WatchedFile:
+    """The file at `path`. `apply` puts its content (UTF-8) to use and returns a summary of it for the log.
+
+    `apply` runs in the event loop, for each new content. For one that can't be used it raises ConfigError and changes
+    nothing. `name` is the setting that names the file, for messages. `content` is what another process has read last:
+    it is used in place of a first read, so that a file that is broken at this moment does no harm.
+
+    A path that is no regular file, such as a pipe of the shell, is read once and not watched. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        apply: Callable[[str], str],
+        *,
+        content: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.failures = 0
+        """How often the file could not be used when it was read again."""
+        self.problem: str | None = None
+        """Why the file could not be used when it was last read. The content before it is in use."""
+        self._path = path
+        self._apply = apply
+        self._monotonic = monotonic
+        self._is_watched = not _is_special(path)
+        self.content = self._first_read() if content is None else content
+        """What is in use."""
+        try:
+            apply(self.content)
+        except ConfigError as exc:
+            raise ConfigError(f"{name} {path}: {exc}") from None
+        self._settled: Signature | str | None = None
+        """What the latest look found and read, or why it could not. None after any other read: the file may have been
+        changed once more within the same tick of its clock.
+        """
+        self._pending: tuple[Signature | str, float] | None = None
+        """What a look has found that differs, and when it was first found."""
+        self._reads = self._applied = 0
+
+    def _first_read(self) -> str:
+        try:
+            return _read(self._path, may_wait=not self._is_watched)
+        except _Unreadable as exc:
+            raise ConfigError(f"{self.name} {self._path} {exc}") from None
+
+    async def look(self) -> float:
+        """Read the file if it has changed and settled. Return in how many seconds to look again."""
+        if not self._is_watched:
+            return LOOK_SECONDS
+        found = await asyncio.to_thread(_look, self._path)
+        now = self._monotonic()
+        if found == self._settled:
+            self._pending = None
+            return LOOK_SECONDS
+        if self._pending is None or self._pending[0] != found:
+            self._pending = found, now
+            return SETTLE_SECONDS
+        if now - self._pending[1] < SETTLE_SECONDS:
+            return SETTLE_SECONDS
+        self._pending, self._settled = None, found
+        await self._read_again(is_asked_for=False)
+        return LOOK_SECONDS
+
+    async def reload(self) -> None:
+        """Read the file now, whether or not it has changed."""
+        if self._is_watched:
+            self._settled = None
+            await self._read_again(is_asked_for=True)
+
+    async def _read_again(self, *, is_asked_for: bool) -> None:
+        self._reads += 1
+        number = self._reads
+        try:
+            content = await asyncio.to_thread(_read, self._path)
+        except _Unreadable as exc:
+            problem: str | None = f"{self.name} {self._path} {exc}"
+        else:
+            problem = self._use(content, number, is_asked_for)
+        if problem is not None and number > self._applied:
+            self._applied = number
+            self.failures += 1
+            self.problem = problem
+            logger.error("%s; what was read before stays in use", problem)
+
+    def _use(self, content: str, number: int, is_asked_for: bool) -> str | None:
+        """Put `content` to use, unless a later read has been. Return what is wrong with it."""
+        if number < self._applied:
+            return None
+        if content == self.content:
+            if self.problem is not None or is_asked_for:
+                logger.info("%s %s has been read again: it is what is in use", self.name, self._path)
+        else:
+            try:
+                summary = self._apply(content)
+            except ConfigError as exc:
+                return f"{self.name} {self._path}: {exc}"
+            except Exception as exc:  # a bug must not end the watch; the text of the exception may show the content
+                return f"{self.name} {self._path}: unexpected {type(exc).__name__}"
+            self.content = content
+            logger.info("%s %s has been read again: %s", self.name, self._path, summary)
+        self._applied = number
+        self.problem = None
+        return None
+
+
+async def watch(files: Sequence[WatchedFile]) -> None:
+    """Look at the files until cancelled."""
+    while True:
+        try:
+            waits = [await file.look() for file in files]
+        except RuntimeError as exc:  # no thread can be started now
+            waits = []
+            logger.error("%s can't be looked at now: %s", " and ".join([file.name for file in files]), exc)
+        await asyncio.sleep(min(waits, default=LOOK_SECONDS))
+
+
+class _Unreadable(Exception):
+    """The rest of a sentence that begins with the name of the file."""
+
+
+def _is_special(path: Path) -> bool:
+    """True if `path` exists and can't be read more than once. A folder is an error like any other."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _look(path: Path) -> Signature | str:
+    """Return what identifies this version of the file, or why there is none."""
+    try:
+        return Signature.of(os.stat(path))
+    except (OSError, ValueError) as exc:
+        return str(exc)
+
+
+def _read(path: Path, *, may_wait: bool = False) -> str:
+    """Return the content of a file that does not change meanwhile. Raises _Unreadable.
+
+    Without `may_wait` anything but a regular file is refused: opening a pipe can block for ever.
+    """
+    for _ in range(_TRIES):
+        try:
+            with open(path, "rb", opener=None if may_wait else _open_at_once) as file:
+                before = os.fstat(file.fileno())
+                if not (may_wait or stat.S_ISREG(before.st_mode)):
+                    raise _Unreadable("is not a regular file")
+                content = file.read(MAX_FILE_BYTES + 1)
+                after = os.fstat(file.fileno())
+        except (OSError, ValueError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else exc
+            raise _Unreadable(f"can't be read: {reason}") from exc
+        if len(content) > MAX_FILE_BYTES:
+            raise _Unreadable(f"has more than {MAX_FILE_BYTES} bytes")
+        if may_wait or Signature.of(before) == Signature.of(after):
+            return _decode(content)
+        time.sleep(_PAUSE_SECONDS)
+    raise _Unreadable("changes while it is read")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _decode(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise _Unreadable("can't be read: it is not UTF-8") from None

@@ -1,0 +1,36 @@
+"""Addresses of the client app's clients: as limits count them, as log lines show them, and as proxies name them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..proxies import TrustedProxies, limit_key
+
+
+class BelievingProxies:
+    """Middleware that puts the client's address into the scope, if one of `proxies` names it.
+
+    It is not a coroutine: a stream would keep one more of them for as long as it lasts.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
+        self._app = app
+        self._proxies = proxies
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http":
+            scope["client"] = self._proxies.client(scope.get("client"), scope["headers"])
+        return self._app(scope, receive, send)
+
+
+def address_of(scope: Scope) -> str:
+    """Return what the limits per address count as one address. It is empty for clients of a Unix socket."""
+    client = scope.get("client")
+    return limit_key(client[0]) if client and client[0] else ""
+
+
+def client_of(scope: Scope) -> str:
+    """Return the client's address for a log line."""
+    return address_of(scope) or "a Unix socket"

@@ -1,0 +1,203 @@
+"""`/revoke/`: POST ends access, DELETE takes that back, GET lists what is in force."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import fields as fields_of
+from heapq import nsmallest
+from typing import Any
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from ..errors import BrokerUnavailable, InvalidRequest, TokenError, UnknownRevocation
+from ..fields import EVERYONE
+from ..hub import Hub
+from ..revocations import MAX_REVOCATIONS, Revocation, Revocations
+from ..settings import LEEWAY, Limits
+from ..tokens import Tokens
+from .endpoint import Endpoint
+from .forms import FORM, form_fields, read_fields, refuse_null
+from .pace import Pace, pace_for
+from .requests import ControlRequest
+
+FIELDS = {
+    "jti": "jti",
+    "userId": "user_id",
+    "sid": "sid",
+    "iss": "iss",
+    "sub": "sub",
+    "withoutSid": "without_sid",
+    "everyone": "everyone",
+    "issuedBefore": "issued_before",
+    "expiresAt": "expires_at",
+}
+"""The names of a revocation's fields in requests, and in Python."""
+_DEFAULTS = {field.name: field.default for field in fields_of(Revocation)}
+REVOKE_FIELDS = (*FIELDS, "token")
+LIST_FIELDS = ("after", "limit")
+MAX_PAGE = 1_000
+PAGE_STEP = 2_000
+"""Keys that are looked at before the time is looked at."""
+
+
+class Revoke(Endpoint):
+    """`POST /revoke/`: ends open streams, and refuses their tokens from now on."""
+
+    path = "/revoke"
+    method = "POST"
+
+    def __init__(self, hub: Hub, tokens: Tokens, limits: Limits) -> None:
+        super().__init__(limits.max_body_bytes)
+        self._hub = hub
+        self._tokens = tokens
+
+    async def respond(self, request: ControlRequest) -> Response:
+        fields, is_json = await read_fields(request, REVOKE_FIELDS, None, pace_for(request.body))
+        given = _given(fields, self._tokens)
+        await self._hub.start()
+        now = self._hub.broker.now()
+        revocation = self._dated(given, now).limited(self._tokens.max_token_seconds, self._hub.leeway_seconds, now)
+        position = await self._hub.revoke_all([revocation])
+        if not is_json:
+            return PlainTextResponse("OK")
+        return JSONResponse(
+            {
+                "id": position,
+                "durable": self._hub.broker.outlives_process,
+                "issuedBefore": revocation.issued_before,
+                "expiresAt": revocation.expires_at,
+            }
+        )
+
+    def _dated(self, given: dict[str, Any], now: float) -> Revocation:
+        """Return the revocation of these fields, with the time before which tokens were issued. Raises InvalidEvent."""
+        if _needs_time(given):
+            given.setdefault("issued_before", now)
+        revocation = Revocation(**given)
+        before, ends = revocation.issued_before, revocation.expires_at
+        if before is not None and before > now + LEEWAY.most:
+            raise InvalidRequest(f"issuedBefore {before!r} is in the future: give a Unix time in seconds, at most now")
+        if ends is not None and ends <= now:
+            raise InvalidRequest(
+                f"expiresAt {ends!r} has passed: give the Unix time in seconds after which none of these tokens is "
+                "valid, or leave it out"
+            )
+        return revocation
+
+
+class TakeBack(Endpoint):
+    """`DELETE /revoke/`: takes a revocation back."""
+
+    path = "/revoke"
+    method = "DELETE"
+
+    def __init__(self, hub: Hub, tokens: Tokens, limits: Limits) -> None:
+        super().__init__(limits.max_body_bytes)
+        self._hub = hub
+        self._tokens = tokens
+
+    async def respond(self, request: ControlRequest) -> Response:
+        fields, is_json = await read_fields(request, REVOKE_FIELDS, None, pace_for(request.body))
+        given = _given(fields, self._tokens)
+        if _needs_time(given):
+            given.setdefault("issued_before", 0.0)  # of no consequence for the key
+        position = await self._hub.take_back_key(Revocation(**given).key)
+        if position is None:
+            raise UnknownRevocation("there is no such revocation: GET /revoke/ lists those that there are")
+        return JSONResponse({"id": position}) if is_json else PlainTextResponse("OK")
+
+
+class ListRevocations(Endpoint):
+    """`GET /revoke/`: lists the revocations in force, a page at a time."""
+
+    path = "/revoke"
+    method = "GET"
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__()
+        self._hub = hub
+
+    async def respond(self, request: ControlRequest) -> Response:
+        fields = await form_fields(request, FORM, LIST_FIELDS, None)
+        after, limit = _key_of(fields.get("after", "")), _limit(fields.get("limit", str(MAX_PAGE)))
+        await self._hub.start()
+        if not self._hub.is_following:
+            raise BrokerUnavailable(self._hub.broker.problem or "the revocations have not been read yet")
+        revocations = self._hub.revocations
+        keys = await _page(revocations, after, limit + 1)
+        listed = [one for key in keys[:limit] if (one := revocations.get(key)) is not None]
+        return JSONResponse(
+            {
+                "revocations": [_to_wire(one) for one in listed],
+                "next": _cursor_of(keys[limit - 1]) if len(keys) > limit else None,
+                "total": len(revocations),
+                "max": MAX_REVOCATIONS,
+                "durable": self._hub.broker.outlives_process,
+            }
+        )
+
+
+def _given(fields: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
+    """Return the fields of a revocation that the request gives. Raises InvalidRequest."""
+    refuse_null(fields)
+    if fields.get("userId") == EVERYONE:
+        raise InvalidRequest("userId '*' is not supported: to revoke the tokens of all users, give everyone")
+    if "token" not in fields:
+        return {FIELDS[name]: value for name, value in fields.items()}
+    if len(fields) > 1:
+        other = next(name for name in fields if name != "token")
+        raise InvalidRequest(f"token and {other} are both given: a token needs no other field")
+    return _of_token(fields["token"], tokens)
+
+
+def _of_token(token: Any, tokens: Tokens) -> dict[str, Any]:
+    if not isinstance(token, str):
+        raise InvalidRequest("token must be a string")
+    try:
+        claims = tokens.verify(token)
+    except TokenError as exc:
+        raise InvalidRequest(f"token is not valid: {exc}") from exc
+    if claims.jti is None:
+        raise InvalidRequest("token has no jti, by which it could be revoked: revoke its userId or sid")
+    return {"jti": claims.jti} | ({} if claims.expires_at is None else {"expires_at": claims.expires_at})
+
+
+def _needs_time(given: Mapping[str, Any]) -> bool:
+    return "jti" not in given and "sid" not in given
+
+
+def _to_wire(revocation: Revocation) -> dict[str, Any]:
+    """Return the fields that were given, by their names in requests."""
+    return {name: value for name, field in FIELDS.items() if (value := getattr(revocation, field)) != _DEFAULTS[field]}
+
+
+async def _page(revocations: Revocations, after: str, count: int) -> list[str]:
+    """Return the first `count` keys that follow `after`, in their order."""
+    pace = Pace()
+    keys = revocations.keys()
+    first: list[str] = []
+    for start in range(0, len(keys), PAGE_STEP):
+        first = nsmallest(count, first + [key for key in keys[start : start + PAGE_STEP] if key > after])
+        if pace.is_due:
+            await pace.rest()
+    return first
+
+
+def _cursor_of(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _key_of(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor.encode() + b"=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError) as exc:
+        raise InvalidRequest(f"after {cursor[:40]!r} is not a cursor: give the `next` of another page") from exc
+
+
+def _limit(text: str) -> int:
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequest(f"limit {text[:40]!r} is not a number from 1 to {MAX_PAGE}")
+    return limit
