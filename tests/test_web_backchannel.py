@@ -239,37 +239,45 @@ def body_of(**fields: str) -> bytes:
 
 PROVIDER = IdentityProvider()
 GOOD = PROVIDER.logout_token()
-BAD_REQUESTS: dict[str, tuple[bytes, dict[str, str], str]] = {
-    "empty": (b"", FORM, "logout_token is missing"),
-    "no content type": (body_of(logout_token=GOOD), {"Content-Type": ""}, "must be application/x-www-form-urlencoded"),
-    "JSON": (
-        b'{"logout_token": "x"}',
-        {"Content-Type": "application/json"},
-        "must be application/x-www-form-urlencoded",
-    ),
-    "multipart": (b"--x--", {"Content-Type": "multipart/form-data; boundary=x"}, "must be application/x-www-form"),
-    "other field": (body_of(id_token=GOOD), FORM, "logout_token is missing"),
-    "twice": (body_of(logout_token=GOOD) + b"&" + body_of(logout_token=GOOD), FORM, "given twice"),
-    "empty token": (body_of(logout_token=""), FORM, "three base64url segments"),
-    "not UTF-8": (b"logout_token=\xff", FORM, "not valid UTF-8"),
-    "not UTF-8, escaped": (b"logout_token=%ff", FORM, "not valid UTF-8"),
-    "many fields": (b"a=1&" * 1_100, FORM, "more than 1000 fields"),
-    "many escapes": (b"logout_token=" + b"%41" * 20_000, FORM, "more than 8192 characters"),
-    "too large": (b"logout_token=" + b"x" * 65_536, FORM, "at most 65536 are allowed"),
-    "compressed": (body_of(logout_token=GOOD), {**FORM, "Content-Encoding": "gzip"}, "uncompressed"),
-    "stranger's": (body_of(logout_token=IdentityProvider().logout_token()), FORM, "signature is wrong"),
-    "access token": (body_of(logout_token=PROVIDER.access_token()), FORM, "typ is neither"),
-    "wrong audience": (body_of(logout_token=PROVIDER.logout_token(aud="x")), FORM, "aud is not the audience"),
-    "too old": (body_of(logout_token=PROVIDER.logout_token(iat=1)), FORM, "more than 120 seconds ago"),
-    "ID token": (body_of(logout_token=PROVIDER.logout_token(nonce="n")), FORM, "must not have a nonce"),
-}
 
 
-@pytest.mark.parametrize("kind", BAD_REQUESTS)
+def bad_requests() -> dict[str, tuple[bytes, dict[str, str], str]]:
+    """Return each request with its headers and a part of the answer. The tokens are as old as the call."""
+    return {
+        "empty": (b"", FORM, "logout_token is missing"),
+        "no content type": (
+            body_of(logout_token=GOOD),
+            {"Content-Type": ""},
+            "must be application/x-www-form-urlencoded",
+        ),
+        "JSON": (
+            b'{"logout_token": "x"}',
+            {"Content-Type": "application/json"},
+            "must be application/x-www-form-urlencoded",
+        ),
+        "multipart": (b"--x--", {"Content-Type": "multipart/form-data; boundary=x"}, "must be application/x-www-form"),
+        "other field": (body_of(id_token=GOOD), FORM, "logout_token is missing"),
+        "twice": (body_of(logout_token=GOOD) + b"&" + body_of(logout_token=GOOD), FORM, "given twice"),
+        "empty token": (body_of(logout_token=""), FORM, "three base64url segments"),
+        "not UTF-8": (b"logout_token=\xff", FORM, "not valid UTF-8"),
+        "not UTF-8, escaped": (b"logout_token=%ff", FORM, "not valid UTF-8"),
+        "many fields": (b"a=1&" * 1_100, FORM, "more than 1000 fields"),
+        "many escapes": (b"logout_token=" + b"%41" * 20_000, FORM, "more than 8192 characters"),
+        "too large": (b"logout_token=" + b"x" * 65_536, FORM, "at most 65536 are allowed"),
+        "compressed": (body_of(logout_token=GOOD), {**FORM, "Content-Encoding": "gzip"}, "uncompressed"),
+        "stranger's": (body_of(logout_token=IdentityProvider().logout_token()), FORM, "signature is wrong"),
+        "access token": (body_of(logout_token=PROVIDER.access_token()), FORM, "typ is neither"),
+        "wrong audience": (body_of(logout_token=PROVIDER.logout_token(aud="x")), FORM, "aud is not the audience"),
+        "too old": (body_of(logout_token=PROVIDER.logout_token(iat=1)), FORM, "more than 120 seconds ago"),
+        "ID token": (body_of(logout_token=PROVIDER.logout_token(nonce="n")), FORM, "must not have a nonce"),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_requests())
 async def test_b29_request_that_is_no_logout_is_400_with_a_json_error(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    body, headers, message = BAD_REQUESTS[kind]
+    body, headers, message = bad_requests()[kind]
     async with app(PROVIDER) as it:
         answer = await it.http.post(PATH, content=body, headers=headers)
 
