@@ -39,18 +39,21 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """True if only this machine can reach it."""
-        if self.path is not None or self.host in LOOPBACK_HOSTS:
-            return True
-        try:
-            return self.host is not None and ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.path is not None or (self.host is not None and is_loopback_host(self.host))
 
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:{self.path}"
         host = self.host or ""
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def is_loopback_host(host: str) -> bool:
+    """True if the name or the IP address `host` is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK_HOSTS
 
 
 def _ipv6_address(text: str) -> str:

@@ -156,10 +156,9 @@ class Publishing(ABC):
         Returns the position. Raises InvalidEvent; Overloaded if there are 200,000 revocations already; and what
         `publish` raises. Once it has returned, the revocation is stored in whatever the broker stores events in.
         """
-        if issued_before is None and jti is None and sid is None:
-            await self._start_here()  # the log's clock may be known only now
-            issued_before = self.broker.now()
-        revocation = Revocation(
+        await self._start_here()  # the log's clock may be known only now
+        revocation = Revocation.dated(
+            self.broker.now(),
             jti=jti,
             user_id=user_id,
             sid=sid,
@@ -196,9 +195,8 @@ class Publishing(ABC):
         Returns the position, None if this hub knows of no such revocation. Raises InvalidEvent, and what `publish`
         raises.
         """
-        before = 0.0 if jti is None and sid is None else None  # of no consequence for the key
-        revocation = Revocation(
-            jti=jti, user_id=user_id, sid=sid, iss=issuer, sub=subject, everyone=everyone, issued_before=before
+        revocation = Revocation.dated(
+            0.0, jti=jti, user_id=user_id, sid=sid, iss=issuer, sub=subject, everyone=everyone
         )
         return await self.take_back_key(revocation.key)
 

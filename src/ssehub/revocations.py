@@ -8,7 +8,6 @@ when it was issued counts as older than any.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar
@@ -69,6 +68,16 @@ class Revocation:
         if (self.issued_before is None) is not (kind in ("jti", "sid")):
             raise InvalidEvent("issuedBefore: users, subjects and everyone need it; a jti and a sid do not have it")
 
+    @classmethod
+    def dated(cls, now: float, **given: Any) -> Self:
+        """Return the revocation with these fields; where it needs `issued_before` and none is given, that is `now`.
+
+        For its `key`, any time will do. Raises InvalidEvent.
+        """
+        if given.get("jti") is None and given.get("sid") is None and given.get("issued_before") is None:
+            given["issued_before"] = now
+        return cls(**given)
+
     @property
     def key(self) -> str:
         """What is revoked, as a string. A later revocation with the same key extends the earlier one."""
@@ -99,6 +108,10 @@ class Revocation:
         latest = now if self.issued_before is None else self.issued_before
         end = latest + leeway_seconds + max_token_seconds
         return self if self.expires_at is not None and self.expires_at <= end else replace(self, expires_at=end)
+
+    def has_run_out(self, now: float) -> bool:
+        """True if none of its tokens can be valid any more at the Unix time `now`, even where clocks differ."""
+        return self.expires_at is not None and self.expires_at < now - EXPIRY_MARGIN_SECONDS
 
     def dump(self) -> dict[str, Any]:
         """Return the fields that are not at their defaults, for `load`."""
@@ -265,9 +278,8 @@ class Revocations:
         return self._by_key.pop(key, None) is not None
 
     def expire(self, revocation: Revocation, now: float) -> None:
-        """Remove `revocation`, one of these, if none of its tokens can be valid any more at the Unix time `now`."""
-        expires_at = revocation.expires_at
-        if expires_at is not None and expires_at < now - EXPIRY_MARGIN_SECONDS:
+        """Remove `revocation`, one of these, if it has run out at the Unix time `now`."""
+        if revocation.has_run_out(now):
             key = revocation.key
             if self._by_key.get(key) is revocation:  # it may have been extended meanwhile
                 del self._by_key[key]
@@ -280,7 +292,8 @@ class Revocations:
         if not self._by_key:
             return False
         for one in filter(None, map(self._by_key.get, _keys(claims))):
-            before = math.inf if one.issued_before is None else one.issued_before + leeway_seconds
-            if before == math.inf or (claims.iat is not None and claims.iat <= before):
+            if one.issued_before is None:
+                return True
+            if claims.iat is not None and claims.iat <= one.issued_before + leeway_seconds:
                 return True
         return False

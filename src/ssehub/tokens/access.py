@@ -122,7 +122,7 @@ def access(claims: Mapping[str, Any], times: TimeRules, provider: ProviderRules 
     if provider is not None:
         provider.check_issuer(claims)
     get = claims.get
-    expires_at, issued_at, not_before = _seconds(claims, "exp"), _seconds(claims, "iat"), _seconds(claims, "nbf")
+    expires_at, issued_at, not_before = seconds(claims, "exp"), seconds(claims, "iat"), seconds(claims, "nbf")
     times.check_lifetime(expires_at, issued_at)
     user_id, channels = _grants(claims) if provider is None else provider.grants(claims)
     if not 1 <= len(channels) <= MAX_CHANNELS:
@@ -153,7 +153,7 @@ def _grants(claims: Mapping[str, Any]) -> tuple[object, tuple[Any, ...]]:
     return claims.get("userId", claims.get("sub")), tuple(channels)
 
 
-def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
+def seconds(claims: Mapping[str, Any], name: str) -> float | None:
     """Return the claim `name`, a Unix time; None if there is none. Raises TokenError."""
     value = claims.get(name, _ABSENT)
     if value is _ABSENT:

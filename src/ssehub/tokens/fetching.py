@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import random
 import re
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..address import LOOPBACK_HOSTS
+from ..address import is_loopback_host
 from ..errors import ConfigError, KeysUnavailable
 from ..urls import without_credentials
 
@@ -228,17 +227,10 @@ def _check_url(url: str) -> bool:
         raise ConfigError(f"jwks {shown}: must be a file or a URL such as https://login.example/jwks.json")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"jwks {shown}: must not contain a user name or password")
-    is_local = _is_loopback(host)
+    is_local = is_loopback_host(host)
     if parts.scheme.lower() == "http" and not is_local:
         raise ConfigError(f"jwks {shown}: anybody on the way could replace keys sent over http://, so use https://")
     return is_local
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in LOOPBACK_HOSTS
 
 
 def _ssl_context() -> ssl.SSLContext:

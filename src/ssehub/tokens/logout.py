@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, InvalidEvent, KeysUnavailable, TokenError, TokenReason, UnknownKey
 from ..fields import check_name
-from .access import MAX_TIME
+from .access import seconds
 from .tokens import Tokens
 
 EVENT = "http://schemas.openid.net/event/backchannel-logout"
@@ -75,7 +75,7 @@ class LogoutTokens:
         kind = header.get("typ", "JWT")
         if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in _TYPES:
             raise TokenError("typ is neither logout+jwt nor JWT", TokenReason.TYPE)
-        self._check_recipient(claims)
+        self._tokens.check_issuer(claims)
         iat = self._issued_at(claims)
         events = claims.get("events")
         if not isinstance(events, dict) or not isinstance(events.get(EVENT), dict):
@@ -86,14 +86,6 @@ class LogoutTokens:
             raise TokenError("the token has neither sub nor sid", TokenReason.CLAIMS)
         names = {name: _name(claims, name) for name in ("sub", "sid") if name in claims}
         return LogoutToken(str(claims["iss"]), names.get("sub"), names.get("sid"), iat, _name(claims, "jti"))
-
-    def _check_recipient(self, claims: Mapping[str, Any]) -> None:
-        if claims.get("iss") != self._tokens.issuer:
-            raise TokenError("iss is not the issuer", TokenReason.ISSUER)
-        audience = claims.get("aud")
-        audiences = audience if isinstance(audience, list) else [audience]
-        if not all(isinstance(each, str) for each in audiences) or self._tokens.audiences.isdisjoint(audiences):
-            raise TokenError("aud is not the audience", TokenReason.AUDIENCE)
 
     def _issued_at(self, claims: Mapping[str, Any]) -> float:
         """Return `iat`, after it, `exp` and `nbf` have been checked."""
@@ -135,9 +127,7 @@ def _name(claims: Mapping[str, Any], name: str) -> str:
 
 def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
     """Return the claim `name`, a Unix time, None if there is none. Raises TokenError."""
-    if name not in claims:
-        return None
-    value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_TIME:
-        raise TokenError(f"{name} is not a Unix time in seconds", TokenReason.CLAIMS)
-    return float(value)
+    try:
+        return seconds(claims, name)
+    except TokenError:
+        raise TokenError(f"{name} is not a Unix time in seconds", TokenReason.CLAIMS) from None

@@ -148,16 +148,6 @@ class Tokens:
         return bool(self._ring.secrets)
 
     @property
-    def issuer(self) -> str | None:
-        """The `iss` of the identity provider's tokens; None without jwks."""
-        return None if self._provider is None else self._provider.issuer
-
-    @property
-    def audiences(self) -> frozenset[str]:
-        """The `aud` of the identity provider's tokens is one of these; empty without jwks."""
-        return frozenset() if self._provider is None else self._provider.audiences
-
-    @property
     def leeway_seconds(self) -> float:
         return self._times.leeway_seconds
 
@@ -289,6 +279,12 @@ class Tokens:
         """
         if self._sources.fetched is not None:
             await self._sources.fetched.ask()
+
+    def check_issuer(self, claims: Mapping[str, Any]) -> None:
+        """Raise TokenError unless `iss` and `aud` are those of the identity provider's tokens."""
+        if self._provider is None:
+            raise TokenError("no tokens of an identity provider are accepted", TokenReason.ISSUER)
+        self._provider.check_issuer(claims)
 
     def verified(self, token: str) -> SignedToken:
         """Return the header and the claims of a token that a key of the JWKS has signed. Raises as `verify` does.

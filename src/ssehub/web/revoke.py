@@ -42,20 +42,29 @@ PAGE_STEP = 2_000
 """Keys that are looked at before the time is looked at."""
 
 
-class Revoke(Endpoint):
-    """`POST /revoke/`: ends open streams, and refuses their tokens from now on."""
+class _Change(Endpoint):
+    """What POST and DELETE share: the fields of a revocation."""
 
     path = "/revoke"
-    method = "POST"
 
     def __init__(self, hub: Hub, tokens: Tokens, limits: Limits) -> None:
         super().__init__(limits.max_body_bytes)
         self._hub = hub
         self._tokens = tokens
 
-    async def respond(self, request: ControlRequest) -> Response:
+    async def _read(self, request: ControlRequest) -> tuple[dict[str, Any], bool]:
+        """Return the fields by their names in Python, and True if the request is JSON. Raises InvalidRequest."""
         fields, is_json = await read_fields(request, REVOKE_FIELDS, None, pace_for(request.body))
-        given = _given(fields, self._tokens)
+        return _given(fields, self._tokens), is_json
+
+
+class Revoke(_Change):
+    """`POST /revoke/`: ends open streams, and refuses their tokens from now on."""
+
+    method = "POST"
+
+    async def respond(self, request: ControlRequest) -> Response:
+        given, is_json = await self._read(request)
         await self._hub.start()
         now = self._hub.broker.now()
         revocation = self._dated(given, now).limited(self._tokens.max_token_seconds, self._hub.leeway_seconds, now)
@@ -71,11 +80,10 @@ class Revoke(Endpoint):
             }
         )
 
-    def _dated(self, given: dict[str, Any], now: float) -> Revocation:
+    @staticmethod
+    def _dated(given: dict[str, Any], now: float) -> Revocation:
         """Return the revocation of these fields, with the time before which tokens were issued. Raises InvalidEvent."""
-        if _needs_time(given):
-            given.setdefault("issued_before", now)
-        revocation = Revocation(**given)
+        revocation = Revocation.dated(now, **given)
         before, ends = revocation.issued_before, revocation.expires_at
         if before is not None and before > now + LEEWAY.most:
             raise InvalidRequest(f"issuedBefore {before!r} is in the future: give a Unix time in seconds, at most now")
@@ -87,23 +95,14 @@ class Revoke(Endpoint):
         return revocation
 
 
-class TakeBack(Endpoint):
+class TakeBack(_Change):
     """`DELETE /revoke/`: takes a revocation back."""
 
-    path = "/revoke"
     method = "DELETE"
 
-    def __init__(self, hub: Hub, tokens: Tokens, limits: Limits) -> None:
-        super().__init__(limits.max_body_bytes)
-        self._hub = hub
-        self._tokens = tokens
-
     async def respond(self, request: ControlRequest) -> Response:
-        fields, is_json = await read_fields(request, REVOKE_FIELDS, None, pace_for(request.body))
-        given = _given(fields, self._tokens)
-        if _needs_time(given):
-            given.setdefault("issued_before", 0.0)  # of no consequence for the key
-        position = await self._hub.take_back_key(Revocation(**given).key)
+        given, is_json = await self._read(request)
+        position = await self._hub.take_back_key(Revocation.dated(0.0, **given).key)
         if position is None:
             raise UnknownRevocation("there is no such revocation: GET /revoke/ lists those that there are")
         return JSONResponse({"id": position}) if is_json else PlainTextResponse("OK")
@@ -162,10 +161,6 @@ def _of_token(token: Any, tokens: Tokens) -> dict[str, Any]:
     if claims.jti is None:
         raise InvalidRequest("token has no jti, by which it could be revoked: revoke its userId or sid")
     return {"jti": claims.jti} | ({} if claims.expires_at is None else {"expires_at": claims.expires_at})
-
-
-def _needs_time(given: Mapping[str, Any]) -> bool:
-    return "jti" not in given and "sid" not in given
 
 
 def _to_wire(revocation: Revocation) -> dict[str, Any]:

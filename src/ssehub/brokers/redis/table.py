@@ -162,9 +162,7 @@ class Table:
             except (InvalidEvent, ValueError, RecursionError) as exc:
                 self._skip(exc)
                 continue
-            ends = revocation.expires_at
-            has_run_out = ends is not None and ends < self._clock.now() - EXPIRY_MARGIN_SECONDS
-            if not has_run_out and self._take_over(revocation, scan):
+            if not revocation.has_run_out(self._clock.now()) and self._take_over(revocation, scan):
                 new.append(revocation)
         if scan.is_done:
             self._finish(scan)

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ...errors import BrokerUnavailable, IdempotencyConflict, Overloaded
 from ...position import Position
@@ -40,17 +40,32 @@ EVENT_UNKNOWN = "the event may or may not be stored"
 CHANGE_UNKNOWN = "the change may or may not be stored: it is safe to repeat"
 LOG_FULL = "the log is full, as /readyz explains; nothing was stored"
 
+Answer = TypeVar("Answer")
 
-class Request:
-    """One publisher's publications, as far as `encode` has encoded them for the script, and the future it waits for."""
 
-    __slots__ = ("answer", "is_sent", "parts", "size")
+class Waiting(Generic[Answer]):
+    """What the task is to send, and the future that waits for the answer to it."""
 
-    def __init__(self, answer: asyncio.Future[list[str]]) -> None:
-        self.parts: list[str | bytes | int] = []
-        self.size = 0
+    __slots__ = ("answer", "is_sent")
+
+    def __init__(self, answer: asyncio.Future[Answer]) -> None:
         self.answer = answer
         self.is_sent = False
+
+    def refuse(self, exc: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(exc)
+
+
+class Request(Waiting[list[str]]):
+    """One publisher's publications, as far as `encode` has encoded them for the script, and the future it waits for."""
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, answer: asyncio.Future[list[str]]) -> None:
+        super().__init__(answer)
+        self.parts: list[str | bytes | int] = []
+        self.size = 0
 
     def encode(self, publications: Sequence[Publication]) -> Iterator[None]:
         """Add `publications`, and yield after each slice, so that the event loop can go on in between."""
@@ -68,10 +83,6 @@ class Request:
                     encoded = self.size
                     yield
 
-    def refuse(self, exc: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(exc)
-
     def resolve(self, log: str, reply: Any) -> Position | None:
         """Answer the publisher from the script's reply; return the newest position in it, if any."""
         if reply == b"conflict":
@@ -86,20 +97,15 @@ class Request:
         return max((Position(ms, seq + count - 1, log) for ms, seq, count in stored), default=None)
 
 
-class Change:
+class Change(Waiting[Position]):
     """One change of the table of revocations, as a verb of the script and its arguments, and the future that waits."""
 
-    __slots__ = ("answer", "arguments", "is_sent", "verb")
+    __slots__ = ("arguments", "verb")
 
     def __init__(self, answer: asyncio.Future[Position], verb: str, arguments: Sequence[str | int]) -> None:
-        self.answer = answer
+        super().__init__(answer)
         self.verb = verb
         self.arguments = arguments
-        self.is_sent = False
-
-    def refuse(self, exc: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(exc)
 
     def resolve(self, log: str, reply: bytes) -> Position | None:
         """Answer from the script's reply; return the position in it, if any."""
@@ -156,12 +162,16 @@ class Writer:
         self._requests.append(request)
         self._waiting_bytes += request.size
         self._wake.set()
+        return await self._answer_to(request, EVENT_UNKNOWN)
+
+    async def _answer_to(self, waiting: Waiting[Answer], unknown: str) -> Answer:
+        """Return the answer to what the task has been handed. `unknown` is what no answer means once it is sent."""
         try:
             async with asyncio.timeout(PUBLISH_SECONDS):
-                return await request.answer
+                return await waiting.answer
         except TimeoutError:
-            if request.is_sent:
-                raise BrokerUnavailable(f"no reply from Redis: {EVENT_UNKNOWN}") from None
+            if waiting.is_sent:
+                raise BrokerUnavailable(f"no reply from Redis: {unknown}") from None
             raise self._unreachable() from None
 
     async def revoke(self, revocations: Sequence[Revocation]) -> str:
@@ -182,13 +192,7 @@ class Writer:
         change = Change(self._loop.create_future(), verb, arguments)
         self._changes.append(change)
         self._wake.set()
-        try:
-            async with asyncio.timeout(PUBLISH_SECONDS):
-                return await change.answer
-        except TimeoutError:
-            if change.is_sent:
-                raise BrokerUnavailable(f"no reply from Redis: {CHANGE_UNKNOWN}") from None
-            raise self._unreachable() from None
+        return await self._answer_to(change, CHANGE_UNKNOWN)
 
     async def head(self) -> str | None:
         """Return the position of the newest event in the log. Raises BrokerUnavailable if Redis does not answer."""
