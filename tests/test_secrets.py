@@ -230,7 +230,7 @@ def test_c17_no_canary_is_in_any_output_of_a_hub_with_keys_of_a_provider(start_h
         secrets.write_text(f"short\n{OTHER_KEY}\n")
         before = len(hub.log)
         hub.signal(signal.SIGHUP)
-        wait_until(lambda: "ERROR" in hub.log[before:])  # noqa: B023
+        wait_until(lambda: "ERROR" in hub.log[before:])  # noqa: B023  # called at once
     jwks.write_text(json.dumps({"keys": []}) + PRIVATE_JWK["d"])
     control("GET", "/metrics", headers=good)
     control("GET", "/readyz", headers=good)

@@ -460,7 +460,7 @@ def test_b25_revocations_answered_with_200_are_in_force_after_kill_9(start_hub: 
         answered: queue.SimpleQueue[str] = queue.SimpleQueue()
         revoking = threading.Thread(target=revoke_each, args=(hub, tokens, answered))
         revoking.start()
-        wait_until(lambda answered=answered: answered.qsize() >= 20)  # type: ignore[misc]
+        wait_until(lambda answered=answered: answered.qsize() >= 20)  # type: ignore[misc]  # lambda defaults
         hub.process.kill()
         revoking.join()
         revoked += [answered.get() for _ in range(answered.qsize())]
