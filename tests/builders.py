@@ -37,10 +37,12 @@ def batch(*numbers: int, data: str | None = None) -> Batch:
 def subscriber(
     user_id: str = "alex",
     *channels: str,
+    patterns: tuple[str, ...] = (),
     sink: FakeSink | None = None,
     sent: Position = BASE,
     head: Position = BASE,
     expires_at: float | None = None,
 ) -> Subscriber:
-    """Return a subscriber, on `chat` if no channel is named."""
-    return Subscriber(Claims(user_id, channels or ("chat",), expires_at), sink or FakeSink(), head, sent)
+    """Return a subscriber, on `chat` if no channel or pattern is named."""
+    channels = channels or (() if patterns else ("chat",))
+    return Subscriber(Claims(user_id, channels, expires_at, patterns=patterns), sink or FakeSink(), head, sent)

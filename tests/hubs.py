@@ -60,6 +60,7 @@ def join(
     hub: Hub,
     user_id: str = "alex",
     *channels: str,
+    patterns: tuple[str, ...] = (),
     sink: FakeSink | None = None,
     expires_at: float | None = None,
     cursor: str | None = None,
@@ -67,9 +68,10 @@ def join(
     on_reset: str | None = None,
     **token: Any,
 ) -> tuple[Subscriber, FakeSink]:
-    """Open a stream, on `chat` if no channel is named. `token` are other fields of `Claims`."""
+    """Open a stream, on `chat` if no channel or pattern is named. `token` are other fields of `Claims`."""
     sink = sink or FakeSink()
-    claims = Claims(user_id, channels or ("chat",), expires_at, **token)
+    channels = channels or (() if patterns else ("chat",))
+    claims = Claims(user_id, channels, expires_at, patterns=patterns, **token)
     return hub.attach(claims, sink, Start.parse(cursor, since, on_reset)), sink
 
 

@@ -1,12 +1,15 @@
-"""Fixtures that start a Redis or Valkey for one test; a test module names this file in `pytest_plugins`."""
+"""Fixtures that start a Redis or Valkey for a test or a module, which names this file in `pytest_plugins`."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from broker_worlds import StartServer
 from redis_servers import DURABLE, KINDS, SOAK, RedisServer
 
 
@@ -38,3 +41,17 @@ def soak_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Redi
 def volatile_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
     """A server of each kind that loses its data in a restart."""
     yield from running(request.param, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """One server of each kind for the module, started when it is first needed."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(kind: str) -> RedisServer:
+            server = RedisServer(kind, tmp_path_factory.mktemp(kind))
+            stack.callback(server.kill)
+            return server
+
+        yield start

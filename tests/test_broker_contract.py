@@ -17,9 +17,7 @@ Then run `python -m pytest tests/test_broker_contract.py -k NAME`. What only one
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,7 +34,6 @@ from broker_worlds import (
     keyed,
 )
 from conftest import until
-from redis_servers import RedisServer
 from ssehub.brokers import Entry
 from ssehub.errors import BrokerUnavailable, IdempotencyConflict, Overloaded
 from ssehub.event import Event
@@ -52,21 +49,8 @@ WORLDS: dict[str, type[World]] = {
     "redis": RedisWorld,
 }
 
+pytest_plugins = ["redis_fixtures"]
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """One server of each kind for the module, started when it is first needed."""
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def start(kind: str) -> RedisServer:
-            server = RedisServer(kind, tmp_path_factory.mktemp(kind))
-            stack.callback(server.kill)
-            return server
-
-        yield start
 
 
 @pytest.fixture

@@ -90,6 +90,33 @@ LISTEN = """url => {
 }"""
 
 
+ASK = """([granted, refused]) => {
+  window.refused = new EventSource(refused);
+  window.sse = new EventSource(granted);
+  sse.onopen = () => document.title = "open";
+  sse.onmessage = e => document.querySelector("#shown").innerHTML += `<li>${e.data}</li>`;
+}"""
+
+
+def test_b31_page_behind_apache_gets_the_channels_it_asks_for_and_stays_away_from_others(
+    page: Page, site: str, hub: RunningHub
+) -> None:
+    before = hub.metric('ssehub_refused_total{reason="not-granted"}')
+    stream = f"/api/sse/?token={hub.issue(channel='chat', patterns=['orders.*'])}&channel=orders.7&channel="
+    page.goto(f"{site}/chat.php")  # it sets no cookie, which would take precedence
+    page.set_content("<!doctype html><title>page</title><ul id=shown></ul>")
+    page.evaluate(ASK, [f"{stream}orders.8", f"{stream}other"])
+    page.wait_for_function("document.title == 'open' && refused.readyState == EventSource.CLOSED")
+
+    for channel in ("orders.7", "chat", "orders.9", "orders.8"):
+        hub.emit(channel=channel, data=channel)
+    page.wait_for_function("document.querySelectorAll('li').length == 2")
+
+    assert page.locator("li").all_inner_texts() == ["orders.7", "orders.8"]
+    assert page.evaluate("refused.readyState") == 2
+    assert hub.metric('ssehub_refused_total{reason="not-granted"}') == before + 1
+
+
 def test_native_event_source_reconnects_after_a_drain(page: Page, start_hub: StartHub) -> None:
     first = start_hub("--drain-seconds", "1", "--cors-origins", "*")
     port = first.port

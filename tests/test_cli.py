@@ -128,6 +128,17 @@ BAD: dict[str, tuple[list[str], int, str]] = {
         "--exp and --expires-in are both given",
     ),
     "token-empty-user": (["token", "-userId", "", "-channel", "b", "-secret", "x" * 32], 2, "userId is empty"),
+    "token-no-channel": (["token", "--user-id", "a", "--secret", "x" * 32], 2, "give --channel or --pattern"),
+    "B30-star-inside": (
+        ["token", "--user-id", "a", "--pattern", "a*b", "--secret", "x" * 32],
+        2,
+        "patterns 'a*b' is not a pattern: write a prefix of channels and one '*' at the end",
+    ),
+    "B30-star-alone": (
+        ["token", "--user-id", "a", "--pattern", "*", "--secret", "x" * 32],
+        2,
+        "or set SSEHUB_ALLOW_ALL_CHANNELS",
+    ),
     "emit-nothing": (["emit", "--channel", "b"], 2, "give either --data or --payload"),
     "emit-url": (["emit", "--channel", "b", "--data", "x", "--control-url", "nonsense"], 2, "is not a URL such as"),
     "emit-port": (
@@ -191,6 +202,19 @@ def test_secret_of_a_token_is_read_from_a_file_or_the_environment(tmp_path: Path
 
     assert Tokens(SECRET).verify(from_file.stdout.strip()).channels == ("b",)
     assert Tokens(SECRET).verify(from_env.stdout.strip()).channels == ("b", "c")
+
+
+def test_token_for_patterns_is_printed() -> None:
+    only = run("token", "--user-id", "a", "--pattern", "orders.*", "--pattern", "jobs.*", SSEHUB_SECRET=SECRET)
+    every = run(
+        *("token", "--user-id", "a", "--channel", "b", "--pattern", "*"),
+        SSEHUB_SECRET=SECRET,
+        SSEHUB_ALLOW_ALL_CHANNELS="true",
+    )
+
+    granted = [Tokens(SECRET).verify(each.stdout.strip()) for each in (only, every)]
+    assert [claims.channels for claims in granted] == [(), ("b",)]
+    assert [claims.patterns for claims in granted] == [("orders.*", "jobs.*"), ("*",)]
 
 
 @pytest.mark.parametrize(

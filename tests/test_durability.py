@@ -112,13 +112,22 @@ def test_d1_client_disconnected_at_random_bytes_receives_the_exact_sequence(
 
 
 def cut_and_compare(hub: RunningHub, seeds: range) -> int:
-    """Run a client for each seed, on two channels of its own; return the number of connections."""
+    """Run a client for each seed, on two channels of its own; return the number of connections.
+
+    In turn, its token grants them by their names, by a pattern, and one of them by a pattern.
+    """
     chances = {seed: random.Random(seed) for seed in seeds}
     expected: dict[int, list[str]] = {seed: [] for seed in seeds}
     clients = {}
     with httpx.Client() as http, contextlib.ExitStack() as stack:
         for seed, chance in chances.items():
-            claims = {"userId": "alex", "channels": [f"busy-{seed}", f"quiet-{seed}"]}
+            busy, quiet = f"{seed}.busy", f"{seed}.quiet"
+            grants = [
+                {"channels": [busy, quiet]},
+                {"patterns": [f"{seed}.*"]},
+                {"channels": [busy], "patterns": [f"{seed}.q*"]},
+            ]
+            claims = {"userId": "alex", **grants[seed % 3]}
             token = http.post(f"{hub.control_url}/token/", json=claims).raise_for_status().json()["token"]
             clients[seed] = stack.enter_context(Client(hub.port, token, chance))
         wait_until(lambda: all(client.last_id for client in clients.values()))
@@ -142,7 +151,7 @@ def random_events(seed: int, chance: random.Random, number: int, expected: list[
 
     The event is on the busy channel or the quiet one, has an id of its own or not, and one block or several.
     """
-    event = {"userId": "*", "channel": f"quiet-{seed}" if chance.random() < 0.1 else f"busy-{seed}"}
+    event = {"userId": "*", "channel": f"{seed}.quiet" if chance.random() < 0.1 else f"{seed}.busy"}
     kind = chance.randrange(4)
     if kind < 2:
         event |= {"data": f"{number}"} | ({"id": f"mine-{number}"} if kind else {})
@@ -152,7 +161,7 @@ def random_events(seed: int, chance: random.Random, number: int, expected: list[
         last = f"id: last-{number}\n" if chance.random() < 0.5 else ""
         event["payload"] = f"{own}data: {number}a\n\ndata: {number}b\n\n{last}data: {number}c\n\n"
         expected += [f"{number}{block}" for block in "abc"]
-    return [event, {"userId": "another user", "channel": f"busy-{seed}", "data": "not for alex"}]
+    return [event, {"userId": "another user", "channel": f"{seed}.busy", "data": "not for alex"}]
 
 
 def without_repetitions(received: list[str]) -> list[str]:

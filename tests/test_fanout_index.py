@@ -138,7 +138,7 @@ def test_subscribers_are_named_by_user_channel_or_both(
 def test_subscribers_with_the_same_audience_share_one_batch() -> None:
     members = {name: subscriber(*names) for name, names in MEMBERS.items()}
 
-    deliveries = index_of(members).select([frame(1, "chat"), frame(2, "chat", users=("alex",))], at(2))
+    deliveries = list(index_of(members).select([frame(1, "chat"), frame(2, "chat", users=("alex",))], at(2)))
 
     assert sorted(len(audience) for _, audience in deliveries) == [1, 1, 2, 2]
     (shared,) = [audience for _, audience in deliveries if members["alex-chat"] in audience]

@@ -177,6 +177,31 @@ def test_of_several_reasons_the_first_counts(caplog: pytest.LogCaptureFixture) -
     ]
 
 
+@pytest.mark.parametrize(
+    ("channels", "patterns", "shown"),
+    [
+        ((), ("orders.*",), "patterns ('orders.*',)"),
+        (("b", "a"), ("*", "o*"), "('a', 'b'), patterns ('*', 'o*')"),
+        (
+            tuple(f"c{number}" for number in range(100, 1_100)),
+            (),
+            "('c100', 'c1000', 'c1001', 'c1002', 'c1003', 'c1004', 'c1005', 'c1006', 'c1007', 'c1008') and 990 more",
+        ),
+    ],
+)
+def test_log_line_about_the_end_of_a_stream_names_a_few_channels_and_patterns(
+    channels: tuple[str, ...], patterns: tuple[str, ...], shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ssehub.hub")
+    registry = Books()
+    one = subscriber("alex", *channels, patterns=patterns)
+    registry.add(one, 0.0, 0.0)
+
+    registry.end(one, CloseReason.EXPIRED)
+
+    assert f"user 'alex' on {shown}, after" in caplog.text
+
+
 def test_subscriber_of_another_hub_is_left_alone() -> None:
     registry, other = Books(), Books()
     one, sink = registry.open()

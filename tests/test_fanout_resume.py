@@ -63,6 +63,34 @@ def test_stream_begins_where_the_client_asks_or_is_reset(start: Start, expected:
     assert beginning(history, HEAD, Claims("alex", ("chat",)), start, now=0.0) == expected
 
 
+OLDEST, OTHER = at(4).before, Position(9_999, 0, "other")
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        pytest.param(Start(str(at(6))), Beginning(at(6), None), id="after-the-cursor"),
+        pytest.param(Start(str(at(2))), Beginning(HEAD, ResetReason.TOO_OLD), id="below-the-floor"),
+        pytest.param(Start("mine"), Beginning(HEAD, ResetReason.UNKNOWN_ID), id="unknown"),
+        pytest.param(Start("mine", replays_on_reset=True), Beginning(OLDEST, ResetReason.UNKNOWN_ID), id="replay"),
+        pytest.param(Start(last=2), Beginning(at(5).before, None), id="last-2"),
+        pytest.param(Start(last=99), Beginning(OLDEST, None), id="last-99"),
+        pytest.param(Start(last=2, last_after=at(5)), Beginning(at(5), None), id="last-searched-for"),
+        pytest.param(Start(last=2, last_after=at(1)), Beginning(OLDEST, None), id="last-evicted-since"),
+        pytest.param(
+            Start(last=2, last_after=Position(9_999, 0, "other")),
+            Beginning(at(5).before, None),
+            id="last-of-another-log",
+        ),
+        pytest.param(Start(is_earliest=True), Beginning(OLDEST, None), id="earliest"),
+    ],
+)
+def test_stream_with_a_pattern_begins_where_the_client_asks_or_is_reset(start: Start, expected: Beginning) -> None:
+    history = history_of(4, 5, 6, evicted=(1, 2, 3))
+
+    assert beginning(history, HEAD, Claims("alex", patterns=("ch*",)), start, now=0.0) == expected
+
+
 @pytest.mark.parametrize(
     ("cursor", "since", "on_reset", "expected"),
     [
@@ -263,11 +291,12 @@ async def test_long_replay_is_written_as_fast_as_the_client_reads() -> None:
         assert sink.data() == [*wanted, "live", "later"]
 
 
-async def test_replay_overtaken_by_eviction_is_reset_at_once() -> None:
+@pytest.mark.parametrize("patterns", [(), ("ch*",)], ids=["channel", "pattern"])
+async def test_replay_overtaken_by_eviction_is_reset_at_once(patterns: tuple[str, ...]) -> None:
     async with manual_hub(round_bytes=10_000, history_events=100) as hub:
         (start,) = await publish(hub, "start")
         await publish(hub, *[f"{number} " + "x" * 1_000 for number in range(99)])
-        slow, sink = join(hub, cursor=start, sink=FakeSink(reads=False))
+        slow, sink = join(hub, patterns=patterns, cursor=start, sink=FakeSink(reads=False))
         await asyncio.sleep(0.01)
         written = len(sink.data())
         last = await publish(hub, *["y" * 1_000 for _ in range(100)])
@@ -280,6 +309,24 @@ async def test_replay_overtaken_by_eviction_is_reset_at_once() -> None:
         assert slow.state is State.LIVE
         assert sink.data()[written:] == ['{"reason":"too-old"}', "live"]
         assert sink.ids()[-2] == last[-1]
+
+
+async def test_replay_to_a_pattern_goes_on_if_only_other_channels_are_evicted() -> None:
+    async with manual_hub(round_bytes=10_000, history_events=100) as hub:
+        (start,) = await publish(hub, "start")
+        await publish(hub, *["x"] * 60, channel="busy")
+        wanted = [f"{number} " + "x" * 2_000 for number in range(39)]
+        await publish(hub, *wanted)
+        slow, sink = join(hub, patterns=("ch*",), cursor=start, sink=FakeSink(reads=False))
+        await asyncio.sleep(0.01)
+        assert 0 < len(sink.data()) < 39
+        await publish(hub, *["x"] * 59, channel="busy")
+        sink.reads = True
+        sink.read_all()
+        await hub.pass_seconds(0.3)
+
+        assert slow.state is State.LIVE
+        assert sink.data() == wanted
 
 
 async def test_unstored_events_reach_open_streams_only() -> None:

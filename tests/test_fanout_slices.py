@@ -6,12 +6,15 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 
 from conftest import report, until
 from fakes import FakeSink
 from hubs import engine_of, join, publish, running_hub
+from ssehub.fanout import engine
+from ssehub.fanout.rounds import SLICE
 from ssehub.fanout.slices import each_in_slices, in_slices
 from ssehub.hub import Hub
 from ssehub.position import Position
@@ -120,6 +123,47 @@ async def test_f12_work_on_all_streams_leaves_the_loop_to_others(
             assert all('{"reason":"log-lost"}' in sink.data() for _, sink in streams)
         else:
             assert all(subscriber.reason is not None for subscriber, _ in streams)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("act", [expire, disconnect, drain, close])
+async def test_f12_ending_streams_of_a_thousand_channels_leaves_the_loop_to_others(
+    act: Callable[[Hub, ManualClock], Awaitable[None]],
+) -> None:
+    count = 1_000 if SOAK else 50  # one slice, if streams of one channel
+    channels = ["chat", *(f"channel-{number}" for number in range(999))]
+    clock = ManualClock()
+    async with running_hub(clock) as hub:
+        streams = [
+            join(hub, f"user-{number}", *channels, patterns=("a*", "ch*"), expires_at=clock.wall + 10)
+            for number in range(count)
+        ]
+
+        async with Passes() as passes:
+            await act(hub, clock)
+
+        report(f"{act.__name__} {count} streams: longest pass of the loop {passes.longest * 1000:.1f} ms")
+        assert passes.count >= PASSES
+        assert passes.longest < (0.05 if SOAK else 0.5)
+        assert all(subscriber.reason is not None for subscriber, _ in streams)
+        assert engine_of(hub).index.channels == engine_of(hub).index.prefixes == {}
+
+
+async def test_slice_of_a_round_is_cut_short_if_its_writes_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SLICE_SECONDS", 0.0)
+    async with running_hub() as hub:
+        sinks = [join(hub, f"user-{number}", "chat", "news")[1] for number in range(SLICE)]
+        before = len(sinks[0].chunks)
+        publishing = asyncio.create_task(publish(hub, "1"))
+
+        written = [0]
+        while written[-1] < SLICE:
+            await asyncio.sleep(0)
+            written.append(sum(len(sink.chunks) > before for sink in sinks))
+        await publishing
+
+        assert max(after - before for before, after in pairwise(written)) <= engine.WRITES_PER_LOOK
+        assert all(sink.data() == ["1"] for sink in sinks)
 
 
 async def test_f12_history_that_expires_leaves_the_loop_to_others() -> None:

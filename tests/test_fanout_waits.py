@@ -8,6 +8,7 @@ import pytest
 
 from builders import subscriber
 from fakes import FakeSink
+from ssehub.fanout import waits
 from ssehub.fanout.backlogs import Backlogs
 from ssehub.fanout.index import Index
 from ssehub.fanout.subscriber import Subscriber
@@ -25,8 +26,10 @@ class Crowd:
         bounds = Backpressure(max_backlog_bytes=100, max_total_backlog_bytes=10**6, grace_seconds=GRACE)
         self.backlogs = Backlogs(bounds, 10**6, self.index)
 
-    def add(self, user: str, *channels: str, lags: bool = True, reads: bool = True) -> Subscriber:
-        one = subscriber(user, *channels, sink=FakeSink(reads=False))
+    def add(
+        self, user: str, *channels: str, patterns: tuple[str, ...] = (), lags: bool = True, reads: bool = True
+    ) -> Subscriber:
+        one = subscriber(user, *channels, patterns=patterns, sink=FakeSink(reads=False))
         self.index.add(one)
         if lags:
             self.lag(one, reads=reads)
@@ -89,6 +92,66 @@ def test_subscriber_of_several_channels_counts_on_each() -> None:
     crowd.add("kim", "calm", lags=False)
 
     assert crowd.waits("busy") and not crowd.waits("calm")
+
+
+def test_slow_stream_with_a_pattern_is_waited_for_only_where_few_others_keep_up() -> None:
+    crowd = Crowd()
+    crowd.add("alex", patterns=("orders.*",))
+    for channel, count in (("orders.1", 1), ("orders.2", 3)):
+        for number in range(count):
+            crowd.add(f"user-{number}", channel, lags=False)
+
+    waits = {channel: crowd.waits(channel) for channel in ("orders.1", "orders.2", "orders.3", "order", "chat")}
+
+    assert waits == {"orders.1": False, "orders.2": False, "orders.3": True, "order": False, "chat": False}
+
+
+def test_streams_with_patterns_that_keep_up_count_as_subscribers_of_the_channel() -> None:
+    crowd = Crowd()
+    crowd.add("alex", "orders.1")
+    assert crowd.waits("orders.1")
+
+    crowd.add("kim", patterns=("ord*",), lags=False)
+
+    assert not crowd.waits("orders.1", now=0.1)
+
+
+@pytest.mark.parametrize(
+    ("lagging", "keeping_up", "expected"),
+    [
+        pytest.param([("alex", "orders.1", "o*", "orders.*")], [], True, id="one-stream-by-three-topics"),
+        pytest.param([("alex", "orders.1", "o*")], [("kim", "o*", "orders.*")], False, id="each-counts-once"),
+        pytest.param(
+            [("alex", "orders.1"), ("kim", "o*")], [("lee", "o*", "orders.1")], True, id="more-lag-by-different-topics"
+        ),
+        pytest.param([("alex", "o*")], [("alex", "orders.1"), ("kim", "x")], False, id="same-user-by-another-topic"),
+        pytest.param([("alex", "o*"), ("alex", "orders.*")], [("alex", "orders.1")], True, id="most-of-the-only-user"),
+    ],
+)
+def test_stream_counts_once_on_a_channel_that_it_hears_in_several_ways(
+    lagging: list[tuple[str, ...]], keeping_up: list[tuple[str, ...]], expected: bool
+) -> None:
+    crowd = Crowd()
+    for streams, lags in ((lagging, True), (keeping_up, False)):
+        for user, *names in streams:
+            patterns = tuple(name for name in names if name.endswith("*"))
+            crowd.add(user, *(name for name in names if name not in patterns), patterns=patterns, lags=lags)
+
+    assert crowd.waits("orders.1") is expected
+
+
+def test_decisions_are_remembered_of_a_bounded_number_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "MAX_DECISIONS", 10)
+    crowd = Crowd()
+    one = crowd.add("alex", patterns=("orders.*",))
+
+    for number in range(100):
+        assert crowd.waits(f"orders.{number}")
+    remembered = len(crowd.backlogs.waits._decisions)
+    crowd.backlogs.end_lag(one)
+
+    assert 0 < remembered <= 10
+    assert not crowd.backlogs.waits._decisions and not crowd.backlogs.waits._by_topic
 
 
 @pytest.mark.parametrize("reads", [True, False])

@@ -24,7 +24,7 @@ from redis_servers import RedisServer
 from servers import SERVERS, ServedHub, Server
 from ssehub.config import load_config
 from ssehub.errors import ConfigError
-from ssehub.server.apps import create_tokens
+from ssehub.server.credentials import create_tokens
 from ssehub.tokens import Tokens, secrets_of
 from streams import BUSY, RawStream, get, listen
 
@@ -321,7 +321,7 @@ JWKS = {"jwks": "/nonexistent", "issuer": ISSUER, "audience": AUDIENCE, "grant_t
 REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "no-issuer": ({"issuer": ""}, "jwks needs issuer and audience"),
     "no-audience": ({"audience": ""}, "jwks needs issuer and audience"),
-    "no-channels": ({"grant_templates": ""}, "jwks needs channel_claim or grant_templates"),
+    "no-channels": ({"grant_templates": ""}, "jwks needs channel_claim, pattern_claim or grant_templates"),
     "missing": ({}, "jwks /nonexistent can't be read: No such file or directory"),
     "http": ({"jwks": "http://login.example/"}, "so use https://"),
     "ftp": ({"jwks": "ftp://login.example/"}, "must be a file or a URL such as"),
@@ -339,7 +339,7 @@ def test_settings_of_an_identity_provider_that_can_not_be_used_are_refused(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["issuer", "audience", "channel_claim", "grant_templates"])
+@pytest.mark.parametrize("name", ["issuer", "audience", "channel_claim", "grant_templates", "pattern_claim"])
 def test_settings_of_an_identity_provider_need_jwks(name: str) -> None:
     with pytest.raises(ConfigError, match="set jwks, too"):
         create_tokens(load_config({name: JWKS.get(name, "channel"), "secret": SECRET}))

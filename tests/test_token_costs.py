@@ -49,17 +49,18 @@ def claims_of(size: int) -> bytes:
     return json.dumps(fields).encode()
 
 
-LONGEST_VALID = sign(HEADER, claims_of(5_900))
+LONGEST_VALID = sign(HEADER, claims_of(48_900))
 FORGED = {
-    "other-secret": sign(HEADER, claims_of(5_900), secret="another secret that is long enough too"),
+    "other-secret": sign(HEADER, claims_of(48_900), secret="another secret that is long enough too"),
     "no-dots": "x" * MAX_TOKEN_LENGTH,
     "dots": "." * MAX_TOKEN_LENGTH,
     "two-segments": f"{'x' * (MAX_TOKEN_LENGTH // 2)}.{'x' * (MAX_TOKEN_LENGTH // 2 - 1)}",
-    "long-header": sign(b"[" * 5_900, b"{}"),
+    "long-header": sign(b"[" * 48_900, b"{}"),
     "deep-header": sign(b"[" * 700, b"{}"),
     "digits-in-the-header": sign(b"9" * 700, b"{}"),
     "many-names-in-the-header": sign(json.dumps({str(n): 0 for n in range(80)}).encode(), b"{}"),
-    "not-base64": f"{'A' * 4_001}.{'B' * 4_001}.C",
+    "not-base64": f"{'A' * 32_001}.{'B' * 32_001}.C",
+    "not-ascii": "x.y." + "é" * (MAX_TOKEN_LENGTH - 4),
     "megabyte": "x" * 2**20,
     "megabyte-of-segments": ".".join(["x" * 4] * (2**18)),
 }
@@ -105,6 +106,10 @@ REQUESTS: dict[str, tuple[bytes, dict[str, bytes]]] = {
     "percent-signs": (b"token=" + b"%" * 30_000, {}),
     "plus-signs": (b"token=" + b"+" * 30_000, {}),
     "fields": (b"&" * 30_000, {}),
+    "names-of-escapes": (b"&".join([b"%41%42=1"] * 100), {}),
+    "channels": (b"&".join([b"channel=" + b"x" * 56] * 1_000), {}),
+    "channels-of-escapes": (b"&".join([b"channel=" + b"%41" * 18] * 1_000), {}),
+    "too-many-channels": (b"&".join([b"channel=x"] * 7_000), {}),
     "not-utf-8": (b"token=" + b"\xff" * 30_000, {}),
     "quoted-cookie": (b"", {"cookie": b'sse="' + b"\\" * 30_000 + b'"'}),
     "quoted-other-cookie": (b"", {"cookie": b'x="' + b'\\"' * 15_000 + b'"'}),

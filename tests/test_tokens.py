@@ -53,10 +53,11 @@ def grant(
     channels: tuple[str, ...] = ("chat",),
     expires_at: float | None = NOW + 60,
     iat: float = 0.0,
+    patterns: tuple[str, ...] = (),
     **names: str,
 ) -> Claims:
     """Return the claims of a token that `make` returns."""
-    return Claims(user_id, channels, expires_at, iat=iat, **names)
+    return Claims(user_id, channels, expires_at, iat=iat, patterns=patterns, **names)
 
 
 def raw(payload: bytes = b"{}", header: bytes = json.dumps(HEADER).encode()) -> str:
@@ -154,7 +155,31 @@ BROKEN = {
     "B12-channels-empty": make(channels=[]),
     "B12-channels-string": make(channels="chat"),
     "B12-channels-mixed": make(channels=["chat", 5]),
-    "B12-channels-many": make(channels=[str(n) for n in range(101)]),
+    "B12-channels-many": make(channels=[str(n) for n in range(1_001)]),
+    "B30-star-inside": make(patterns=["a*b"]),
+    "B30-star-first": make(patterns=["*a"]),
+    "B30-two-stars": make(patterns=["a**"]),
+    "B30-two-stars-apart": make(patterns=["a*b*"]),
+    "B30-no-star": make(patterns=["orders"]),
+    "B30-empty": make(patterns=[""]),
+    "B30-long": make(patterns=["x" * 3_999 + "*"]),
+    "B30-line-break": make(patterns=["a\n*"]),
+    "B30-NUL": make(patterns=["a\0*"]),
+    "B30-surrogate": raw(b'{"userId":"a","patterns":["\\ud800*"],"exp":1700000060}'),
+    "B30-one-is-bad": make(patterns=["a*", "b"]),
+    "B30-many": make(patterns=[f"{n}*" for n in range(101)]),
+    "B30-null": make(patterns=None),
+    "B30-string": make(patterns="orders.*"),
+    "B30-object": make(patterns={"orders.*": True}),
+    "B30-number": make(patterns=5),
+    "B30-list-of-numbers": make(patterns=[5]),
+    "B30-list-of-null": make(patterns=[None]),
+    "B30-list-of-lists": make(patterns=[["a*"]]),
+    "B30-channel-null": make(channel=None, patterns=["a*"]),
+    "B30-channels-null": make(channel=..., channels=None, patterns=["a*"]),
+    "B30-no-channel-and-no-pattern": make(channel=..., patterns=[]),
+    "B30-empty-lists": make(channel=..., channels=[], patterns=[]),
+    "B30-user-missing": make(userId=..., channel=..., patterns=["a*"]),
     "B13-long": "x" * (MAX_TOKEN_LENGTH + 1),
     "B13-megabyte": make(pad="x" * 2**20),
     "B14-JWE": ".".join([HEAD] * 5),
@@ -197,6 +222,23 @@ def test_token_made_by_hand_verifies(algorithm: str) -> None:
         pytest.param(make(userId=..., sub="kim"), grant("kim", sub="kim"), id="sub"),
         pytest.param(make(channel=..., channels=["b", "a"]), grant(channels=("b", "a")), id="channels"),
         pytest.param(make(userId="*"), grant("*"), id="star"),
+        pytest.param(make(channel="orders.*"), grant(channels=("orders.*",)), id="B30-channel-with-a-star"),
+        pytest.param(make(channels=["*", "a*b"]), grant(channels=("*", "a*b")), id="B30-channels-with-stars"),
+        pytest.param(
+            make(channel=..., patterns=["orders.*"]), grant(channels=(), patterns=("orders.*",)), id="B30-pattern"
+        ),
+        pytest.param(make(patterns=["a*", "é*"]), grant(patterns=("a*", "é*")), id="B30-channel-and-patterns"),
+        pytest.param(
+            make(channel=..., channels=[], patterns=["a*"]), grant(channels=(), patterns=("a*",)), id="B30-no-channels"
+        ),
+        pytest.param(make(patterns=[]), grant(), id="B30-no-patterns"),
+        pytest.param(
+            make(patterns=[f"{n}*" for n in range(100)]),
+            grant(patterns=tuple(f"{n}*" for n in range(100))),
+            id="B30-100",
+        ),
+        pytest.param(make(patterns=["x" * 254 + "*"]), grant(patterns=("x" * 254 + "*",)), id="B30-longest"),
+        pytest.param(make(patterns=["*"]), grant(patterns=("*",)), id="B30-every-channel-is-for-the-hub-to-refuse"),
         pytest.param(make(exp=NOW + 0.5), grant(expires_at=NOW + 0.5), id="float"),
         pytest.param(make(nbf=int(NOW)), grant(), id="B10-nbf-now"),
         pytest.param(make(nbf=int(NOW) + 5), grant(), id="B18-nbf-within-the-leeway"),
@@ -274,6 +316,37 @@ def test_issued_token_for_several_channels_verifies() -> None:
     assert (claims.user_id, claims.channels, claims.expires_at) == ("alex", ("a", "b"), NOW + 60)
 
 
+def test_issued_token_for_patterns_verifies() -> None:
+    only = TOKENS.issue("alex", patterns=["orders.*"], expires_at=NOW + 60)
+    both = TOKENS.issue("alex", ["chat"], patterns=["orders.*", "*"], expires_at=NOW + 60)
+
+    for token, channels, patterns in ((only, (), ("orders.*",)), (both, ("chat",), ("orders.*", "*"))):
+        claims = TOKENS.verify(token)
+        assert (claims.channels, claims.patterns) == (channels, patterns)
+    written = json.loads(base64.urlsafe_b64decode(only.split(".")[1] + "=="))
+    assert written.keys() == {"userId", "patterns", "iat", "exp", "jti"}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["a*b"], "patterns 'a*b' is not a pattern"),
+        (["orders"], "patterns 'orders' is not a pattern"),
+        ([""], "patterns is empty"),
+        (["x" * 4_000], "patterns has 4000 characters"),
+        ([5], "patterns must be a string, not int"),
+        (["a*"] * 101, "patterns: 101 given: a token grants at most 100"),
+        ("orders.*", "patterns must be a sequence of patterns, such as ['orders.*']"),
+        (None, "patterns must be a sequence of patterns"),
+    ],
+)
+def test_b30_pattern_that_would_not_verify_is_not_issued(patterns: Any, message: str) -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        TOKENS.issue("alex", ["chat"], patterns=patterns, expires_at=NOW + 60)
+
+    assert str(caught.value).startswith(message)
+
+
 def test_issued_token_says_when_it_was_issued_to_the_millisecond_and_has_an_id_of_its_own() -> None:
     tokens = Tokens(SECRET, now=lambda: NOW + 0.123456)
 
@@ -289,12 +362,12 @@ def test_issued_token_says_when_it_was_issued_to_the_millisecond_and_has_an_id_o
     [
         ("", ["chat"], "userId is empty"),
         ("a\n", ["chat"], "userId 'a\\n' contains a line break"),
-        ("a", [], "channel: 0 names given: a token grants 1 to 100 channels"),
-        ("a", ["x"] * 101, "channel: 101 names given"),
+        ("a", [], "no channel and no pattern given: a token needs one at least"),
+        ("a", ["x"] * 1_001, "channel: 1001 names given: a token grants at most 1000"),
         ("a", [""], "channel is empty"),
         ("a", "chat", "channels must be a sequence of names"),
         ("a", None, "channels must be a sequence of names"),
-        ("a", [f"{n:0255}" for n in range(100)], "channel: the token would have"),
+        ("a", [f"{n:0255}" for n in range(200)], "channel: the token would have"),
     ],
 )
 def test_token_that_would_not_verify_is_not_issued(user_id: str, channels: Any, message: str) -> None:

@@ -134,12 +134,14 @@ def test_verified_returns_what_a_key_has_signed_whatever_it_says() -> None:
         ({"audience": ["hub", 5]}, "audience must be a string that is not empty"),
         ({"issuer": 5}, "issuer must be a string that is not empty"),
         ({"user_claim": ""}, "user_claim must be a string that is not empty"),
-        ({"channel_claim": None}, "jwks needs channel_claim or grant_templates"),
+        ({"channel_claim": None}, "jwks needs channel_claim, pattern_claim or grant_templates"),
         ({"channel_claim": ""}, "channel_claim must be the name of a claim"),
+        ({"pattern_claim": ""}, "pattern_claim must be the name of a claim"),
+        ({"pattern_claim": ["hear"]}, "pattern_claim must be the name of a claim"),
         ({"max_token_seconds": 0}, "max_token_seconds 0: must be greater than 0"),
         ({"max_token_seconds": "1h"}, "max_token_seconds '1h'"),
         ({"algorithm": "RS256"}, "algorithm 'RS256': must be one of HS256"),
-        ({"jwks": None}, "issuer, audience, channel_claim and grant_templates are for tokens by jwks"),
+        ({"jwks": None}, "issuer, audience, channel_claim, grant_templates and pattern_claim are for tokens by jwks"),
     ],
 )
 def test_b20_setting_that_would_not_do_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -276,9 +278,45 @@ def test_template_that_would_not_do_is_refused(text: Any, message: str) -> None:
 def test_more_channels_than_a_token_may_grant_are_refused() -> None:
     both = {"grant_templates": ["user.{sub}"], "channel_claim": "listen"}
 
-    assert len(granted(both, listen=[str(n) for n in range(99)])) == 100
-    with pytest.raises(TokenError, match="101 channels: 1 to 100 are possible"):
-        granted(both, listen=[str(n) for n in range(100)])
+    assert len(granted(both, listen=[str(n) for n in range(999)])) == 1_000
+    with pytest.raises(TokenError, match="1001 channels: at most 1000 are possible"):
+        granted(both, listen=[str(n) for n in range(1_000)])
+
+
+def test_patterns_are_in_the_claim_that_is_set() -> None:
+    only = tokens(channel_claim=None, pattern_claim="hear")
+    both = tokens(pattern_claim="hear")
+
+    for own, channels in ((only, ()), (both, ("chat",))):
+        for value in ("orders.*", ["orders.*"], ["orders.*", "orders.*"]):
+            claims = own.verify(make_of("ES256")(hear=value))
+            assert (claims.channels, claims.patterns) == (channels, ("orders.*",))
+    assert both.verify(make_of("ES256")()).patterns == ()
+    assert both.verify(make_of("ES256")(listen=..., hear=["a*"])).channels == ()
+
+
+def test_patterns_of_tokens_by_secret_and_channels_with_a_star_grant_no_patterns() -> None:
+    claims = tokens().verify(make_of("ES256")(patterns=["orders.*"], listen=["orders.*"]))
+
+    assert (claims.channels, claims.patterns) == (("orders.*",), ())
+
+
+@pytest.mark.parametrize(
+    "value", [..., None, 5, {}, [], [5], [["a*"]], "", "orders", "*a", "a**", ["a*"] * 0, "x" * 4_000 + "*"]
+)
+def test_b30_claim_that_is_no_pattern_is_refused(value: Any) -> None:
+    with pytest.raises(TokenError) as caught:
+        tokens(channel_claim=None, pattern_claim="hear").verify(make_of("ES256")(hear=value))
+
+    assert caught.value.reason is CLAIMS
+
+
+def test_b30_more_patterns_than_a_token_may_grant_are_refused() -> None:
+    own = tokens(pattern_claim="hear")
+
+    assert len(own.verify(make_of("ES256")(hear=[f"{n}*" for n in range(100)])).patterns) == 100
+    with pytest.raises(TokenError, match="patterns: 101 given: at most 100 are allowed"):
+        own.verify(make_of("ES256")(hear=[f"{n}*" for n in range(101)]))
 
 
 def test_user_is_in_the_claim_that_is_set() -> None:

@@ -285,7 +285,7 @@ def test_query_with_too_many_fields_is_refused(hub: RunningHub) -> None:
 
     assert (answer.status_code, answer.text) == (
         400,
-        "the query has more than 100 fields, 2000 percent-escapes or 65536 bytes\n",
+        "the query has more than 65536 bytes, 1000 channels, 100 other fields, or 2000 percent-escapes in those\n",
     )
 
 

@@ -27,6 +27,11 @@ def event_text(rest: str) -> str:
     return '{"userId":"*","channel":"chat",' + rest + "}"
 
 
+def token_with(patterns: object, message: str) -> tuple[str, str, dict[str, str], int, str]:
+    """Return a request for a token with these patterns and no channel, and why it is refused."""
+    return "/token/", json.dumps({"userId": "a", "patterns": patterns}), JSON, 400, message
+
+
 BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "nothing": ("/emit/", "", FORM, 400, "channel is missing"),
     "C7-user-missing": ("/emit/", "channel=chat&data=x", FORM, 400, "userId is missing"),
@@ -266,6 +271,37 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     ),
     "token-both": ("/token/", '{"userId":"a","channel":"c","channels":["c"]}', JSON, 400, "channel and channels"),
     "token-channels-text": ("/token/", '{"userId":"a","channels":"c"}', JSON, 400, "channels must be a list"),
+    "B30-star-inside": token_with(["a*b"], "patterns 'a*b' is not a pattern: write a prefix"),
+    "B30-star-first": token_with(["*a"], "patterns '*a' is not a pattern"),
+    "B30-two-stars": token_with(["a**"], "patterns 'a**' is not a pattern"),
+    "B30-no-star": token_with(["orders"], "patterns 'orders' is not a pattern"),
+    "B30-empty": token_with([""], "patterns is empty"),
+    "B30-star-alone": token_with(["*"], "patterns: '*' would be every channel"),
+    "B30-long": token_with(["x" * 3_999 + "*"], "patterns has 4000 characters"),
+    "B30-line-break": token_with(["a\n*"], "patterns 'a\\n*' contains a line break"),
+    "B30-many": token_with(["a*"] * 101, "patterns: 101 given: at most 100"),
+    "B30-none": token_with([], "channel is missing: send it as a field"),
+    "B30-null": token_with(None, "patterns must be a list, such as"),
+    "B30-text": token_with("orders.*", "patterns must be a list, such as"),
+    "B30-object": token_with({"orders.*": 1}, "patterns must be a list, such as"),
+    "B30-number": token_with(5, "patterns must be a list, such as"),
+    "B30-numbers": token_with([5], "patterns must be a string, not int"),
+    "B30-list-in-a-list": token_with([["a*"]], "patterns must be a string, not list"),
+    "B30-form": ("/token/", "userId=a&channel=c&patterns=a*", FORM, 400, "unknown field 'patterns': expected userId"),
+    "token-channels-many": (
+        "/token/",
+        json.dumps({"userId": "a", "channels": [str(n) for n in range(1_001)]}),
+        JSON,
+        400,
+        "channel has 1001 names: at most 1000 are allowed",
+    ),
+    "token-too-long": (
+        "/token/",
+        json.dumps({"userId": "a", "channels": [f"{n:0255}" for n in range(1_000)]}),
+        JSON,
+        400,
+        "at most 65536 are allowed, so grant fewer channels, or a pattern",
+    ),
     "token-unknown": ("/token/", "userId=a&channel=c&ttl=5", FORM, 400, "unknown field 'ttl'"),
 }
 

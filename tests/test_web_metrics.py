@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 async def test_metrics_show_what_the_hub_has_done() -> None:
     async with control_app() as app:
         stopped = FakeSink(reads=False)
-        app.hub.attach(Claims("sam", ("chat",)), stopped)
+        app.hub.attach(Claims("sam", ("chat",), patterns=("orders.*",)), stopped)
         await app.post("/emit/", form(userId="*"))
         await app.hub.flush()
         await app.post("/emit/", form(userId="sam", data="y" * 70_000))
@@ -31,6 +31,8 @@ async def test_metrics_show_what_the_hub_has_done() -> None:
 
         for line in (
             "ssehub_subscribers 2.0",
+            "ssehub_channels 2.0",
+            "ssehub_patterns 1.0",
             "ssehub_streams_total 3.0",
             "ssehub_events_published_total 2.0",
             "ssehub_events_delivered_total 4.0",

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 
 from .errors import InvalidEvent
 from .fields import check_name
+from .grant import MAX_PATTERNS, check_pattern
 
 _NUMBERS = (int, float)  # faster than the union of both, which would be made for each token
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token, or a host's own login, grants: `channels` to `user_id`, until `expires_at` (Unix time, seconds).
+    """What a token, or a host's own login, grants to `user_id` until `expires_at` (Unix time, seconds).
+
+    That is exact `channels`, and every channel that begins like one of `patterns`, such as `orders.*`. There must be a
+    channel or a pattern.
 
     The other fields are claims of the token, as RFC 7519 (4.1) and OpenID Connect (`sid`) name them, by which access
     can be revoked.
     """
 
     user_id: str
-    channels: tuple[str, ...]
+    channels: tuple[str, ...] = ()
     expires_at: float | None = None
     iss: str | None = None
     sub: str | None = None
@@ -28,6 +32,7 @@ class Claims:
     jti: str | None = None
     iat: float | None = None
     """When the token was issued, in Unix time; 0 if it does not say. None if there was no token."""
+    patterns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises InvalidEvent for values that a token cannot have."""
@@ -40,10 +45,22 @@ class Claims:
             check_name("sid", self.sid)
         if self.jti is not None:
             check_name("jti", self.jti)
-        if isinstance(self.channels, str) or not self.channels:
+        if isinstance(self.channels, str) or not (self.channels or self.patterns):
             raise InvalidEvent(f"channels must be a tuple of names, such as ('chat',), not {self.channels!r}")
         for channel in self.channels:
             check_name("channel", channel)
+        if self.patterns:
+            self._check_patterns()
         expires_at = self.expires_at
         if expires_at is not None and (not isinstance(expires_at, _NUMBERS) or math.isnan(expires_at)):
             raise InvalidEvent(f"expires_at must be a Unix time in seconds, not {self.expires_at!r}")
+
+    def _check_patterns(self) -> None:
+        if isinstance(self.patterns, str):
+            raise InvalidEvent(
+                f"patterns must be a tuple of patterns, such as ('orders.*',), not {self.patterns!r:.80}"
+            )
+        if len(self.patterns) > MAX_PATTERNS:
+            raise InvalidEvent(f"patterns: {len(self.patterns)} given: at most {MAX_PATTERNS} are allowed")
+        for pattern in self.patterns:
+            check_pattern("patterns", pattern)

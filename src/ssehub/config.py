@@ -133,6 +133,9 @@ class Config(BaseSettings):
     grant_templates: Names = Field(
         [], description="channels that tokens by jwks grant, made from their claims, such as user.{sub}"
     )
+    pattern_claim: str | None = Field(
+        None, min_length=1, description="claim of tokens by jwks that contains a pattern or a list of patterns"
+    )
     max_token_seconds: Seconds | None = Field(
         None,
         description="longest lifetime of a token, from 'iat' to 'exp', and not less than token_lifetime_seconds; if "

@@ -159,9 +159,16 @@ class Publisher(_Client):
         ids: list[str] = self._post(_emit([_wire(event) for event in events], idempotency_key))["ids"]
         return ids
 
-    def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
-        """Return a token for `user_id` on one channel or several."""
-        return str(self._post(_issue_token(user_id, channel, expires_in_seconds))["token"])
+    def token(
+        self,
+        user_id: str,
+        channel: str | Sequence[str] = (),
+        *,
+        patterns: Sequence[str] = (),
+        expires_in_seconds: int | None = None,
+    ) -> str:
+        """Return a token for `user_id` on one channel or several, on patterns such as `orders.*`, or both."""
+        return str(self._post(_issue_token(user_id, channel, patterns, expires_in_seconds))["token"])
 
     def _post(self, call: _Call) -> dict[str, Any]:
         _check_open(self._http)
@@ -221,9 +228,16 @@ class AsyncPublisher(_Client):
         ids: list[str] = (await self._post(_emit([_wire(event) for event in events], idempotency_key)))["ids"]
         return ids
 
-    async def token(self, user_id: str, channel: str | Sequence[str], *, expires_in_seconds: int | None = None) -> str:
-        """Return a token for `user_id` on one channel or several."""
-        return str((await self._post(_issue_token(user_id, channel, expires_in_seconds)))["token"])
+    async def token(
+        self,
+        user_id: str,
+        channel: str | Sequence[str] = (),
+        *,
+        patterns: Sequence[str] = (),
+        expires_in_seconds: int | None = None,
+    ) -> str:
+        """Return a token for `user_id` on one channel or several, on patterns such as `orders.*`, or both."""
+        return str((await self._post(_issue_token(user_id, channel, patterns, expires_in_seconds)))["token"])
 
     async def _post(self, call: _Call) -> dict[str, Any]:
         _check_open(self._http)
@@ -279,9 +293,13 @@ def _wire(event: EventFields) -> dict[str, object]:
     return wire
 
 
-def _issue_token(user_id: str, channel: str | Sequence[str], expires_in_seconds: int | None) -> _Call:
+def _issue_token(
+    user_id: str, channel: str | Sequence[str], patterns: Sequence[str], expires_in_seconds: int | None
+) -> _Call:
     name = "channel" if isinstance(channel, str) else "channels"
     fields: dict[str, Any] = {"userId": user_id, name: channel if isinstance(channel, str) else list(channel)}
+    if patterns:
+        fields["patterns"] = [patterns] if isinstance(patterns, str) else list(patterns)
     if expires_in_seconds is not None:
         fields["exp"] = expires_in_seconds
     return _Call("/token/", _json(fields), {})

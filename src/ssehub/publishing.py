@@ -124,8 +124,9 @@ class Publishing(ABC):
     ) -> str:
         """End the open streams of these users, on these channels, or both, in this process and every other.
 
-        Each ends after everything published before, with `stream-revoked`. Browsers come back after `retry`
-        milliseconds, and are served if their token is still valid. Returns the position; raises what `publish` raises.
+        Streams that hear a channel by a pattern are on it, too. Each ends after everything published before, with
+        `stream-revoked`. Browsers come back after `retry` milliseconds, and are served if their token is still valid.
+        Returns the position; raises what `publish` raises.
         """
         given = {} if retry is None else {"retry": retry}
         command = Disconnect(one_or_many(user_id), one_or_many(channel), **given)

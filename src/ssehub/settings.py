@@ -135,6 +135,9 @@ class Streams(Settings):
     stream_lifetime_seconds: float | None = setting(
         None, "maximum lifetime of a stream, of which each gets a random 80 to 100 %; if not set, unlimited", SECONDS
     )
+    allow_all_channels: bool = setting(
+        False, "let a stream have the pattern *, with which it receives the events of every channel"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +232,7 @@ class RequestLimits(Settings):
     """How large the head of an HTTP request may be, how long a client may take to send a request, and how many may."""
 
     max_head_bytes: int = setting(
-        32 * 2**10, "largest head of a request: its URL and headers", Range(least=1_024, most=2**20)
+        80 * 2**10, "largest head of a request: its URL and headers", Range(least=1_024, most=2**20)
     )
     max_head_fields: int = setting(100, "most headers of a request", POSITIVE)
     head_seconds: float = setting(10, "how long a client may take to send the head of a request", SECONDS)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from .fanout.resume import Start
 from .fanout.sinks import Sink, TaskSink
 from .fanout.subscriber import CloseReason, Subscriber
 
@@ -75,8 +76,8 @@ class Subscription:
 
     def __init__(
         self,
-        prepare: Callable[[], Awaitable[None]],
-        attach: Callable[[Sink], Subscriber],
+        prepare: Callable[[], Awaitable[Start]],
+        attach: Callable[[Sink, Start], Subscriber],
         detach: Callable[[Subscriber], None],
     ) -> None:
         self._prepare = prepare
@@ -95,10 +96,10 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         if self._subscriber is None:
-            await self._prepare()
-        if self._subscriber is None:  # another task may have entered meanwhile
-            self._loop = asyncio.get_running_loop()
-            self._subscriber = self._attach(self._sink)
+            start = await self._prepare()
+            if self._subscriber is None:  # another task may have entered meanwhile
+                self._loop = asyncio.get_running_loop()
+                self._subscriber = self._attach(self._sink, start)
         return self
 
     async def __aexit__(

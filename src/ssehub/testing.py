@@ -15,12 +15,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from .claims import Claims
 from .fanout.engine import Engine
 from .fanout.resume import Start
 from .fanout.sinks import Chunk, Owner
 from .fanout.subscriber import CloseReason, Subscriber
-from .fields import one_or_many
 from .hub import Hub
 from .position import Position
 from .subscription import Message, MessageReader
@@ -82,16 +80,20 @@ class ManualHub(Hub):
     async def record(
         self,
         *,
-        channel: str | Sequence[str],
+        channel: str | Sequence[str] | None = None,
+        patterns: str | Sequence[str] = (),
         user_id: str,
         expires_at: float | None = None,
         cursor: str | None = None,
         since: str | None = None,
     ) -> Recording:
-        """Return a subscriber of these channels that records everything from now on, or after `cursor` or `since`."""
+        """Return a subscriber that records everything from now on, or after `cursor` or `since`.
+
+        It hears these channels, and those that begin like one of the patterns, such as `orders.*`.
+        """
         await self.start()
         recording = Recording()
-        claims = Claims(user_id, one_or_many(channel), expires_at)
+        claims = self._claims(user_id, channel, patterns, expires_at)
         recording.subscriber = self.attach(claims, recording, Start.parse(cursor, since))
         return recording
 
@@ -103,7 +105,7 @@ class ManualHub(Hub):
             step = min(left, self._engine.ticker.seconds) if self._engine is not None else left
             self.clock.pass_seconds(step)
             if self._engine is not None:
-                self._engine.upkeep.advance(slice_size=len(self._engine) + 1)
+                self._engine.upkeep.advance(slice_size=None)
             left -= step
             await asyncio.sleep(0)
         await self.flush()

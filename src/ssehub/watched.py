@@ -20,13 +20,19 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import ConfigError
 
 logger = logging.getLogger("ssehub.watched")
+
+LastGood = Mapping[str, str]
+"""What files contained when they could last be used, by the settings that name them, for a process that begins at a
+moment at which they may not be usable.
+"""
+NOTHING_YET: LastGood = {}
 
 LOOK_SECONDS = 5.0
 SETTLE_SECONDS = 1.0

@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from ..errors import ConfigError
+from ..grant import WILDCARD
+from ..settings import Streams
 from .options import ALIASES, config_option, load, secret_file_option, secret_option, signing_tokens
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
@@ -24,7 +26,10 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
     required=True,
     help="user the token is for; * is an ordinary name here, not everyone",
 )
-@click.option("--channel", "channels", multiple=True, required=True, help="channel the token grants; may be repeated")
+@click.option("--channel", "channels", multiple=True, help="channel the token grants; may be repeated")
+@click.option(
+    "--pattern", "patterns", multiple=True, help="pattern of channels the token grants, 'orders.*'; may be repeated"
+)
 @click.option("--exp", type=float, help="when the token expires, as a Unix time")
 @click.option(
     "--expires-in", default=None, help="how long the token is valid, such as 3600, 15m, 24h or 7d  [default: 24h]"
@@ -35,17 +40,26 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 def token(
     user_id: str,
     channels: tuple[str, ...],
+    patterns: tuple[str, ...],
     exp: float | None,
     expires_in: str | None,
     config_file: Path | None,
     **settings: object,
 ) -> None:
     """Print a new token, signed here: no hub needs to run."""
-    tokens = signing_tokens(load(config_file, settings))
+    if not channels and not patterns:
+        raise click.UsageError("a token needs a channel or a pattern: give --channel or --pattern")
+    config = load(config_file, settings)
+    if WILDCARD in patterns and not config.group(Streams).allow_all_channels:
+        raise click.UsageError(
+            "--pattern '*' would be every channel, which hubs do not allow: give a prefix, such as 'orders.*', or set "
+            "SSEHUB_ALLOW_ALL_CHANNELS, as for the hub"
+        )
+    tokens = signing_tokens(config)
     if tokens is None:
         raise ConfigError("no secret to sign the token with: give --secret-file, or set SSEHUB_SECRET")
     expires_at = _expires_at(exp, expires_in)
-    click.echo(tokens.issue(user_id, channels, expires_at=expires_at))
+    click.echo(tokens.issue(user_id, channels, patterns=patterns, expires_at=expires_at))
 
 
 def _expires_at(exp: float | None, expires_in: str | None) -> float:

@@ -19,7 +19,7 @@ because held bytes only fall when the last holder of a shared batch has ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..settings import Backpressure
 from .frames import Batch
@@ -210,9 +210,10 @@ class Backlogs:
 
         Those of one audience share the bytes that they have not read, so nothing is freed before all of them end.
         """
-        audiences: dict[tuple[str, Sequence[str]], list[Subscriber]] = {}
+        audiences: dict[tuple[object, ...], list[Subscriber]] = {}
         for subscriber in self._paused:
-            audiences.setdefault((subscriber.user_id, subscriber.channels), []).append(subscriber)
+            key = subscriber.user_id, subscriber.channels, subscriber.prefixes
+            audiences.setdefault(key, []).append(subscriber)
         freed, held = 0, self.held_bytes
         for audience in sorted(audiences.values(), key=lambda members: max(map(self._behind, members)), reverse=True):
             if freed + held - self.held_bytes >= size:

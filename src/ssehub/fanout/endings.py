@@ -33,7 +33,7 @@ class Endings:
         command = ending.command
         named: Iterator[Subscriber | None]
         if isinstance(command, Disconnect):
-            named, retry_milliseconds = iter(self._index.named(command.users, command.channels)), command.retry
+            named, retry_milliseconds = self._named(command), command.retry
         else:
             named, retry_milliseconds = self._revoked(command.revocations), None
 
@@ -42,6 +42,13 @@ class Endings:
                 self._registry.revoke(subscriber, retry_milliseconds)
 
         in_slices(named, end, END_SLICE, then)
+
+    def _named(self, command: Disconnect) -> Iterator[Subscriber]:
+        """Yield the streams that `command` names, one channel after the other; those of several have ended by then."""
+        if not command.channels:
+            yield from self._index.named(command.users, ())
+        for channel in command.channels:
+            yield from self._index.named(command.users, (channel,))
 
     async def revoke(self, revocations: Sequence[Revocation]) -> None:
         """End the streams that are open now and that `revocations` name; return when that is done."""

@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from time import perf_counter
 
 from ..brokers.base import Entry
 from ..claims import Claims
@@ -41,7 +42,7 @@ from .replays import Replays
 from .resume import Start, beginning
 from .rounds import SLICE, Rounds
 from .sinks import Chunk, Sink
-from .slices import END_SLICE, each_in_slices
+from .slices import END_SLICE, SLICE_SECONDS, act_on_slice, each_in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 from .upkeep import Upkeep
@@ -49,6 +50,8 @@ from .upkeep import Upkeep
 logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
+WRITES_PER_LOOK = 8
+"""How often a slice of a round looks at the time: it is cut short if each write needs a merge of many events."""
 RETURN_MILLISECONDS = 3_000
 """The `retry:` sent to a client that has reconnected, unless one is configured. Otherwise it would keep the one with
 which its last stream ended, which may have been long because there were many clients.
@@ -149,6 +152,7 @@ class Engine:
         statistics = self._statistics
         statistics.subscribers = len(self.index)
         statistics.channels = len(self.index.channels)
+        statistics.patterns = len(self.index.prefixes)
         statistics.backlog_bytes = self.backlogs.bytes
         statistics.lagging = self.backlogs.lagging
         statistics.waiting_bytes = self._rounds.waiting_bytes
@@ -245,8 +249,10 @@ class Engine:
 
     def _make_room(self) -> None:
         """End the streams that memory does not allow for, at most a slice of them at a time."""
-        for subscriber in islice(self.backlogs.excess(self._monotonic()), END_SLICE):
-            self.registry.end(subscriber, CloseReason.SLOW)
+        act_on_slice(self.backlogs.excess(self._monotonic()), self._end_as_slow, END_SLICE)
+
+    def _end_as_slow(self, subscriber: Subscriber) -> None:
+        self.registry.end(subscriber, CloseReason.SLOW)
 
     def _writes(self, frames: list[Frame]) -> Iterator[tuple[Batch, Subscriber]]:
         for batch, members in self.index.select(frames, frames[-1].position):
@@ -256,7 +262,8 @@ class Engine:
     def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
-        is_last = False
+        is_last = is_late = False
+        until = perf_counter() + SLICE_SECONDS
         is_tight = self.backlogs.is_tight
         subscriber = None
         try:
@@ -277,7 +284,10 @@ class Engine:
                         self._check_backlog(subscriber, len(batch.data))
                 elif written:
                     self.registry.end_failed(subscriber, written)
-            is_last = writes < SLICE
+                if not writes % WRITES_PER_LOOK and perf_counter() >= until:
+                    is_late = True
+                    break
+            is_last = writes < SLICE and not is_late
         except Exception:
             logger.exception("writing a round failed at one stream, so it ends")
             if subscriber is not None:
@@ -338,6 +348,10 @@ class Engine:
             self.backlogs.start_lag(subscriber, self._monotonic())
 
     # Subscribers
+
+    async def search(self, claims: Claims, start: Start) -> Start:
+        """Return `start` with what `attach` would have to search all of history for in one pass of the event loop."""
+        return await self._replays.search(self.head, claims, start)
 
     def attach(
         self, claims: Claims, sink: Sink, start: Start, address: str | None = None, *, uses_datastar: bool = False

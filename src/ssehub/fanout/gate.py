@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Sized
 
 from ..errors import Overloaded
 
@@ -18,20 +18,20 @@ class Gate:
     """Lets publishers through while `has_capacity` returns True, and `must_wait` False for each of their channels.
 
     The others wait: at most `max_waiting` of them for capacity, and as many for clients. `must_wait` is only asked
-    about channels that are in `laggards`.
+    while there are `laggards`.
     """
 
     def __init__(
         self,
         has_capacity: Callable[[], bool],
         max_waiting: int,
-        laggards: Container[str] = (),
+        laggards: Sized = (),
         must_wait: Callable[[str], bool] = lambda channel: False,
     ) -> None:
         self._has_capacity = has_capacity
         self._max_waiting = max_waiting
         self.laggards = laggards
-        """The channels that have lagging subscribers. It is empty on a healthy hub."""
+        """The lagging subscribers: none on a healthy hub."""
         self._must_wait = must_wait
         self._queue: deque[Turn] = deque()
         self.held_up: dict[str, deque[Turn]] = {}
@@ -72,7 +72,7 @@ class Gate:
                 has_waited = True
 
     def _is_lagging(self, channel: str) -> bool:
-        return channel in self.laggards and self._must_wait(channel)
+        return bool(self.laggards) and self._must_wait(channel)
 
     async def wait(self) -> None:
         """Wait for capacity, however many are waiting already."""

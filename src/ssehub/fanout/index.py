@@ -1,28 +1,83 @@
-"""The index: every subscriber, found by channel, then by user, without visiting any other subscriber.
+"""The index: every subscriber, found by topic, then by user, without visiting any other subscriber.
 
-`select` answers the question of a round: which batch is for whom. Subscribers of a single channel, nearly all of them
-in most deployments, share one batch per channel and, where events name users, one per named user. Subscribers of
-several channels need the frames of all of them in log order, each once: those are merged once per audience.
+A *topic* is what a subscriber listens to: one channel, or every channel that begins with a prefix. Both are the same
+kind of thing here, but are kept apart: the channel named `orders.*` has nothing to do with the prefix `orders.`.
+
+`select` answers the question of a round: which batch is for whom. Subscribers of a single topic, nearly all of them in
+most deployments, share one batch per topic and, where events name users, one per named user. Subscribers of several
+topics need the frames of all of them in log order, each once: those are merged once per audience.
+
+The prefixes of a channel are found by trying each length that a prefix has, and are remembered by the channel's name
+until the set of prefixes changes. While there are no patterns, all this is one `if` in a round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from ..position import Position
 from .frames import Batch, Frame
 from .subscriber import Subscriber
 
+MAX_MATCHES = 4_096
+"""Most names of channels whose prefixes are remembered; beyond it all are forgotten."""
 
-class _Channel:
-    """The subscribers of one channel: those of this channel only, those of others too, and all of them by user."""
 
-    __slots__ = ("by_user", "multiple", "single")
+class _Audience:
+    """The subscribers of one user on the same topics, of which there are several."""
+
+    __slots__ = ("channels", "members", "prefixes", "user_id")
+
+    def __init__(self, user_id: str, channels: tuple[str, ...], prefixes: tuple[str, ...]) -> None:
+        self.user_id = user_id
+        self.channels = channels
+        self.prefixes = prefixes
+        self.members: dict[Subscriber, None] = {}
+
+
+class Topic:
+    """The subscribers of one channel or prefix. A topic without any is not in the index."""
+
+    __slots__ = ("by_user", "count", "multiple", "single")
 
     def __init__(self) -> None:
+        self.count = 0
+        """The number of its subscribers."""
         self.single: dict[Subscriber, None] = {}
-        self.multiple: dict[Subscriber, None] = {}
-        self.by_user: dict[str, set[Subscriber]] = {}
+        """The subscribers of this topic only."""
+        self.multiple: dict[_Audience, None] = {}
+        """The audiences of those that have others, too."""
+        self.by_user: dict[str, tuple[Subscriber] | set[Subscriber]] = {}
+        """All of them. A user mostly has one, in a tuple, because a set would take 170 bytes more."""
+
+    def add(self, subscriber: Subscriber, audience: _Audience | None) -> None:
+        self.count += 1
+        if audience is None:
+            self.single[subscriber] = None
+        else:
+            self.multiple[audience] = None
+        user = subscriber.user_id
+        same_user = self.by_user.get(user)
+        if same_user is None:
+            self.by_user[user] = (subscriber,)
+        elif isinstance(same_user, set):
+            same_user.add(subscriber)
+        else:
+            self.by_user[user] = {*same_user, subscriber}
+
+    def remove(self, subscriber: Subscriber, audience: _Audience | None) -> None:
+        self.count -= 1
+        if audience is None:
+            del self.single[subscriber]
+        elif not audience.members:
+            del self.multiple[audience]
+        same_user = self.by_user[subscriber.user_id]
+        if len(same_user) == 1:
+            del self.by_user[subscriber.user_id]
+        else:
+            assert isinstance(same_user, set)
+            same_user.remove(subscriber)
 
 
 Delivery = tuple[Batch, list[Subscriber]]
@@ -30,98 +85,221 @@ Delivery = tuple[Batch, list[Subscriber]]
 
 
 class Index:
-    """Every subscriber of the hub, by channel and user."""
+    """Every subscriber of the hub, by topic and user."""
 
     def __init__(self) -> None:
         self.all: dict[Subscriber, None] = {}
-        self.channels: dict[str, _Channel] = {}
+        self.channels: dict[str, Topic] = {}
+        """The topics that are one channel, by its name."""
+        self.prefixes: dict[str, Topic] = {}
+        """The topics that are every channel with a prefix, by that."""
+        self._audiences: dict[tuple[str, tuple[str, ...], tuple[str, ...]], _Audience] = {}
+        self._audience_of: dict[Subscriber, _Audience] = {}
+        """The audience of each subscriber that has several topics."""
+        self._lengths: dict[int, int] = {}
+        """How many prefixes there are of each length."""
+        self._matches: dict[str, tuple[Topic, ...]] = {}
+        """The topics of prefixes that a channel begins with, by its name, as far as they are remembered."""
 
     def __len__(self) -> int:
         return len(self.all)
 
     def add(self, subscriber: Subscriber) -> None:
         self.all[subscriber] = None
-        is_single = len(subscriber.channels) == 1
-        for name in subscriber.channels:
-            channel = self.channels.get(name)
-            if channel is None:
-                channel = self.channels[name] = _Channel()
-            (channel.single if is_single else channel.multiple)[subscriber] = None
-            channel.by_user.setdefault(subscriber.user_id, set()).add(subscriber)
+        channels, prefixes = subscriber.channels, subscriber.prefixes
+        audience = None if len(channels) + len(prefixes) == 1 else self._join_audience(subscriber)
+        for name in channels:
+            topic = self.channels.get(name)
+            if topic is None:
+                topic = self.channels[name] = Topic()
+            topic.add(subscriber, audience)
+        for prefix in prefixes:
+            topic = self.prefixes.get(prefix)
+            if topic is None:
+                topic = self.prefixes[prefix] = Topic()
+                self._count_length(prefix, 1)
+            topic.add(subscriber, audience)
 
     def remove(self, subscriber: Subscriber) -> None:
         self.all.pop(subscriber, None)
+        audience = self._audience_of.pop(subscriber, None)
+        if audience is not None:
+            self._leave_audience(audience, subscriber)
         for name in subscriber.channels:
-            channel = self.channels[name]
-            channel.single.pop(subscriber, None)
-            channel.multiple.pop(subscriber, None)
-            same_user = channel.by_user[subscriber.user_id]
-            same_user.discard(subscriber)
-            if not same_user:
-                del channel.by_user[subscriber.user_id]
-            if not channel.by_user:
+            topic = self.channels[name]
+            topic.remove(subscriber, audience)
+            if not topic.count:
                 del self.channels[name]
+        for prefix in subscriber.prefixes:
+            topic = self.prefixes[prefix]
+            topic.remove(subscriber, audience)
+            if not topic.count:
+                del self.prefixes[prefix]
+                self._count_length(prefix, -1)
 
-    def count(self, channel: str) -> int:
-        """Return the number of subscribers of `channel`."""
-        found = self.channels.get(channel)
-        return 0 if found is None else len(found.single) + len(found.multiple)
+    def _join_audience(self, subscriber: Subscriber) -> _Audience:
+        """Return the audience that `subscriber`, which has several topics, is a member of from now on."""
+        key = subscriber.user_id, subscriber.channels, subscriber.prefixes
+        audience = self._audiences.get(key)
+        if audience is None:
+            audience = self._audiences[key] = _Audience(*key)
+        audience.members[subscriber] = None
+        self._audience_of[subscriber] = audience
+        return audience
+
+    def _leave_audience(self, audience: _Audience, subscriber: Subscriber) -> None:
+        del audience.members[subscriber]
+        if not audience.members:
+            del self._audiences[audience.user_id, audience.channels, audience.prefixes]
+
+    def _count_length(self, prefix: str, change: int) -> None:
+        """The set of prefixes has changed by `prefix`."""
+        self._matches.clear()
+        length = len(prefix)
+        count = self._lengths.pop(length, 0) + change
+        if count:
+            self._lengths[length] = count
+
+    def topics(self, channel: str) -> list[Topic]:
+        """Return every topic that `channel` belongs to: itself, and prefixes."""
+        exact = self.channels.get(channel)
+        found = [] if exact is None else [exact]
+        if self.prefixes:
+            found += self._prefixes_of(channel)
+        return found
+
+    def topics_of(self, subscriber: Subscriber) -> list[Topic]:
+        """Return every topic that `subscriber` is in."""
+        channels, prefixes = map(self.channels.get, subscriber.channels), map(self.prefixes.get, subscriber.prefixes)
+        return list(filter(None, chain(channels, prefixes)))
+
+    def _prefixes_of(self, channel: str) -> tuple[Topic, ...]:
+        """Return the topics of the prefixes that `channel` begins with."""
+        found = self._matches.get(channel)
+        if found is None:
+            if len(self._matches) >= MAX_MATCHES:
+                self._matches.clear()
+            most, get = len(channel), self.prefixes.get
+            topics = [get(channel[:length]) for length in self._lengths if length <= most]
+            found = self._matches[channel] = tuple(filter(None, topics))
+        return found
 
     def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
-        """Return the subscribers of `users` on `channels`; empty means all users, or all channels."""
+        """Return the subscribers of `users` that listen to any of `channels`; empty means all users, or all channels.
+
+        Who listens to a channel by a pattern is one of them.
+        """
         wanted = set(users)
-        if not channels and len(wanted) * len(self.channels) > len(self.all):
+        if not channels and len(wanted) * (len(self.channels) + len(self.prefixes)) > len(self.all):
             return [subscriber for subscriber in self.all if subscriber.user_id in wanted]
         found: dict[Subscriber, None] = {}
-        for channel in filter(None, map(self.channels.get, channels or self.channels)):
-            for user in wanted & channel.by_user.keys() if wanted else channel.by_user:
-                found.update(dict.fromkeys(channel.by_user[user]))
+        for topic in self._topics_of_all(channels):
+            for user in wanted & topic.by_user.keys() if wanted else topic.by_user:
+                found.update(dict.fromkeys(topic.by_user[user]))
         return list(found)
 
-    def select(self, frames: Sequence[Frame], last: Position) -> list[Delivery]:
-        """Return which part of `frames` is for whom. `frames` are in log order, in a round that ends at `last`."""
-        by_channel: dict[str, list[Frame]] = {}
+    def _topics_of_all(self, channels: Iterable[str]) -> Iterable[Topic]:
+        if channels:
+            return dict.fromkeys(chain.from_iterable(map(self.topics, channels)))
+        return chain(self.channels.values(), self.prefixes.values())
+
+    def select(self, frames: Sequence[Frame], last: Position) -> Iterable[Delivery]:
+        """Return which part of `frames` is for whom. `frames` are in log order, in a round that ends at `last`.
+
+        What has to be merged is merged when the iteration comes to it. Subscribers may leave meanwhile, and others may
+        join: the frames are not for those, whose `sent` is at their end already.
+        """
+        by_topic: dict[Topic, list[Frame]] = {}
+        channels = self.channels
         for frame in frames:
             for name in frame.channels:
-                if name in self.channels:
-                    by_channel.setdefault(name, []).append(frame)
+                topic = channels.get(name)
+                if topic is not None:
+                    by_topic.setdefault(topic, []).append(frame)
+        if self.prefixes:
+            self._add_prefixes(frames, by_topic)
         deliveries: list[Delivery] = []
-        merging: dict[Subscriber, None] = {}
-        for name, waiting in by_channel.items():
-            self._select_channel(self.channels[name], waiting, last, deliveries, merging)
-        if merging:
-            _merge(merging, by_channel, last, deliveries)
-        return deliveries
+        merging: dict[_Audience, None] = {}
+        for topic, waiting in by_topic.items():
+            self._select_topic(topic, waiting, last, deliveries, merging)
+        return chain(deliveries, self._merge(merging, by_topic, last)) if merging else deliveries
 
-    def _select_channel(
+    def _add_prefixes(self, frames: Sequence[Frame], by_topic: dict[Topic, list[Frame]]) -> None:
+        """Enter each frame at the topics of the prefixes that its channels begin with, once at each."""
+        matches = self._matches
+        for frame in frames:
+            for name in frame.channels:
+                found = matches.get(name)
+                for topic in self._prefixes_of(name) if found is None else found:
+                    waiting = by_topic.get(topic)
+                    if waiting is None:
+                        by_topic[topic] = [frame]
+                    elif waiting[-1] is not frame:  # else another of its channels begins with the prefix, too
+                        waiting.append(frame)
+
+    def _select_topic(
         self,
-        channel: _Channel,
+        topic: Topic,
         frames: list[Frame],
         last: Position,
         deliveries: list[Delivery],
-        merging: dict[Subscriber, None],
+        merging: dict[_Audience, None],
     ) -> None:
+        single = topic.single
         for_everyone = [frame for frame in frames if frame.is_for_everyone]
         named = {user for frame in frames if not frame.is_for_everyone for user in frame.users}
-        named &= channel.by_user.keys()
+        named &= topic.by_user.keys()
         for user, own in _frames_by_user(frames, named).items():
             members = []
-            for subscriber in channel.by_user[user]:
-                if len(subscriber.channels) == 1:
+            for subscriber in topic.by_user[user]:
+                if subscriber in single:
                     members.append(subscriber)
                 else:
-                    merging[subscriber] = None
+                    merging[self._audience_of[subscriber]] = None
             if members:
                 deliveries.append((Batch(own, last), members))
         if for_everyone:
-            merging.update(channel.multiple)
-            members = [s for s in channel.single if s.user_id not in named] if named else list(channel.single)
+            if len(merging) < len(self._audiences):
+                merging.update(topic.multiple)
+            members = [s for s in single if s.user_id not in named] if named else list(single)
             if members:
                 deliveries.append((Batch(for_everyone, last), members))
 
+    def _merge(
+        self, merging: Iterable[_Audience], by_topic: dict[Topic, list[Frame]], last: Position
+    ) -> Iterator[Delivery]:
+        """Yield the deliveries to audiences of several topics: the frames of all of them in log order, each once.
+
+        Audiences for which the same topics have frames share a batch, unless one of these frames names users.
+        """
+        shared: dict[tuple[int, ...], tuple[list[Frame], Batch | None]] = {}
+        for audience in merging:
+            if not audience.members:  # they have left since the round began
+                continue
+            waiting = self._waiting_for(audience, by_topic)
+            key = tuple(map(id, waiting))
+            if key not in shared:
+                together = _in_order(waiting)
+                is_for_everyone = all([frame.is_for_everyone for frame in together])
+                shared[key] = together, Batch(together, last) if is_for_everyone else None
+            together, batch = shared[key]
+            if batch is None:
+                user = audience.user_id
+                batch = Batch([frame for frame in together if frame.is_for_everyone or user in frame.users], last)
+            yield batch, list(audience.members)
+
+    def _waiting_for(self, audience: _Audience, by_topic: dict[Topic, list[Frame]]) -> list[list[Frame]]:
+        """Return the frames of each topic of `audience` that has any. Either may have very many."""
+        if len(by_topic) <= len(audience.channels) + len(audience.prefixes):
+            return [waiting for topic, waiting in by_topic.items() if audience in topic.multiple]
+        topics = chain(
+            map(self.channels.__getitem__, audience.channels), map(self.prefixes.__getitem__, audience.prefixes)
+        )
+        return [by_topic[topic] for topic in topics if topic in by_topic]
+
 
 def _frames_by_user(frames: list[Frame], users: set[str]) -> dict[str, list[Frame]]:
-    """Return the part of one channel's `frames` that is for each of `users`: its own frames and those for everyone."""
+    """Return the part of one topic's `frames` that is for each of `users`: its own frames and those for everyone."""
     found: dict[str, list[Frame]] = {user: [] for user in users}
     for frame in frames if users else ():
         for user in users if frame.is_for_everyone else users.intersection(frame.users):
@@ -129,18 +307,9 @@ def _frames_by_user(frames: list[Frame], users: set[str]) -> dict[str, list[Fram
     return found
 
 
-def _merge(
-    merging: Iterable[Subscriber], by_channel: dict[str, list[Frame]], last: Position, deliveries: list[Delivery]
-) -> None:
-    """Add deliveries to subscribers of several channels: the frames of all of them in log order, each once."""
-    audiences: dict[tuple[tuple[str, ...], str], list[Subscriber]] = {}
-    for subscriber in merging:
-        audiences.setdefault((subscriber.channels, subscriber.user_id), []).append(subscriber)
-    for (channels, user), members in audiences.items():
-        found = {
-            frame.position: frame
-            for name in channels
-            for frame in by_channel.get(name, ())
-            if frame.is_for_everyone or user in frame.users
-        }
-        deliveries.append((Batch([found[position] for position in sorted(found)], last), members))
+def _in_order(waiting: list[list[Frame]]) -> list[Frame]:
+    """Return the frames of all lists in log order, each once."""
+    if len(waiting) == 1:
+        return waiting[0]
+    found = {frame.position: frame for frames in waiting for frame in frames}
+    return [found[position] for position in sorted(found)]

@@ -7,14 +7,15 @@ one IPv4 address, or for one IPv6 network of 64 bits, as much as one customer of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 
 from ..buckets import Buckets, TokenBucket
 from ..claims import Claims
 from ..errors import StreamRefused
+from ..grant import prefix_of
 from ..settings import StreamLimits
-from .index import Index
+from .index import Index, Topic
 from .subscriber import Subscriber
 
 BURST_SECONDS = 10.0
@@ -38,6 +39,7 @@ class Refusal(StrEnum):
     RATE = "rate"
     PUBLISH_RATE = "publish-rate"
     ORIGIN = "origin"
+    NOT_GRANTED = "not-granted"
 
 
 OF_ONE_CLIENT = frozenset((Refusal.USER, Refusal.ADDRESS, Refusal.ADDRESS_RATE, Refusal.CHANNEL))
@@ -76,7 +78,7 @@ class StreamCounts:
         """
         replaced = self._replaced(claims.user_id)
         self._check_address(address, replaced)
-        self._check_channels(claims.channels, replaced)
+        self._check_topics(claims, replaced)
         self._spend(address)
         return replaced
 
@@ -97,14 +99,21 @@ class StreamCounts:
         if self._by_address.get(address, 0) - leaving >= most:
             raise StreamRefused(Refusal.ADDRESS, f"the address is at max_streams_per_address ({most})")
 
-    def _check_channels(self, channels: Iterable[str], replaced: Subscriber | None) -> None:
+    def _check_topics(self, claims: Claims, replaced: Subscriber | None) -> None:
+        """A pattern counts as one more channel, however many channels it stands for."""
         most = self._limits.max_streams_per_channel
         if most is None:
             return
-        for channel in channels:
-            leaving = replaced is not None and channel in replaced.channels
-            if self._index.count(channel) - leaving >= most:
+        leaving = set(self._index.topics_of(replaced)) if replaced is not None else set[Topic]()
+        channels, prefixes = self._index.channels, self._index.prefixes
+        for channel in claims.channels:
+            topic = channels.get(channel)
+            if topic is not None and topic.count - (topic in leaving) >= most:
                 raise StreamRefused(Refusal.CHANNEL, f"channel {channel!r} is at max_streams_per_channel ({most})")
+        for pattern in claims.patterns:
+            topic = prefixes.get(prefix_of(pattern))
+            if topic is not None and topic.count - (topic in leaving) >= most:
+                raise StreamRefused(Refusal.CHANNEL, f"pattern {pattern!r} is at max_streams_per_channel ({most})")
 
     def _spend(self, address: str) -> None:
         # The address comes first: what it may not open must not take from the rate of all others.

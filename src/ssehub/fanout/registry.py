@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..claims import Claims
+from ..grant import WILDCARD
 from ..loglimit import limited_logger
 from ..position import Position
 from .backlogs import OVERRUN, Backlogs
@@ -35,6 +36,9 @@ COMES_BACK = (CloseReason.DRAINED, CloseReason.LIFETIME)
 """The ends after which a client is to come back."""
 DRAIN_LINGER_SECONDS = 1.0
 """How much longer than the drain window a client has to read what was written before its stream ended."""
+
+SHOWN = 10
+"""Most channels, and most patterns, of a stream that the log line about its end names."""
 
 
 class Registry:
@@ -137,10 +141,10 @@ class Registry:
         self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
         logger.info(
-            "stream ended: %s, user %r on %r, after %.1f s",
+            "stream ended: %s, user %r on %s, after %.1f s",
             reason.value,
             subscriber.user_id,
-            subscriber.channels,
+            _Shown(subscriber),
             self._monotonic() - subscriber.connected_at,
         )
 
@@ -207,6 +211,24 @@ class Registry:
     def drain_seconds_left(self) -> float:
         """How much of the drain window is left, 0 if the hub does not drain."""
         return 0.0 if self.drain_until is None else max(0.0, self.drain_until - self._monotonic())
+
+
+class _Shown:
+    """What a stream listens to, for a log line, if that is written: a few of its channels, and of its patterns."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber = subscriber
+
+    def __str__(self) -> str:
+        channels, prefixes = self._subscriber.channels, self._subscriber.prefixes
+        shown = [_first(channels)] if channels else []
+        if prefixes:
+            shown.append(f"patterns {_first([prefix + WILDCARD for prefix in prefixes])}")
+        return ", ".join(shown)
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{tuple(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _abort(sink: Sink) -> None:

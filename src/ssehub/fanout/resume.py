@@ -7,9 +7,10 @@ from typing import NamedTuple, Self
 
 from ..claims import Claims
 from ..errors import InvalidRequest
+from ..grant import prefixes_of
 from ..position import Position
 from .frames import Batch
-from .history import History, ResetReason
+from .history import History, ResetReason, must_walk
 from .subscriber import Subscriber
 
 PART_EVENTS = 1_000
@@ -22,6 +23,8 @@ class Start:
 
     cursor: str | None = None
     last: int | None = None
+    last_after: Position | None = None
+    """The position after which those come, if they have been searched for already."""
     is_earliest: bool = False
     replays_on_reset: bool = False
 
@@ -67,17 +70,49 @@ class Beginning(NamedTuple):
 
 def beginning(history: History, head: Position, claims: Claims, start: Start, now: float) -> Beginning:
     """Return where the stream of a client with these `claims` begins. `head` is the end of the log."""
-    channels = claims.channels
+    channels, prefixes = claims.channels, prefixes_of(claims.patterns)
     if start.cursor is not None:
-        found = history.locate(start.cursor, channels, head)
+        found = history.locate(start.cursor, channels, head, prefixes)
         if isinstance(found, ResetReason):
-            return Beginning(history.floor(channels) if start.replays_on_reset else head, found)
+            return Beginning(history.earliest(channels, prefixes) if start.replays_on_reset else head, found)
         return Beginning(found, None)
     if start.last is not None:
-        return Beginning(history.start_of_last(start.last, channels, claims.user_id, now=now), None)
+        if not must_walk(channels, prefixes):
+            return Beginning(history.start_of_last(start.last, channels, claims.user_id, now=now), None)
+        after = start.last_after
+        if after is None or after.log != head.log:
+            after = _start_of_last(history, head, claims, start.last, now)
+        return Beginning(max(after, history.earliest(channels, prefixes)), None)
     if start.is_earliest:
-        return Beginning(history.floor(channels), None)
+        return Beginning(history.earliest(channels, prefixes), None)
     return Beginning(head, None)
+
+
+class LastEvents:
+    """A search for the last `count` events that `claims` grant, from `head` back, part by part."""
+
+    def __init__(self, history: History, head: Position, claims: Claims, count: int) -> None:
+        self._history = history
+        self._claims = claims
+        self._prefixes = prefixes_of(claims.patterns)
+        self._missing = count
+        self.after = head
+        """The position after which come those that have been found."""
+
+    def advance(self, now: float) -> bool:
+        """Search the next part of history; return True at the end of the search."""
+        claims = self._claims
+        self.after, self._missing = self._history.look_back(
+            self.after, self._missing, claims.channels, claims.user_id, self._prefixes, now=now, max_visits=PART_EVENTS
+        )
+        return not self._missing
+
+
+def _start_of_last(history: History, head: Position, claims: Claims, count: int, now: float) -> Position:
+    search = LastEvents(history, head, claims, count)
+    while not search.advance(now):
+        pass
+    return search.after
 
 
 class Part(NamedTuple):
@@ -90,9 +125,10 @@ class Part(NamedTuple):
 
 def next_part(history: History, subscriber: Subscriber, max_bytes: int, now: float) -> Part | None:
     """Return the next part of what `subscriber` has missed, or None if some of it has been evicted meanwhile."""
-    if subscriber.sent < history.floor(subscriber.channels):
+    sent, channels, prefixes = subscriber.sent, subscriber.channels, subscriber.prefixes
+    if history.has_evicted(sent, channels, prefixes):
         return None
     frames, reached, is_last = history.replay(
-        subscriber.sent, subscriber.channels, subscriber.user_id, now=now, max_bytes=max_bytes, max_visits=PART_EVENTS
+        sent, channels, subscriber.user_id, prefixes, now=now, max_bytes=max_bytes, max_visits=PART_EVENTS
     )
     return Part(Batch(frames, reached) if frames else None, reached, is_last)

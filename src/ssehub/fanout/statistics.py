@@ -31,6 +31,7 @@ class Statistics:
 
     subscribers: int = 0
     channels: int = 0
+    patterns: int = 0
     connected: int = 0
     endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
     refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})

@@ -23,6 +23,7 @@ from enum import Enum, StrEnum
 from sys import intern
 
 from ..claims import Claims
+from ..grant import prefixes_of
 from ..loglimit import limited_logger
 from ..position import Position
 from .frames import Batch
@@ -66,7 +67,7 @@ _NEXT: dict[State, tuple[State, ...]] = {
 
 
 class Subscriber:
-    """One open stream: a user on some channels, and the sink that its bytes are written to."""
+    """One open stream: a user on some channels and patterns, and the sink that its bytes are written to."""
 
     __slots__ = (
         "attached_at",
@@ -81,6 +82,7 @@ class Subscriber:
         "jti",
         "known_position",
         "lifetime_ends_at",
+        "prefixes",
         "read_at",
         "reason",
         "sent",
@@ -98,6 +100,8 @@ class Subscriber:
     ) -> None:
         self.user_id = claims.user_id
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
+        self.prefixes = prefixes_of(claims.patterns)
+        """Of the patterns, without their `*`."""
         self.expires_at = claims.expires_at
         # By these the stream may be revoked. Without the claims themselves, it takes 100 bytes less.
         self.iss = claims.iss if claims.iss is None else intern(claims.iss)  # there are few, and each is long

@@ -70,8 +70,8 @@ class Upkeep:
         """True while streams are being ended because memory is short."""
         self._revocations_expire_at = 0.0
 
-    def advance(self, slice_size: int = END_SLICE) -> None:
-        """Do the work of one tick: among others, send the next share of the heartbeats."""
+    def advance(self, slice_size: int | None = END_SLICE) -> None:
+        """Do the work of one tick, in slices of `slice_size`: among others, send the next share of the heartbeats."""
         now, wall = self._monotonic(), self._wall()
         self._replays.advance_all()
         self._opening_rate.observe(self._statistics.connected)
@@ -88,7 +88,7 @@ class Upkeep:
         if bucket := self._clock.next_bucket():
             self._visit(bucket, slice_size)
 
-    def _relieve(self, now: float, slice_size: int) -> None:
+    def _relieve(self, now: float, slice_size: int | None) -> None:
         """Free memory if it is short: history first, then the largest backlogs."""
         if missing := self._pressure.check(now):
             self._history.shrink(missing, now)
@@ -129,7 +129,7 @@ class Upkeep:
     def _finish_due(self) -> None:
         self._is_ending_due = False
 
-    def _visit(self, bucket: list[Subscriber], slice_size: int) -> None:
+    def _visit(self, bucket: list[Subscriber], slice_size: int | None) -> None:
         frames: dict[Position, Chunk] = {}  # those already made, by the position they carry
 
         def beat(subscriber: Subscriber) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +12,7 @@ from starlette.routing import Mount
 
 from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
-from ..config import Config, option_of
-from ..credentials import SHORT_SECRET_BYTES, check_control_key, is_short
-from ..errors import ConfigError
+from ..config import Config
 from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..memory import SHARE, available_bytes
@@ -33,11 +29,11 @@ from ..settings import (
     StreamLimits,
     Streams,
 )
-from ..tokens import LastGood, Tokens, secrets_of
+from ..tokens import Tokens
+from ..watched import NOTHING_YET, LastGood
 from ..web.client import create_client_app
 from ..web.control import create_control_app
-
-logger = logging.getLogger("ssehub.apps")
+from .credentials import Credentials, create_credentials
 
 GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
 """Returns the statistics of all workers by their names; its argument is the hub of this worker."""
@@ -60,7 +56,7 @@ class Apps:
     """
 
     hub: Hub
-    tokens: Tokens
+    credentials: Credentials
     client: Starlette
     control: Starlette
     combined: Starlette
@@ -71,15 +67,15 @@ def create_apps(
     *,
     drains_on_exit: bool,
     gather: GatherStatistics | None = None,
-    last_good: LastGood | None = None,
+    last_good: LastGood = NOTHING_YET,
 ) -> Apps:
     """Build everything that `config` describes, without starting it. Raises ConfigError.
 
     `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
     belongs to one of several workers; `last_good` is what their parent has read last.
     """
-    key = _control_key(config)
-    tokens = create_tokens(config, last_good)
+    credentials = create_credentials(config, last_good)
+    tokens, key = credentials.tokens, credentials.control_key
     hub = _hub(config)
     client = create_client_app(
         hub,
@@ -98,7 +94,7 @@ def create_apps(
     behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32), statistics)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
-    return Apps(hub, tokens, client, _control_app(config, hub, tokens, key, statistics), combined)
+    return Apps(hub, credentials, client, _control_app(config, hub, tokens, key, statistics), combined)
 
 
 def _hub(config: Config) -> Hub:
@@ -135,72 +131,6 @@ def _control_app(
         limits=config.group(Limits),
         statistics=statistics,
     )
-
-
-def random_secret() -> str:
-    """Return a secret for this run, and log a warning that it is not kept."""
-    logger.warning(
-        "no secret is set: a random one is used until this process exits, and its tokens are invalid after that "
-        "(set --secret-file or SSEHUB_SECRET)"
-    )
-    return secrets.token_urlsafe(48)
-
-
-def create_tokens(config: Config, last_good: LastGood | None = None) -> Tokens:
-    """Return the tokens that `config` describes. Raises ConfigError.
-
-    Without a secret and `jwks`, a random secret is used. With `jwks` alone, there is no secret: tokens come from the
-    identity provider only.
-    """
-    given = _secrets(config)
-    tokens = Tokens(
-        given,
-        secret_file=config.secret_file,
-        jwks=config.jwks,
-        issuer=config.issuer,
-        audience=config.audience or None,
-        user_claim=config.user_claim,
-        channel_claim=config.channel_claim,
-        grant_templates=config.grant_templates,
-        require_exp=config.require_exp,
-        leeway_seconds=config.leeway_seconds,
-        max_token_seconds=config.max_token_seconds,
-        last_good=last_good,
-    )
-    text = tokens.last_good.secret_file
-    for secret in given if text is None else secrets_of(text):
-        _warn_about("secret", secret)
-    return tokens
-
-
-def _secrets(config: Config) -> tuple[str, ...]:
-    """Return the secrets that are not in a file."""
-    if config.secret is not None:
-        return (config.secret.get_secret_value(),)
-    return () if config.has_secret or config.jwks is not None else (random_secret(),)
-
-
-def _warn_about(name: str, value: str) -> None:
-    """Warn about a secret or a control key that might be guessed, or that other users of this machine can read."""
-    if is_short(value):
-        logger.warning("the %s is short and might be guessed: use %d bytes or more", name, SHORT_SECRET_BYTES)
-    if any(value in argument for argument in sys.argv):
-        option = option_of(f"{name}_file".replace(" ", "_"))
-        logger.warning("the %s is on the command line, which every user of this machine can read: use %s", name, option)
-
-
-def _control_key(config: Config) -> str | None:
-    if config.control_key is not None:
-        key = config.control_key.get_secret_value()
-        check_control_key(key)
-        _warn_about("control key", key)
-        return key
-    if config.control_bind is not None and not config.control_bind.is_loopback:
-        raise ConfigError(
-            f"control_bind {config.control_bind} accepts connections from other machines: set a control key "
-            "(--control-key-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
-        )
-    return None
 
 
 def _allowed_hosts(config: Config) -> list[str]:

@@ -10,6 +10,8 @@ import httptools
 
 MAX_PATH_ESCAPES = 2_000
 """Decoding each takes about half a microsecond, before anything is known about the client."""
+MAX_URL_BYTES = 65_535
+"""httptools can't parse a longer one, whatever `max_head_bytes` allows."""
 
 
 class Refusal(NamedTuple):
@@ -70,6 +72,8 @@ def objection(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Refusal |
 
 def target(url: bytes) -> tuple[str, bytes, bytes] | Refusal:
     """Return the path that `url` names, that path as it was sent, and the query."""
+    if len(url) > MAX_URL_BYTES:
+        return URL_TOO_LONG
     parsed = httptools.parse_url(url)
     raw_path: bytes = parsed.path or b"/"  # http://host is a URL without a path
     path = raw_path.decode("ascii")

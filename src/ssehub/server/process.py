@@ -118,7 +118,7 @@ async def _main(
 
 
 def _reload(apps: Apps) -> None:
-    reload = apps.tokens.reload()
+    reload = apps.credentials.reload()
     try:
         apps.hub.spawn(reload)
     except HubClosed:  # it starts, and has just read everything, or it has stopped

@@ -31,9 +31,10 @@ from ..config import Config
 from ..errors import ConfigError, SSEHubError
 from ..hub import Hub
 from ..settings import TcpOptions
-from ..tokens import LastGood, Tokens
+from ..watched import LastGood
 from .announce import SocketName, announce
-from .apps import create_apps, create_tokens, random_secret
+from .apps import create_apps
+from .credentials import Credentials, create_credentials, random_secret
 from .logs import logging_to_stderr
 from .process import control_address, run
 from .signals import Signals
@@ -87,11 +88,11 @@ def serve_by_workers(config: Config) -> int:
         stack.enter_context(logging_to_stderr(config.log_level))
         if not config.has_secret and config.jwks is None:
             config = config.with_secret(random_secret())
-        tokens = create_tokens(config)
+        credentials = create_credentials(config)
         client = stack.enter_context(_endpoint(config, config.bind, CLIENT_MODE))
         control = stack.enter_context(_endpoint(config, control_bind, CONTROL_MODE))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssehub-")))
-        return asyncio.run(_Group(config, tokens, (client, control), folder).run())
+        return asyncio.run(_Group(config, credentials, (client, control), folder).run())
 
 
 @contextmanager
@@ -111,10 +112,12 @@ def _endpoint(config: Config, address: Address, mode: int) -> Iterator[Endpoint]
 class _Group:
     """The parent's side: starts the first worker, then the others, and replaces workers that die, until a signal."""
 
-    def __init__(self, config: Config, tokens: Tokens, endpoints: tuple[Endpoint, Endpoint], folder: Path) -> None:
-        """`tokens` verify nothing here, but keep what workers begin with: see `_run_one`."""
+    def __init__(
+        self, config: Config, credentials: Credentials, endpoints: tuple[Endpoint, Endpoint], folder: Path
+    ) -> None:
+        """`credentials` verify nothing here, but keep what workers begin with: see `_run_one`."""
         self._config = config
-        self._tokens = tokens
+        self._credentials = credentials
         self._endpoints = endpoints
         self._folder = folder
         self._processes: dict[int, SpawnProcess] = {}
@@ -131,7 +134,7 @@ class _Group:
         signals = Signals(
             "stopping the workers", stop=self._stop.set, stop_at_once=self._terminate, reload=self._reload
         )
-        watching = asyncio.create_task(self._tokens.run())
+        watching = asyncio.create_task(self._credentials.run())
         tasks = [asyncio.create_task(self._keep_running(number)) for number in range(self._config.workers)]
         await self._stop.wait()
         self._first_has_started.set()  # releases the tasks that still wait for it
@@ -151,7 +154,7 @@ class _Group:
         return signals.exit_code or max(map(abs, self._exit_codes), default=0)
 
     def _reload(self) -> None:
-        task = asyncio.create_task(self._tokens.reload())
+        task = asyncio.create_task(self._credentials.reload())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
         for process in self._serving:
@@ -188,7 +191,7 @@ class _Group:
         watches the files by itself.
         """
         ours, theirs = multiprocessing.Pipe()
-        arguments = (self._config, self._tokens.last_good, self._endpoints, number, self._folder, theirs)
+        arguments = (self._config, self._credentials.last_good, self._endpoints, number, self._folder, theirs)
         process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, name=f"worker-{number}")
         with ours:
             with theirs:

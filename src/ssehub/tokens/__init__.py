@@ -3,7 +3,7 @@
 from .access import MAX_CHANNELS, MAX_LIFETIME_SECONDS
 from .compact import MAX_HEADER_LENGTH, MAX_TOKEN_LENGTH
 from .keyset import KeySet
-from .sources import LastGood, secrets_of
+from .sources import secrets_of
 from .tokens import SignedToken, Tokens
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "MAX_LIFETIME_SECONDS",
     "MAX_TOKEN_LENGTH",
     "KeySet",
-    "LastGood",
     "SignedToken",
     "Tokens",
     "secrets_of",

@@ -14,7 +14,8 @@ from ..errors import InvalidEvent, TokenError, TokenReason
 from .compact import Header
 from .grants import GrantTemplate
 
-MAX_CHANNELS = 100
+MAX_CHANNELS = 1_000
+"""Most exact channels of one token. A token of the greatest length has room for so many."""
 MAX_TIME = 2**53
 """A float counts single seconds up to here."""
 MAX_LIFETIME_SECONDS = 10 * 365.25 * 86_400
@@ -80,6 +81,7 @@ class ProviderRules:
     user_claim: str
     channel_claim: str | None
     grant_templates: Sequence[GrantTemplate]
+    pattern_claim: str | None = None
 
     def check_issuer(self, claims: Mapping[str, Any]) -> None:
         """Raise TokenError for tokens of another issuer, or for somebody else (RFC 8725, 3.8 and 3.9)."""
@@ -90,19 +92,27 @@ class ProviderRules:
         if not all(isinstance(each, str) for each in audiences) or self.audiences.isdisjoint(audiences):
             raise TokenError("the token's aud is not the audience", TokenReason.AUDIENCE)
 
-    def grants(self, claims: Mapping[str, Any]) -> tuple[object, tuple[Any, ...]]:
-        """Return the user and the channels, not yet checked."""
-        channels = dict.fromkeys(template.channel(claims) for template in self.grant_templates)
-        name = self.channel_claim
-        if name is not None and (name in claims or not self.grant_templates):
-            value = claims.get(name)
-            listed = [value] if isinstance(value, str) else value
-            if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
-                raise TokenError(
-                    f"the token's {name[:80]!r} is not a channel or a list of channels", TokenReason.CLAIMS
-                )
-            channels |= dict.fromkeys(listed)
-        return claims.get(self.user_claim), tuple(channels)
+    def grants(self, claims: Mapping[str, Any]) -> Granted:
+        """Return the user, the channels and the patterns, not yet checked."""
+        channels = [template.channel(claims) for template in self.grant_templates]
+        channels += _listed(claims, self.channel_claim, "channel")
+        patterns = _listed(claims, self.pattern_claim, "pattern")
+        return claims.get(self.user_claim), tuple(dict.fromkeys(channels)), tuple(dict.fromkeys(patterns))
+
+
+Granted = tuple[object, tuple[Any, ...], tuple[Any, ...]]
+"""A user, channels and patterns, not yet checked."""
+
+
+def _listed(claims: Mapping[str, Any], name: str | None, kind: str) -> list[str]:
+    """Return what the claim `name` lists, nothing if there is no such claim. Raises TokenError."""
+    if name is None or name not in claims:
+        return []
+    value = claims[name]
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise TokenError(f"the token's {name[:80]!r} is not a {kind} or a list of {kind}s", TokenReason.CLAIMS)
+    return listed
 
 
 def check_type(header: Header, claims: Mapping[str, Any]) -> None:
@@ -124,10 +134,12 @@ def access(claims: Mapping[str, Any], times: TimeRules, provider: ProviderRules 
     get = claims.get
     expires_at, issued_at, not_before = seconds(claims, "exp"), seconds(claims, "iat"), seconds(claims, "nbf")
     times.check_lifetime(expires_at, issued_at)
-    user_id, channels = _grants(claims) if provider is None else provider.grants(claims)
-    if not 1 <= len(channels) <= MAX_CHANNELS:
+    user_id, channels, patterns = _grants(claims) if provider is None else provider.grants(claims)
+    if not channels and not patterns:
+        raise TokenError("the token grants no channel and no pattern", TokenReason.CLAIMS)
+    if len(channels) > MAX_CHANNELS:
         raise TokenError(
-            f"the token grants {len(channels)} channels: 1 to {MAX_CHANNELS} are possible", TokenReason.CLAIMS
+            f"the token grants {len(channels)} channels: at most {MAX_CHANNELS} are possible", TokenReason.CLAIMS
         )
     iss, sub, sid, jti = get("iss"), get("sub"), get("sid"), get("jti")
     if (
@@ -139,18 +151,26 @@ def access(claims: Mapping[str, Any], times: TimeRules, provider: ProviderRules 
         raise TokenError("the token's iss, sub, sid or jti is null", TokenReason.CLAIMS)
     try:
         # Claims checks the types, too.
-        granted = Claims(user_id, channels, expires_at, iss, sub, sid, jti, issued_at or 0.0)  # type: ignore[arg-type]
+        granted = Claims(user_id, channels, expires_at, iss, sub, sid, jti, issued_at or 0.0, patterns)  # type: ignore[arg-type]
     except InvalidEvent as exc:
         raise TokenError(str(exc), TokenReason.CLAIMS) from exc
     return Access(granted, max(issued_at or 0.0, not_before or 0.0))
 
 
-def _grants(claims: Mapping[str, Any]) -> tuple[object, tuple[Any, ...]]:
-    """Return the user and the channels of a token by secret, not yet checked."""
-    channels = claims["channels"] if "channels" in claims else [claims.get("channel")]
+def _grants(claims: Mapping[str, Any]) -> Granted:
+    """Return the user, the channels and the patterns of a token by secret, not yet checked."""
+    patterns = claims.get("patterns", ())
+    if patterns != () and not isinstance(patterns, list):
+        raise TokenError("the token's patterns are not a list", TokenReason.CLAIMS)
+    if "channels" in claims:
+        channels = claims["channels"]
+    elif "channel" in claims or not patterns:
+        channels = [claims.get("channel")]
+    else:
+        channels = []
     if not isinstance(channels, list):
         raise TokenError("the token's channels are not a list", TokenReason.CLAIMS)
-    return claims.get("userId", claims.get("sub")), tuple(channels)
+    return claims.get("userId", claims.get("sub")), tuple(channels), tuple(patterns)
 
 
 def seconds(claims: Mapping[str, Any], name: str) -> float | None:

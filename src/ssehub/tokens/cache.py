@@ -9,6 +9,8 @@ from hashlib import sha256
 from .access import Access
 
 MAX_CACHED_TOKENS = 10_000
+MAX_CACHED_NAMES = 100
+"""A token that grants more is not remembered: 10,000 of them could take gigabytes."""
 
 
 class VerifiedTokens:
@@ -29,6 +31,9 @@ class VerifiedTokens:
         return access
 
     def add(self, digest: bytes, access: Access) -> None:
+        """Remember `access`, unless it grants more than MAX_CACHED_NAMES channels and patterns."""
+        if len(access.claims.channels) + len(access.claims.patterns) > MAX_CACHED_NAMES:
+            return
         self._access[digest] = access
         if len(self._access) > self._size:
             self._access.popitem(last=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import TokenError, TokenReason
 
-MAX_TOKEN_LENGTH = 8_192
+MAX_TOKEN_LENGTH = 64 * 1024
+"""Enough for 1,000 channels with names of 45 characters. A forged token of this length costs 0.1 ms."""
 MAX_HEADER_LENGTH = 1_024
-_TOKEN = re.compile(r"([\w-]++)\.([\w-]++)\.([\w-]++)", re.ASCII)
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _LAST_CHARACTERS = ("", None, "AQgw", "AEIMQUYcgkosw048")
 """How a segment may end, by its length modulo 4: the unused bits of the last character are 0 (RFC 4648, 3.5)."""
 _PADDING = (b"", b"===", b"==", b"=")
@@ -45,11 +45,17 @@ def take_apart(token: str) -> CompactToken:
     """Raises TokenError. Nothing but the header is parsed: the claims of a forged token cost nothing."""
     if len(token) > MAX_TOKEN_LENGTH:
         raise TokenError(f"the token has more than {MAX_TOKEN_LENGTH} characters")
-    segments = _TOKEN.fullmatch(token)
-    if segments is None:
+    segments = token.split(".", 3)
+    # For a long token, a regular expression takes five times as long.
+    if (
+        len(segments) != 3
+        or not all(segments)
+        or not token.isascii()
+        or token.encode().translate(None, _ALPHABET) != b".."
+    ):
         raise TokenError("the token is not made of three base64url segments")
-    header, claims, signature = segments.groups()
-    return CompactToken(_header(header), claims, signature, token[: segments.end(2)])
+    header, claims, signature = segments
+    return CompactToken(_header(header), claims, signature, token[: -1 - len(signature)])
 
 
 @lru_cache(64)

@@ -19,6 +19,8 @@ EVENT = "http://schemas.openid.net/event/backchannel-logout"
 MAX_AGE_SECONDS = 120
 """How far `iat` may be from our clock, either way. A token is remembered until it is too old."""
 MAX_REMEMBERED = 10_000
+MAX_LOGOUT_TOKEN_LENGTH = 8_192
+"""A logout token names a user and a session, and grants no channels."""
 _TYPES = ("logout+jwt", "jwt")
 """The first is recommended; `JWT` and none are what providers sent before it was defined (2.4)."""
 
@@ -57,6 +59,8 @@ class LogoutTokens:
 
         Raises TokenError, and KeysUnavailable if the keys are not known yet.
         """
+        if len(token) > MAX_LOGOUT_TOKEN_LENGTH:
+            raise TokenError(f"the token has more than {MAX_LOGOUT_TOKEN_LENGTH} characters")
         try:
             signed = self._tokens.verified(token)
         except (UnknownKey, KeysUnavailable):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..watched import WatchedFile, watch
+from ..watched import NOTHING_YET, LastGood, WatchedFile, watch
 from .fetching import FetchedKeys, is_url
 
 if TYPE_CHECKING:
@@ -17,14 +16,6 @@ if TYPE_CHECKING:
 
 SECRET_FILE = "secret_file"
 JWKS = "jwks"
-
-
-@dataclass(frozen=True, slots=True)
-class LastGood:
-    """What a file or URL contained when it could last be used, for a process that begins when it may not be usable."""
-
-    secret_file: str | None = None
-    jwks: str | None = None
 
 
 class KeySources:
@@ -40,20 +31,19 @@ class KeySources:
         jwks: str | Path | None,
         use_secrets: Callable[[str], str],
         use_keys: Callable[[str], str],
-        last_good: LastGood | None = None,
+        last_good: LastGood = NOTHING_YET,
     ) -> None:
-        last_good = last_good or LastGood()
         self._files: dict[str, WatchedFile] = {}
         self.fetched: FetchedKeys | None = None
         """The keys behind a URL, if `jwks` is one."""
         if secret_file is not None:
             self._files[SECRET_FILE] = WatchedFile(
-                Path(secret_file), SECRET_FILE, use_secrets, content=last_good.secret_file
+                Path(secret_file), SECRET_FILE, use_secrets, content=last_good.get(SECRET_FILE)
             )
         if isinstance(jwks, str) and is_url(jwks):
-            self.fetched = FetchedKeys(jwks, use_keys, content=last_good.jwks)
+            self.fetched = FetchedKeys(jwks, use_keys, content=last_good.get(JWKS))
         elif jwks is not None:
-            self._files[JWKS] = WatchedFile(Path(jwks), JWKS, use_keys, content=last_good.jwks)
+            self._files[JWKS] = WatchedFile(Path(jwks), JWKS, use_keys, content=last_good.get(JWKS))
 
     @property
     def problem(self) -> str | None:
@@ -63,10 +53,10 @@ class KeySources:
     @property
     def last_good(self) -> LastGood:
         """What is in use."""
-        contents: dict[str, str | None] = {name: file.content for name, file in self._files.items()}
-        if self.fetched is not None:
+        contents = {name: file.content for name, file in self._files.items()}
+        if self.fetched is not None and self.fetched.content is not None:
             contents[JWKS] = self.fetched.content
-        return LastGood(**contents)
+        return contents
 
     async def run(self) -> None:
         """Look at the files and fetch the keys until cancelled."""

@@ -26,14 +26,16 @@ from ..claims import Claims
 from ..credentials import SHORT_SECRET_BYTES, check_secret, is_short
 from ..errors import ConfigError, InvalidEvent, KeysUnavailable, TokenError, TokenReason, UnknownKey
 from ..fields import check_name, one_or_many
+from ..grant import MAX_PATTERNS, check_pattern
 from ..settings import LEEWAY, SECONDS
+from ..watched import NOTHING_YET, LastGood
 from .access import MAX_CHANNELS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
 from .cache import VerifiedTokens
 from .compact import MAX_TOKEN_LENGTH, CompactToken, decoded, json_object, take_apart
 from .grants import GrantTemplate
 from .keys import ASYMMETRIC
 from .keyset import KeySet
-from .sources import KeySources, LastGood, secrets_of
+from .sources import KeySources, secrets_of
 
 if TYPE_CHECKING:
     from ..fanout.statistics import Statistics
@@ -69,8 +71,8 @@ class Tokens:
 
     The first one of `secrets` signs, all of them verify. They may also be the lines of `secret_file`. `jwks` has the
     public keys of the identity provider: a JWKS, or the file or the URL where it is. The provider's tokens must name
-    `issuer` and one of `audience`. Their user is in `user_claim`; their channels are in `channel_claim`, a string or a
-    list of strings, or are made by `grant_templates`, such as `user.{sub}`, or both.
+    `issuer` and one of `audience`. Their user is in `user_claim`. Their channels are in `channel_claim`, a string or a
+    list of strings, or are made by `grant_templates`, such as `user.{sub}`, or both; `pattern_claim` has patterns.
 
     With `require_exp` False, tokens without `exp` are accepted too, and never expire. `leeway_seconds` is how far the
     clock of a machine that signs tokens may differ from ours: `nbf` and `iat` may be that far in the future, and `exp`
@@ -99,7 +101,8 @@ class Tokens:
         user_claim: str = "sub",
         channel_claim: str | None = None,
         grant_templates: Sequence[str] = (),
-        last_good: LastGood | None = None,
+        pattern_claim: str | None = None,
+        last_good: LastGood = NOTHING_YET,
         now: Callable[[], float] = time.time,
     ) -> None:
         _check("leeway_seconds", LEEWAY.check, leeway_seconds)
@@ -109,10 +112,13 @@ class Tokens:
             raise ConfigError(f"algorithm {algorithm!r:.40}: must be one of {', '.join(_HMAC)}")
         self._provider: ProviderRules | None = None
         if jwks is not None:
-            self._provider = _provider_rules(issuer, audience, user_claim, channel_claim, grant_templates)
-        elif issuer is not None or audience is not None or channel_claim is not None or grant_templates:
+            self._provider = _provider_rules(
+                issuer, audience, user_claim, channel_claim, grant_templates, pattern_claim
+            )
+        elif grant_templates or any([each is not None for each in (issuer, audience, channel_claim, pattern_claim)]):
             raise ConfigError(
-                "issuer, audience, channel_claim and grant_templates are for tokens by jwks: set jwks, too"
+                "issuer, audience, channel_claim, grant_templates and pattern_claim are for tokens by jwks: set jwks, "
+                "too"
             )
         if secrets and secret_file is not None:
             raise ConfigError("secrets and secret_file are both given: remove one")
@@ -206,24 +212,34 @@ class Tokens:
         """Write what `/metrics` shows of the files and the URL."""
         self._sources.measure(statistics)
 
-    def issue(self, user_id: str, channels: Sequence[str], *, expires_at: float) -> str:
-        """Return a token for `user_id` on `channels`, valid until `expires_at` (Unix time), with `iat` and `jti`.
+    def issue(
+        self, user_id: str, channels: Sequence[str] = (), *, patterns: Sequence[str] = (), expires_at: float
+    ) -> str:
+        """Return a token for `user_id` on `channels` and `patterns`, of which one at least must be given.
 
-        Raises InvalidEvent if the token would not verify, and ConfigError if there is no secret.
+        It is valid until `expires_at` (Unix time), and has `iat` and `jti`. `*` is accepted as a pattern, although a
+        hub refuses its tokens without `allow_all_channels`. Raises InvalidEvent if the token would not verify, and
+        ConfigError if there is no secret.
         """
         key = self._ring.signing_key
         if key is None:
             raise ConfigError("no secret to sign the token with: give one, besides jwks")
         claims: dict[str, Any] = {"userId": check_name("userId", user_id)}
-        names = _checked_channels(channels)
-        claims |= {"channel": names[0]} if len(names) == 1 else {"channels": names}
+        names, granted = _checked_channels(channels), _checked_patterns(patterns)
+        if not names and not granted:
+            raise InvalidEvent("no channel and no pattern given: a token needs one at least")
+        if names:
+            claims |= {"channel": names[0]} if len(names) == 1 else {"channels": names}
+        if granted:
+            claims["patterns"] = granted
         claims["iat"] = round(self._now(), 3)
         claims["exp"] = self._checked_exp(expires_at, claims["iat"])
         claims["jti"] = randomness.token_urlsafe(_JTI_BYTES)
         token: str = jwt.encode(claims, key, algorithm=self._algorithm)
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidEvent(
-                f"channel: the token would have {len(token)} characters: at most {MAX_TOKEN_LENGTH} are allowed"
+                f"channel: the token would have {len(token)} characters: at most {MAX_TOKEN_LENGTH} are allowed, so "
+                "grant fewer channels, or a pattern"
             )
         return token
 
@@ -367,6 +383,7 @@ def _provider_rules(
     user_claim: str,
     channel_claim: str | None,
     grant_templates: Sequence[str],
+    pattern_claim: str | None,
 ) -> ProviderRules:
     """Raises ConfigError."""
     if not issuer or not audience:
@@ -378,20 +395,31 @@ def _provider_rules(
     for name, values in (("issuer", (issuer,)), ("audience", audiences), ("user_claim", (user_claim,))):
         if not all(isinstance(value, str) and value for value in values):
             raise ConfigError(f"{name} must be a string that is not empty, not {values!r:.80}")
-    if channel_claim is None and not grant_templates:
+    if channel_claim is None and pattern_claim is None and not grant_templates:
         raise ConfigError(
-            "jwks needs channel_claim or grant_templates, such as 'user.{sub}': they say which channels a token grants"
+            "jwks needs channel_claim, pattern_claim or grant_templates, such as 'user.{sub}': they say which channels "
+            "a token grants"
         )
-    if channel_claim is not None and not (isinstance(channel_claim, str) and channel_claim):
-        raise ConfigError(f"channel_claim must be the name of a claim, not {channel_claim!r:.40}")
+    for name, claim in (("channel_claim", channel_claim), ("pattern_claim", pattern_claim)):
+        if claim is not None and not (isinstance(claim, str) and claim):
+            raise ConfigError(f"{name} must be the name of a claim, not {claim!r:.40}")
     templates = tuple(GrantTemplate.parse(text) for text in one_or_many(grant_templates))
-    return ProviderRules(issuer, frozenset(audiences), user_claim, channel_claim, templates)
+    return ProviderRules(issuer, frozenset(audiences), user_claim, channel_claim, templates, pattern_claim)
 
 
 def _checked_channels(channels: Sequence[str]) -> list[str]:
     if isinstance(channels, str) or not isinstance(channels, Collection):
         raise InvalidEvent(f"channels must be a sequence of names, such as ['chat'], not {channels!r:.40}")
-    names = [check_name("channel", channel) for channel in channels]
-    if not 1 <= len(names) <= MAX_CHANNELS:
-        raise InvalidEvent(f"channel: {len(names)} names given: a token grants 1 to {MAX_CHANNELS} channels")
-    return names
+    if len(channels) > MAX_CHANNELS:
+        raise InvalidEvent(
+            f"channel: {len(channels)} names given: a token grants at most {MAX_CHANNELS}, so use a pattern"
+        )
+    return [check_name("channel", channel) for channel in channels]
+
+
+def _checked_patterns(patterns: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str) or not isinstance(patterns, Collection):
+        raise InvalidEvent(f"patterns must be a sequence of patterns, such as ['orders.*'], not {patterns!r:.40}")
+    if len(patterns) > MAX_PATTERNS:
+        raise InvalidEvent(f"patterns: {len(patterns)} given: a token grants at most {MAX_PATTERNS}")
+    return [check_pattern("patterns", pattern) for pattern in patterns]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import get_args
 
 from starlette.applications import Starlette
@@ -15,8 +16,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..claims import Claims
 from ..errors import (
     ConfigError,
+    Forbidden,
     InvalidEvent,
     InvalidRequest,
     KeysUnavailable,
@@ -28,6 +31,7 @@ from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
 from ..fanout.resume import Start
 from ..fields import check_id
+from ..grant import Grant
 from ..hub import Hub
 from ..loglimit import limited_logger
 from ..position import Position
@@ -39,10 +43,11 @@ from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
 from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
 from .denials import Denials
 from .ends import is_cut
-from .logins import QUERY_BOUNDS, Authenticate, Login, StreamRequest, TokenLogin, choose_login
+from .logins import Authenticate, Login, StreamRequest, TokenLogin, choose_login
 from .masking import Masking
 from .methods import STREAM_METHODS, ByMethod
 from .origins import ANY, OriginWatch, check_origins
+from .query import QUERY_BOUNDS, Query
 from .stream import BusyResponse, EventStream, ExitListener
 
 logger = limited_logger("ssehub.client")
@@ -195,14 +200,22 @@ class EventsEndpoint:
             return self._denials.response(exc, scope)
         try:
             query = _query(request)
-            start = _start(request.headers, query)
-            cuts = is_cut(query.get("end"), self._comeback_end, request.headers)
-            uses_datastar = _uses_datastar(request.headers, query)
+            fields = query.fields
+            start = _start(request.headers, fields)
+            cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
+            uses_datastar = _uses_datastar(request.headers, fields)
+            if query.has_channels:
+                claims = _narrowed(claims, query.channels())
         except InvalidRequest as exc:
+            return PlainTextResponse(f"{exc}\n", exc.status)
+        except Forbidden as exc:
+            self._hub.count_refusal(Refusal.NOT_GRANTED)
+            logger.info(_REFUSED[Refusal.NOT_GRANTED], exc, client_of(scope))
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
             await self._make_ready()
             await self._hub.reach(start.cursor)
+            start = await self._hub.search(claims, start)
         address = address_of(scope) if self._hub.limits_streams else None
         return EventStream(self._hub, claims, start, address, cuts=cuts, uses_datastar=uses_datastar)
 
@@ -230,7 +243,7 @@ class EventsEndpoint:
         self._hub.count_refusal(reason)
         logger.info(_REFUSED[reason], exc, client_of(scope))
         request = StreamRequest(scope)
-        query = request.query or {}
+        query = request.query.fields if request.query is not None else {}
         comeback = self._hub.comeback(reason)
         id = _id_of_refused(_cursor(request.headers, query), comeback.position if "since" not in query else None)
         frame = control_event("stream-busy", {}, id, comeback.retry_milliseconds)
@@ -259,10 +272,22 @@ def _id_of_refused(cursor: str | None, end: Position | None) -> str | None:
     return cursor
 
 
-def _query(request: StreamRequest) -> Mapping[str, str]:
+def _query(request: StreamRequest) -> Query:
     if request.query is None:
         raise InvalidRequest(f"the query has more than {QUERY_BOUNDS}")
     return request.query
+
+
+def _narrowed(claims: Claims, channels: tuple[str, ...]) -> Claims:
+    """Return `claims` for these channels only. Raises Forbidden if they do not grant one of them."""
+    grant = Grant.of(claims.channels, claims.patterns)
+    for channel in channels:
+        if not grant.covers(channel):
+            raise Forbidden(
+                f"channel {channel!r} is not granted: request only channels that the token grants, or leave channel "
+                "out to receive all of them"
+            )
+    return replace(claims, channels=channels, patterns=())
 
 
 def _start(headers: Headers, query: Mapping[str, str]) -> Start:

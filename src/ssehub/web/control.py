@@ -15,11 +15,12 @@ from starlette.routing import Route
 
 from ..address import LOOPBACK_HOSTS
 from ..buckets import Buckets
+from ..claims import Claims
 from ..credentials import check_control_key
 from ..errors import BodyTooLarge, InvalidRequest, TooManyRequests
 from ..event import Event
 from ..fanout.limits import BURST_SECONDS, Refusal
-from ..fields import check_name, json_text
+from ..fields import check_name, check_names, json_text
 from ..hub import Hub
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..settings import Limits
@@ -47,7 +48,7 @@ from .strict_json import parse_json, read_json, read_ndjson, too_many_events
 EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
-TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "exp", "expiresIn")
+TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
 
 
 def create_control_app(
@@ -75,7 +76,7 @@ def create_control_app(
     hub.accompany(tokens)
     endpoints: list[Endpoint | Methods] = [
         Emit(hub, limits, control_key or ""),  # the most frequent call, so it is matched first
-        IssueToken(tokens, token_lifetime_seconds, limits, now),
+        IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
         Disconnect(hub, limits),
         Methods(Revoke(hub, tokens, limits), TakeBack(hub, tokens, limits), ListRevocations(hub)),
         Health(),
@@ -237,13 +238,16 @@ def _header_key(value: str) -> str:
 
 
 class IssueToken(Endpoint):
-    """`POST /token/`: issues a token."""
+    """`POST /token/`: issues a token for streams of `hub`."""
 
     path = "/token"
     method = "POST"
 
-    def __init__(self, tokens: Tokens, lifetime_seconds: float, limits: Limits, now: Callable[[], float]) -> None:
+    def __init__(
+        self, hub: Hub, tokens: Tokens, lifetime_seconds: float, limits: Limits, now: Callable[[], float]
+    ) -> None:
         super().__init__(limits.max_body_bytes)
+        self._hub = hub
         self._tokens = tokens
         self._lifetime_seconds = lifetime_seconds
         self._now = now
@@ -252,22 +256,46 @@ class IssueToken(Endpoint):
         if not self._tokens.can_issue:
             raise InvalidRequest("this hub has no secret to sign tokens with: get them from the identity provider")
         fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS, pace_for(request.body))
+        requested = self._requested(fields)
         expires_at = int(self._now() + lifetime_seconds(fields, self._lifetime_seconds))
-        token = self._tokens.issue(required(fields, "userId"), _token_channels(fields), expires_at=expires_at)
+        token = self._tokens.issue(
+            requested.user_id, requested.channels, patterns=requested.patterns, expires_at=expires_at
+        )
         no_store = {"Cache-Control": "no-store"}
         if is_json:
             return JSONResponse({"token": token, "expiresAt": expires_at}, headers=no_store)
         return PlainTextResponse(token, headers=no_store)
 
+    def _requested(self, fields: Mapping[str, Any]) -> Claims:
+        """Return what the token is to grant. Raises InvalidRequest."""
+        user_id, patterns, channels = required(fields, "userId"), _listed(fields, "patterns"), _token_channels(fields)
+        if not channels and not patterns:
+            raise InvalidRequest(
+                "channel is missing: send it as a field of the request, or send JSON with a list of channels or of "
+                "patterns that is not empty"
+            )
+        requested = Claims(user_id, check_names("channel", channels) if channels else (), patterns=patterns)
+        self._hub.check_patterns(patterns)
+        return requested
 
-def _token_channels(fields: Mapping[str, Any]) -> list[str]:
-    if "channels" not in fields:
-        return list(names(fields, "channel"))
-    if "channel" in fields:
-        raise InvalidRequest("channel and channels are both given: leave one out")
-    if not isinstance(fields["channels"], list):
-        raise InvalidRequest("channels must be a list of names")
-    return list(fields["channels"])
+
+def _token_channels(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    if "channels" in fields:
+        if "channel" in fields:
+            raise InvalidRequest("channel and channels are both given: leave one out")
+        return _listed(fields, "channels")
+    return names(fields, "channel") if "channel" in fields else ()
+
+
+def _listed(fields: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """Return the elements of the field `name`, nothing if there is no such field."""
+    value = fields.get(name, [])
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} must be a list, such as {_EXAMPLES[name]}")
+    return tuple(value)
+
+
+_EXAMPLES = {"channels": '["chat", "news"]', "patterns": '["orders.*"]'}
 
 
 class Disconnect(Endpoint):

@@ -141,7 +141,7 @@ class CookieLogin:
         if len(token) > MAX_COOKIE_TOKEN_BYTES:
             return PlainTextResponse(
                 f"the token has more than {MAX_COOKIE_TOKEN_BYTES} bytes, and browsers drop such a cookie: send it in "
-                "the header of each request, or grant fewer channels\n",
+                "the header of each request, or grant fewer channels, or a pattern\n",
                 413,
             )
         claims = await self._login.verify(token)

@@ -62,6 +62,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
     for name, help, value in (
         ("subscribers", "Open streams.", stats.subscribers),
         ("channels", "Channels with at least one open stream.", stats.channels),
+        ("patterns", "Patterns with at least one open stream.", stats.patterns),
         ("lagging", "Streams whose backlog is over its bound.", stats.lagging),
         ("backlog_bytes", "Bytes in backlogs, which connections have not accepted yet.", stats.backlog_bytes),
         ("waiting_bytes", "Bytes of events that wait for a round.", stats.waiting_bytes),
