@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from ssehub import Tokens
 
 PAIRS = 5
 FEW_PAIRS = 2
-"""For SQLite, Redis and the reader, so that all workloads take less than 20 minutes."""
+"""For SQLite, Redis and the reader, so that all workloads take less than half an hour."""
 CPU = "deliveries_per_cpu_second"
 
 Report = dict[str, Any]
@@ -34,7 +35,8 @@ class Bench:
         """Return the report of one run; raises RuntimeError if an event was lost, duplicated or reordered."""
         addresses = ["--url", server.url, "--control-url", server.control_url, "--server-pid", str(server.pid)]
         command = [sys.executable, "-m", "ssehub", "bench", "--json", *addresses, *server.arguments, *arguments.split()]
-        result = subprocess.run([*pinned(1), *command], capture_output=True, text=True, timeout=300)
+        env = {**os.environ, "SSL_CERT_FILE": str(server.ca)} if server.ca else None
+        result = subprocess.run([*pinned(1), *command], capture_output=True, text=True, timeout=300, env=env)
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)}: {result.stderr}{result.stdout}")
         report: Report = json.loads(result.stdout)
@@ -60,16 +62,16 @@ def stalled_subscriber(server: Running) -> Iterator[None]:
     """Keep a stream open from which nothing is read."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect(_address(server))
-        sock.sendall(_request("user-0", "bench-0"))
+        sock.connect(address_of(server))
+        sock.sendall(stream_request("user-0", "bench-0"))
         yield
 
 
 def first_frame_milliseconds(server: Running) -> float:
     """Return the time from connecting to the first frame of a stream."""
-    request = _request("newcomer", "elsewhere")
+    request = stream_request("newcomer", "elsewhere")
     began = time.monotonic()
-    with socket.create_connection(_address(server), 5) as sock:
+    with socket.create_connection(address_of(server), 5) as sock:
         sock.sendall(request)
         received = b""
         while b"stream-hello" not in received:
@@ -77,12 +79,12 @@ def first_frame_milliseconds(server: Running) -> float:
     return (time.monotonic() - began) * 1000
 
 
-def _address(server: Running) -> tuple[str, int]:
-    host, port = server.url.removeprefix("http://").split(":")
+def address_of(server: Running) -> tuple[str, int]:
+    host, port = server.url.rpartition("/")[2].split(":")
     return host, int(port)
 
 
-def _request(user: str, channel: str) -> bytes:
+def stream_request(user: str, channel: str) -> bytes:
     token = Tokens(SECRET).issue(user, [channel], expires_at=time.time() + 3600)
     return f"GET /events/?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 

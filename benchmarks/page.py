@@ -20,6 +20,19 @@ COMPARED = {
     "M": "bytes per subscriber",
 }
 
+OVER_TLS = {
+    "W1": "W1, deliveries per CPU second",
+    "W2": "W2 with an event every 2 s, deliveries per CPU second",
+    "W2 p50": "… latency in ms, median",
+    "W2 p99": "… latency in ms, 99 %",
+    "L2": "L2, deliveries per CPU second",
+    "L2 p50": "… latency in ms, median",
+    "L2 p99": "… latency in ms, 99 %",
+    "C": "C, new streams per CPU second",
+    "M": "M, bytes of an idle stream",
+}
+CONNECTIONS = ("plain", "P-256", "P-256, resumed", "RSA 2048", "RSA 2048, resumed")
+
 Figures = dict[str, list[float]]
 Results = dict[str, Any]
 
@@ -149,6 +162,10 @@ ROWS = (
         "x",
         at_most=True,
     ),
+    Row("W1 over TLS, against W1 without", "tls", ratio("W1, TLS", "W1, plain"), unit="x"),
+    Row("W2 over TLS, against W2 without", "tls", ratio("W2, TLS", "W2, plain"), unit="x"),
+    Row("C over TLS, against C without", "handshakes", ratio("C, TLS", "C, plain"), unit="x"),
+    Row("M over TLS, bytes per idle subscriber", "handshakes", of("M, TLS")),
     Row("`ssehub bench`, events read per CPU second, each alone", "reader", of("alone"), 200_000),
     Row("… events per read in that run", "reader", of("alone, events in a read"), 1.1, at_most=True),
     Row("… 64 written together", "reader", of("64 together"), 600_000),
@@ -180,6 +197,21 @@ def comparison(results: Results) -> str:
     return "\n\n".join(["\n".join(lines), *machines({name: results[name] for name in COMPARED if name in results})])
 
 
+def tls(results: Results) -> str:
+    """Return the tables of what TLS costs, for docs/performance.md."""
+    measured = {name: results[name] for name in ("tls", "handshakes")}
+    figures = measured["tls"]["figures"] | measured["handshakes"]["figures"]
+    lines = ["| | plain | TLS | TLS against plain |", "|---|---|---|---|"]
+    for name, label in OVER_TLS.items():
+        plain, over_tls = figures[f"{name}, plain"], figures[f"{name}, TLS"]
+        ratios = ratio("TLS", "plain")({"plain": plain, "TLS": over_tls})
+        lines.append(f"| {label} | {spread(plain)} | {spread(over_tls)} | {spread(ratios, 'x')} |")
+    opened = [spread(figures[f"connections, {kind}"]) for kind in CONNECTIONS]
+    connections = [f"| | {' | '.join(CONNECTIONS)} |", "|---|" + "---|" * len(CONNECTIONS)]
+    connections.append(f"| streams opened one after the other, per CPU second | {' | '.join(opened)} |")
+    return "\n\n".join(["\n".join(lines), "\n".join(connections), *machines(measured)])
+
+
 def table(results: Results) -> str:
     """Return the table of all workloads, for docs/laboratory.md."""
     lines = ["| | required | aim | reached | command |", "|---|---|---|---|---|"]
@@ -209,13 +241,15 @@ def write(results: Results) -> None:
     from plots import draw
 
     _replace(DOCS / "performance.md", comparison(results))
+    if results.keys() >= {"tls", "handshakes"}:
+        _replace(DOCS / "performance.md", tls(results), "make bench tls")
     _replace(DOCS / "laboratory.md", table(results))
     draw(results, DOCS / "plots")
 
 
-def _replace(page: Path, text: str) -> None:
-    """Replace what stands between the two marks in `page`."""
-    pattern = r"(<!-- make bench -->\n).*(\n<!-- end -->)"
+def _replace(page: Path, text: str, mark: str = "make bench") -> None:
+    """Replace what stands between `mark` and the next end in `page`."""
+    pattern = rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)"
     page.write_text(
         re.sub(pattern, lambda match: f"{match[1]}{text}{match[2]}", page.read_text(), flags=re.DOTALL),
     )

@@ -33,6 +33,8 @@ class Running:
     url: str
     control_url: str
     arguments: tuple[str, ...] = ()
+    ca: Path | None = None
+    """The file with the CA of its certificates, if it is reached over TLS."""
 
     def usage(self) -> Usage:
         return ServerProcesses(self.pid).usage()
@@ -95,7 +97,7 @@ def ssehub(*arguments: str, module: tuple[str, ...] = ("-m", "ssehub"), env: dic
         command = [sys.executable, *module, "serve", "--bind", "127.0.0.1:0", "--control-bind", "127.0.0.1:0"]
         command += ["--max-connections", "19500"]  # `lag` opens 19,000 of the 20,000 that this machine allows
         with started([*command, *arguments], env) as (process, log):
-            pattern = re.compile(r" on (http://127\.0\.0\.1:\d+)/")
+            pattern = re.compile(r" on (https?://127\.0\.0\.1:\d+)/")
             wait_until(lambda: len(pattern.findall(log.read_text())) == 2)
             url, control_url = pattern.findall(log.read_text())
             yield Running(process.pid, url, control_url, ("--secret", SECRET))

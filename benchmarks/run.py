@@ -1,6 +1,6 @@
 """Measures the workloads of docs/laboratory.md; writes results.json, the tables of the pages, and the plots.
 
-python benchmarks/run.py                  all workloads, in less than 20 minutes
+python benchmarks/run.py                  all workloads, in less than half an hour
 python benchmarks/run.py W1 W3            only these; the results of the others stay, each with its date
 python benchmarks/run.py W1 W3 --pairs 2  only these, with fewer pairs; nothing is written
 """
@@ -27,6 +27,7 @@ from limits import run_lag, run_pressure, run_reader, run_redis, run_sqlite
 from measuring import PAIRS, Bench, say
 from page import spread
 from peers import HERE, has_nchan
+from tls import run_handshakes, run_tls
 from workloads import WORKLOADS, run_growth, run_history, run_latency, run_stalled, run_workers, run_workload
 
 RESULTS = HERE / "results.json"
@@ -45,6 +46,8 @@ MEASURED: dict[str, Measuring] = {
     "latency": run_latency,
     "lag": run_lag,
     "pressure": run_pressure,
+    "tls": run_tls,
+    "handshakes": run_handshakes,
 }
 
 

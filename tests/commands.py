@@ -22,9 +22,9 @@ def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.Com
 
 
 def run_bench(
-    url: str, *arguments: str, control_url: str | None = None, events: int = 30
+    url: str, *arguments: str, control_url: str | None = None, events: int = 30, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a small load test, of three subscribers, which reports in JSON."""
     addresses = ["--url", url, "--control-url", control_url or url]
     plan = ["--subscribers", "3", "--events", str(events), "--patience", "0.7", "--json"]
-    return run("bench", *addresses, *plan, *arguments)
+    return run("bench", *addresses, *plan, *arguments, **env)

@@ -27,6 +27,7 @@ import uvloop
 from httpx._transports import default as transports
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from named_keys import MADE
 from streams import RawStream
 
 SECRET = "a secret for tests that has 32 bytes or more"
@@ -181,7 +182,7 @@ class HubProcess:
         if not self._log.closed:
             log = self.log
             self._log.close()
-            assert not any(secret in log for secret in (SECRET, CONTROL_KEY, *self._signatures)), log
+            assert not any(secret in log for secret in (SECRET, CONTROL_KEY, *MADE, *self._signatures)), log
 
 
 class RunningHub(HubProcess):

@@ -1,8 +1,9 @@
-"""Many clients that reconnect, as a process of its own: `crowd.py PORT TOKEN COUNT KIND`.
+"""Many clients that reconnect, as a process of its own: `crowd.py PORT TOKEN COUNT KIND [CA]`.
 
 The data of each event must be a sequence number. A client whose stream ends reconnects with its last event id: at a
-random time within `SPREAD_SECONDS`, or, if KIND is `native`, when `retry:` says, as browsers do. Prints `open` when all
-streams are open, and what they have received, as JSON, for each line on stdin.
+random time within `SPREAD_SECONDS`, or, if KIND is `native`, when `retry:` says, as browsers do. With the file of a CA
+they connect over TLS. Prints `open` when all streams are open, and what they have received, as JSON, for each line on
+stdin.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import json
 import random
 import re
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from conftest import RunningHub, wait_until
@@ -66,7 +69,7 @@ class Client(asyncio.Protocol):
 
     async def _connect(self) -> None:
         try:
-            await self.group.loop.create_connection(lambda: self, "127.0.0.1", self.group.port)
+            await self.group.loop.create_connection(lambda: self, "127.0.0.1", self.group.port, ssl=self.group.tls)
         except OSError:
             self.retry()
 
@@ -145,7 +148,8 @@ class NativeClient(Client):
 
 
 class Group:
-    def __init__(self, port: int, token: str, count: int, kind: str) -> None:
+    def __init__(self, port: int, token: str, count: int, kind: str, tls: ssl.SSLContext | None) -> None:
+        self.tls = tls
         self.loop = asyncio.get_running_loop()
         self.port = port
         self.request = f"GET /events/?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
@@ -173,8 +177,8 @@ class Group:
         }
 
 
-async def main(port: int, token: str, count: int, kind: str) -> None:
-    group = Group(port, token, count, kind)
+async def main(port: int, token: str, count: int, kind: str, ca: str | None = None) -> None:
+    group = Group(port, token, count, kind, ssl.create_default_context(cafile=ca) if ca else None)
     for client in group.clients:
         client.connect()
         await asyncio.sleep(0.0005)
@@ -192,8 +196,8 @@ def say(text: str) -> None:
 class Crowd:
     """The process, seen from a test."""
 
-    def __init__(self, port: int, token: str, count: int, kind: str = "plain") -> None:
-        command = [sys.executable, __file__, str(port), token, str(count), kind]
+    def __init__(self, port: int, token: str, count: int, kind: str = "plain", ca: Path | None = None) -> None:
+        command = [sys.executable, __file__, str(port), token, str(count), kind, *([str(ca)] if ca else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def wait_until_open(self) -> None:
@@ -219,10 +223,10 @@ class Crowd:
 
 
 @contextmanager
-def crowds(hub: RunningHub, *counts: int) -> Iterator[list[Crowd]]:
-    """Open that many streams, each number in a process of its own."""
+def crowds(hub: RunningHub, *counts: int, ca: Path | None = None) -> Iterator[list[Crowd]]:
+    """Open that many streams, each number in a process of its own, over TLS if there is a CA."""
     token = hub.token(exp=86_400)
-    with opened([Crowd(hub.port, token, count) for count in counts]) as running:
+    with opened([Crowd(hub.port, token, count, ca=ca) for count in counts]) as running:
         yield running
 
 
@@ -250,4 +254,4 @@ def wait_for_last(running: list[Crowd], number: int, seconds: float = 30.0) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))

@@ -5,10 +5,14 @@ It prints how long the hub has then taken to notice, in seconds.
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from certificates import CertificateAuthority
 from conftest import RunningHub, wait_until
 from streams import listen
 
@@ -17,11 +21,20 @@ def set_loopback(state: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", state], check=True)
 
 
-def main(kind: str, *options: str) -> None:
+def main(kind: str, scheme: str, *options: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if scheme == "https":
+            ca = CertificateAuthority(Path(folder))
+            take_away(kind, ca.client_context(), *ca.issue().arguments, *options)
+        else:
+            take_away(kind, None, *options)
+
+
+def take_away(kind: str, tls: ssl.SSLContext | None, *options: str) -> None:
     set_loopback("up")
     hub = RunningHub(*options)
     try:
-        stream = listen(hub.port, hub.token(), receive_buffer=4_096 if kind == "busy" else None)
+        stream = listen(hub.port, hub.token(), receive_buffer=4_096 if kind == "busy" else None, tls=tls)
         if kind == "busy":
             hub.emit_batch([{"userId": "*", "channel": "chat", "data": "x" * 10_000}] * 20)
         set_loopback("down")

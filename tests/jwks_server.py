@@ -1,31 +1,24 @@
-"""An identity provider's keys for tests: a CA, an HTTPS server that publishes a JWKS, and keys that sign tokens."""
+"""An identity provider's keys for tests: an HTTPS server that publishes a JWKS, and keys that sign tokens."""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
-import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from certificates import CertificateAuthority
 from signing_keys import jwk, maker
 
 ISSUER = "https://login.example"
 AUDIENCE = "hub"
 SETTINGS = ("--issuer", ISSUER, "--audience", AUDIENCE, "--channel-claim", "channel")
 """Command-line options that accept tokens by `SigningKey.token`, besides `--jwks`."""
-_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class SigningKey:
@@ -46,52 +39,6 @@ class SigningKey:
 def key_set(*keys: SigningKey) -> str:
     """Return the JWKS of these keys."""
     return json.dumps({"keys": [key.jwk for key in keys]})
-
-
-class CertificateAuthority:
-    """A CA of the tests. `path` is its certificate, for SSL_CERT_FILE."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA of the tests")])
-        certificate = self._certificate(self._name, self._key, is_ca=True)
-        self.path = folder / "ca.pem"
-        self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def server_context(self, hosts: Sequence[str] = _HOSTS) -> ssl.SSLContext:
-        """Return a context for a server at `hosts`, names or addresses."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-        certificate = self._certificate(name, key, hosts=hosts)
-        path = self._folder / f"server-{certificate.serial_number}.pem"
-        path.write_bytes(_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        return context
-
-    def _certificate(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_ca: bool = False, hosts: Sequence[str] = ()
-    ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=30))
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-        )
-        # Python 3.13 and later verify strictly (RFC 5280): these extensions must be there.
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        builder = builder.add_extension(authority, critical=False)
-        builder = builder.add_extension(_key_usage(is_ca=is_ca), critical=True)
-        if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_host, hosts))), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
 
 
 class JwksServer:
@@ -146,30 +93,3 @@ class JwksServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not is_ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=is_ca,
-        crl_sign=is_ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _host(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

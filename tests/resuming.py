@@ -116,8 +116,7 @@ class Client:
         on_reset = chance.choice([None, "replay"])
         start = Start.parse(self._last_id, since, on_reset)
         sink = FakeSink(reads=chance.random() < 0.7)
-        await hub.reach(start.cursor)
-        start = await hub.search(self.claims, start)
+        start = await hub.prepare(self.claims, start)
         head = engine_of(hub).head
         subscriber = hub.attach(self.claims, sink, start)
         self.connections.append(Connection(hub, subscriber, sink, self._last_id, start, head))

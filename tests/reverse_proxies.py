@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from conftest import connects, free_port, wait_until
+from conftest import connects, free_port, require, wait_until
 
 PAGE = Path(__file__).parent.parent / "docs" / "proxies.md"
 MODULES = Path("/usr/lib/apache2/modules")
@@ -195,3 +195,16 @@ def write_certificate(path: Path) -> None:
         + certificate.public_bytes(serialization.Encoding.PEM)
     )
     path.chmod(0o644)
+
+
+@contextmanager
+def running_haproxy(config: Path) -> Iterator[None]:
+    """Run HAProxy with this configuration. Skips the test if it is not installed."""
+    binary = program("haproxy")
+    require(binary, "haproxy")
+    process = subprocess.Popen([str(binary), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import struct
 import time
 from typing import ClassVar
@@ -21,17 +22,26 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class RawStream:
-    """A connection on which a request has been sent, and the bytes received so far."""
+    """A connection on which a request has been sent, over TLS if there is a context, and the bytes received so far."""
 
     _all: ClassVar[WeakSet[RawStream]] = WeakSet()
 
-    def __init__(self, port: int, request: str | bytes, *, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        request: str | bytes,
+        *,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._all.add(self)
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(10)
         self.socket.connect(("127.0.0.1", port))
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self.socket.sendall(request.encode() if isinstance(request, str) else request)
         self.bytes = b""
 
@@ -123,9 +133,15 @@ def get(path: str, *headers: str, version: str = "1.1") -> str:
     return "\r\n".join([f"GET {path} HTTP/{version}", *host, *headers, "", ""])
 
 
-def listen(port: int, token: str, *headers: str, receive_buffer: int | None = None) -> RawStream:
+def listen(
+    port: int,
+    token: str,
+    *headers: str,
+    receive_buffer: int | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> RawStream:
     """Open a stream, and read its head and first frame."""
-    stream = RawStream(port, get(f"/events/?token={token}", *headers), receive_buffer=receive_buffer)
+    stream = RawStream(port, get(f"/events/?token={token}", *headers), receive_buffer=receive_buffer, tls=tls)
     stream.read_until(HELLO)
     stream.read_until(b"\n\n")
     return stream

@@ -88,14 +88,14 @@ def test_failed_connection_and_invalid_option_are_one_sentence() -> None:
     results = [
         run_bench(closed),
         run_bench(closed, "--token", "t"),
-        run_bench("https://127.0.0.1"),
+        run_bench("ftp://127.0.0.1"),
         run_bench(closed, "--batch", "0"),
     ]
 
     assert [result.returncode for result in results] == [1, 1, 2, 2]
     assert re.fullmatch(r"ssehub: cannot connect to http://\S+: .*\n", results[0].stderr)
     assert re.fullmatch(r"ssehub: connecting: \d of 3 subscribers failed: .*refused.*\n", results[1].stderr)
-    assert "invalid URL 'https://127.0.0.1': expected one such as" in results[2].stderr
+    assert "invalid URL 'ftp://127.0.0.1': expected one such as" in results[2].stderr
     assert all(result.stderr.count("\n") == 1 for result in results[:3])
 
 

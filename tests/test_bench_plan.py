@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ssehub.bench import Plan
-from ssehub.bench.addresses import address_of, source_address
+from ssehub.bench.addresses import Address, address_of, source_address
 from ssehub.bench.processes import orders
 from ssehub.errors import ConfigError
 
@@ -36,16 +36,18 @@ def test_workers_share_the_subscribers() -> None:
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("http://127.0.0.1:8000", ("127.0.0.1", 8000)),
-        ("http://[::1]:8000/hub", ("::1", 8000)),
-        ("http://push.example/", ("push.example", 80)),
+        ("http://127.0.0.1:8000", Address("127.0.0.1", 8000)),
+        ("http://[::1]:8000/hub", Address("::1", 8000)),
+        ("http://push.example/", Address("push.example", 80)),
+        ("https://push.example/", Address("push.example", 443, is_tls=True)),
+        ("https://127.0.0.1:8443", Address("127.0.0.1", 8443, is_tls=True)),
     ],
 )
-def test_address_is_read_from_the_url(url: str, address: tuple[str, int]) -> None:
+def test_address_is_read_from_the_url(url: str, address: Address) -> None:
     assert address_of(url) == address
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1", "127.0.0.1:8000", "http://", "http://hub:port", "http://[::1"])
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:8000", "http://", "http://hub:port", "http://[::1"])
 def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="invalid URL"):
         address_of(url)

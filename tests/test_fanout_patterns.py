@@ -119,6 +119,46 @@ def check_round(index: Index, listeners: Sequence[Listener], frames: list[Frame]
         assert set(named) == {listener.subscriber for listener in listeners if listener.hears(probe)}
 
 
+@settings(max_examples=2_000 if SOAK else 50, deadline=None)
+@pytest.mark.soak
+@given(
+    st.lists(st.tuples(USERS, GRANTS), min_size=1, max_size=12),
+    EVENTS,
+    st.lists(st.one_of(st.integers(0, 30), st.tuples(USERS, GRANTS)), max_size=12),
+    st.integers(0, 3),
+)
+def test_who_stays_during_a_round_receives_it_whoever_leaves_and_joins_meanwhile(
+    grants: list[tuple[str, Any]], events: list[Any], changes: list[Any], changes_between: int
+) -> None:
+    index, listeners = Index(), list[Listener]()
+
+    def join(user: str, grant: tuple[tuple[str, ...], tuple[str, ...]], number: int) -> Listener:
+        one = subscriber(user, *grant[0], patterns=grant[1], head=at(number), sent=at(number))
+        index.add(one)
+        return Listener(one, grant, [])
+
+    listeners = [join(user, grant, 0) for user, grant in grants]
+    newcomers: list[Listener] = []
+    frames = [frame(n, *on, users=tuple(to)) for n, (on, to) in enumerate(events, 1)]
+    received: dict[Subscriber, list[Frame]] = {}
+    for batch, members in index.select(frames, frames[-1].position):
+        for member in members:
+            if (rest := batch.after(member.sent)) is not None:
+                assert member not in received
+                received[member] = list(rest.frames)
+        for change in [changes.pop() for _ in range(min(changes_between, len(changes)))]:
+            if isinstance(change, tuple):
+                newcomers.append(join(change[0], change[1], len(frames)))
+            elif everyone := [*listeners, *newcomers]:
+                left = everyone[change % len(everyone)]
+                (listeners if left in listeners else newcomers).remove(left)
+                index.remove(left.subscriber)
+
+    for listener in listeners:
+        assert received.get(listener.subscriber, []) == [one for one in frames if listener.hears(one)]
+    assert not any(newcomer.subscriber in received for newcomer in newcomers)
+
+
 def index_of(*subscribers: Subscriber) -> Index:
     index = Index()
     for one in subscribers:

@@ -396,7 +396,8 @@ async def test_hub_waits_until_it_reaches_a_cursor_ahead_of_it() -> None:
             return str(ahead)
 
         hub.broker.head = far_head  # type: ignore[method-assign]
-        reaching = asyncio.create_task(hub.reach(str(ahead)))
+        claims = Claims("alex", ("chat",))
+        reaching = asyncio.create_task(hub.prepare(claims, Start(str(ahead))))
         await asyncio.sleep(0.02)
         assert not reaching.done()
         await publish(hub, "2")
@@ -404,7 +405,7 @@ async def test_hub_waits_until_it_reaches_a_cursor_ahead_of_it() -> None:
 
         assert join(hub, cursor=str(ahead))[1].data() == []
         far = str(ahead._replace(sequence=99))
-        await asyncio.wait_for(hub.reach(far), 1)
+        await asyncio.wait_for(hub.prepare(claims, Start(far)), 1)
         assert join(hub, cursor=far)[1].data() == ['{"reason":"log-lost"}']
 
 

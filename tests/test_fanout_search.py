@@ -43,7 +43,7 @@ async def test_search_for_the_last_events_of_a_pattern_leaves_the_loop_to_others
             await hub.publish_events([Event(("busy",), ("*",), "x")] * 1_000)
         claims, start = Claims("alex", patterns=("ch*",)), Start.parse(None, "last:2")
         async with Passes() as passes:
-            found, other = await asyncio.gather(hub.search(claims, start), hub.search(claims, start))
+            found, other = await asyncio.gather(hub.prepare(claims, start), hub.prepare(claims, start))
         await publish(hub, "4")
         sink = FakeSink()
         hub.attach(claims, sink, found)
@@ -63,10 +63,10 @@ async def test_search_is_for_streams_that_need_it() -> None:
         await publish(hub, "1", "2", "3")
         last, cursor = Start.parse(None, "last:2"), Start.parse("mine")
 
-        assert await hub.search(Claims("alex", ("chat",)), last) == last
-        assert await hub.search(Claims("alex", patterns=("ch*",)), cursor) == cursor
-        assert (await hub.search(Claims("alex", patterns=("ch*",)), last)).last_after is not None
-        assert (await hub.search(Claims("alex", tuple(f"{n}" for n in range(101))), last)).last_after is not None
+        assert await hub.prepare(Claims("alex", ("chat",)), last) == last
+        assert await hub.prepare(Claims("alex", patterns=("ch*",)), cursor) == cursor
+        assert (await hub.prepare(Claims("alex", patterns=("ch*",)), last)).last_after is not None
+        assert (await hub.prepare(Claims("alex", tuple(f"{n}" for n in range(101))), last)).last_after is not None
 
 
 @pytest.mark.parametrize("opens", ["python", "browser"])

@@ -162,7 +162,7 @@ async def test_slice_of_a_round_is_cut_short_if_its_writes_take_long(monkeypatch
             written.append(sum(len(sink.chunks) > before for sink in sinks))
         await publishing
 
-        assert max(after - before for before, after in pairwise(written)) <= engine.WRITES_PER_LOOK
+        assert max(after - before for before, after in pairwise(written)) <= engine.PART
         assert all(sink.data() == ["1"] for sink in sinks)
 
 

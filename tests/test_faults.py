@@ -601,7 +601,8 @@ OWN_NETWORK = (["unshare", "-rn"], ["unshare", "-n"])
 
 
 @pytest.mark.parametrize("kind", [pytest.param("idle", id="A4-idle"), pytest.param("busy", id="A5-busy")])
-def test_stream_whose_network_disappears_ends_in_time(kind: str) -> None:
+@pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=[pytest.mark.soak, pytest.mark.only_soak])])
+def test_stream_whose_network_disappears_ends_in_time(kind: str, scheme: str) -> None:
     heartbeat, user_timeout = 1, 2
     namespace = next((command for command in OWN_NETWORK if works(*command, "true")), None)
     require(namespace and shutil.which("ip"), "unshare, the right to make a network namespace, or ip")
@@ -609,7 +610,7 @@ def test_stream_whose_network_disappears_ends_in_time(kind: str) -> None:
     options = ("--heartbeat-seconds", str(heartbeat), "--tcp-user-timeout-seconds", str(user_timeout))
 
     result = subprocess.run(
-        [*namespace, sys.executable, str(Path(__file__).parent / "half_open.py"), kind, *options],
+        [*namespace, sys.executable, str(Path(__file__).parent / "half_open.py"), kind, scheme, *options],
         capture_output=True,
         text=True,
         timeout=60,

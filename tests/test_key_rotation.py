@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
+from certificates import CertificateAuthority
 from conftest import SECRET, RunningHub, StartHub, report, wait_until
 from crowd import Crowd, opened, wait_for_last
-from jwks_server import AUDIENCE, ISSUER, SETTINGS, CertificateAuthority, JwksServer, SigningKey, key_set
-from redis_servers import RedisServer
+from jwks_server import AUDIENCE, ISSUER, SETTINGS, JwksServer, SigningKey, key_set
+from named_keys import NamedKey, new_key
+from redis_servers import SOAK, RedisServer
 from servers import SERVERS, ServedHub, Server
 from ssehub.config import load_config
 from ssehub.errors import ConfigError
@@ -315,6 +318,98 @@ def test_b19_rotation_of_secrets_and_keys_with_a_thousand_streams_on_two_workers
         f"rotation: 1,000 streams, {after_kill - 1_000} came back from a killed worker, {rotation.asked} requests as "
         f"expected; files read after {', '.join(f'{each:.1f}' for each in seconds)} s"
     )
+
+
+class Publishers:
+    """Threads that publish with one control key after the other, each event on a connection of its own."""
+
+    def __init__(self, hub: RunningHub, key: str, threads: int) -> None:
+        self.key = key
+        self.statuses: list[list[int]] = [[] for _ in range(threads)]
+        self._hub = hub
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._publish, args=(answers,)) for answers in self.statuses]
+
+    def __enter__(self) -> Publishers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _publish(self, answers: list[int]) -> None:
+        while not self._stopped.is_set():
+            answers.append(emit_status(self._hub, self.key))
+
+    def go_on(self, count: int = 50 if SOAK else 4) -> None:
+        """Wait until each of them has published that often, which is with the present key but for the first."""
+        goals = [len(answers) + count for answers in self.statuses]
+        wait_until(lambda: all(len(answers) >= goal for answers, goal in zip(self.statuses, goals, strict=True)), 30)
+
+
+def emit_status(hub: RunningHub, key: str) -> int:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", hub.control_port, timeout=10)) as connection:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/x-www-form-urlencoded"}
+        connection.request("POST", "/emit/", "userId=*&channel=orders.1&data=x", headers)
+        return connection.getresponse().status
+
+
+def key_statuses(hub: RunningHub, key: str) -> set[int]:
+    """Return what all workers answer to publishes with `key`."""
+    return {emit_status(hub, key) for _ in range(20)}
+
+
+class KeyRotation:
+    """Two workers whose file of control keys is replaced."""
+
+    def __init__(self, start_workers: StartHub, path: Path) -> None:
+        self.path = path
+        self.orders = NamedKey("orders", ["publish"], ["orders.*"])
+        replace(path, self.orders.entry())
+        self.hub = start_workers("--control-keys-file", str(path))
+
+    def replace(self, content: str, outcome: str, *, is_signalled: bool) -> None:
+        """Replace the file, and wait until the parent and both workers have logged the outcome.
+
+        Each logs once that a new content is in use, but perhaps twice that it has read the file: for the signal, too.
+        """
+        before = self.hub.log.count(outcome)
+        replace(self.path, content)
+        if is_signalled:
+            self.hub.signal(signal.SIGHUP)
+        wait_until(lambda: self.hub.log.count(outcome) >= before + 3, 20)
+
+    def rotate(self, publishers: Publishers, *, is_signalled: bool) -> None:
+        """Let the new key be valid beside the old one, then only the new one."""
+        old, new = publishers.key, new_key()
+        after = NamedKey("orders", ["publish"], ["orders.*"], key=new)
+        publishers.go_on()
+        self.replace(after.entry(old), "has been read again: 1 key, 2 hashes\n", is_signalled=is_signalled)
+        publishers.go_on()
+        publishers.key = new
+        publishers.go_on()
+        self.replace(after.entry(), "has been read again: 1 key, 1 hash\n", is_signalled=is_signalled)
+        assert key_statuses(self.hub, old) == {401}
+        publishers.go_on()
+
+
+@pytest.mark.soak
+def test_b34_control_key_is_rotated_on_two_workers_while_publishers_are_never_refused(
+    start_workers: StartHub, tmp_path: Path
+) -> None:
+    rotation = KeyRotation(start_workers, tmp_path / "keys.toml")
+    with Publishers(rotation.hub, rotation.orders.key, 8 if SOAK else 2) as publishers:
+        for is_signalled in (True, False) * 5 if SOAK else (True,):
+            rotation.rotate(publishers, is_signalled=is_signalled)
+            rotation.replace("", "stays in use", is_signalled=is_signalled)
+
+    answers = [status for of_one in publishers.statuses for status in of_one]
+    assert set(answers) == {200}
+    assert rotation.hub.log.count("stays in use") >= 3
+    report(f"rotation of a control key: {len(answers)} publishes, none refused")
 
 
 JWKS = {"jwks": "/nonexistent", "issuer": ISSUER, "audience": AUDIENCE, "grant_templates": "user.{sub}"}

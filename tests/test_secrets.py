@@ -18,6 +18,7 @@ import pytest
 from commands import run
 from conftest import ERROR_LINES, StartHub, wait_until
 from identity_provider import AUDIENCE, ISSUER, IdentityProvider
+from named_keys import NamedKey, entry, hash_of, write_keys
 from redis_servers import RedisServer
 from ssehub import Tokens
 from streams import RawStream, get, listen
@@ -250,6 +251,87 @@ def test_c17_no_canary_is_in_any_output_of_a_hub_with_keys_of_a_provider(start_h
         output = re.sub(f"sse={re.escape(token)}; Path=/events; ", "COOKIE; ", output)  # what a login is answered with
     canaries = [SECRET, OLD_SECRET, KEY, OTHER_KEY, SECRET_JWK["k"], PRIVATE_JWK["d"], *tokens, logout_token]
     assert_shows_none(output, canaries)
+
+
+SHOP = NamedKey("shop", ["publish", "token"], ["orders.*"], key="persimmon-shop-key-of-more-than-32-bytes")
+DESK = NamedKey("desk", ["disconnect", "revoke", "read"], key="pomegranate-desk-key-of-more-than-32-bytes")
+NEXT = "physalis-next-shop-key-of-more-than-32-bytes"
+WEAK = "quince-weak"
+CRASHING = """
+import ssehub.web.control as control
+
+async def crash(self, request):
+    raise RuntimeError(f"a handler fails: {request.key!r}")
+
+control.Health.respond = crash
+from ssehub.cli import main
+main()
+"""
+"""A hub whose `/healthz` fails: its traceback is logged."""
+GOOD_ENTRY = DESK.entry()
+BROKEN_KEY_FILES = {
+    "plaintext": entry("shop", key=NEXT, rights=["publish"]),
+    "key-as-name": entry(NEXT, sha256=hash_of(NEXT), rights=["publish"]),
+    "key-alone": f"{GOOD_ENTRY}\n{NEXT}\n",
+    "hash-twice": GOOD_ENTRY + entry("other", sha256=hash_of(DESK.key), rights=["read"]),
+    "hash-of-control-key": entry("shop", sha256=hash_of(KEY), rights=["read"]),
+}
+
+
+def call_with(call: Caller, key: str) -> None:
+    """Make every call with `key` where it belongs, and in wrong places."""
+    headers = {"Authorization": f"Bearer {key}"}
+    for channel in ("orders.1", "chat"):
+        fields = {"userId": "alex", "channel": channel}
+        call("POST", "/emit/", data={**fields, "data": "x"}, headers=headers)
+        call("POST", "/emit/", json=[{**fields, "data": "x"}], headers={**headers, "Idempotency-Key": "k"})
+        call("POST", "/token/", json={"userId": "alex", "patterns": [f"{channel}*"]}, headers=headers)
+    for method, path in (("POST", "/disconnect/"), ("POST", "/revoke/"), ("DELETE", "/revoke/"), ("PUT", "/emit/")):
+        call(method, path, data={"userId": "nobody"}, headers=headers)
+        call(method, path, data={"userId": ""}, headers=headers)
+    for path in ("/metrics", "/revoke/", "/readyz", f"/metrics?key={key}", f"/{key}"):
+        call("GET", path, headers=headers)
+    call("GET", "/healthz", headers={**headers, "Connection": "close"})  # the server closes it after a failure
+    call("POST", f"/emit/?{key}={key}", content=f"{key}={key}", headers={"Authorization": f"Basic {key}"})
+    call("POST", "/emit/", json={key: key})
+    call("PUT", "/emit/", headers={"Authorization": f"Bearer {key}x"})
+    call("POST", "/emit/", headers={"Authorization": key, "Host": f"{key}.example"})
+
+
+def test_c17_no_control_key_and_no_hash_of_one_is_in_any_output_of_a_hub(start_hub: StartHub, tmp_path: Path) -> None:
+    weak = NamedKey("weak", ["read"], key=WEAK)
+    path = write_keys(tmp_path / "keys.toml", SHOP, DESK, weak)
+    (tmp_path / "key").write_text(KEY)
+    hub = start_hub(
+        *("--control-keys-file", str(path), "--control-key-file", str(tmp_path / "key"), "--log-level", "debug"),
+        code=CRASHING,
+    )
+    call = Caller(hub.control_url)
+
+    for key in (SHOP.key, DESK.key, KEY, WEAK, OTHER_KEY, hash_of(SHOP.key)):
+        call_with(call, key)
+    for broken in BROKEN_KEY_FILES.values():
+        path.write_text(broken)
+        before = len(hub.log)
+        hub.signal(signal.SIGHUP)
+        wait_until(lambda: "stays in use" in hub.log[before:])  # noqa: B023  # called at once
+    path.write_text(SHOP.entry(NEXT))
+    hub.signal(signal.SIGHUP)
+    wait_until(lambda: "has been read again: 1 key, 2 hashes" in hub.log)
+    for key in (SHOP.key, NEXT, DESK.key, KEY):
+        call_with(call, key)
+    listed = json.dumps(psutil.Process(hub.process.pid).cmdline())
+    call.close()
+    hub.signal()
+    hub.wait()
+
+    assert call.statuses >= {200, 400, 401, 403, 404, 405, 500}
+    assert "a handler fails" in hub.log and "keys.weak has 11 bytes" in hub.log
+    output = "\n".join([hub.log, *call.answers, listed])
+    output = re.sub(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", "TOKEN", output)
+    keys = [SHOP.key, DESK.key, NEXT, KEY, WEAK, OTHER_KEY]
+    assert_shows_none(output, keys)
+    assert not any(hash_of(key)[:20] in output.lower() for key in keys)
 
 
 def test_c17_secret_on_the_command_line_is_warned_about(start_hub: StartHub) -> None:

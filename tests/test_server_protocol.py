@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, until, wait_until
 from ssehub.hub import Hub
 from ssehub.server import HttpProtocol
+from ssehub.server.connection import Port
 from ssehub.settings import RequestLimits
 from ssehub.tokens import Tokens
 from ssehub.web.client import create_client_app
@@ -416,3 +417,69 @@ async def test_app_that_looks_for_the_end_of_its_client_reads_no_endless_body_ah
         end.set()
         writer.transport.abort()
         await until(lambda: not state.connections and not state.tasks, 10)
+
+
+async def answer(request: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+@pytest.mark.anyio
+async def test_a14_unfinished_heads_take_bounded_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssehub.server.connection.MAX_UNFINISHED_BYTES", 100_000)
+    begun = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"x" * 30_000
+    async with served(answer) as (address, state):
+        clients = [await asyncio.open_connection(*address)]
+        await until(lambda: bool(state.connections))
+        heads = port_of(state).unfinished_heads
+        for number in range(1, 4):
+            clients[-1][1].write(begun)
+            await until(lambda number=number: heads.bytes == number * len(begun))  # type: ignore[misc]
+            clients.append(await asyncio.open_connection(*address))
+        (oldest, _), (second, to_second), (third, to_third), (_, to_newest) = clients
+
+        to_newest.write(begun)
+        assert await end_of(oldest) == b""
+        await until(lambda: heads.bytes == 3 * len(begun))
+
+        to_second.write(b"\r\n\r\n")  # complete
+        assert (await second.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: heads.bytes == 2 * len(begun))
+        to_third.write(b"\r\n: no field\r\n\r\n")  # refused
+        assert (await end_of(third)).startswith(b"HTTP/1.1 400 ")
+        assert heads.bytes == len(begun)
+        to_newest.transport.abort()  # lost
+        await until(lambda: heads.bytes == 0)
+        to_second.write(begun + b"\r\n\r\n" + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # kept alive
+        for _ in range(2):
+            assert (await second.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert heads.bytes == 0
+        for _, writer in clients:
+            writer.close()
+
+
+@pytest.mark.anyio
+async def test_a14_connection_may_drop_itself_in_the_middle_of_what_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssehub.server.connection.MAX_UNFINISHED_BYTES", 20_000)
+    async with served(answer) as (address, state):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"x" * 60_000)
+
+        assert await end_of(reader) == b""
+        await until(lambda: not state.connections)
+        assert port_of(state).unfinished_heads.bytes == 0
+        writer.close()
+
+
+def port_of(state: ServerState) -> Port:
+    port: Port = vars(state)["ssehub"]
+    return port
+
+
+async def end_of(reader: asyncio.StreamReader) -> bytes:
+    """Return everything until the server ends the connection, in whatever way."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while part := await asyncio.wait_for(reader.read(2**16), 20):
+            received += part
+    return bytes(received)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -17,7 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conftest import RunningHub, StartHub, connects, free_port, require, wait_until
+from conftest import RunningHub, StartHub, connects, free_port, wait_until
+from reverse_proxies import running_haproxy
 from ssehub.proxies import parse_address
 from ssehub.server.proxy_protocol import MAX_V1_BYTES, MAX_V2_BYTES, V2_SIGNATURE, Preamble, parse_preamble
 from streams import RawStream, get
@@ -276,18 +276,6 @@ listen v2
     bind 127.0.0.1:{v2}
     server hub 127.0.0.1:{hub} send-proxy-v2 check check-send-proxy inter 200
 """
-
-
-@contextlib.contextmanager
-def running_haproxy(config: Path) -> Iterator[None]:
-    binary = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-    require(binary, "haproxy")
-    process = subprocess.Popen([str(binary), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def _read_frame(sock: socket.socket) -> bytes:

@@ -23,6 +23,7 @@ from conftest import SECRET, report
 from signing_keys import sign as sign_by_key
 from ssehub import Hub, create_client_app
 from ssehub.errors import TokenError
+from ssehub.grant import MAX_PATTERNS
 from ssehub.tokens import MAX_CHANNELS, MAX_TOKEN_LENGTH, Tokens
 
 SOAK = "SOAK" in os.environ
@@ -144,6 +145,7 @@ NUMBERS = (
     | st.integers()
 )
 NAMES = st.text(max_size=300) | st.sampled_from(["alex", "*", "", "a\nb", "\0", "\ud800", "x" * 255, "x" * 256])
+PATTERNS = NAMES.map(lambda name: name + "*") | st.sampled_from(["*", "a**", "*a", "a*", "é*", "orders"])
 ANYTHING = st.recursive(
     st.none() | NUMBERS | NAMES,
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(NAMES, inner, max_size=5),
@@ -155,7 +157,8 @@ CLAIMS = st.fixed_dictionaries(
         "userId": NAMES | ANYTHING,
         "sub": NAMES | ANYTHING,
         "channel": NAMES | ANYTHING,
-        "channels": st.lists(NAMES, max_size=MAX_CHANNELS + 2) | ANYTHING,
+        "channels": st.lists(NAMES, max_size=12) | st.just([str(n) for n in range(MAX_CHANNELS + 1)]) | ANYTHING,
+        "patterns": st.lists(PATTERNS, max_size=12) | st.just(["a*"] * (MAX_PATTERNS + 1)) | ANYTHING,
         "exp": NUMBERS | ANYTHING,
         "nbf": NUMBERS | ANYTHING,
         "iat": NUMBERS | ANYTHING,
@@ -176,9 +179,11 @@ def check(token: str, tokens: Tokens = TOKENS) -> None:
         assert token not in str(exc) and SECRET not in str(exc) and len(str(exc)) < 500
         return
     assert 1 <= len(claims.user_id) <= 255
-    assert 1 <= len(claims.channels) <= MAX_CHANNELS
+    assert claims.channels or claims.patterns
+    assert len(claims.channels) <= MAX_CHANNELS and len(claims.patterns) <= MAX_PATTERNS
+    assert all(pattern.index("*") == len(pattern) - 1 for pattern in claims.patterns)
     ids = [name for name in (claims.iss, claims.sub, claims.sid, claims.jti) if name is not None]
-    for name in (claims.user_id, *claims.channels, *ids):
+    for name in (claims.user_id, *claims.channels, *claims.patterns, *ids):
         assert isinstance(name, str) and not set(name) & set("\r\n\0")
         assert name.encode()
     assert claims.expires_at is not None and NOW < claims.expires_at < 2**53 + 600
@@ -195,7 +200,11 @@ def test_b16_signed_token_of_any_structure_is_accepted_or_refused(
 
 
 BY_KEY = tokens(
-    channel_claim="channels", grant_templates=["user.{sub}", "{sid}:{other}"], max_token_seconds=None, require_exp=True
+    channel_claim="channels",
+    pattern_claim="patterns",
+    grant_templates=["user.{sub}", "{sid}:{other}"],
+    max_token_seconds=None,
+    require_exp=True,
 )
 ACCEPTABLE = {"iss": st.just(ISSUER), "aud": st.just("hub") | st.just(["x", "hub"]), "exp": st.just(NOW + 60)}
 CLAIMS_BY_KEY = st.builds(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from certificates import CertificateAuthority
 from conftest import free_port, until
-from jwks_server import AUDIENCE, ISSUER, CertificateAuthority, JwksServer, SigningKey, key_set
+from jwks_server import AUDIENCE, ISSUER, JwksServer, SigningKey, key_set
 from ssehub.errors import ConfigError, KeysUnavailable, UnknownKey
 from ssehub.fanout.statistics import Statistics
 from ssehub.tokens import Tokens, fetching

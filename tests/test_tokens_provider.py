@@ -22,6 +22,7 @@ from bad_tokens import (
     tokens,
 )
 from signing_keys import jwk, key_set, maker, private_key
+from ssehub.claims import Claims
 from ssehub.errors import ConfigError, InvalidEvent, KeysUnavailable, TokenError, UnknownKey
 from ssehub.tokens import KeySet, Tokens
 from ssehub.tokens.access import Access
@@ -330,6 +331,17 @@ def test_user_is_in_the_claim_that_is_set() -> None:
 
 
 # The cache
+
+
+@pytest.mark.parametrize(("channels", "patterns", "is_kept"), [(100, 0, True), (99, 1, True), (1, 100, False)])
+def test_cache_keeps_no_token_that_grants_more_than_100_names(channels: int, patterns: int, is_kept: bool) -> None:
+    cache = VerifiedTokens()
+    names = tuple(str(number) for number in range(channels))
+    granted = Access(Claims("alex", names, patterns=tuple(f"{number}*" for number in range(patterns))), 0.0)
+
+    cache.add(b"digest", granted)
+
+    assert (cache.find(b"digest") is granted) is is_kept
 
 
 def test_cache_is_bounded_and_forgets_the_oldest() -> None:

@@ -232,6 +232,23 @@ async def test_file_that_is_broken_at_the_start_is_refused(
     assert str(caught.value) == f"key_file {path}{message}"
 
 
+@pytest.mark.parametrize("content", ["bad", None], ids=["refused", "missing"])
+async def test_look_after_a_reload_does_not_say_again_what_is_wrong(
+    content: str | None, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watch(path)
+    remove(path) if content is None else write_in_place(path, content)
+
+    await watched.file.reload()
+    await watched.settle()
+
+    assert (len(caplog.records), watched.file.failures) == (1, 1)
+    await watched.file.reload()  # somebody asks again
+    write_in_place(path, "bad, too")
+    await watched.settle()
+    assert (len(caplog.records), watched.file.failures) == (3, 3)
+
+
 async def test_reload_reads_at_once_and_says_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     watched = Watch(path)
 

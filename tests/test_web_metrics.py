@@ -56,7 +56,13 @@ async def test_metrics_show_the_lag_of_the_event_loop() -> None:
 
 
 def test_each_metric_appears_once_with_the_samples_of_all_workers() -> None:
-    workers = {"1": Statistics(subscribers=2), "2": Statistics(subscribers=3)}
+    counts = {"orders": {"publish": 1}}
+    workers = {
+        str(number): Statistics(
+            subscribers=number + 1, control_requests=counts, control_refused=counts, tls_not_after={"client": 2e9}
+        )
+        for number in (1, 2)
+    }
 
     metrics = list(HubCollector(workers).collect())
 

@@ -24,6 +24,7 @@ from hubs import join
 from ssehub.brokers.memory import MemoryBroker
 from ssehub.brokers.redis import RedisBroker
 from ssehub.claims import Claims
+from ssehub.fanout.resume import Start
 from ssehub.hub import Hub
 from ssehub.revocations import Revocation
 from ssehub.settings import RedisOptions
@@ -361,13 +362,13 @@ async def test_b24_token_that_is_revoked_between_login_and_attaching_is_401() ->
         tokens = Tokens(SECRET, now=lambda: hub.clock.wall)
         token = tokens.issue("alex", ["chat"], expires_at=NOW + 1_000)
         app = client_app(hub, tokens)
-        reach = hub.reach
+        prepare = hub.prepare
 
-        async def revoke_and_reach(cursor: str | None) -> None:
+        async def revoke_and_prepare(claims: Claims, start: Start) -> Start:
             await hub.revoke(user_id="alex")
-            await reach(cursor)
+            return await prepare(claims, start)
 
-        hub.reach = revoke_and_reach  # type: ignore[method-assign]  # the last await before the stream is attached
+        hub.prepare = revoke_and_prepare  # type: ignore[method-assign]  # the last await before the stream is attached
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
             async with asyncio.timeout(20):
                 answer = await http.get("/events/", params={"token": token})

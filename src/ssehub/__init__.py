@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .claims import Claims
+    from .control_keys import ControlKeys
     from .errors import SSEHubError
     from .event import Event
     from .hub import Hub
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AsyncPublisher": "publisher",
     "Claims": "claims",
+    "ControlKeys": "control_keys",
     "Event": "event",
     "Hub": "hub",
     "Message": "subscription",
@@ -34,6 +36,7 @@ _MODULES = {
 __all__ = [
     "AsyncPublisher",
     "Claims",
+    "ControlKeys",
     "Event",
     "Hub",
     "Message",

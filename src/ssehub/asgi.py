@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from .config import load_config
 from .errors import ConfigError
 from .server.apps import create_apps
-from .server.embedded import EmbeddedApp, reserving_control_address, running, serving_control
+from .server.embedded import EmbeddedApp, check_certificates, reserving_control_address, running, serving_control
 
 __all__ = ["app", "client_app", "control_app"]
 
@@ -28,16 +28,22 @@ except ConfigError as exc:
 
 
 def _client_lifespan() -> AbstractAsyncContextManager[None]:
-    return running(_apps.hub, _config, serving_control(_apps.control, _config))
+    check_certificates(_config, "tls_cert_file")
+    return running(_apps.hub, _config, serving_control(_apps, _config))
 
 
 def _control_lifespan() -> AbstractAsyncContextManager[None]:
+    check_certificates(_config, "tls_cert_file", "control_tls_cert_file")
     return running(_apps.hub, _config, nullcontext())
 
 
 def _combined_lifespan() -> AbstractAsyncContextManager[None]:
-    if _config.control_key is None:
-        raise ConfigError("asgi:app serves control on the public port: set SSEHUB_CONTROL_KEY, or run asgi:client_app")
+    if not _config.requires_control_key:
+        raise ConfigError(
+            "asgi:app serves control on the public port: set SSEHUB_CONTROL_KEY or SSEHUB_CONTROL_KEYS_FILE, or run "
+            "asgi:client_app"
+        )
+    check_certificates(_config, "tls_cert_file", "control_tls_cert_file")
     return running(_apps.hub, _config, reserving_control_address(_config))
 
 

@@ -45,7 +45,12 @@ class Claims:
             check_name("sid", self.sid)
         if self.jti is not None:
             check_name("jti", self.jti)
-        if isinstance(self.channels, str) or not (self.channels or self.patterns):
+        if not (self.channels or self.patterns):
+            raise InvalidEvent(
+                "channels and patterns are both empty: give a channel, such as ('chat',), or a pattern, such as "
+                "('orders.*',)"
+            )
+        if isinstance(self.channels, str):
             raise InvalidEvent(f"channels must be a tuple of names, such as ('chat',), not {self.channels!r}")
         for channel in self.channels:
             check_name("channel", channel)

@@ -147,6 +147,23 @@ class Config(BaseSettings):
         "ps: prefer a file)",
     )
     control_key_file: Path | None = Field(None, description="file that contains the control key")
+    control_keys_file: Path | None = Field(
+        None,
+        description="TOML file of named control keys, each with its hash, its rights and its channels; read again when "
+        "it changes",
+    )
+    tls_cert_file: Path | None = Field(
+        None,
+        description="certificate in PEM with which the client app is served over TLS, followed by those of its "
+        "issuers; read again when it changes",
+    )
+    tls_key_file: Path | None = Field(
+        None, description="private key of tls_cert_file, in PEM and not encrypted; read again when it changes"
+    )
+    control_tls_cert_file: Path | None = Field(
+        None, description="certificate with which the control app is served over TLS, as tls_cert_file"
+    )
+    control_tls_key_file: Path | None = Field(None, description="private key of control_tls_cert_file, as tls_key_file")
     broker: str = Field(
         "memory://",
         description="log that carries the events: memory://; sqlite:///PATH, which survives restarts; or, for several "
@@ -207,6 +224,11 @@ class Config(BaseSettings):
     def has_secret(self) -> bool:
         """True if there is a secret to sign tokens with."""
         return self.secret is not None or self.secret_file is not None
+
+    @property
+    def requires_control_key(self) -> bool:
+        """True if there are control keys, of either kind."""
+        return self.control_key is not None or self.control_keys_file is not None
 
     def with_secret(self, secret: str) -> Self:
         return self.model_copy(update={"secret": SecretStr(secret)})
@@ -324,6 +346,8 @@ def _with_files(config: Config) -> Config:
     for name in ("secret", "control_key"):
         if getattr(config, name) is not None and getattr(config, f"{name}_file") is not None:
             raise ConfigError(f"{name} and {name}_file are both given: remove one")
+    for prefix in ("", "control_"):
+        _check_pair(config, f"{prefix}tls_cert_file", f"{prefix}tls_key_file")
     path = config.control_key_file
     if path is not None:
         try:
@@ -344,3 +368,11 @@ def _with_files(config: Config) -> Config:
     if config.proxy_protocol and not config.trusted_proxies:
         raise ConfigError("proxy_protocol needs trusted_proxies: list the proxies that send a PROXY preamble")
     return config
+
+
+def _check_pair(config: Config, first: str, second: str) -> None:
+    """Raise ConfigError if one of two settings is given without the other."""
+    has_first, has_second = getattr(config, first) is not None, getattr(config, second) is not None
+    if has_first != has_second:
+        given, missing = (first, second) if has_first else (second, first)
+        raise ConfigError(f"{given} is given without {missing}: TLS needs a certificate and its key")

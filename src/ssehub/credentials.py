@@ -5,6 +5,8 @@ The messages never show the value.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 
@@ -65,24 +67,43 @@ def check_secret(secret: str) -> None:
         raise ConfigError("the secret is JSON, which python-jose would read as a key set: choose a random string")
 
 
-def check_control_key(key: str) -> None:
-    """Raise ConfigError if `key` is empty, publicly known, easy to guess, or can't be sent in a header."""
+def check_control_key(key: str, name: str = "control_key") -> None:
+    """Raise ConfigError, which calls the key `name`, if it is empty, publicly known, easy to guess, or can't be sent.
+
+    It is sent in a header.
+    """
     if not isinstance(key, str):
-        raise ConfigError(f"control_key must be a string of 16 bytes or more, not {type(key).__name__}")
+        raise ConfigError(f"{name} must be a string of 16 bytes or more, not {type(key).__name__}")
     if not key.strip():
-        raise ConfigError("control_key is empty: give a random string, or remove the setting")
+        raise ConfigError(f"{name} is empty: give a random string, or remove the setting")
     if _is_well_known(key):
-        raise ConfigError(f"control_key is a publicly known default or example: {_RANDOM}")
+        raise ConfigError(f"{name} is a publicly known default or example: {_RANDOM}")
     size = len(key.encode(errors="surrogatepass"))
     if size < MIN_CONTROL_KEY_BYTES:
-        raise ConfigError(f"control_key has {size} bytes: at least {MIN_CONTROL_KEY_BYTES} are required, {_RANDOM}")
+        raise ConfigError(f"{name} has {size} bytes: at least {MIN_CONTROL_KEY_BYTES} are required, {_RANDOM}")
     if _UNSENDABLE.search(key):
         raise ConfigError(
-            "control_key begins or ends with a space, or contains a control character or a lone surrogate, which can't "
+            f"{name} begins or ends with a space, or contains a control character or a lone surrogate, which can't "
             "be sent in a header: remove it"
         )
     if len(set(key)) < _MIN_DISTINCT_CHARACTERS or key.isdigit():
-        raise ConfigError(f"control_key is easy to guess, because it repeats characters or has only digits: {_RANDOM}")
+        raise ConfigError(f"{name} is easy to guess, because it repeats characters or has only digits: {_RANDOM}")
+
+
+def is_hash_of_known_value(digest: bytes) -> bool:
+    """True if `digest` is the SHA-256 of nothing, or of a known default in one of its usual spellings.
+
+    Others, such as `change-me-please-2024`, can be recognised only when the key itself is sent.
+    """
+    return digest in _known_hashes()
+
+
+@functools.cache
+def _known_hashes() -> frozenset[bytes]:
+    words = {"", *_WELL_KNOWN}
+    spellings = {spelling for word in words for spelling in (word, word.upper(), word.capitalize())}
+    endings = ("", "!", "1", "123", "\n")  # `echo KEY | sha256sum` also hashes the line end
+    return frozenset([hashlib.sha256(f"{text}{end}".encode()).digest() for text in spellings for end in endings])
 
 
 def _is_well_known(value: str) -> bool:

@@ -11,6 +11,7 @@ SSEHubError
 │   └── UnknownKey (401)            no key that verifies tokens has the token's key id and algorithm
 ├── ControlKeyError (401)           the control key is missing or wrong
 ├── Forbidden (403)                 the request comes from a foreign web page, or its Host is not allowed
+│   └── KeyForbidden (403)          the control key lacks a right, or may not use a channel
 ├── ConfigError                     a setting can't be used; the command exits with code 2
 ├── AddressError                    an address can't be bound; the command exits with code 3
 ├── WrongEventLoop                  the call would block its own event loop, or belongs in another one
@@ -99,6 +100,10 @@ class ControlKeyError(SSEHubError):
 
 class Forbidden(SSEHubError):
     status = 403
+
+
+class KeyForbidden(Forbidden):
+    pass
 
 
 class ConfigError(SSEHubError):

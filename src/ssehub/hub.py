@@ -290,8 +290,7 @@ class Hub(Publishing):
 
     async def _prepare(self, claims: Claims, start: Start) -> Start:
         await self.start()
-        await self.reach(start.cursor)
-        return await self.search(claims, start)
+        return await self.prepare(claims, start)
 
     @property
     def is_following(self) -> bool:
@@ -327,20 +326,18 @@ class Hub(Publishing):
             return Comeback(retry, CUT_SECONDS, None)
         return Comeback(retry, registry.cut_seconds, registry.head)
 
-    async def reach(self, cursor: str | None) -> None:
-        """Wait until this hub has read the log up to `cursor`, or to its end, but at most 2 s.
+    async def prepare(self, claims: Claims, start: Start) -> Start:
+        """Wait until a stream with these `claims` can begin at `start`; return the start that `attach` is to be given.
 
-        A client that comes from another node may be ahead of this one.
+        A client that comes from another node may be ahead of this one: then this waits until the hub has read the log
+        up to its cursor, or to the log's end, but at most 2 s. If `since=last:N` takes a search of history, it is done
+        here, part by part. `attach` would do it in one pass of the event loop: 0.2 s for a million events.
         """
         if self._run is not None:
-            await self._run.reach(cursor)
-
-    async def search(self, claims: Claims, start: Start) -> Start:
-        """Return `start` with the result of the search that `since=last:N` takes where `claims` have patterns.
-
-        Otherwise `attach` does this in one pass of the event loop: 0.2 s for a history of a million events.
-        """
-        return start if self._engine is None else await self._engine.search(claims, start)
+            await self._run.reach(start.cursor)
+        if start.last is None or self._engine is None:
+            return start
+        return await self._engine.search(claims, start)
 
     def count_refusal(self, reason: str) -> None:
         """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -28,6 +29,7 @@ from .errors import (
     Unavailable,
     WrongEventLoop,
 )
+from .trust import client_context, tls_problem
 from .urls import without_credentials
 
 DEFAULT_URL = "http://127.0.0.1:8001"
@@ -65,7 +67,7 @@ class _Call(NamedTuple):
         """True if another attempt may succeed, and can't do anything twice."""
         has_key = bool(self.headers)
         if isinstance(outcome, httpx.HTTPError):
-            return has_key or isinstance(outcome, _NOT_CONNECTED)
+            return (has_key or isinstance(outcome, _NOT_CONNECTED)) and tls_problem(outcome) is None
         return has_key and outcome.status_code in TEMPORARY_STATUSES
 
 
@@ -86,6 +88,8 @@ class _Client:
                 )
             headers["Authorization"] = f"Bearer {_header_value('control_key', control_key)}"
         # The publishers add a transport of their own: httpx then ignores proxies that the environment names.
+        is_tls = base_url.scheme == "https"
+        self._tls = client_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # this one trusts nobody
         self._options: dict[str, Any] = {
             "base_url": base_url,
             "auth": login,
@@ -95,7 +99,8 @@ class _Client:
 
     def _read(self, outcome: _Outcome) -> dict[str, Any]:
         if isinstance(outcome, _NOT_CONNECTED):
-            raise Unavailable(f"{self._url} can't be reached ({outcome}): nothing was sent") from outcome
+            reason = tls_problem(outcome) or outcome
+            raise Unavailable(f"{self._url} can't be reached ({reason}): nothing was sent") from outcome
         if isinstance(outcome, httpx.HTTPError):
             kind = type(outcome).__name__
             raise Unavailable(f"no response from {self._url} ({kind}): the event may or may not be stored") from outcome
@@ -131,10 +136,11 @@ class _Fields(dict[str, Any]):
 class Publisher(_Client):
     """Publishes over HTTP and blocks meanwhile. Use it in `with`, or call `close`. Threads may share one.
 
-    It makes up to two further attempts if it can't connect and, for events, if there is no response or if it is 502,
-    503 or 504. An idempotency key makes sure that nothing is published twice. The key is random, unless you give
-    `idempotency_key` so that your program can safely publish again after a restart. `timeout_seconds` applies to
-    connecting, and to each wait for the response.
+    It makes up to two further attempts if it can't connect (unless the hub's certificate can't be verified) and, for
+    events, if there is no response or if it is 502, 503 or 504. An idempotency key makes sure that nothing is published
+    twice. The key is random, unless you give `idempotency_key` so that your program can safely publish again after a
+    restart. `timeout_seconds` applies to connecting, and to each wait for the response. With an `https://` URL, the
+    certificate is checked against the CAs of this machine, or those in the file that SSL_CERT_FILE names.
 
     Raises InvalidRequest if the hub refuses the request, ControlKeyError or Forbidden if it refuses the caller, and
     Unavailable if the hub can't be reached or asks to try again later.
@@ -148,7 +154,7 @@ class Publisher(_Client):
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(url, control_key, timeout_seconds)
-        self._http = httpx.Client(transport=httpx.HTTPTransport(), **self._options)
+        self._http = httpx.Client(transport=httpx.HTTPTransport(verify=self._tls), **self._options)
 
     def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event and return its id."""
@@ -217,7 +223,7 @@ class AsyncPublisher(_Client):
         self._http = self._new_client()
 
     def _new_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(), **self._options)
+        return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(verify=self._tls), **self._options)
 
     async def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event and return its id."""

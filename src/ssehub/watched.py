@@ -56,59 +56,77 @@ class Signature(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-class WatchedFile:
-    """The file at `path`. `apply` puts its content (UTF-8) to use and returns a summary of it for the log.
+class WatchedFiles:
+    """Files that are read and judged together, by the settings that name them, such as a certificate and its key.
 
-    `apply` runs in the event loop, for each new content. For one that can't be used it raises ConfigError and changes
-    nothing. `name` is the setting that names the file, for messages. `content` is what another process has read last:
-    it is used in place of a first read, so that a file that is broken at this moment does no harm.
+    `apply` puts their contents (UTF-8) to use and returns a summary of them for the log. It runs in the event loop,
+    whenever one of them is new. For contents that can't be used it raises ConfigError and changes nothing; when the
+    other file of a pair has been replaced, too, both are read again. `contents` are what another process has read last:
+    they are used in place of a first read, so that a file that is broken at this moment does no harm.
 
-    A path that is no regular file, such as a pipe of the shell, is read once and not watched. Raises ConfigError.
+    If a path is no regular file, such as a pipe of the shell, the files are read once and not watched. Raises
+    ConfigError.
     """
 
     def __init__(
         self,
-        path: Path,
-        name: str,
-        apply: Callable[[str], str],
+        paths: Mapping[str, Path],
+        apply: Callable[[Mapping[str, str]], str],
         *,
-        content: str | None = None,
+        contents: Mapping[str, str] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = name
+        self.name = " and ".join(paths)
         self.failures = 0
-        """How often the file could not be used when it was read again."""
+        """How often the files could not be used when they were read again."""
         self.problem: str | None = None
-        """Why the file could not be used when it was last read. The content before it is in use."""
-        self._path = path
+        """Why the files could not be used when they were last read. The contents before it are in use."""
+        self._paths = paths
+        self._described = " and ".join([f"{name} {path}" for name, path in paths.items()])
         self._apply = apply
         self._monotonic = monotonic
-        self._is_watched = not _is_special(path)
-        self.content = self._first_read() if content is None else content
+        self._is_watched = not any([_is_special(path) for path in paths.values()])
+        self.contents = self._first_read() if contents is None else contents
         """What is in use."""
         try:
-            apply(self.content)
+            apply(self.contents)
         except ConfigError as exc:
-            raise ConfigError(f"{name} {path}: {exc}") from None
-        self._settled: Signature | str | None = None
-        """What the latest look found and read, or why it could not. None after any other read: the file may have been
+            raise ConfigError(f"{self._described}: {exc}") from None
+        self._settled: list[Signature | str] | None = None
+        """What the latest look found and read, or why it could not. None after any other read: a file may have been
         changed once more within the same tick of its clock.
         """
-        self._pending: tuple[Signature | str, float] | None = None
+        self._pending: tuple[list[Signature | str], float] | None = None
         """What a look has found that differs, and when it was first found."""
         self._reads = self._applied = 0
+        self._failed: tuple[str, Mapping[str, str] | None] | None = None
+        """What a log line has said: why the files can't be used, and their contents if they could be read."""
 
-    def _first_read(self) -> str:
+    def _first_read(self) -> Mapping[str, str]:
         try:
-            return _read(self._path, may_wait=not self._is_watched)
+            return self._read()
         except _Unreadable as exc:
-            raise ConfigError(f"{self.name} {self._path} {exc}") from None
+            raise ConfigError(str(exc)) from None
+
+    def _read(self) -> Mapping[str, str]:
+        """Return the contents. Raises _Unreadable. Two settings may name one file, which is read once."""
+        contents: dict[Path, str] = {}
+        for name, path in self._paths.items():
+            try:
+                if path not in contents:
+                    contents[path] = _read(path, may_wait=not self._is_watched)
+            except _Unreadable as exc:
+                raise _Unreadable(f"{name} {path} {exc}") from None
+        return {name: contents[path] for name, path in self._paths.items()}
+
+    def _look(self) -> list[Signature | str]:
+        return [_look(path) for path in self._paths.values()]
 
     async def look(self) -> float:
-        """Read the file if it has changed and settled. Return in how many seconds to look again."""
+        """Read the files if one has changed and settled. Return in how many seconds to look again."""
         if not self._is_watched:
             return LOOK_SECONDS
-        found = await asyncio.to_thread(_look, self._path)
+        found = await asyncio.to_thread(self._look)
         now = self._monotonic()
         if found == self._settled:
             self._pending = None
@@ -123,7 +141,7 @@ class WatchedFile:
         return LOOK_SECONDS
 
     async def reload(self) -> None:
-        """Read the file now, whether or not it has changed."""
+        """Read the files now, whether or not they have changed."""
         if self._is_watched:
             self._settled = None
             await self._read_again(is_asked_for=True)
@@ -131,40 +149,67 @@ class WatchedFile:
     async def _read_again(self, *, is_asked_for: bool) -> None:
         self._reads += 1
         number = self._reads
+        contents: Mapping[str, str] | None = None
         try:
-            content = await asyncio.to_thread(_read, self._path)
+            contents = await asyncio.to_thread(self._read)
         except _Unreadable as exc:
-            problem: str | None = f"{self.name} {self._path} {exc}"
+            problem: str | None = str(exc)
         else:
-            problem = self._use(content, number, is_asked_for)
-        if problem is not None and number > self._applied:
-            self._applied = number
+            problem = self._use(contents, number, is_asked_for)
+        if problem is None or number <= self._applied:
+            return
+        self._applied = number
+        failed = problem, contents
+        if failed != self._failed or is_asked_for:  # else the look after a reload has found what the reload has
+            self._failed = failed
             self.failures += 1
             self.problem = problem
             logger.error("%s; what was read before stays in use", problem)
 
-    def _use(self, content: str, number: int, is_asked_for: bool) -> str | None:
-        """Put `content` to use, unless a later read has been. Return what is wrong with it."""
+    def _use(self, contents: Mapping[str, str], number: int, is_asked_for: bool) -> str | None:
+        """Put `contents` to use, unless a later read has been. Return what is wrong with them."""
         if number < self._applied:
             return None
-        if content == self.content:
+        verb = "has" if len(self._paths) == 1 else "have"
+        if contents == self.contents:
             if self.problem is not None or is_asked_for:
-                logger.info("%s %s has been read again: it is what is in use", self.name, self._path)
+                logger.info("%s %s been read again: it is what is in use", self._described, verb)
         else:
             try:
-                summary = self._apply(content)
+                summary = self._apply(contents)
             except ConfigError as exc:
-                return f"{self.name} {self._path}: {exc}"
-            except Exception as exc:  # a bug must not end the watch; the text of the exception may show the content
-                return f"{self.name} {self._path}: unexpected {type(exc).__name__}"
-            self.content = content
-            logger.info("%s %s has been read again: %s", self.name, self._path, summary)
+                return f"{self._described}: {exc}"
+            except Exception as exc:  # a bug must not end the watch; the text of the exception may show the contents
+                return f"{self._described}: unexpected {type(exc).__name__}"
+            self.contents = contents
+            logger.info("%s %s been read again: %s", self._described, verb, summary)
         self._applied = number
-        self.problem = None
+        self.problem = self._failed = None
         return None
 
 
-async def watch(files: Sequence[WatchedFile]) -> None:
+class WatchedFile(WatchedFiles):
+    """The file at `path`, which the setting `name` names. `apply` is called with its content, as for several files."""
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        apply: Callable[[str], str],
+        *,
+        content: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        contents = None if content is None else {name: content}
+        super().__init__({name: path}, lambda contents: apply(contents[name]), contents=contents, monotonic=monotonic)
+
+    @property
+    def content(self) -> str:
+        """What is in use."""
+        return self.contents[self.name]
+
+
+async def watch(files: Sequence[WatchedFiles]) -> None:
     """Look at the files until cancelled."""
     while True:
         try:

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import ssl
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from ..trust import client_context
 from ..urls import without_credentials
 
 PORTS_PER_ADDRESS = 25_000
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_context = functools.cache(client_context)
 
 
-def address_of(url: str) -> tuple[str, int]:
-    """Return the host and the port of `url`; raises ConfigError unless it is an http URL without a user name."""
+class Address(NamedTuple):
+    host: str
+    port: int
+    is_tls: bool = False
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The context for connections to it, the same for all; None if they are not encrypted."""
+        return _context() if self.is_tls else None
+
+
+def address_of(url: str) -> Address:
+    """Return the address of `url`; raises ConfigError unless it is an http or https URL without a user name."""
     shown = without_credentials(url)
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 80
+        host, port = parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
     except ValueError as exc:
         raise ConfigError(f"invalid URL {shown!r}: expected one such as http://127.0.0.1:8000") from exc
-    if host is None or parts.scheme != "http":
+    if host is None or port is None or parts.scheme not in _DEFAULT_PORTS:
         raise ConfigError(f"invalid URL {shown!r}: expected one such as http://127.0.0.1:8000")
     if "@" in parts.netloc:
         raise ConfigError(f"invalid URL {shown!r}: the load test can't send the user name and password, remove them")
-    return host, port
+    return Address(host, port, is_tls=parts.scheme == "https")
 
 
 def source_address(host: str, number: int) -> tuple[str, int] | None:

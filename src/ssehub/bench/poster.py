@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+from ..trust import tls_problem
 from .addresses import address_of
 from .plan import BenchError, Plan
 
@@ -68,11 +69,12 @@ class Poster:
 @asynccontextmanager
 async def connected(plan: Plan) -> AsyncIterator[Poster]:
     """Connect to the control app for the length of the `with` block; raises BenchError if that fails."""
-    host, port = address_of(plan.control_url)
+    address = address_of(plan.control_url)
     try:
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=address.tls)
     except OSError as exc:
-        raise BenchError(f"cannot connect to {plan.control_url}: {exc.strerror or exc}") from exc
+        reason = tls_problem(exc) or exc.strerror or exc
+        raise BenchError(f"cannot connect to {plan.control_url}: {reason}") from exc
     try:
         yield Poster(plan, reader, writer)
     finally:

@@ -12,7 +12,8 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from ..platform import loop_factory, raise_descriptor_limit
-from .addresses import address_of, source_address
+from ..trust import tls_problem
+from .addresses import Address, address_of, source_address
 from .listener import Group, Listener
 from .messages import Order, Tally
 
@@ -47,18 +48,18 @@ async def listen(order: Order) -> None:
 
 
 async def _open_all(order: Order, group: Group) -> None:
-    host, port = address_of(order.url)
+    address = address_of(order.url)
     connecting = asyncio.Semaphore(CONNECTING_AT_ONCE)
     async with asyncio.TaskGroup() as tasks:
         for number, token in enumerate(order.tokens, order.first):
-            request, source = stream_request(order.url, token), source_address(host, number)
-            tasks.create_task(_open(request, group, (host, port), source, connecting))
+            request, source = stream_request(order.url, token), source_address(address.host, number)
+            tasks.create_task(_open(request, group, address, source, connecting))
 
 
 async def _open(
     request: bytes,
     group: Group,
-    address: tuple[str, int],
+    address: Address,
     source: tuple[str, int] | None,
     connecting: asyncio.Semaphore,
 ) -> None:
@@ -67,11 +68,15 @@ async def _open(
     async with connecting:
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: Listener(request, group, settled.set), *address, local_addr=source
+                lambda: Listener(request, group, settled.set),
+                address.host,
+                address.port,
+                ssl=address.tls,
+                local_addr=source,
             )
             await settled.wait()
         except OSError as exc:
-            group.refused[exc.strerror or str(exc)] += 1
+            group.refused[tls_problem(exc) or exc.strerror or str(exc)] += 1
 
 
 def stream_request(url: str, token: str) -> bytes:

@@ -13,6 +13,7 @@ from ..errors import AddressError, BrokerUnavailable, SSEHubError
 from .bench import bench
 from .emit import emit
 from .flags import double_dashes
+from .key import key
 from .log import log
 from .revoke import revoke
 from .serve import serve
@@ -39,7 +40,7 @@ def ssehub() -> None:
     """
 
 
-for _command in (serve, token, emit, revoke, log, bench):
+for _command in (serve, token, emit, revoke, key, log, bench):
     ssehub.add_command(_command)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from ..config import Config
+from ..trust import client_context, tls_problem
 from ..urls import without_credentials
 
 _TIMEOUT_SECONDS = 10.0
@@ -40,12 +41,17 @@ def call(config: Config, url: str, method: str, path: str, fields: Mapping[str, 
         response = connection.getresponse()
         text = response.read().decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as exc:
-        raise click.ClickException(f"{shown} does not answer: {exc}") from exc
+        raise click.ClickException(_failure(shown, exc)) from exc
     finally:
         connection.close()
     if response.status != 200:
         raise click.ClickException(f"{shown} rejected the {what}: {response.status} {' '.join(text.split())}")
     return json.loads(text)
+
+
+def _failure(shown: str, exc: BaseException) -> str:
+    problem = tls_problem(exc)
+    return f"{shown} can't be used: {problem}" if problem else f"{shown} does not answer: {exc}"
 
 
 def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
@@ -57,5 +63,8 @@ def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
         host = port = None
     if host is None or parts.scheme not in ("http", "https"):
         raise click.UsageError(f"--control-url {without_credentials(url)!r} is not a URL such as http://127.0.0.1:8001")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(host, port, timeout=_TIMEOUT_SECONDS), parts.path.rstrip("/")
+    prefix = parts.path.rstrip("/")
+    if parts.scheme == "https":
+        context = client_context()
+        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context), prefix
+    return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS), prefix

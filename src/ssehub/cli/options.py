@@ -13,7 +13,16 @@ from ..config import CONFIG_VARIABLE, Config, load_config, option_of, variable_o
 if TYPE_CHECKING:
     from ..tokens import Tokens
 
-EVERYDAY = ("bind", "control_bind", "secret", "secret_file", "control_key", "control_key_file", "broker")
+EVERYDAY = (
+    "bind",
+    "control_bind",
+    "secret",
+    "secret_file",
+    "control_key",
+    "control_key_file",
+    "control_keys_file",
+    "broker",
+)
 ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}
 _METAVARS = {"bind": "ADDRESS", "file": "FILE", "seconds": "SECONDS", "bytes": "BYTES"}
 

@@ -50,8 +50,8 @@ from .upkeep import Upkeep
 logger = logging.getLogger("ssehub.hub")
 
 DRAIN_STEP_SECONDS = 0.02
-WRITES_PER_LOOK = 8
-"""How often a slice of a round looks at the time: it is cut short if each write needs a merge of many events."""
+PART = 20
+"""Writes of a round before it looks at the time: a slice is cut short where each write needs a merge of many events."""
 RETURN_MILLISECONDS = 3_000
 """The `retry:` sent to a client that has reconnected, unless one is configured. Otherwise it would keep the one with
 which its last stream ended, which may have been long because there were many clients.
@@ -262,32 +262,33 @@ class Engine:
     def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
-        is_last = is_late = False
-        until = perf_counter() + SLICE_SECONDS
+        is_last = False
         is_tight = self.backlogs.is_tight
         subscriber = None
+        until = perf_counter() + SLICE_SECONDS
         try:
-            for batch, subscriber in islice(work, SLICE):
-                writes += 1
-                if is_tight and subscriber.state is LIVE and subscriber.sink.is_paused:
-                    self._check_backlog(subscriber, 0)
-                if subscriber.state is LIVE:
-                    written = subscriber.write(batch)
-                elif subscriber.state is LAGGING:
-                    written = self.backlogs.hold(subscriber, batch)
-                else:
-                    continue
-                if written > 0:
-                    events += written
-                    size += len(batch.data)
-                    if subscriber.sink.is_paused:
-                        self._check_backlog(subscriber, len(batch.data))
-                elif written:
-                    self.registry.end_failed(subscriber, written)
-                if not writes % WRITES_PER_LOOK and perf_counter() >= until:
-                    is_late = True
+            while writes < SLICE and not is_last:
+                part_end = writes + PART
+                for batch, subscriber in islice(work, PART):
+                    writes += 1
+                    if is_tight and subscriber.state is LIVE and subscriber.sink.is_paused:
+                        self._check_backlog(subscriber, 0)
+                    if subscriber.state is LIVE:
+                        written = subscriber.write(batch)
+                    elif subscriber.state is LAGGING:
+                        written = self.backlogs.hold(subscriber, batch)
+                    else:
+                        continue
+                    if written > 0:
+                        events += written
+                        size += len(batch.data)
+                        if subscriber.sink.is_paused:
+                            self._check_backlog(subscriber, len(batch.data))
+                    elif written:
+                        self.registry.end_failed(subscriber, written)
+                is_last = writes < part_end
+                if perf_counter() >= until:
                     break
-            is_last = writes < SLICE and not is_late
         except Exception:
             logger.exception("writing a round failed at one stream, so it ends")
             if subscriber is not None:

@@ -60,6 +60,12 @@ class Statistics:
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0
     key_file_failures: dict[str, int] = field(default_factory=lambda: {"secret_file": 0, "jwks": 0})
+    control_requests: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Requests to the control app that were admitted, by the name of the key, then by right."""
+    control_refused: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Those that were refused because of the key, by its name, then by reason."""
+    tls_not_after: dict[str, float] = field(default_factory=dict)
+    """When the certificates end, in Unix time, by port: `client`, `control`."""
     jwks_fetch_failures: int = 0
     jwks_age_seconds: float = 0.0
 

@@ -13,6 +13,7 @@ from starlette.routing import Mount
 from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
 from ..config import Config
+from ..control_keys import ControlKeys
 from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..memory import SHARE, available_bytes
@@ -75,8 +76,10 @@ def create_apps(
     belongs to one of several workers; `last_good` is what their parent has read last.
     """
     credentials = create_credentials(config, last_good)
-    tokens, key = credentials.tokens, credentials.control_key
+    tokens, keys = credentials.tokens, credentials.control_keys
     hub = _hub(config)
+    for certificate in credentials.certificates.all:
+        hub.accompany(certificate)
     client = create_client_app(
         hub,
         tokens=tokens,
@@ -91,10 +94,11 @@ def create_apps(
     )
     statistics = partial(gather, hub) if gather is not None else None
     # Without a key the control part of the combined app would be open to the public.
-    behind_key = _control_app(config, hub, tokens, key or secrets.token_urlsafe(32), statistics)
+    never_open = keys if keys.is_required else ControlKeys(secrets.token_urlsafe(32))
+    behind_key = _control_app(config, hub, tokens, never_open, statistics)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
-    return Apps(hub, credentials, client, _control_app(config, hub, tokens, key, statistics), combined)
+    return Apps(hub, credentials, client, _control_app(config, hub, tokens, keys, statistics), combined)
 
 
 def _hub(config: Config) -> Hub:
@@ -119,13 +123,13 @@ def _control_app(
     config: Config,
     hub: Hub,
     tokens: Tokens,
-    key: str | None,
+    keys: ControlKeys,
     statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None,
 ) -> Starlette:
     return create_control_app(
         hub,
         tokens=tokens,
-        control_key=key,
+        control_keys=keys,
         allowed_hosts=_allowed_hosts(config),
         token_lifetime_seconds=config.token_lifetime_seconds,
         limits=config.group(Limits),

@@ -32,6 +32,7 @@ from ..fanout.sinks import LINGER_SECONDS, TransportSink
 from ..loglimit import limited_logger
 from ..settings import RequestLimits
 from .deadlines import Deadlines, Wait
+from .heads import UnfinishedHeads
 
 logger = limited_logger("ssehub.http")
 
@@ -41,6 +42,8 @@ DISCARDED_BYTES_PER_SECOND = 16 * 2**20
 """How fast all connections together are read if nobody wants what they send."""
 MAX_DELAY_SECONDS = 2.0
 """How long one connection waits for the others at the most, to be answered or to be read."""
+MAX_UNFINISHED_BYTES = 64 * 2**20
+"""How much the unfinished heads of all connections of a port take together at the most."""
 _PORT = "ssehub"
 """Name of the attribute of uvicorn's ServerState that has our part of it."""
 
@@ -78,6 +81,9 @@ class Port:
         is_logged = logs_access and config.access_log and access_logger.hasHandlers()
         self.access_logger = access_logger if is_logged else None
         self.asgi = {"version": config.asgi_version, "spec_version": "2.3"}
+        self.unfinished_heads: UnfinishedHeads[Connection] = UnfinishedHeads(
+            MAX_UNFINISHED_BYTES, Connection.drop_unfinished
+        )
         self.deadlines: Deadlines[Connection] = Deadlines(
             loop,
             {
@@ -182,6 +188,11 @@ class Connection(asyncio.Protocol):
         self.port.connections.discard(self)
         self.wait_for(None)
         self.transport.abort()
+
+    def drop_unfinished(self) -> None:
+        """Drop the connection, because unfinished heads take too much memory and this one has waited longest."""
+        logger.warning("connection dropped: unfinished heads of requests take too much memory; from %s", self.client)
+        self.drop()
 
     def _drop_oldest(self) -> None:
         """Make room for this connection: drop the one that has sent nothing of use for longest."""

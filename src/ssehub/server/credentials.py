@@ -1,4 +1,4 @@
-"""What a process verifies others by: the secrets and keys of tokens, and the control key."""
+"""The credentials of a process: secrets and keys of tokens, control keys, and certificates."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..config import Config, option_of
-from ..credentials import SHORT_SECRET_BYTES, check_control_key, is_short
+from ..control_keys import ControlKeys
+from ..credentials import SHORT_SECRET_BYTES, is_short
 from ..errors import ConfigError
 from ..tokens import Tokens, secrets_of
 from ..watched import NOTHING_YET, LastGood
+from .certificates import Certificates, create_certificates
 
 logger = logging.getLogger("ssehub.apps")
 
@@ -24,7 +26,7 @@ class Source(Protocol):
 
     @property
     def last_good(self) -> LastGood:
-        """What is in use, by setting."""
+        """The contents that are in use, by setting."""
 
     async def run(self) -> None:
         """Look for changes until cancelled."""
@@ -35,18 +37,19 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Everything of that kind, as a `Config` describes it."""
+    """All credentials that a `Config` describes."""
 
     tokens: Tokens
-    control_key: str | None
+    control_keys: ControlKeys
+    certificates: Certificates
 
     @property
     def _sources(self) -> Sequence[Source]:
-        return [self.tokens]
+        return [self.tokens, self.control_keys, *self.certificates.all]
 
     @property
     def last_good(self) -> LastGood:
-        """What is in use, by setting, for another process."""
+        """The contents that are in use, by setting, for another process."""
         return {name: content for source in self._sources for name, content in source.last_good.items()}
 
     async def run(self) -> None:
@@ -62,7 +65,9 @@ class Credentials:
 
 def create_credentials(config: Config, last_good: LastGood = NOTHING_YET) -> Credentials:
     """Return what `config` describes; `last_good` is used in place of the files themselves. Raises ConfigError."""
-    return Credentials(create_tokens(config, last_good), _control_key(config))
+    return Credentials(
+        create_tokens(config, last_good), create_control_keys(config, last_good), create_certificates(config, last_good)
+    )
 
 
 def random_secret() -> str:
@@ -118,15 +123,15 @@ def _warn_about(name: str, value: str) -> None:
         logger.warning("the %s is on the command line, which every user of this machine can read: use %s", name, option)
 
 
-def _control_key(config: Config) -> str | None:
-    if config.control_key is not None:
-        key = config.control_key.get_secret_value()
-        check_control_key(key)
-        _warn_about("control key", key)
-        return key
-    if config.control_bind is not None and not config.control_bind.is_loopback:
+def create_control_keys(config: Config, last_good: LastGood = NOTHING_YET) -> ControlKeys:
+    """Return the control keys that `config` describes. Raises ConfigError, also if there must be one and is none."""
+    if not (config.requires_control_key or config.control_bind is None or config.control_bind.is_loopback):
         raise ConfigError(
             f"control_bind {config.control_bind} accepts connections from other machines: set a control key "
-            "(--control-key-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
+            "(--control-key-file, --control-keys-file or SSEHUB_CONTROL_KEY), or bind it to 127.0.0.1"
         )
-    return None
+    key = config.control_key.get_secret_value() if config.control_key is not None else None
+    keys = ControlKeys(key, file=config.control_keys_file, last_good=last_good)
+    if key is not None:
+        _warn_about("control key", key)
+    return keys

@@ -15,7 +15,7 @@ from ..errors import AddressError, ConfigError, SSEHubError
 from ..hub import Hub
 from ..settings import RequestLimits, TcpOptions
 from .announce import announce_control
-from .apps import max_control_connections
+from .apps import Apps, max_control_connections
 from .http_server import MIN_CONTROL_SECONDS, serve_control_app
 from .logs import logging_to_stderr
 from .sockets import CONTROL_MODE, listen, reserve
@@ -50,6 +50,16 @@ class EmbeddedApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+def check_certificates(config: Config, *names: str) -> None:
+    """Raise ConfigError if one of the settings `names` is given, as the other server can't use its certificate."""
+    for name in names:
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"{name} is for the port of `ssehub serve`: give the certificate to the server of this one, such as "
+                "`uvicorn --ssl-certfile`, and remove the setting"
+            )
+
+
 @asynccontextmanager
 async def running(hub: Hub, config: Config, beside: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
     """Run `hub` inside the context, and enter `beside` before it. Raises BrokerUnavailable, or what `beside` raises.
@@ -65,7 +75,7 @@ async def running(hub: Hub, config: Config, beside: AbstractAsyncContextManager[
 
 
 @asynccontextmanager
-async def serving_control(app: ASGIApp, config: Config) -> AsyncIterator[None]:
+async def serving_control(apps: Apps, config: Config) -> AsyncIterator[None]:
     """Serve the control app on `control_bind` inside the context, unless that is off. Raises AddressError."""
     if config.control_bind is None:
         yield
@@ -73,8 +83,15 @@ async def serving_control(app: ASGIApp, config: Config) -> AsyncIterator[None]:
     options = config.group(TcpOptions)
     with _single_process_hint(config), listen(config.control_bind, options=options, mode=CONTROL_MODE) as sock:
         limits = config.group(RequestLimits)
-        server = serve_control_app(app, sock, limits=limits, max_connections=max_control_connections(config))
-        announce_control(sock.getsockname())
+        certificate = apps.credentials.certificates.control
+        server = serve_control_app(
+            apps.control,
+            sock,
+            limits=limits,
+            max_connections=max_control_connections(config),
+            certificate=certificate,
+        )
+        announce_control(config, certificate, sock.getsockname())
         try:
             yield
         finally:

@@ -1,9 +1,9 @@
-"""The head of a request: why it is refused, and the target that it names."""
+"""The head of a request: why it is refused, the target that it names, and what those take that are not complete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import httptools
@@ -82,3 +82,33 @@ def target(url: bytes) -> tuple[str, bytes, bytes] | Refusal:
             return URL_TOO_LONG
         path = unquote(path)
     return path, raw_path, parsed.query or b""
+
+
+Owner = TypeVar("Owner", bound=Hashable)
+
+
+class UnfinishedHeads(Generic[Owner]):
+    """The heads of all connections of a port that have begun to arrive, and how many bytes of them have arrived.
+
+    If they take more than `max_bytes` together, `drop` is called for the connection whose head began first.
+    """
+
+    def __init__(self, max_bytes: int, drop: Callable[[Owner], None]) -> None:
+        self._max_bytes = max_bytes
+        self._drop = drop
+        self._sizes: dict[Owner, int] = {}
+        """In the order in which the heads began."""
+        self.bytes = 0
+
+    def add(self, connection: Owner, size: int) -> None:
+        """`size` more bytes have arrived, and the head is still not complete. This may drop `connection` itself."""
+        self._sizes[connection] = self._sizes.get(connection, 0) + size
+        self.bytes += size
+        while self.bytes > self._max_bytes:
+            oldest = next(iter(self._sizes))
+            self.remove(oldest)
+            self._drop(oldest)
+
+    def remove(self, connection: Owner) -> None:
+        """The head is complete, or the rest of it is not waited for any more."""
+        self.bytes -= self._sizes.pop(connection, 0)

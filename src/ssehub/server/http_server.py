@@ -14,8 +14,10 @@ from starlette.types import ASGIApp
 
 from ..proxies import TrustedProxies
 from ..settings import RequestLimits
+from .certificates import ServerCertificate
 from .protocol import HttpProtocol
 from .proxy_protocol import behind_proxies
+from .tls import over_tls
 
 MIN_CONTROL_SECONDS = 1.0
 """Time that requests to the control app have to finish, even if the drain window is over."""
@@ -53,16 +55,30 @@ def serve_client_app(
     limits: RequestLimits,
     max_connections: int,
     proxies: TrustedProxies | None = None,
+    certificate: ServerCertificate | None = None,
 ) -> HttpServer:
-    """Start to serve the client app in the running event loop. `proxies` begin connections with a PROXY preamble."""
+    """Start to serve the client app in the running event loop, over TLS if there is a certificate.
+
+    `proxies` begin connections with a PROXY preamble, before TLS.
+    """
     protocol = _protocol(limits, max_connections, max_refusals_per_second=MAX_REFUSALS_PER_SECOND)
-    return _start(app, sock, protocol, proxies)
+    return _start(app, sock, protocol, proxies, certificate)
 
 
-def serve_control_app(app: ASGIApp, sock: socket.socket, *, limits: RequestLimits, max_connections: int) -> HttpServer:
-    """Start to serve the control app in the running event loop. Publishers keep their connections for a minute."""
+def serve_control_app(
+    app: ASGIApp,
+    sock: socket.socket,
+    *,
+    limits: RequestLimits,
+    max_connections: int,
+    certificate: ServerCertificate | None = None,
+) -> HttpServer:
+    """Start to serve the control app in the running event loop, over TLS if there is a certificate.
+
+    Publishers keep their connections for a minute.
+    """
     protocol = _protocol(limits, max_connections)
-    return _start(app, sock, protocol, None, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
+    return _start(app, sock, protocol, None, certificate, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
 
 
 def _protocol(limits: RequestLimits, max_connections: int, **options: Any) -> Callable[..., HttpProtocol]:
@@ -75,9 +91,14 @@ def _start(
     sock: socket.socket,
     protocol: Callable[..., HttpProtocol],
     proxies: TrustedProxies | None,
+    certificate: ServerCertificate | None,
     **options: Any,
 ) -> HttpServer:
-    http: Any = protocol if proxies is None else behind_proxies(protocol, proxies)  # uvicorn calls it like a class
+    http: Any = protocol  # uvicorn calls it like a class
+    if certificate is not None:
+        http = over_tls(http, certificate)
+    if proxies is not None:
+        http = behind_proxies(http, proxies)
     config = uvicorn.Config(
         app,
         http=http,

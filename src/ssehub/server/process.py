@@ -49,7 +49,8 @@ def serve(config: Config) -> int:
         apps = create_apps(config, drains_on_exit=False)
         client = stack.enter_context(listen(config.bind, options=options, mode=CLIENT_MODE))
         control = stack.enter_context(listen(control_bind, options=options, mode=CONTROL_MODE))
-        on_ready = partial(announce, config, client.getsockname(), control.getsockname())
+        certificates = apps.credentials.certificates
+        on_ready = partial(announce, config, certificates, client.getsockname(), control.getsockname())
         return run(apps, config, (client, control), on_ready=on_ready)
 
 
@@ -94,14 +95,22 @@ async def _main(
     checks = HealthChecks(apps.control, apps.hub)
     async with apps.hub, beside:
         limits = config.group(RequestLimits)
+        certificates = apps.credentials.certificates
         client = serve_client_app(
             apps.client,
             sockets[0],
             limits=limits,
             max_connections=max_client_connections(config),
             proxies=TrustedProxies.parse(config.trusted_proxies) if config.proxy_protocol else None,
+            certificate=certificates.client,
         )
-        control = serve_control_app(checks, sockets[1], limits=limits, max_connections=max_control_connections(config))
+        control = serve_control_app(
+            checks,
+            sockets[1],
+            limits=limits,
+            max_connections=max_control_connections(config),
+            certificate=certificates.control,
+        )
         with collecting(apps.hub):
             on_ready()
             await _first(stop.wait(), client.task, control.task)

@@ -60,7 +60,6 @@ PART_BYTES = 16 * 2**10
 MAX_DISCARDED_BYTES = 32 * 2**20
 """How much of a request's body is read and discarded after the response to it."""
 
-
 SERVICE_UNAVAILABLE: Any = service_unavailable  # typed with uvicorn's own types of messages
 
 
@@ -203,7 +202,9 @@ class HttpProtocol(Connection):
             self._head_bytes += part_bytes
             # The first part may contain other requests before this one.
             if self._head_bytes > limits.max_head_bytes + PART_BYTES:
-                self._refuse(self._oversize())
+                self._refuse(HEAD_TOO_LARGE if self._headers else URL_TOO_LONG)
+            else:
+                self.port.unfinished_heads.add(self, part_bytes)
         elif self._reading is Reading.BODY:
             self._overhead_bytes = 0 if self._has_body_part else self._overhead_bytes + part_bytes
             self._has_body_part = False
@@ -211,9 +212,6 @@ class HttpProtocol(Connection):
                 self._refuse(CHUNKS_TOO_LARGE)
             elif self._discarded_bytes > MAX_DISCARDED_BYTES:
                 self._refuse(BAD_REQUEST)
-
-    def _oversize(self) -> Refusal:
-        return HEAD_TOO_LARGE if self._headers else URL_TOO_LONG
 
     def _set_deadline(self) -> None:
         if self._wait is Wait.DRAIN or self._wait is Wait.REFUSED or self.transport.is_closing():
@@ -237,7 +235,6 @@ class HttpProtocol(Connection):
         if len(self._ahead) >= MAX_AHEAD:
             raise Refused
         self._enter(Reading.HEAD)
-        self._head_bytes = 0
         self._url = b""
         self._headers = []
 
@@ -312,6 +309,9 @@ class HttpProtocol(Connection):
         """Change what is read. The table at the head of this file says what may follow what."""
         assert reading in _NEXT[self._reading], f"{self._reading} cannot be followed by {reading}"
         self._reading = reading
+        if self._head_bytes:  # the head of several parts is complete, or nothing more of it is read
+            self._head_bytes = 0
+            self.port.unfinished_heads.remove(self)
 
     def _raise(self, refusal: Refusal) -> NoReturn:
         self._refusal = refusal

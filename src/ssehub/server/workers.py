@@ -231,7 +231,7 @@ class _Group:
             if not self._first_has_started.is_set():
                 self._first_has_started.set()
                 client, control = self._endpoints
-                announce(self._config, client.name, control.name)
+                announce(self._config, self._credentials.certificates, client.name, control.name)
         elif self._first_has_started.is_set():
             logger.warning("worker %d could not start: %s", number, failure)
         else:

@@ -14,14 +14,14 @@ import contextlib
 import logging
 import random
 import re
-import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..address import is_loopback_host
 from ..errors import ConfigError, KeysUnavailable
+from ..trust import causes, client_context, tls_problem
 from ..urls import without_credentials
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class FetchedKeys:
 
     async def _get(self) -> tuple[str, float]:
         """Return the text, and for how many seconds it may be used."""
-        context = await asyncio.to_thread(_ssl_context)  # reads files
+        context = await asyncio.to_thread(client_context)  # reads files
         timeout = self._httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         async with (
             self._httpx.AsyncClient(verify=context, timeout=timeout, trust_env=not self._is_local) as client,
@@ -233,20 +233,6 @@ def _check_url(url: str) -> bool:
     return is_local
 
 
-def _ssl_context() -> ssl.SSLContext:
-    """Return a context that trusts the CAs of this machine, or those that SSL_CERT_FILE or SSL_CERT_DIR name.
-
-    httpx would trust only the list that certifi brings, which a company's own CA is never in.
-    """
-    context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile is None and paths.capath is None:  # this machine has none
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context
-
-
 async def _body(response: httpx.Response) -> str:
     """Return the text of the response. Stops reading at `MAX_BYTES`. Raises FetchFailed."""
     status = response.status_code
@@ -274,31 +260,12 @@ def _max_age(cache_control: str) -> float:
 
 def _reason(exc: BaseException) -> str:
     """Return in a few words why a request failed. httpx says little; the exceptions below it know."""
-    for below in _causes(exc):
-        if isinstance(below, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate can't be verified: {below.verify_message} (SSL_CERT_FILE may name the certificate of "
-                "a CA of your own)"
-            )
+    if problem := tls_problem(exc):
+        return problem
     name = type(exc).__name__
     if "Timeout" in name:
         return f"no answer in time ({name})"
-    for below in _causes(exc):
+    for below in causes(exc):
         if isinstance(below, OSError) and below.strerror:
             return f"can't be reached: {below.strerror}"
     return f"can't be fetched: {str(exc)[:200] or name} ({name})"
-
-
-def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions that led to `exc`, the nearest first."""
-    seen: set[int] = set()
-    waiting = [exc]
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        if isinstance(current, BaseExceptionGroup):
-            waiting += current.exceptions
-        waiting += [each for each in (current.__cause__, current.__context__) if each is not None]

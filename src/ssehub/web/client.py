@@ -55,6 +55,8 @@ logger = limited_logger("ssehub.client")
 ALLOW = ", ".join(STREAM_METHODS)
 _REFUSED: Mapping[str, str] = {reason: f"stream refused, {reason}: %s; from %s" for reason in Refusal}
 """A template for each reason, as the rate of lines is limited by their templates."""
+SHOWN_LENGTH = 80
+"""How much a log line shows of a channel that is not granted: it may be a token that was sent as one by mistake."""
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 
 
@@ -205,19 +207,28 @@ class EventsEndpoint:
             cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
             uses_datastar = _uses_datastar(request.headers, fields)
             if query.has_channels:
-                claims = _narrowed(claims, query.channels())
-        except InvalidRequest as exc:
-            return PlainTextResponse(f"{exc}\n", exc.status)
-        except Forbidden as exc:
-            self._hub.count_refusal(Refusal.NOT_GRANTED)
-            logger.info(_REFUSED[Refusal.NOT_GRANTED], exc, client_of(scope))
+                claims = self._narrowed(claims, query.channels(), scope)
+        except (InvalidRequest, Forbidden) as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
             await self._make_ready()
-            await self._hub.reach(start.cursor)
-            start = await self._hub.search(claims, start)
+            start = await self._hub.prepare(claims, start)
         address = address_of(scope) if self._hub.limits_streams else None
         return EventStream(self._hub, claims, start, address, cuts=cuts, uses_datastar=uses_datastar)
+
+    def _narrowed(self, claims: Claims, channels: tuple[str, ...], scope: Scope) -> Claims:
+        """Return `claims` for these channels only. Raises Forbidden if they do not grant one of them."""
+        grant = Grant.of(claims.channels, claims.patterns)
+        for channel in channels:
+            if not grant.covers(channel):
+                self._hub.count_refusal(Refusal.NOT_GRANTED)
+                shown = f"channel {channel!r:.{SHOWN_LENGTH}}"
+                logger.info(_REFUSED[Refusal.NOT_GRANTED], shown, client_of(scope))
+                raise Forbidden(
+                    f"channel {channel!r} is not granted: request only channels that the token grants, or leave "
+                    "channel out to receive all of them"
+                )
+        return replace(claims, channels=channels, patterns=())
 
     async def _make_ready(self) -> None:
         """Start the hub at its first use. Raises StreamRefused if no stream can be opened now."""
@@ -276,18 +287,6 @@ def _query(request: StreamRequest) -> Query:
     if request.query is None:
         raise InvalidRequest(f"the query has more than {QUERY_BOUNDS}")
     return request.query
-
-
-def _narrowed(claims: Claims, channels: tuple[str, ...]) -> Claims:
-    """Return `claims` for these channels only. Raises Forbidden if they do not grant one of them."""
-    grant = Grant.of(claims.channels, claims.patterns)
-    for channel in channels:
-        if not grant.covers(channel):
-            raise Forbidden(
-                f"channel {channel!r} is not granted: request only channels that the token grants, or leave channel "
-                "out to receive all of them"
-            )
-    return replace(claims, channels=channels, patterns=())
 
 
 def _start(headers: Headers, query: Mapping[str, str]) -> Start:

@@ -16,13 +16,15 @@ from starlette.routing import Route
 from ..address import LOOPBACK_HOSTS
 from ..buckets import Buckets
 from ..claims import Claims
-from ..credentials import check_control_key
-from ..errors import BodyTooLarge, InvalidRequest, TooManyRequests
+from ..control_keys import ControlKeys
+from ..errors import BodyTooLarge, ConfigError, InvalidRequest, TooManyRequests
 from ..event import Event
 from ..fanout.limits import BURST_SECONDS, Refusal
 from ..fields import check_name, check_names, json_text
 from ..hub import Hub
+from ..loglimit import limited_logger
 from ..publication import BodyDigest, IdempotencyKey, Publication
+from ..rights import ControlKey, Right
 from ..settings import Limits
 from ..tokens import Tokens
 from .endpoint import Endpoint, Methods
@@ -45,6 +47,8 @@ from .requests import ControlRequest
 from .revoke import ListRevocations, Revoke, TakeBack
 from .strict_json import parse_json, read_json, read_ndjson, too_many_events
 
+logger = limited_logger("ssehub.control")
+
 EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
@@ -56,6 +60,7 @@ def create_control_app(
     *,
     tokens: Tokens,
     control_key: str | None = None,
+    control_keys: ControlKeys | None = None,
     allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
     token_lifetime_seconds: float = 86_400,
     limits: Limits = Limits(),
@@ -64,18 +69,21 @@ def create_control_app(
 ) -> Starlette:
     """Return the app that issues `tokens` and publishes to `hub`.
 
-    With a `control_key`, every call except the health checks requires it. Without one, the app must be called at an
-    address that other machines can't reach, with a `Host` of `allowed_hosts`: a web page that rebinds its DNS name to
-    this machine sends another one.
+    With a `control_key`, every call except the health checks requires it. With `control_keys` in its place, each
+    requires one of them that has the right for it. Without either, the app must be called at an address that other
+    machines can't reach, with a `Host` of `allowed_hosts`: a web page that rebinds its DNS name to this machine sends
+    another one.
 
     `statistics` returns what `/metrics` shows, if this hub is one of several workers. `now` returns Unix time.
     Raises ConfigError for a control key that is empty, well known or shorter than 16 bytes.
     """
-    if control_key is not None:
-        check_control_key(control_key)
+    if control_key is not None and control_keys is not None:
+        raise ConfigError("control_key and control_keys are both given: use ControlKeys(control_key, file=…)")
+    keys = control_keys or ControlKeys(control_key)
     hub.accompany(tokens)
+    hub.accompany(keys)
     endpoints: list[Endpoint | Methods] = [
-        Emit(hub, limits, control_key or ""),  # the most frequent call, so it is matched first
+        Emit(hub, limits),  # the most frequent call, so it is matched first
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
         Disconnect(hub, limits),
         Methods(Revoke(hub, tokens, limits), TakeBack(hub, tokens, limits), ListRevocations(hub)),
@@ -91,7 +99,7 @@ def create_control_app(
 
     app = Starlette(
         routes=[Route(endpoint.path + slash, endpoint) for endpoint in endpoints for slash in ("/", "")],
-        middleware=[Middleware(Guard, control_key=control_key, allowed_hosts=allowed_hosts)],
+        middleware=[Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts)],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -106,13 +114,13 @@ class Emit(Endpoint):
 
     path = "/emit"
     method = "POST"
+    right = Right.PUBLISH
 
-    def __init__(self, hub: Hub, limits: Limits, control_key: str) -> None:
+    def __init__(self, hub: Hub, limits: Limits) -> None:
         super().__init__(limits.max_body_bytes)
         self._hub = hub
         self._max_event_bytes = limits.max_event_bytes
         self._max_batch_events = limits.max_batch_events
-        self._control_key = control_key
         self._turn = asyncio.Lock()
         """Large bodies are read one after the other: each takes its slices, and all of them together would block."""
         rate = limits.max_publishes_per_second
@@ -126,6 +134,8 @@ class Emit(Endpoint):
         else:
             async with self._turn:
                 events, is_batch = await self._read(request, kind, pace)
+        if request.key.grant is not None:
+            await self._require_channels(request.key, events, kind if is_batch else None, pace)
         ids = await self._publish(request, events, pace)
         if is_batch:
             listed = '","'.join(ids)  # positions need no escapes in JSON
@@ -191,11 +201,26 @@ class Emit(Endpoint):
             raise BodyTooLarge(f"{field} has {event.size} bytes: at most {self._max_event_bytes} are allowed")
         return event
 
+    @staticmethod
+    async def _require_channels(
+        key: ControlKey, keyed_events: list[_KeyedEvent], batch: str | None, pace: Pace | None
+    ) -> None:
+        """Raise KeyForbidden, which names the event of a `batch` of that media type, if `key` may not publish all."""
+        if batch is None:
+            key.require_channels(keyed_events[0][0].channels)
+            return
+        where, first = ("line {}: ", 1) if batch == NDJSON else ("event {}: ", 0)
+        for number, (event, _) in enumerate(keyed_events, first):
+            if pace is not None and pace.is_due:
+                await pace.rest()
+            key.require_channels(event.channels, where.format(number))
+
     async def _publish(self, request: ControlRequest, keyed_events: list[_KeyedEvent], pace: Pace | None) -> list[str]:
         """Publish events, each with its own idempotency key, or all together with the key of the header."""
         events = [event for event, _ in keyed_events]
+        name = request.key.name
         if self._rates is not None:
-            self._check_rate(self._rates, len(events))
+            self._check_rate(self._rates, name, len(events))
         has_keys = any([key is not None for _, key in keyed_events])
         header = request.headers.get("idempotency-key")
         if header is None and not has_keys:
@@ -203,30 +228,32 @@ class Emit(Endpoint):
         if header is not None:
             if has_keys:
                 raise InvalidRequest("Idempotency-Key and idempotencyKey are both given: leave one out")
-            key = _header_key(header)
-            return await self._hub.publish_all([Publication(events, await self._idempotency_key(key, events, pace))])
+            whole = await self._idempotency_key(_header_key(header), name, events, pace)
+            return await self._hub.publish_all([Publication(events, whole)])
         return await self._hub.publish_all(
             [
-                Publication([event], None if key is None else await self._idempotency_key(key, [event], pace))
+                Publication([event], None if key is None else await self._idempotency_key(key, name, [event], pace))
                 for event, key in keyed_events
             ]
         )
 
-    def _check_rate(self, rates: Buckets, events: int) -> None:
+    def _check_rate(self, rates: Buckets, key_name: str, events: int) -> None:
         """Raise TooManyRequests if the control key is over its rate. A batch costs as much as it has events."""
-        if not rates.spend(self._control_key, events):
+        if not rates.spend(key_name, events):
             self._hub.count_refusal(Refusal.PUBLISH_RATE)
-            wait = rates.wait_seconds(self._control_key)
+            wait = rates.wait_seconds(key_name)
             raise TooManyRequests(f"more events than max_publishes_per_second: try again in {wait:.1f} s", wait)
 
-    async def _idempotency_key(self, key: str, events: list[Event], pace: Pace | None) -> IdempotencyKey:
+    @staticmethod
+    async def _idempotency_key(key: str, owner: str, events: list[Event], pace: Pace | None) -> IdempotencyKey:
+        """Return the idempotency key that belongs to the control key named `owner`, on the channels of `events`."""
         channels = sorted({channel for event in events for channel in event.channels})
         body = BodyDigest()
         for event in events:
             if pace is not None and pace.is_due:
                 await pace.rest()
             body.add(event)
-        return IdempotencyKey.of(key, (self._control_key, *channels), body)
+        return IdempotencyKey.of(key, (owner, *channels), body)
 
 
 def _header_key(value: str) -> str:
@@ -242,6 +269,7 @@ class IssueToken(Endpoint):
 
     path = "/token"
     method = "POST"
+    right = Right.TOKEN
 
     def __init__(
         self, hub: Hub, tokens: Tokens, lifetime_seconds: float, limits: Limits, now: Callable[[], float]
@@ -258,6 +286,8 @@ class IssueToken(Endpoint):
         fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS, pace_for(request.body))
         requested = self._requested(fields)
         expires_at = int(self._now() + lifetime_seconds(fields, self._lifetime_seconds))
+        request.key.require_channels(requested.channels)
+        request.key.require_patterns(requested.patterns)
         token = self._tokens.issue(
             requested.user_id, requested.channels, patterns=requested.patterns, expires_at=expires_at
         )
@@ -303,6 +333,7 @@ class Disconnect(Endpoint):
 
     path = "/disconnect"
     method = "POST"
+    right = Right.DISCONNECT
 
     def __init__(self, hub: Hub, limits: Limits) -> None:
         super().__init__(limits.max_body_bytes)
@@ -313,6 +344,7 @@ class Disconnect(Endpoint):
         refuse_null(fields)
         users, channels = (names(fields, name) if name in fields else () for name in ("userId", "channel"))
         position = await self._hub.disconnect(user_id=users, channel=channels, retry=fields.get("retry"))
+        logger.info("disconnect at %s by %s", position, request.key)
         return JSONResponse({"id": position}) if is_json else PlainTextResponse("OK")
 
 
@@ -321,6 +353,7 @@ class Health(Endpoint):
 
     path = "/healthz"
     method = "GET"
+    right = None
 
     async def respond(self, request: ControlRequest) -> Response:
         return PlainTextResponse("ok\n")
@@ -331,6 +364,7 @@ class Readiness(Endpoint):
 
     path = "/readyz"
     method = "GET"
+    right = None
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()

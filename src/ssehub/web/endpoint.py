@@ -9,10 +9,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import ControlKeyError, SSEHubError, TooManyRequests, Unavailable
+from ..errors import ControlKeyError, KeyForbidden, SSEHubError, TooManyRequests, Unavailable
 from ..loglimit import limited_logger
+from ..rights import NO_KEY, ControlKey, Right
 from .forms import JSON, NDJSON
-from .requests import ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
+from .requests import HEADERS, KEY, ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
 
 logger = limited_logger("ssehub.control")
 
@@ -22,11 +23,14 @@ RETRY_AFTER_SECONDS = "1"
 class Endpoint:
     """An ASGI app for one path and one method. Starlette calls an app faster than a function.
 
-    A subclass implements `respond`. An endpoint whose requests have bodies also passes their limit.
+    A subclass implements `respond`, and names the right that its requests need. An endpoint whose requests have bodies
+    also passes their limit.
     """
 
     path: ClassVar[str]
     method: ClassVar[str]
+    right: ClassVar[Right | None]
+    """None if no key is needed."""
 
     def __init__(self, max_body_bytes: int = 0) -> None:
         self._max_body_bytes = max_body_bytes
@@ -37,12 +41,15 @@ class Endpoint:
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = request_headers(scope)
+        headers: RequestHeaders = scope.get(HEADERS) or request_headers(scope)
+        key: ControlKey = scope.get(KEY, NO_KEY)
         response: Response
         if scope["method"] != self.method and (scope["method"], self.method) != ("HEAD", "GET"):
             response = PlainTextResponse(f"method not allowed: use {self.method}\n", 405, {"Allow": self.method})
         else:
             try:
+                if self.right is not None:
+                    key.require(self.right)
                 body = await read_body(headers, receive, self._max_body_bytes) if self.method != "GET" else b""
             except ClientDisconnect:
                 return
@@ -50,7 +57,7 @@ class Endpoint:
                 await self._dropped.refuse(error_response(exc, headers), receive, send)
                 return
             try:
-                response = await self.respond(ControlRequest(scope["query_string"], headers, body))
+                response = await self.respond(ControlRequest(scope["query_string"], headers, body, key))
             except SSEHubError as exc:
                 response = error_response(exc, headers)
         await response(scope, receive, send)
@@ -84,6 +91,9 @@ def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
         logger.info("request refused with 429: %s", exc)
     if isinstance(exc, ControlKeyError):
         extra["WWW-Authenticate"] = "Bearer"
+        logger.info("request refused with 401: %s", exc)
+    if isinstance(exc, KeyForbidden):
+        logger.warning("request refused with 403: %s", exc)
     message = str(exc).encode(errors="backslashreplace").decode()
     if headers.get("content-type", "").partition(";")[0].strip().lower() in (JSON, NDJSON):
         return JSONResponse({"error": message}, exc.status, extra)

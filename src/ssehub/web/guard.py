@@ -1,8 +1,7 @@
-"""The guard of the control app: keeps out web pages and, if a control key is set, clients without it."""
+"""The guard of the control app: keeps out web pages and, if control keys are set, clients without one of them."""
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -10,11 +9,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..control_keys import ControlKeys
 from ..errors import ControlKeyError, Forbidden, SSEHubError
+from ..rights import ControlKey
 from .endpoint import error_response
 from .masking import masked
 from .origins import is_cross_origin
-from .requests import RequestHeaders, request_headers
+from .requests import HEADERS, KEY, RequestHeaders, request_headers
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
@@ -34,7 +35,9 @@ FORWARDING_HEADERS = frozenset(
 
 
 class Guard:
-    """Middleware that refuses requests from web pages and, if a control key is set, requests without it.
+    """Middleware that refuses requests from web pages and, if control keys are set, requests without one of them.
+
+    The others find the key that they were made with in their scope.
 
     Any web page can make a browser POST a form to this machine. The browser then sends `Origin` or `Sec-Fetch-Site`.
     A page can also rebind its own DNS name to this machine, and is then of the same origin. So without a key, `Host`
@@ -42,9 +45,9 @@ class Guard:
     on this machine may pass on what others send, under a `Host` of its own: without a key, what it forwards is refused.
     """
 
-    def __init__(self, app: ASGIApp, control_key: str | None, allowed_hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: ControlKeys, allowed_hosts: Collection[str]) -> None:
         self._app = app
-        self._key = control_key.encode() if control_key is not None else None
+        self._keys = keys
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,21 +56,30 @@ class Guard:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
             headers = request_headers(scope)
             try:
-                self._check(headers, scope.get("server"))
+                scope[KEY] = self._check(headers, scope.get("server"))
+                scope[HEADERS] = headers
             except SSEHubError as exc:
                 await error_response(exc, headers)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> None:
-        if self._key is None:
+    def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> ControlKey:
+        """Return the key of a request. Raises Forbidden and ControlKeyError."""
+        if not self._keys.is_required:
             if not FORWARDING_HEADERS.isdisjoint(headers):
                 raise Forbidden("a proxy forwarded this request: set a control key, or call the control app directly")
             self._check_host(headers.get("host", "").lower(), server)
         if is_cross_origin(headers):
             raise Forbidden("a web page of another origin can't call the control app: call it from a backend")
-        if self._key is not None:
-            _check_key(self._key, headers.get("authorization", ""))
+        return self._key(headers.get("authorization", "")) if self._keys.is_required else self._keys.anyone
+
+    def _key(self, authorization: str) -> ControlKey:
+        scheme, _, given = authorization.partition(" ")
+        key = self._keys.find(given.encode("latin-1")) if scheme.lower() == "bearer" else None
+        if key is None:
+            self._keys.count_wrong()
+            raise ControlKeyError("the control key is missing or wrong: send it as 'Authorization: Bearer KEY'")
+        return key
 
     def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
         """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
@@ -80,12 +92,6 @@ class Guard:
         """True for a loopback address, and for a name in `allowed_hosts`."""
         is_loopback = _is_loopback(address)
         return address in self._hosts if is_loopback is None else is_loopback
-
-
-def _check_key(key: bytes, authorization: str) -> None:
-    scheme, _, given = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), key):
-        raise ControlKeyError("the control key is missing or wrong: send it as 'Authorization: Bearer KEY'")
 
 
 @lru_cache(64)

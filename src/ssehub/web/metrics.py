@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..revocations import MAX_REVOCATIONS
+from ..rights import Right
 from .endpoint import Endpoint
 from .requests import ControlRequest
 
@@ -24,6 +25,7 @@ class Metrics(Endpoint):
 
     path = "/metrics"
     method = "GET"
+    right = Right.READ
 
     def __init__(self, hub: Hub, gather: GatherStatistics | None) -> None:
         super().__init__()
@@ -100,6 +102,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("memory_short", "1 while memory is short and new streams are told to come back.", stats.memory_is_short),
     ):
         yield GaugeMetricFamily(f"ssehub_{name}", help, value)
+    yield _tls_not_after(stats)
     for name, help, value in (
         ("streams", "Streams opened.", stats.connected),
         ("events_published", "Events published through this hub and stored.", stats.published),
@@ -124,13 +127,36 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("logouts", "Back-channel logouts, by result.", "result", stats.logouts),
     ):
         yield _by(label, name, help, counts)
+    yield _by_key("control_requests", "Requests to the control app, by key and right.", "right", stats.control_requests)
+    yield _by_key(
+        "control_refused",
+        "Requests to the control app that were refused because of their key, by key and reason.",
+        "reason",
+        stats.control_refused,
+    )
     yield _round_seconds(stats)
+
+
+def _tls_not_after(stats: Statistics) -> Metric:
+    help = "When the certificate of the port ends, in Unix time."
+    family = GaugeMetricFamily("ssehub_tls_not_after_seconds", help, labels=["port"])
+    for port, seconds in stats.tls_not_after.items():
+        family.add_metric([port], seconds)
+    return family
 
 
 def _by(label: str, name: str, help: str, counts: Mapping[str, int]) -> Metric:
     family = CounterMetricFamily(f"ssehub_{name}", help, labels=[label])
     for value, count in counts.items():
         family.add_metric([value], count)
+    return family
+
+
+def _by_key(name: str, help: str, label: str, counts: Mapping[str, Mapping[str, int]]) -> Metric:
+    family = CounterMetricFamily(f"ssehub_{name}", help, labels=["key", label])
+    for key, of_key in counts.items():
+        for value, count in of_key.items():
+            family.add_metric([key, value], count)
     return family
 
 

@@ -13,24 +13,30 @@ from starlette.types import Receive, Scope, Send
 
 from ..buckets import Throttle
 from ..errors import BodyTooLarge, UnsupportedContent
+from ..rights import NO_KEY, ControlKey
 
 MAX_DROPPED_BYTES = 32 * 2**20
 DROPPED_BYTES_PER_SECOND = 16 * 2**20
 """How fast an endpoint drops the bodies of all requests together, so that other requests go on meanwhile."""
 MAX_DROPPING_SECONDS = 5.0
 
+KEY = "ssehub.key"
+HEADERS = "ssehub.headers"
+"""Where in the scope the guard leaves the `ControlKey` of a request, and its headers, for the endpoint."""
+
 RequestHeaders = Mapping[str, str]
 
 
 class ControlRequest:
-    """A request to the control app whose whole body has been read."""
+    """A request to the control app whose whole body has been read. `key` is the one that it was made with."""
 
-    __slots__ = ("body", "headers", "query_string")
+    __slots__ = ("body", "headers", "key", "query_string")
 
-    def __init__(self, query_string: bytes, headers: RequestHeaders, body: bytes) -> None:
+    def __init__(self, query_string: bytes, headers: RequestHeaders, body: bytes, key: ControlKey = NO_KEY) -> None:
         self.query_string = query_string
         self.headers = headers
         self.body = body
+        self.key = key
 
 
 def request_headers(scope: Scope) -> RequestHeaders:

@@ -14,13 +14,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from ..errors import BrokerUnavailable, InvalidRequest, TokenError, UnknownRevocation
 from ..fields import EVERYONE
 from ..hub import Hub
+from ..loglimit import limited_logger
 from ..revocations import MAX_REVOCATIONS, Revocation, Revocations
+from ..rights import Right
 from ..settings import LEEWAY, Limits
 from ..tokens import Tokens
 from .endpoint import Endpoint
 from .forms import FORM, form_fields, read_fields, refuse_null
 from .pace import Pace, pace_for
 from .requests import ControlRequest
+
+logger = limited_logger("ssehub.control")
 
 FIELDS = {
     "jti": "jti",
@@ -46,6 +50,7 @@ class _Change(Endpoint):
     """What POST and DELETE share: the fields of a revocation."""
 
     path = "/revoke"
+    right = Right.REVOKE
 
     def __init__(self, hub: Hub, tokens: Tokens, limits: Limits) -> None:
         super().__init__(limits.max_body_bytes)
@@ -69,6 +74,7 @@ class Revoke(_Change):
         now = self._hub.broker.now()
         revocation = self._dated(given, now).limited(self._tokens.max_token_seconds, self._hub.leeway_seconds, now)
         position = await self._hub.revoke_all([revocation])
+        logger.info("revocation at %s by %s", position, request.key)
         if not is_json:
             return PlainTextResponse("OK")
         return JSONResponse(
@@ -105,6 +111,7 @@ class TakeBack(_Change):
         position = await self._hub.take_back_key(Revocation.dated(0.0, **given).key)
         if position is None:
             raise UnknownRevocation("there is no such revocation: GET /revoke/ lists those that there are")
+        logger.info("revocation taken back at %s by %s", position, request.key)
         return JSONResponse({"id": position}) if is_json else PlainTextResponse("OK")
 
 
@@ -113,6 +120,7 @@ class ListRevocations(Endpoint):
 
     path = "/revoke"
     method = "GET"
+    right = Right.READ
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()
