@@ -177,7 +177,7 @@ class SqliteWorld(World):
 
             for _ in range(2):
                 before = version()
-                await until(lambda before=before: version() != before)  # type: ignore[misc]
+                await until(lambda before=before: version() != before)  # type: ignore[misc]  # a lambda with a default
 
 
 class RedisWorld(World):

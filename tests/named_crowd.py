@@ -68,7 +68,7 @@ class Group:
     async def connect(self, port: int, tokens: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         for token in tokens:
-            await loop.create_connection(lambda token=token: Client(self, token), "127.0.0.1", port)  # type: ignore[misc]
+            await loop.create_connection(lambda token=token: Client(self, token), "127.0.0.1", port)  # type: ignore[misc]  # a lambda with a default
         while self.streams < len(tokens):  # noqa: ASYNC110  # each stream would have to be waited for
             await asyncio.sleep(0.01)
 

@@ -165,7 +165,7 @@ def test_b31_refused_stream_is_counted_and_logged_at_a_bounded_rate_and_nothing_
     assert hub.metric('ssehub_refused_total{reason="not-granted"}') == 302
     assert hub.metric("ssehub_subscribers") == 0
     for shown in ("'\\x1b[31m'", f"'{token[:79]}"):
-        wait_until(lambda shown=shown: f"stream refused, not-granted: channel {shown}; from" in hub.log)  # type: ignore[misc]
+        wait_until(lambda shown=shown: f"stream refused, not-granted: channel {shown}; from" in hub.log)  # type: ignore[misc]  # a lambda with a default
     assert token[:80] not in hub.log
     assert "\x1b" not in hub.log
     assert hub.log.count("stream refused, not-granted") < 300

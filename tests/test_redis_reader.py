@@ -146,7 +146,7 @@ async def test_e9_log_that_is_deleted_is_replaced_by_another(redis_server: Redis
             if round:
                 await b.publish(f"after {round}")
                 await asyncio.gather(a.has(f"after {round}"), b.has(f"after {round}"))
-            await until(lambda count=round + 1: len(a.resets) == len(b.resets) == count, 10)  # type: ignore[misc]
+            await until(lambda count=round + 1: len(a.resets) == len(b.resets) == count, 10)  # type: ignore[misc]  # a lambda with a default
 
         assert a.received == b.received
         assert set(a.resets) == set(b.resets) == {"log-lost"}

@@ -434,7 +434,7 @@ async def test_a14_unfinished_heads_take_bounded_memory_together(monkeypatch: py
         heads = port_of(state).unfinished_heads
         for number in range(1, 4):
             clients[-1][1].write(begun)
-            await until(lambda number=number: heads.bytes == number * len(begun))  # type: ignore[misc]
+            await until(lambda number=number: heads.bytes == number * len(begun))  # type: ignore[misc]  # a lambda with a default
             clients.append(await asyncio.open_connection(*address))
         (oldest, _), (second, to_second), (third, to_third), (_, to_newest) = clients
 

@@ -296,7 +296,7 @@ def test_a15_haproxy_says_whose_connection_it_passes_on(start_hub: StartHub, tmp
     config.write_text(HAPROXY.format(hub=hub.port, **ports))
     with running_haproxy(config), contextlib.ExitStack() as stack:
         for number, port in enumerate(ports.values(), 2):
-            wait_until(lambda port=port: connects(port))  # type: ignore[misc]
+            wait_until(lambda port=port: connects(port))  # type: ignore[misc]  # a lambda with a default
             answers = []
             for address in (f"127.0.0.{number}", f"127.0.0.{number}", f"127.0.0.{number + 10}"):
                 sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10, (address, 0)))

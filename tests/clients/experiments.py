@@ -27,7 +27,7 @@ def random_breaks(run: Run, breaks: int = BREAKS, seed: int = 14) -> Outcome:
         last = ""
         for number in range(breaks):
             seconds = RETURN_SECONDS if number else CONNECT_SECONDS
-            if not program.wait(lambda number=number: link.streams > number, seconds):  # type: ignore[misc]
+            if not program.wait(lambda number=number: link.streams > number, seconds):  # type: ignore[misc]  # a lambda with a default
                 return run.outcome(program, returned=False)  # never returns
             last = run.publish(hub, 3, text="x" * EVENT_BYTES)
             link.cut = _after(link.forwarded + numbers.randrange(3 * EVENT_BYTES))
