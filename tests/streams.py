@@ -100,6 +100,16 @@ class RawStream:
             stream.close()
 
 
+def read_first_frame(sock: socket.socket) -> bytes:
+    """Read the response's head and first frame."""
+    received = b""
+    while b"stream-hello\n" not in received and b"stream-busy\n" not in received:
+        part = sock.recv(4_000)
+        assert part, received
+        received += part
+    return received
+
+
 def unchunked(data: bytes) -> bytes:
     """Return the body of chunks (RFC 9112, 7.1), without a last chunk that is not complete."""
     body = b""

@@ -20,7 +20,7 @@ from conftest import RunningHub, StartHub, connects, free_port, wait_until
 from reverse_proxies import running_haproxy
 from ssehub.proxies import parse_address
 from ssehub.server.proxy_protocol import MAX_V1_BYTES, MAX_V2_BYTES, V2_SIGNATURE, Preamble, parse_preamble
-from streams import RawStream, get
+from streams import RawStream, get, read_first_frame
 
 TCP4, TCP6, UNIX_STREAM, UNSPEC, UDP4 = 0x11, 0x21, 0x31, 0x00, 0x12
 LINE = b"PROXY TCP4 1.2.3.4 5.6.7.8 4711 443\r\n"
@@ -278,16 +278,6 @@ listen v2
 """
 
 
-def _read_frame(sock: socket.socket) -> bytes:
-    """Read the response's head and first frame."""
-    received = b""
-    while b"stream-hello\n" not in received and b"stream-busy\n" not in received:
-        part = sock.recv(4_000)
-        assert part, received
-        received += part
-    return received
-
-
 def test_a15_haproxy_says_whose_connection_it_passes_on(start_hub: StartHub, tmp_path: Path) -> None:
     """The clients connect from 127.0.0.2, 3 and 4, and HAProxy from 127.0.0.1."""
     hub = start_hub(*OPTIONS)
@@ -301,7 +291,7 @@ def test_a15_haproxy_says_whose_connection_it_passes_on(start_hub: StartHub, tmp
             for address in (f"127.0.0.{number}", f"127.0.0.{number}", f"127.0.0.{number + 10}"):
                 sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10, (address, 0)))
                 sock.sendall(request(hub))
-                answers.append(_read_frame(sock))
+                answers.append(read_first_frame(sock))
             assert [b"stream-busy" in answer for answer in answers] == [False, True, False]
         wait_until(lambda: all(f"from 127.0.0.{number}" in hub.log for number in (2, 3)))
         assert "Invalid HTTP" not in hub.log and "no PROXY preamble" not in hub.log

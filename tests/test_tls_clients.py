@@ -30,7 +30,7 @@ from proxy import Proxy
 from reverse_proxies import running_haproxy
 from ssehub import AsyncPublisher, Publisher
 from ssehub.errors import InvalidRequest, Unavailable
-from streams import get, listen
+from streams import get, listen, read_first_frame
 
 FETCH = """async function listenByFetch(url, show) {
   let lastEventId = "";
@@ -323,20 +323,11 @@ def test_a15_haproxy_passes_tls_on_behind_its_preamble(
             plain = socket.create_connection(("127.0.0.1", port), 10, (address, 0))
             sock = stack.enter_context(tls.wrap_socket(plain, server_hostname="localhost"))
             sock.sendall(request)
-            answers.append(read_frame(sock))
+            answers.append(read_first_frame(sock))
         wait_until(lambda: "from 127.0.0.2" in hub.log)
 
     assert [b"stream-busy" in answer for answer in answers] == [False, True, False]
     assert "no PROXY preamble" not in hub.log
-
-
-def read_frame(sock: ssl.SSLSocket) -> bytes:
-    received = b""
-    while b"stream-hello\n" not in received and b"stream-busy\n" not in received:
-        part = sock.recv(4_000)
-        assert part, received
-        received += part
-    return received
 
 
 @pytest.mark.soak
