@@ -11,6 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -337,7 +338,7 @@ class Hub(Publishing):
             await self._run.reach(start.cursor)
         if start.last is None or self._engine is None:
             return start
-        return await self._engine.search(claims, start)
+        return replace(start, last_after=await self._engine.search(claims, start.last))
 
     def count_refusal(self, reason: str) -> None:
         """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""

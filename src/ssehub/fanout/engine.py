@@ -350,9 +350,9 @@ class Engine:
 
     # Subscribers
 
-    async def search(self, claims: Claims, start: Start) -> Start:
-        """Return `start` with what `attach` would have to search all of history for in one pass of the event loop."""
-        return await self._replays.search(self.head, claims, start)
+    async def search(self, claims: Claims, count: int) -> Position | None:
+        """Return where the last `count` events begin, if `attach` would have to search all of history for that."""
+        return await self._replays.search(self.head, claims, count)
 
     def attach(
         self, claims: Claims, sink: Sink, start: Start, address: str | None = None, *, uses_datastar: bool = False

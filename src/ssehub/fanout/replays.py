@@ -10,13 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..claims import Claims
 from ..position import Position
 from .history import History, ResetReason, must_walk
 from .registry import Registry
-from .resume import LastEvents, Start, next_part
+from .resume import LastEvents, next_part
 from .statistics import Statistics
 from .subscriber import FAILED, State, Subscriber
 
@@ -59,19 +58,19 @@ class Replays:
         self._is_scheduled = False
         self._searching = asyncio.Lock()
 
-    async def search(self, head: Position, claims: Claims, start: Start) -> Start:
-        """Return `start` with the place of the last events, if it asks for them and finding it takes a search.
+    async def search(self, head: Position, claims: Claims, count: int) -> Position | None:
+        """Return the position after which come the last `count` events, None if finding it takes no search.
 
         There is one long search at a time, and one part of it in each pass of the event loop.
         """
-        if start.last is None or not must_walk(claims.channels, claims.patterns):
-            return start
-        search = LastEvents(self._history, head, claims, start.last)
+        if not must_walk(claims.channels, claims.patterns):
+            return None
+        search = LastEvents(self._history, head, claims, count)
         if not search.advance(self._monotonic()):
             async with self._searching:
                 while not search.advance(self._monotonic()):  # noqa: ASYNC110  # the search itself is the work
                     await asyncio.sleep(0)
-        return replace(start, last_after=search.after)
+        return search.after
 
     def add(self, subscriber: Subscriber) -> None:
         """Begin to replay to a subscriber that is REPLAYING."""
