@@ -76,6 +76,12 @@ def close_streams() -> Iterator[None]:
     RawStream.close_all()
 
 
+@pytest.fixture
+def unhurried_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let history evict as much as it is told to in one call, even if the machine is so busy that this takes long."""
+    monkeypatch.setattr("ssehub.fanout.history.SLICE_SECONDS", 60.0)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests that run in `make soak` only."""
     if "SOAK" in os.environ:

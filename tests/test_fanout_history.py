@@ -146,6 +146,7 @@ def test_replay_looks_at_no_more_than_max_visits_and_says_how_far_it_got() -> No
     assert [frame.position for frame in found] == [wanted] and part.is_last
 
 
+@pytest.mark.usefixtures("unhurried_history")
 def test_history_expires_in_slices() -> None:
     history = FilledHistory(history_seconds=10)
     for _ in range(5):
@@ -157,6 +158,7 @@ def test_history_expires_in_slices() -> None:
     assert more == [(True, 3), (True, 1), (False, 0)]
 
 
+@pytest.mark.usefixtures("unhurried_history")
 @pytest.mark.parametrize("limit", [{"history_events": 3}, {"history_bytes": 6_000}, {"history_seconds": 25.0}])
 def test_history_is_bounded_by_count_bytes_and_age(limit: dict[str, Any]) -> None:
     history = FilledHistory(**limit)
@@ -383,6 +385,7 @@ def test_last_events_of_a_full_history_are_found_soon(channels: int) -> None:
     assert max(seconds, most) < (0.02 if SOAK else 0.2)
 
 
+@pytest.mark.usefixtures("unhurried_history")
 def test_bytes_balance_if_a_string_grows_while_it_is_retained() -> None:
     history = FilledHistory()
     id = "ä" * 100

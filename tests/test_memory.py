@@ -169,6 +169,7 @@ def test_limit_is_the_setting_or_a_share_of_what_is_available() -> None:
 # A hub that is short of memory
 
 
+@pytest.mark.usefixtures("unhurried_history")
 async def test_hub_short_of_memory_is_full_and_evicts_history() -> None:
     async with manual_hub(max_memory_bytes=1) as hub:
         subscriber, sink = join(hub)
@@ -216,6 +217,7 @@ async def test_only_as_many_backlogs_end_as_memory_is_missing() -> None:
         assert two == ["larger"] * 2 + ["large"] * 2
 
 
+@pytest.mark.usefixtures("unhurried_history")
 async def test_history_keeps_to_its_reduced_size_until_it_may_grow_again() -> None:
     async with manual_hub() as hub:
         await publish(hub, *["x" * 500_000] * 10)
@@ -234,6 +236,7 @@ async def test_history_keeps_to_its_reduced_size_until_it_may_grow_again() -> No
         assert history.bytes > before
 
 
+@pytest.mark.usefixtures("unhurried_history")
 async def test_history_of_another_log_keeps_to_the_reduced_size() -> None:
     async with manual_hub() as hub:
         await publish(hub, *["x" * 500_000] * 10)
@@ -247,6 +250,7 @@ async def test_history_of_another_log_keeps_to_the_reduced_size() -> None:
         assert 0 < engine._history.bytes <= reduced
 
 
+@pytest.mark.usefixtures("unhurried_history")
 async def test_history_that_was_shrunk_to_nothing_retains_the_next_events() -> None:
     async with manual_hub() as hub:
         await publish(hub, *"abc")

@@ -15,6 +15,7 @@ from time import perf_counter
 
 from ..brokers.base import Entry
 from ..position import Position
+from .slices import SLICE_SECONDS
 
 logger = logging.getLogger("ssehub.hub")
 
@@ -24,8 +25,6 @@ channel and user 2 ms.
 """
 STEP_BYTES = 2**18
 """Of larger ones, one at a time: 1 MiB of empty lines takes 7 ms."""
-SLICE_SECONDS = 0.005
-
 Dispatch = Callable[[Position, Sequence[Entry]], None]
 
 
@@ -67,8 +66,10 @@ class Intake:
 
     def _next_slice(self) -> None:
         until = perf_counter() + SLICE_SECONDS
-        while self._batches and perf_counter() < until:
+        while self._batches:
             self._advance_first(until)
+            if perf_counter() > until:
+                break
         if self._batches:
             self._loop.call_soon(self._next_slice)
 
