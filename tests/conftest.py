@@ -28,6 +28,7 @@ from httpx._transports import default as transports
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from named_keys import MADE
+from ssehub.loglimit import LIMIT
 from streams import RawStream
 
 SECRET = "a secret for tests that has 32 bytes or more"
@@ -74,6 +75,13 @@ def anyio_backend() -> tuple[str, dict[str, type[CheckedLoop]]]:
 def close_streams() -> Iterator[None]:
     yield
     RawStream.close_all()
+
+
+@pytest.fixture(autouse=True)
+def begin_with_all_log_lines() -> Iterator[None]:
+    """Let no test find lines left out, or a summary of them, because of the ones before: the limit is the process's."""
+    yield
+    LIMIT.start_over()
 
 
 @pytest.fixture

@@ -123,3 +123,14 @@ def test_summary_follows_by_itself_when_the_flood_is_over(log: Log, monkeypatch:
     wait_until(lambda: len(log.lines) == BURST + 1)
 
     assert log.lines[-1] == "3 more lines like this were left out in 1 s: refused"
+
+
+def test_limit_that_starts_over_writes_its_summaries_and_lets_lines_pass_again(log: Log) -> None:
+    for _ in range(BURST + 3):
+        log.logger.info("flood")
+    log.lines.clear()
+
+    log.limit.start_over()
+    log.logger.info("flood")
+
+    assert log.lines == ["3 more lines like this were left out in 1 s: flood", "flood"]

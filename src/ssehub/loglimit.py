@@ -108,6 +108,12 @@ class LineLimit(logging.Filter):
             logger = logging.getLogger(kind.logger)
             logger.log(kind.level, SUMMARY, left_out, max(1.0, seconds), kind.template, extra={_PASSED: True})
 
+    def start_over(self) -> None:
+        """Write the summaries now, and give every kind its whole budget again."""
+        self.summarize()
+        with self._lock:
+            self._budgets.clear()
+
     def _start_timer(self) -> None:
         timer = threading.Timer(SUMMARY_SECONDS, self.summarize)
         timer.daemon = True
