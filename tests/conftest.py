@@ -36,6 +36,19 @@ CONTROL_KEY = "a control key for tests that has 32 bytes or more"
 START_SECONDS = 20.0
 ERROR_LINES = re.compile(r"ERROR|Traceback|Exception")
 """What the log of a hub must not contain after a test."""
+MEASURED_PROCESSES = (
+    "test_bench",
+    "test_cli",
+    "test_server_collector",
+    "test_server_logs",
+    "test_server_process",
+    "test_server_sockets",
+    "test_server_workers",
+    "test_asgi",
+    "test_memory",
+    "test_platform",
+)
+"""How the names of those modules begin whose processes are measured, if coverage is."""
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
@@ -69,6 +82,20 @@ class CheckedLoop(uvloop.Loop):
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, type[CheckedLoop]]]:
     return "asyncio", {"loop_factory": CheckedLoop}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unmeasured_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure coverage in the processes of those modules only that test the process itself.
+
+    It takes half a second of a processor for each process that starts, and makes a hub half as fast. The other modules
+    start hubs to see them from outside; what runs in these hubs is measured elsewhere.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.path.stem.startswith(MEASURED_PROCESSES):
+            for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+                patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def test_d1_client_disconnected_at_random_bytes_receives_the_exact_sequence(
     broker = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/log.db"
     hub = start_hub("--broker", broker, "--heartbeat-seconds", "0.2")
     connections = 0
-    for first in range(0, 200 if SOAK else 30, 10):
+    for first in range(0, 200 if SOAK else 20, 10):
         connections += cut_and_compare(hub, range(first, first + 10))
     report(f"D1 {kind}: {first + 10} seeds, {connections} connections, nothing missed")
 
@@ -208,7 +208,7 @@ def kill(hub: RunningHub) -> None:
 def test_kill_9_at_any_moment_loses_nothing_that_was_answered(
     start_hub: Callable[..., RunningHub], tmp_path: Path
 ) -> None:
-    rounds = 50 if SOAK else 6
+    rounds = 50 if SOAK else 4
     port = free_port()
     arguments = ("--broker", f"sqlite:///{tmp_path}/log.db", "--bind", f"127.0.0.1:{port}")
     answered: list[tuple[str, str]] = []

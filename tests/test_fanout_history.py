@@ -355,7 +355,7 @@ def test_d6_bytes_of_the_history_are_the_memory_it_takes(count: int, make: Calla
 
 @pytest.mark.soak
 def test_d6_ids_of_payloads_are_evicted_by_their_bytes() -> None:
-    mib = 64 if SOAK else 5
+    mib = 64 if SOAK else 3
     history = FilledHistory(history_bytes=mib * 2**20, history_events=10_000)
     tracemalloc.start()
     for number in range(2 * mib):
@@ -402,7 +402,7 @@ def test_memory_is_flat_under_many_channels() -> None:
     tracemalloc.start()
     sizes = []
     for round in range(3):
-        for number in range(3_000):
+        for number in range(1_500):
             history.put(f"channel-{round}-{number}", id=f"{number}")
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()

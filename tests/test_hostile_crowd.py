@@ -16,7 +16,7 @@ from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, report
 pytestmark = pytest.mark.alone
 
 SOAK = "SOAK" in os.environ
-EACH, SECONDS = (50, 300) if SOAK else (5, 5)
+EACH, SECONDS = (50, 300) if SOAK else (5, 3)
 """Attackers of each of ten kinds, and for how long. There are as many honest clients as attackers."""
 RATE = 20
 MIB = 2**20

@@ -269,7 +269,7 @@ def publish_to_channels(hub: RunningHub, first: int, end: int) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_d6_memory_is_flat_over_a_million_events(start_hub: StartHub) -> None:
-    total, batch = (1_000_000 if SOAK else 200_000), 5_000
+    total, batch = (1_000_000 if SOAK else 100_000), 5_000
     hub = start_hub()
     sizes = []
     for start in range(0, total, batch):
@@ -336,7 +336,7 @@ def test_a23_clients_that_leave_during_a_replay_leave_nothing_behind(start_hub: 
 @pytest.mark.soak
 @pytest.mark.timeout(2_700)
 def test_f14_memory_and_tasks_stay_constant_under_churn(start_hub: StartHub) -> None:
-    seconds, streams = (1_800, 1_000) if SOAK else (12, 100)
+    seconds, streams = (1_800, 1_000) if SOAK else (8, 100)
     hub = start_hub("--history-events", "1000", "--heartbeat-seconds", "2", code=COUNTING_TASKS)
     process = psutil.Process(hub.process.pid)
     with crowds(hub, streams) as (crowd,):

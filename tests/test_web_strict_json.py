@@ -79,7 +79,7 @@ def paced_lines(body: bytes, pace: Pace | None) -> Any:
 
 
 @pytest.mark.soak
-@settings(max_examples=150 if SOAK else 8, deadline=None)
+@settings(max_examples=150 if SOAK else 5, deadline=None)
 @given(
     st.lists(VALUES, min_size=1, max_size=6),
     st.sampled_from([None, 1]),
