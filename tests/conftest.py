@@ -37,16 +37,23 @@ START_SECONDS = 20.0
 ERROR_LINES = re.compile(r"ERROR|Traceback|Exception")
 """What the log of a hub must not contain after a test."""
 MEASURED_PROCESSES = (
+    "test_asgi",
     "test_bench",
     "test_cli",
+    "test_key_rotation",
+    "test_memory",
+    "test_platform",
+    "test_publisher",
+    "test_server_certificates",
     "test_server_collector",
     "test_server_logs",
     "test_server_process",
+    "test_server_protocol",
+    "test_server_proxy_protocol",
     "test_server_sockets",
+    "test_server_tls",
     "test_server_workers",
-    "test_asgi",
-    "test_memory",
-    "test_platform",
+    "test_testing",
 )
 """How the names of those modules begin whose processes are measured, if coverage is."""
 CHROMIUM = Path("/usr/bin/chromium")

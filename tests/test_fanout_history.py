@@ -402,7 +402,7 @@ def test_memory_is_flat_under_many_channels() -> None:
     tracemalloc.start()
     sizes = []
     for round in range(3):
-        for number in range(1_500):
+        for number in range(3_000):
             history.put(f"channel-{round}-{number}", id=f"{number}")
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
