@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 
+from small_disk import small_disk
 from ssehub.brokers import create_broker
 from ssehub.hub import Hub
 from ssehub.tokens import Tokens
@@ -44,8 +44,5 @@ async def main(folder: Path) -> None:
     sys.stdout.write(json.dumps({**result, "ready again": ready, "lost": answered + 1 - stored}))
 
 
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", sys.argv[1]], check=True)
-try:
-    asyncio.run(main(Path(sys.argv[1])))
-finally:
-    subprocess.run(["umount", sys.argv[1]], check=True)
+with small_disk(sys.argv[1]) as folder:
+    asyncio.run(main(folder))

@@ -36,12 +36,13 @@ class Proxy:
         """Limits how fast the server's data passes."""
         self._mode = Mode.PASS
         self._bytes_left: int | None = None
+        self._request_bytes_left: int | None = None
         self._fatal_request: bytes | None = None
         self._pairs: set[Pair] = set()
         self._doomed: set[Pair] = set()
         """Connections that are closed instead of forwarding what the server sends next."""
         self._truncated: set[Pair] = set()
-        """Connections that are closed after what has been taken of the server's data is forwarded."""
+        """Connections that are closed after what has been taken of the data is forwarded."""
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -62,14 +63,19 @@ class Proxy:
         """Forward the next `count` bytes of the server, then close the connection that they belong to."""
         self._bytes_left = count
 
+    def cut_request_after(self, count: int) -> None:
+        """Forward the next `count` bytes of the clients, then close the connection that they belong to."""
+        self._request_bytes_left = count
+
     def cut_answer_to(self, request: bytes) -> None:
         """Forward the next request that contains these bytes, then close its connection instead of the answer."""
         self._fatal_request = request
 
     @property
     def has_cut(self) -> bool:
-        """True if what `cut_after` or `cut_answer_to` asked for has happened."""
-        is_requested = self._bytes_left is not None or self._fatal_request is not None
+        """True if what `cut_after`, `cut_request_after` or `cut_answer_to` asked for has happened."""
+        waiting = (self._bytes_left, self._request_bytes_left, self._fatal_request)
+        is_requested = any(each is not None for each in waiting)
         return not (is_requested or self._doomed or self._truncated)
 
     def _start(self, target: Callable[[], None]) -> None:
@@ -110,7 +116,7 @@ class Proxy:
                 target.sendall(data)
                 if is_answer and self.bytes_per_second:
                     time.sleep(len(data) / self.bytes_per_second)
-                if is_answer and pair in self._truncated:
+                if pair in self._truncated:
                     break
         self._close(pair)
 
@@ -118,6 +124,12 @@ class Proxy:
         if self._fatal_request is not None and self._fatal_request in data:
             self._fatal_request = None
             self._doomed.add(pair)
+        if self._request_bytes_left is not None:
+            data = data[: self._request_bytes_left]
+            self._request_bytes_left -= len(data)
+            if self._request_bytes_left == 0:
+                self._request_bytes_left = None
+                self._truncated.add(pair)
         return data
 
     def _answer(self, data: bytes, pair: Pair) -> bytes:

@@ -20,7 +20,8 @@ from ssehub import ControlKeys, Hub, Tokens, create_control_app
 from ssehub.errors import ConfigError
 from ssehub.fanout.statistics import Statistics
 from ssehub.settings import Limits
-from ssehub.web.control import Emit
+from ssehub.web.emit import Emit
+from ssehub.web.rates import PublishRates
 
 pytestmark = pytest.mark.anyio
 
@@ -233,7 +234,7 @@ async def test_mounted_app_requires_a_key_on_every_path_but_the_health_checks(pa
 
 async def test_endpoint_without_its_guard_admits_nobody() -> None:
     async with Hub() as hub:
-        transport = httpx.ASGITransport(Emit(hub, Limits()))
+        transport = httpx.ASGITransport(Emit(hub, Limits(), PublishRates(hub, None)))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             answer = await http.post("/emit/", content=form(), headers=FORM)
 

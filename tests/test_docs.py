@@ -18,6 +18,7 @@ import pytest
 from starlette.requests import HTTPConnection
 from starlette.routing import Route
 
+from code_blocks import block_with, run_block
 from conftest import RunningHub
 from ssehub import Hub, Tokens, create_client_app, create_control_app, settings
 from ssehub.cli import ssehub
@@ -198,16 +199,7 @@ def test_every_make_target_has_its_help() -> None:
 
 def code_with(text: str) -> str:
     """Return the block of Python code in docs/library.md that contains `text`."""
-    blocks: list[str] = re.findall(r"^```python\n(.*?)^```$", LIBRARY, re.MULTILINE | re.DOTALL)
-    (found,) = [block for block in blocks if text in block]
-    return found
-
-
-def run(code: str, **names: object) -> dict[str, Any]:
-    """Run a block of code and return its names."""
-    namespace = {"__name__": "block", **names}
-    exec(compile(code, "library.md", "exec"), namespace)
-    return namespace
+    return block_with(DOCS / "library.md", text)
 
 
 @asynccontextmanager
@@ -218,7 +210,7 @@ async def client_of(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.mark.anyio
 async def test_application_of_the_library_page_publishes() -> None:
-    block = run(code_with("lifespan=lifespan"))
+    block = run_block(code_with("lifespan=lifespan"))
     app, hub = block["app"], block["hub"]
 
     async with (
@@ -244,7 +236,7 @@ async def test_login_of_the_library_page_grants_a_channel() -> None:
     async def user_of(connection: HTTPConnection) -> SimpleNamespace | None:
         return next(users)
 
-    authenticate = run(code_with("def authenticate"), user_of=user_of)["authenticate"]
+    authenticate = run_block(code_with("def authenticate"), user_of=user_of)["authenticate"]
     connection = HTTPConnection({"type": "http", "headers": []})
 
     assert (await authenticate(connection)).channels == ("chat",)
@@ -254,7 +246,7 @@ async def test_login_of_the_library_page_grants_a_channel() -> None:
 def test_settings_of_the_library_page_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert isinstance(run(code_with("create_broker"))["hub"], Hub)
+    assert isinstance(run_block(code_with("create_broker"))["hub"], Hub)
 
 
 def test_subscription_of_the_library_page_prints_a_message() -> None:
@@ -263,6 +255,14 @@ def test_subscription_of_the_library_page_prints_a_message() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
 
     assert printed.startswith("message hi ")
+
+
+def test_run_of_the_library_page_prints_its_words_and_its_end() -> None:
+    command = [sys.executable, "-c", code_with("asyncio.run(ask())")]
+
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+
+    assert printed == 'message Hello \nmessage world\nstream-finished {"reason":"done"}\n'
 
 
 def test_test_of_the_library_page_passes(tmp_path: Path) -> None:
@@ -277,6 +277,6 @@ def test_test_of_the_library_page_passes(tmp_path: Path) -> None:
 def test_publisher_of_the_library_page_publishes(hub: RunningHub) -> None:
     code = code_with("import Publisher").replace("http://127.0.0.1:8001", hub.control_url)
 
-    block = run(code)
+    block = run_block(code)
 
     assert len(block["ids"]) == 1 and block["ids"][0] != block["id"]

@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from commands import run
-from conftest import SECRET, RunningHub, free_port, report, require, wait_until, works
+from conftest import SECRET, RunningHub, free_port, report, wait_until
+from small_disk import run_on_small_disk
 from ssehub.subscription import MessageReader
 from streams import RawStream, get, listen, unchunked
 
@@ -328,23 +329,10 @@ def test_log_command_prints_the_log_of_a_running_hub(start_hub: Callable[..., Ru
         assert result.returncode == code and result.stderr.count("\n") == 1
 
 
-UNSHARE = (["unshare", "-rm"], ["unshare", "-m", "--propagation", "unchanged"])
-"""For any user; for root in a chroot, where user namespaces are refused and `/` is not a mount point."""
-
-
 def test_f9_full_disk_is_503_until_there_is_space(tmp_path: Path) -> None:
     """The disk is a file system of 1 MiB in a mount namespace of the test."""
-    unshare = next((command for command in UNSHARE if works(*command, "true")), None)
-    require(unshare, "unshare, or the right to mount")
-    assert unshare is not None
-    script = Path(__file__).parent / "full_disk.py"
+    found = run_on_small_disk("full_disk.py", tmp_path)
 
-    result = subprocess.run(
-        [*unshare, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=60
-    )
-
-    assert result.returncode == 0, result.stdout + result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
     assert found["refused"] == 503 and "the disk is full" in found["why"]
     assert found["not ready"] == 503 and found["ready again"] == 200
     assert found["lost"] == 0 and found["after"] == 200

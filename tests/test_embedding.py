@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -22,9 +20,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from conftest import CONTROL_KEY, SECRET, until
+from serving import Client, requesting, serving
 from ssehub import Claims, Hub, Tokens, create_client_app, create_control_app
 from ssehub.server import HttpProtocol
 from ssehub.settings import Streams
@@ -34,52 +32,6 @@ pytestmark = pytest.mark.anyio
 
 TOKENS = Tokens(SECRET)
 FAR = 9_999_999_999
-
-
-@asynccontextmanager
-async def serving(app: ASGIApp, protocol: Any = HttpProtocol, **options: Any) -> AsyncIterator[int]:
-    """Serve `app` with one of uvicorn's protocols in this event loop; yield the port."""
-    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False, **options)
-    config.load()
-    state = ServerState()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
-    )
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for connection in list(state.connections):
-            connection.transport.abort()
-        await until(lambda: not state.tasks)
-
-
-class Client:
-    """A request over a socket, and the response as far as it was read."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.text = ""
-
-    async def read_until(self, text: str) -> str:
-        """Return everything received so far, once `text` is in it."""
-        async with asyncio.timeout(5):
-            while text not in self.text:
-                received = await self.reader.read(65_536)
-                assert received, self.text
-                self.text += received.decode()
-        return self.text
-
-
-@asynccontextmanager
-async def requesting(port: int, path: str, *headers: str, version: str = "1.1") -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write("\r\n".join([f"GET {path} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""]).encode())
-    try:
-        yield Client(reader, writer)
-    finally:
-        writer.close()
 
 
 def listening(port: int, prefix: str = "", *headers: str, version: str = "1.1") -> AbstractAsyncContextManager[Client]:

@@ -344,7 +344,7 @@ async def test_unstored_events_reach_open_streams_only() -> None:
         assert listening.data() == ["1", "typing", "2"]
         assert late.data() == ["2"]
         assert after_unstored.data() == ["2"], "its position is a cursor like any other"
-        assert hub.statistics.resets == {"too-old": 0, "log-lost": 0, "unknown-id": 0}
+        assert hub.statistics.resets == {"too-old": 0, "log-lost": 0, "unknown-id": 0, "restarted": 0}
 
 
 async def test_control_event_during_a_replay_carries_the_position_replayed_so_far() -> None:

@@ -14,6 +14,7 @@ from ssehub.fanout.subscriber import FAILED, State
 from ssehub.position import Position
 
 REPLAYING, LIVE, LAGGING, ENDED = State.REPLAYING, State.LIVE, State.LAGGING, State.ENDED
+WATCHING = State.WATCHING
 ALLOWED = {
     (REPLAYING, LIVE),
     (REPLAYING, ENDED),
@@ -21,6 +22,7 @@ ALLOWED = {
     (LIVE, ENDED),
     (LAGGING, LIVE),
     (LAGGING, ENDED),
+    (WATCHING, ENDED),
 }
 CHANGES = list(product(State, State))
 

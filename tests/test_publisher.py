@@ -142,6 +142,23 @@ async def test_async_publisher_emits_events_and_gets_tokens(hub: RunningHub) -> 
     stream.close()
 
 
+@pytest.mark.anyio
+async def test_next_of_several_urls_is_used_if_one_fails(hub: RunningHub, dead_url: str) -> None:
+    urls = [dead_url, hub.control_url]
+    with Publisher(urls) as publisher:
+        assert publisher.emit(channel="chat", user_id="alex", data="one")
+    async with AsyncPublisher(urls) as asynchronous:
+        assert await asynchronous.emit(channel="chat", user_id="alex", data="one")
+        assert await asynchronous.token("alex", "chat")
+    with (
+        Publisher([dead_url, dead_url]) as publisher,
+        pytest.raises(Unavailable, match=f"{dead_url}, {dead_url} can't"),
+    ):
+        publisher.emit(channel="chat", user_id="alex", data="one")
+    with pytest.raises(ConfigError, match="no URL is given"):
+        Publisher([])
+
+
 def test_refused_calls_raise_with_the_reason(start_hub: Callable[..., RunningHub]) -> None:
     hub = start_hub("--control-key", CONTROL_KEY)
     with (

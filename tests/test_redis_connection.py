@@ -28,16 +28,18 @@ from ssehub.brokers.redis.connection import Server
 from ssehub.errors import BrokerUnavailable, ConfigError
 from ssehub.hub import Hub
 from ssehub.revocations import Revocation
+from ssehub.runs.model import RunOptions
 from ssehub.settings import RedisOptions
 
 pytest_plugins = ("redis_fixtures",)
 pytestmark = pytest.mark.anyio
 
 COMMANDS = (
-    "evalsha eval xadd xread xrevrange xrange xtrim xinfo hmget hset hget hdel hlen hscan "
-    "zadd zscore zcard zrange zrangebyscore zrem del exists type time"
+    "evalsha eval xadd xread xrevrange xrange xtrim xinfo xlen hmget hset hget hdel hlen hscan hincrby "
+    "zadd zscore zcard zrange zrangebyscore zrangebylex zrem zremrangebyscore del exists rename pexpire type time "
+    "publish subscribe unsubscribe ping"
 )
-DOCUMENTED = ["allkeys", *(f"+{command}" for command in COMMANDS.split())]
+DOCUMENTED = ["allkeys", "&{ssehub}:*", *(f"+{command}" for command in COMMANDS.split())]
 """The permissions that docs/configuration.md says a user needs."""
 
 
@@ -254,7 +256,7 @@ async def test_tls_to_a_port_without_tls_is_refused(redis_server: RedisServer) -
 @pytest.mark.parametrize(
     ("rules", "missing"),
     [
-        (["+@all", "allkeys", "nopass"], None),
+        (["+@all", "allkeys", "allchannels", "nopass"], None),
         (DOCUMENTED, None),
         (["+@read", "allkeys"], "evalsha"),
         ([*DOCUMENTED, "-xadd"], "xadd"),
@@ -262,6 +264,9 @@ async def test_tls_to_a_port_without_tls_is_refused(redis_server: RedisServer) -
         ([*DOCUMENTED, "-xread"], "xread"),
         ([*DOCUMENTED, "-hscan"], "hscan"),
         ([*DOCUMENTED, "-hlen"], "hlen"),
+        ([*DOCUMENTED, "-rename"], "rename"),
+        ([*DOCUMENTED, "-subscribe"], "subscribe"),
+        ([*DOCUMENTED, "resetchannels"], "channel"),
         ([*DOCUMENTED, "resetkeys", "~*:log", "~*:state", "~*:key-ages", "~*:keys"], "key"),
         ([*DOCUMENTED, "resetkeys", "~other*"], "key"),
     ],
@@ -281,6 +286,8 @@ async def test_user_without_a_needed_permission_is_refused_at_the_start(
             await node.has("1")
             await node.broker.revoke([Revocation(jti="t")])
             await node.broker.take_back(["jti:t"])
+            await node.broker.runs.create("answer", RunOptions(("chat",), ("alex",)))
+            await node.broker.runs.delete("answer")
     else:
         text = await refusal_and_problem(url)
         assert missing in text.lower() or "can't run this command" in text, "Redis 7.0 does not name it in a script"

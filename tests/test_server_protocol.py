@@ -8,19 +8,15 @@ import http.client
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, until, wait_until
+from protocol_server import served
 from ssehub.hub import Hub
-from ssehub.server import HttpProtocol
 from ssehub.server.connection import Port
 from ssehub.settings import RequestLimits
 from ssehub.tokens import Tokens
@@ -168,23 +164,6 @@ def test_lost_connection_while_the_headers_are_sent_leaves_no_subscriber(hub: Ru
 
     hub.wait_for("ssehub_subscribers", 0)
     assert not ERROR_LINES.search(hub.log)
-
-
-@asynccontextmanager
-async def served(
-    app: ASGIApp, limits: RequestLimits = RequestLimits(), **options: Any
-) -> AsyncIterator[tuple[tuple[str, int], ServerState]]:
-    """Serve `app` through our protocol in this event loop; yield the address and the state of the server."""
-    config = uvicorn.Config(app, http=HttpProtocol, lifespan="off", **options)
-    config.load()
-    state = ServerState()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(config=config, server_state=state, app_state={}, limits=limits), "127.0.0.1", 0
-    )
-    try:
-        yield server.sockets[0].getsockname(), state
-    finally:
-        server.close()
 
 
 @pytest.mark.anyio

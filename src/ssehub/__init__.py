@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from .event import Event
     from .hub import Hub
     from .publisher import AsyncPublisher, Publisher
+    from .runs.entries import RunEvent
+    from .runs.model import RunState
+    from .runs.producer import ProducedRun
+    from .runs.producing import StartedRun
+    from .runs.threads import SyncProducedRun
     from .subscription import Message, Subscription
     from .tokens import Tokens
     from .web.client import create_client_app
@@ -25,9 +30,14 @@ _MODULES = {
     "Event": "event",
     "Hub": "hub",
     "Message": "subscription",
+    "ProducedRun": "runs.producer",
     "Publisher": "publisher",
+    "RunEvent": "runs.entries",
+    "RunState": "runs.model",
     "SSEHubError": "errors",
+    "StartedRun": "runs.producing",
     "Subscription": "subscription",
+    "SyncProducedRun": "runs.threads",
     "Tokens": "tokens",
     "create_client_app": "web.client",
     "create_control_app": "web.control",
@@ -40,9 +50,14 @@ __all__ = [
     "Event",
     "Hub",
     "Message",
+    "ProducedRun",
     "Publisher",
+    "RunEvent",
+    "RunState",
     "SSEHubError",
+    "StartedRun",
     "Subscription",
+    "SyncProducedRun",
     "Tokens",
     "create_client_app",
     "create_control_app",

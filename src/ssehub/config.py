@@ -28,6 +28,7 @@ from .settings import (
     RedisOptions,
     RequestLimits,
     Retention,
+    RunLimits,
     Settings,
     StreamLimits,
     Streams,
@@ -52,6 +53,7 @@ GROUPS: tuple[type[Settings], ...] = (
     RequestLimits,
     Idempotency,
     LogRetention,
+    RunLimits,
     RedisOptions,
     TcpOptions,
 )

@@ -5,8 +5,15 @@ SSEHubError
 │   ├── InvalidEvent (400)          the fields don't make a valid event
 │   ├── BodyTooLarge (413)          the request body, or one event in it, is over its limit
 │   ├── UnsupportedContent (415)    the body's content type, charset or encoding is not supported
+│   ├── LineTimeout (408)           a line of a body that is read as it arrives took too long
 │   ├── UnknownRevocation (404)     there is no such revocation to take back
+│   ├── UnknownRun (404)            there is no run of that name
+│   ├── RunConflict (409)           the run is not in the state that the call needs; `reason` says why
 │   └── IdempotencyConflict (422)   the idempotency key was used before, for different events
+├── RunInterrupted (409)            a run can't be produced any more: raised by its producer's calls, out of its block
+│   ├── RunStopped                  it was asked to stop
+│   ├── StaleRun                    it was restarted, taken over, deleted, or ended by somebody else
+│   └── RunLost                     the store has lost it, or its last events
 ├── TokenError (401)                a token is missing, malformed, expired, or its signature is wrong
 │   └── UnknownKey (401)            no key that verifies tokens has the token's key id and algorithm
 ├── ControlKeyError (401)           the control key is missing or wrong
@@ -51,12 +58,85 @@ class UnsupportedContent(InvalidRequest):
     status = 415
 
 
+class LineTimeout(InvalidRequest):
+    status = 408
+
+
 class UnknownRevocation(InvalidRequest):
     status = 404
 
 
 class IdempotencyConflict(InvalidRequest):
     status = 422
+
+
+class UnknownRun(InvalidRequest):
+    status = 404
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no run {name!r}: create it, or look up its name with GET /runs/")
+
+
+class ConflictReason(StrEnum):
+    """Why a call about a run is refused with 409."""
+
+    OPEN = "open"
+    """It can't be created, since there is one that has not ended."""
+    STALE = "stale"
+    """It has another generation than the call names."""
+    PRODUCER = "producer"
+    """Another producer appends to it and is alive."""
+    SUPERSEDED = "superseded"
+    """The same producer has connected again since."""
+    OFFSET = "offset"
+    """It has fewer events than the producer says: some in between were lost, or never sent."""
+    STOPPED = "stopped"
+    """It is to stop, or has been stopped."""
+    ENDED = "ended"
+    """It has ended otherwise."""
+    TOO_LARGE = "too-large"
+    """It has become too large, and so has failed."""
+
+
+class RunConflict(InvalidRequest):
+    """`generation`, `state` and `events` are the run's, at the moment of the refusal."""
+
+    status = 409
+
+    def __init__(
+        self,
+        reason: ConflictReason,
+        message: str,
+        *,
+        generation: int,
+        state: str,
+        events: int,
+        error: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.generation = generation
+        self.state = state
+        self.events = events
+        self.error = error
+
+
+class RunInterrupted(SSEHubError):
+    """Nothing more can be appended to a run by its producer. `hub.run` interrupts its block with one of these."""
+
+    status = 409
+
+
+class RunStopped(RunInterrupted):
+    pass
+
+
+class StaleRun(RunInterrupted):
+    pass
+
+
+class RunLost(RunInterrupted):
+    pass
 
 
 class TokenReason(StrEnum):

@@ -20,7 +20,7 @@ from .brokers.base import Broker
 from .brokers.memory import MemoryBroker
 from .claims import Claims
 from .companions import Companion
-from .errors import BrokerUnavailable, ConfigError, HubClosed, InvalidRequest, TokenError, TokenReason, WrongEventLoop
+from .errors import ConfigError, HubClosed, InvalidRequest, TokenError, TokenReason, WrongEventLoop
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
 from .fanout.limits import OF_ONE_CLIENT
@@ -31,20 +31,28 @@ from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
 from .fields import one_or_many
 from .grant import WILDCARD
+from .lifespan import Lifespan
 from .memory import MemoryMeter
 from .position import Position
-from .publishing import Publishing
-from .run import Run
+from .run_production import RunProduction
+from .run_streams import RunStreams
+from .runs.announcements import Announcements
+from .runs.model import check_run_name
+from .runs.producers import Producers
+from .runs.producing import Producing
+from .runs.runs import Runs
 from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams
-from .subscription import Subscription
+from .subscription import Attach, Subscription
 
+PRODUCERS_SECONDS = 5.0
+"""How long a hub that is being closed waits for the producers of runs, after they were interrupted."""
 FLUSH_SECONDS = 1.0
 """How long a hub that is being closed goes on writing what was published before."""
 REFUSED_MILLISECONDS = 5_000
 """Clients that were refused at the same moment reconnect over at least this time."""
 
 
-class Hub(Publishing):
+class Hub(RunStreams, RunProduction):
     """Fans out events to the streams of this process, in one event loop: inside `async with`, or from its first use.
 
     `broker` carries and stores the events; without one, they live in the memory of this process. The settings are
@@ -67,7 +75,7 @@ class Hub(Publishing):
     ) -> None:
         if isinstance(broker, str):
             raise ConfigError(f"Hub takes a broker, not a URL: use Hub(ssehub.brokers.create_broker({broker!r}))")
-        super().__init__(broker or MemoryBroker(now=now))
+        super().__init__(broker or MemoryBroker(now=now, monotonic=monotonic))
         try:
             LEEWAY.check(leeway_seconds)
         except ValueError as exc:
@@ -80,6 +88,9 @@ class Hub(Publishing):
         opening_rate = OpeningRate(monotonic, stream_limits.max_new_streams_per_second)
         self._turns = Turns(opening_rate, monotonic)
         """When the clients come back that were refused. Those whose streams ended do not wait behind them."""
+        self._announcements = Announcements(self.publish_events)
+        self.runs = Runs(self.broker.runs, self.start, self._announcements.add, lambda: self.is_draining)
+        """The streams with an end."""
         self._build = partial(
             Engine,
             retention=retention,
@@ -93,9 +104,16 @@ class Hub(Publishing):
             opening_rate=opening_rate,
             revocations=self.broker.revocations,
             meter=MemoryMeter.for_limit(memory.max_memory_bytes),
+            runs=self.runs,
+            spawn=self.spawn,
         )
-        self._companions: list[Companion] = []
-        self._run: Run | None = None
+        self.producers = Producers()
+        """Who appends to runs here."""
+        self._producing = Producing(
+            self.runs, self.start, self.spawn, lambda: self._is_closed or self.is_draining, monotonic
+        )
+        self._companions: list[Companion] = [self._announcements]
+        self._lifespan: Lifespan | None = None
         self._entered = 0
         self._is_closed = False
 
@@ -120,62 +138,70 @@ class Hub(Publishing):
         Raises BrokerUnavailable; HubClosed after `aclose`; WrongEventLoop if the hub runs in another event loop.
         """
         loop = asyncio.get_running_loop()
-        run = self._run
-        if run is None or run.loop.is_closed():
+        lifespan = self._lifespan
+        if lifespan is None or lifespan.loop.is_closed():
             if self._is_closed:
                 raise HubClosed("the hub has been closed: reopen it with `async with hub`")
-            run = self._run = Run(self.broker, self._follow)
-        if run.is_started and run.loop is loop:
+            lifespan = self._lifespan = Lifespan(self.broker, self._follow)
+        if lifespan.is_started and lifespan.loop is loop:
             return
-        if run.loop is not loop:
+        if lifespan.loop is not loop:
             raise WrongEventLoop("the hub runs in another event loop: call publish_sync, or use another hub")
         try:
-            await run.session.started()
+            await lifespan.session.started()
         except asyncio.CancelledError:
             raise  # it goes on starting, for the next caller
         except BaseException:
-            if self._run is run and not run.is_started:
-                self._run = None
-                if run.engine is not None:  # the log had been followed before the start failed
-                    await run.engine.stop()
+            if self._lifespan is lifespan and not lifespan.is_started:
+                self._lifespan = None
+                if lifespan.engine is not None:  # the log had been followed before the start failed
+                    await lifespan.engine.stop()
             raise
-        if not run.is_started:
-            run.is_started = True
+        if not lifespan.is_started:
+            lifespan.is_started = True
             for companion in self._companions:
-                run.session.spawn(companion.run())
+                lifespan.session.spawn(companion.run())
 
     async def aclose(self) -> None:
-        """End every stream, and the hub. Raises WrongEventLoop if it runs in another event loop."""
-        run = self._run
-        if run is not None and run.loop is not asyncio.get_running_loop():
-            if not run.loop.is_closed():
+        """End every stream, and the hub. Raises WrongEventLoop if it runs in another event loop.
+
+        Runs that are produced here end first, as `failed`, with the error `shutdown`, so that watchers are told; their
+        producers are interrupted by HubClosed. In memory, runs are lost with the process.
+        """
+        lifespan = self._lifespan
+        if lifespan is not None and lifespan.loop is not asyncio.get_running_loop():
+            if not lifespan.loop.is_closed():
                 raise WrongEventLoop("the hub runs in another event loop: close it there")
-            run = self._run = None  # everything of the hub ended with that loop
+            lifespan = self._lifespan = None  # everything of the hub ended with that loop
         self._is_closed = True
-        if run is None:
+        if lifespan is None:
             return
-        if run.engine is not None:
-            run.engine.is_ending_streams = True
-        if run.is_started:
+        await self._producing.shut_down(PRODUCERS_SECONDS)
+        if lifespan.engine is not None:
+            lifespan.engine.is_ending_streams = True
+        if len(self.producers):
+            await self.producers.drain(0.0)
+        if lifespan.is_started:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
                     await self.flush()
-        if run.engine is not None:
-            await run.engine.stop()
-            run.engine.measure()
-        self._run = None
-        await run.session.stop()
+        if lifespan.engine is not None:
+            await lifespan.engine.stop()
+            lifespan.engine.measure()
+        self._lifespan = None
+        await lifespan.session.stop()
+        self._announcements.clear()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` as a task that is cancelled when the hub closes. Raises HubClosed."""
         self._running().session.spawn(work)
 
     def accompany(self, companion: Companion) -> None:
-        """Let `companion` run whenever the hub does, once in each of its runs, however often this is called."""
+        """Let `companion` run whenever the hub does, once in each of its lifespans, however often this is called."""
         if companion not in self._companions:
             self._companions.append(companion)
-            if self._run is not None and self._run.is_started:
-                self._run.session.spawn(companion.run())
+            if self._lifespan is not None and self._lifespan.is_started:
+                self._lifespan.session.spawn(companion.run())
 
     def not_ready(self) -> list[str]:
         """Return why new streams and events should be sent elsewhere; an empty list if they are welcome."""
@@ -196,6 +222,10 @@ class Hub(Publishing):
         self._statistics.broker_ready = self.broker.problem is None
         self._statistics.log_skipped_entries = self.broker.skipped
         self._statistics.revocations = len(self.broker.revocations)
+        runs = self.runs.totals()
+        self._statistics.runs = {state.value: count for state, count in runs.states.items()}
+        self._statistics.run_bytes = runs.bytes
+        self._statistics.run_producers = len(self.producers)
         self._statistics.clock_skew_seconds = self.broker.clock_skew_seconds
         for companion in self._companions:
             companion.measure(self._statistics)
@@ -208,22 +238,24 @@ class Hub(Publishing):
         return engine
 
     @property
-    def _run_here(self) -> Run | None:
-        run = self._run
-        return run if run is not None and run.is_started and run.loop is asyncio.get_running_loop() else None
+    def _lifespan_here(self) -> Lifespan | None:
+        lifespan = self._lifespan
+        if lifespan is None or not lifespan.is_started or lifespan.loop is not asyncio.get_running_loop():
+            return None
+        return lifespan
 
-    async def _start_here(self) -> Run:
+    async def _start_here(self) -> Lifespan:
         await self.start()
         return self._running()
 
-    def _running(self) -> Run:
-        if self._run is None or not self._run.is_started:
+    def _running(self) -> Lifespan:
+        if self._lifespan is None or not self._lifespan.is_started:
             raise HubClosed("the hub is not running: use it inside `async with hub`, or await hub.start()")
-        return self._run
+        return self._lifespan
 
     @property
     def _engine(self) -> Engine | None:
-        return self._run.engine if self._run is not None else None
+        return self._lifespan.engine if self._lifespan is not None else None
 
     async def flush(self) -> None:
         """Return when everything published here so far has been written to its subscribers."""
@@ -233,34 +265,55 @@ class Hub(Publishing):
     async def drain(self, window_seconds: float) -> None:
         """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window.
 
+        Producers of runs that append over HTTP are ended over the first half of it. Before the streams end, the runs
+        that are produced here end as `failed`, with the error `shutdown`: see `aclose`. Those whose producers do not
+        end keep the streams waiting for at most a quarter of the window.
+
         When the first stream ends, nothing more can be published if the log ends with this process: a client that has
         left could not get it any more.
         """
-        if self._run is not None:
-            self._run.is_draining = True
-        if self._engine is not None:
-            await self._engine.drain(window_seconds)
+        if self._lifespan is not None:
+            self._lifespan.is_draining = True
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.producers.drain(window_seconds / 2))
+            began = time.monotonic()
+            await self._producing.shut_down(window_seconds / 4)
+            if self._engine is not None:
+                await self._engine.drain(window_seconds - (time.monotonic() - began))
 
     # Streams
 
     def subscribe(
         self,
         *,
+        run: str | None = None,
         channel: str | Sequence[str] | None = None,
         patterns: str | Sequence[str] = (),
         user_id: str,
         expires_at: float | None = None,
         cursor: str | None = None,
         since: str | None = None,
+        wait_seconds: float | None = None,
     ) -> Subscription:
         """Return a stream for Python code: `async with hub.subscribe(…) as messages`.
 
         It shows what a browser with these channels and patterns, such as `orders.*`, would be shown. `expires_at` is
         Unix time. `cursor` is the id of the last message that was seen; `since` is `earliest`, `last:10` or a position.
         Raises InvalidRequest.
+
+        With `run` it shows that run, from its first event or behind `cursor`, and ends with it. Entering raises
+        UnknownRun if these channels and patterns do not grant it, or if there is none, after `wait_seconds` if given.
         """
-        claims, start = self._claims(user_id, channel, patterns, expires_at), Start.parse(cursor, since)
-        return Subscription(partial(self._prepare, claims, start), partial(self.attach, claims), self.detach)
+        claims = self._claims(user_id, channel, patterns, expires_at)
+        if run is not None:
+            if since is not None:
+                raise InvalidRequest("since can't be given together with run: a run is shown from its first event")
+            check_run_name(run)
+            start = Start.parse(cursor)
+            return Subscription(partial(self._prepare_run, run, claims, start.cursor, wait_seconds), self.detach)
+        if wait_seconds is not None:
+            raise InvalidRequest("wait_seconds is how long to wait for a run: give run, too, or leave it out")
+        return Subscription(partial(self._prepare, claims, Start.parse(cursor, since)), self.detach)
 
     def _claims(
         self,
@@ -289,9 +342,13 @@ class Hub(Publishing):
                 "'orders.*', or set allow_all_channels"
             )
 
-    async def _prepare(self, claims: Claims, start: Start) -> Start:
+    async def _prepare(self, claims: Claims, start: Start) -> Attach:
+        """Return what attaches a stream for Python code."""
         await self.start()
-        return await self.prepare(claims, start)
+        return partial(self._attach_at, claims, await self.prepare(claims, start))
+
+    def _attach_at(self, claims: Claims, start: Start, sink: Sink) -> Subscriber:
+        return self.attach(claims, sink, start)
 
     @property
     def is_following(self) -> bool:
@@ -315,7 +372,7 @@ class Hub(Publishing):
     @property
     def is_draining(self) -> bool:
         """True since `drain` was called."""
-        return self._run is not None and self._run.is_draining
+        return self._lifespan is not None and self._lifespan.is_draining
 
     def comeback(self, reason: str) -> Comeback:
         """Return how a client that is refused for `reason`, one of `ssehub.fanout.limits.Refusal`, should reconnect."""
@@ -334,8 +391,8 @@ class Hub(Publishing):
         up to its cursor, or to the log's end, but at most 2 s. If `since=last:N` takes a search of history, it is done
         here, part by part. `attach` would do it in one pass of the event loop: 0.2 s for a million events.
         """
-        if self._run is not None:
-            await self._run.reach(start.cursor)
+        if self._lifespan is not None:
+            await self._lifespan.reach(start.cursor)
         if start.last is None or self._engine is None:
             return start
         return replace(start, last_after=await self._engine.search(claims, start.last))
@@ -343,6 +400,14 @@ class Hub(Publishing):
     def count_refusal(self, reason: str) -> None:
         """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""
         self._statistics.refused[reason] += 1
+
+    def count_appended(self, events: int) -> None:
+        """Count events that were appended to a run."""
+        self._statistics.run_events += events
+
+    def count_refused_append(self, reason: str) -> None:
+        """Count an append that was refused, for a reason in `ssehub.errors.ConflictReason` or `AppendRefusal`."""
+        self._statistics.refused_appends[reason] += 1
 
     def count_refused_token(self, reason: str) -> None:
         """Count a token that was refused, for one of the reasons in `ssehub.errors.TokenReason`."""
@@ -368,9 +433,7 @@ class Hub(Publishing):
         which stands for the client; then this also raises StreamRefused. With `uses_datastar` a reset is also sent in
         the way that Datastar applies by itself.
         """
-        engine = self._running().engine
-        if engine is None:
-            raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
+        engine = self._following()
         self.require_access(claims)
         return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar)
 
@@ -387,7 +450,7 @@ class Hub(Publishing):
             for chunk in unsent:
                 sink.write(chunk)
             if self._engine is not None:
-                self._engine.registry.close(sink, subscriber.reason)
+                self._engine.registry.close(subscriber, sink, subscriber.reason)
             else:
                 sink.close()
         elif self._engine is not None:

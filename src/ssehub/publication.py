@@ -121,6 +121,12 @@ class IdempotencyKey(NamedTuple):
         check_name("idempotencyKey", key)
         return cls(_digest([key, *scope]), body.hexdigest())
 
+    @classmethod
+    def of_text(cls, key: object, scope: Sequence[str], text: str) -> Self:
+        """Do what `make` does, for something else than events that `text` describes."""
+        check_name("idempotencyKey", key)
+        return cls(_digest([key, *scope]), _digest([text]))
+
 
 class BodyDigest:
     """The hash of several events, which are added one at a time: hashing megabytes takes long."""

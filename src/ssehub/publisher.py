@@ -6,6 +6,7 @@ Needs httpx: `pip install 'ssehub[cli]'`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 import time
@@ -19,16 +20,15 @@ try:
 except ImportError as exc:
     raise ImportError("ssehub.Publisher needs httpx: pip install 'ssehub[cli]'") from exc
 
-from .errors import (
-    ConfigError,
-    ControlKeyError,
-    Forbidden,
-    InvalidRequest,
-    Overloaded,
-    SSEHubError,
-    Unavailable,
-    WrongEventLoop,
-)
+from .errors import ConfigError, InvalidRequest, Unavailable, WrongEventLoop
+from .fields import one_or_many
+from .publisher_http import TEMPORARY_STATUSES, Node, refusal
+from .publisher_route import Patience
+from .publisher_run import HttpRuns
+from .publisher_thread import LoopThread
+from .runs.arguments import RunArguments, make_order
+from .runs.producer import ProducedRun
+from .runs.threads import SyncProducedRun
 from .trust import client_context, tls_problem
 from .urls import without_credentials
 
@@ -36,8 +36,6 @@ DEFAULT_URL = "http://127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 RETRY_SECONDS = (0.2, 1.0)
 """How long to wait before each further attempt."""
-TEMPORARY_STATUSES = (502, 503, 504)
-_ERRORS: dict[int, type[SSEHubError]] = {401: ControlKeyError, 403: Forbidden, 429: Overloaded}
 _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 _Outcome = httpx.Response | httpx.HTTPError
 
@@ -74,28 +72,40 @@ class _Call(NamedTuple):
 class _Client:
     """What both publishers share: the options of their httpx clients, and how responses are read."""
 
-    def __init__(self, url: str, control_key: str | None, timeout_seconds: float) -> None:
-        parts = _parsed(url)
+    def __init__(self, url: str | Sequence[str], control_key: str | None, timeout_seconds: float) -> None:
+        urls = [_parsed(each) for each in one_or_many(url)]
+        if not urls:
+            raise ConfigError(f"no URL is given: expected one such as {DEFAULT_URL}")
         # httpx logs the URL of each request, and an exception refers to its request: neither may show the password.
-        login = (parts.username, parts.password) if parts.userinfo else None
-        base_url = parts.copy_with(userinfo=b"")
-        self._url = without_credentials(str(base_url)).rstrip("/")
-        headers = {"Content-Type": "application/json"}
+        logins = {(each.username, each.password) if each.userinfo else None for each in urls}
+        bare_urls = [each.copy_with(userinfo=b"") for each in urls]
+        self._bases = [str(each).rstrip("/") for each in bare_urls]
+        self._url = ", ".join(map(without_credentials, self._bases))
+        if len(logins) > 1:
+            raise ConfigError(f"{self._url}: the URLs of one publisher must have the same user name and password")
+        (login,) = logins
+        key_header = {}
         if control_key is not None:
             if login is not None:
                 raise ConfigError(
                     f"{self._url}: a user name in the URL and control_key can't both be sent: remove one of them"
                 )
-            headers["Authorization"] = f"Bearer {_header_value('control_key', control_key)}"
+            key_header["Authorization"] = f"Bearer {_header_value('control_key', control_key)}"
         # The publishers add a transport of their own: httpx then ignores proxies that the environment names.
-        is_tls = base_url.scheme == "https"
+        is_tls = any(each.scheme == "https" for each in urls)
         self._tls = client_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # this one trusts nobody
         self._options: dict[str, Any] = {
-            "base_url": base_url,
             "auth": login,
-            "headers": headers,
+            "headers": {"Content-Type": "application/json", **key_header},
             "timeout": timeout_seconds,
         }
+        run_header = key_header if login is None else {"Authorization": _basic(*login)}
+        nodes = [_node(each, self._tls, run_header) for each in bare_urls]
+        self._runs = HttpRuns(nodes, Patience(answer_seconds=timeout_seconds))
+
+    def _address(self, call: _Call, attempt: int) -> str:
+        """Return where to send `call`, at the given attempt, counted from 0."""
+        return self._bases[attempt % len(self._bases)] + call.path
 
     def _read(self, outcome: _Outcome) -> dict[str, Any]:
         if isinstance(outcome, _NOT_CONNECTED):
@@ -105,13 +115,27 @@ class _Client:
             kind = type(outcome).__name__
             raise Unavailable(f"no response from {self._url} ({kind}): the event may or may not be stored") from outcome
         if outcome.status_code != 200:
-            status = outcome.status_code
-            error = _ERRORS.get(status, InvalidRequest if status < 500 else Unavailable)
-            raise error(f"{self._url} responded with {status}: {_reason(outcome)}")
+            raise refusal(self._url, outcome.status_code, _reason(outcome))
         try:
             return _Fields(outcome.json())
         except (TypeError, ValueError):
             raise Unavailable(f"{self._url} is not a hub: unexpected response {outcome.text[:80]!r}") from None
+
+
+def _node(url: httpx.URL, tls: ssl.SSLContext, headers: Mapping[str, str]) -> Node:
+    is_tls = url.scheme == "https"
+    return Node(
+        without_credentials(str(url)).rstrip("/"),
+        url.raw_host.decode(),
+        url.port or (443 if is_tls else 80),
+        url.raw_path.decode().rstrip("/"),
+        tls if is_tls else None,
+        {"Host": url.netloc.decode(), **headers},
+    )
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _parsed(url: str) -> httpx.URL:
@@ -142,19 +166,22 @@ class Publisher(_Client):
     restart. `timeout_seconds` applies to connecting, and to each wait for the response. With an `https://` URL, the
     certificate is checked against the CAs of this machine, or those in the file that SSL_CERT_FILE names.
 
+    `url` may be a sequence: the nodes of one deployment, each of which is tried if the one before it fails.
+
     Raises InvalidRequest if the hub refuses the request, ControlKeyError or Forbidden if it refuses the caller, and
     Unavailable if the hub can't be reached or asks to try again later.
     """
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         control_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(url, control_key, timeout_seconds)
         self._http = httpx.Client(transport=httpx.HTTPTransport(verify=self._tls), **self._options)
+        self._thread = LoopThread()
 
     def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event and return its id."""
@@ -176,24 +203,39 @@ class Publisher(_Client):
         """Return a token for `user_id` on one channel or several, on patterns such as `orders.*`, or both."""
         return str(self._post(_issue_token(user_id, channel, patterns, expires_in_seconds))["token"])
 
+    def run(self, name: str, **arguments: Unpack[RunArguments]) -> SyncProducedRun:
+        """Produce a run: see `Hub.run`. Enter it with `with`; then `append`, which waits only if the hub is slow.
+
+        The events are sent by a thread, over one connection, as they come. What is not known to be stored is kept, up
+        to about 1 MiB (beyond that, `append` waits), and sent again to the hub after its restart, or to another node,
+        whichever of the URLs and of their addresses works. Leaving the block waits until the end of the run is stored.
+
+        Raises what `Hub.run` does, also ControlKeyError and Forbidden; and Unavailable after 60 s without a hub that
+        works. A run that the hub has lost (one in memory, after a restart) raises RunLost.
+        """
+        _check_open(self._http)
+        return self._runs.produce_sync(make_order(name, **arguments), self._thread.call)
+
     def _post(self, call: _Call) -> dict[str, Any]:
         _check_open(self._http)
         outcome = self._attempt(call)
-        for wait in RETRY_SECONDS:
+        for attempt, wait in enumerate(RETRY_SECONDS, 1):
             if not call.may_be_repeated(outcome):
                 break
             time.sleep(wait)
-            outcome = self._attempt(call)
+            outcome = self._attempt(call, attempt)
         return self._read(outcome)
 
-    def _attempt(self, call: _Call) -> _Outcome:
+    def _attempt(self, call: _Call, attempt: int = 0) -> _Outcome:
         try:
-            return self._http.post(call.path, content=call.body, headers=call.headers)
+            return self._http.post(self._address(call, attempt), content=call.body, headers=call.headers)
         except httpx.HTTPError as exc:
             return exc
 
     def close(self) -> None:
+        """Close the connections. A run that has not ended is given up: leave its block first."""
         self._http.close()
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self
@@ -213,7 +255,7 @@ class AsyncPublisher(_Client):
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         control_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
@@ -245,15 +287,20 @@ class AsyncPublisher(_Client):
         """Return a token for `user_id` on one channel or several, on patterns such as `orders.*`, or both."""
         return str((await self._post(_issue_token(user_id, channel, patterns, expires_in_seconds)))["token"])
 
+    def run(self, name: str, **arguments: Unpack[RunArguments]) -> ProducedRun:
+        """Produce a run: see `Publisher.run`. Enter it with `async with`; the block is interrupted as in `Hub.run`."""
+        _check_open(self._http)
+        return self._runs.produce(make_order(name, **arguments))
+
     async def _post(self, call: _Call) -> dict[str, Any]:
         _check_open(self._http)
         self._enter_loop(asyncio.get_running_loop())
         outcome = await self._attempt(call)
-        for wait in RETRY_SECONDS:
+        for attempt, wait in enumerate(RETRY_SECONDS, 1):
             if not call.may_be_repeated(outcome):
                 break
             await asyncio.sleep(wait)
-            outcome = await self._attempt(call)
+            outcome = await self._attempt(call, attempt)
         return self._read(outcome)
 
     def _enter_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -265,14 +312,16 @@ class AsyncPublisher(_Client):
             self._http = self._new_client()  # the connections of the old client ended with their loop
         self._loop = loop
 
-    async def _attempt(self, call: _Call) -> _Outcome:
+    async def _attempt(self, call: _Call, attempt: int = 0) -> _Outcome:
         try:
-            return await self._http.post(call.path, content=call.body, headers=call.headers)
+            return await self._http.post(self._address(call, attempt), content=call.body, headers=call.headers)
         except httpx.HTTPError as exc:
             return exc
 
     async def aclose(self) -> None:
+        """Close the connections. A run that has not ended is given up: leave its block first."""
         await self._http.aclose()
+        await self._runs.aclose()
 
     async def __aenter__(self) -> Self:
         return self

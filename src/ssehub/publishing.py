@@ -10,16 +10,16 @@ from .errors import InvalidEvent
 from .event import Event
 from .fanout.statistics import Statistics
 from .fields import json_text, one_or_many
+from .lifespan import Lifespan
 from .loglimit import limited_logger
 from .publication import Disconnect, IdempotencyKey, Publication
 from .revocations import Revocation, Revocations
-from .run import Run
 
 logger = limited_logger("ssehub.hub")
 
 
 class Publishing(ABC):
-    """Writes to the log of `broker`. The hub, which is built on it, says in which run."""
+    """Writes to the log of `broker`. The hub, which is built on it, says in which lifespan."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -29,15 +29,15 @@ class Publishing(ABC):
 
     @property
     @abstractmethod
-    def _run_here(self) -> Run | None:
+    def _lifespan_here(self) -> Lifespan | None:
         """The run, if it has started and is that of the running event loop."""
 
     @abstractmethod
-    async def _start_here(self) -> Run:
+    async def _start_here(self) -> Lifespan:
         """Return the run in the running event loop, after starting it if necessary. Raises what `start` raises."""
 
     @abstractmethod
-    def _running(self) -> Run:
+    def _running(self) -> Lifespan:
         """Return the run, in whichever event loop. Raises HubClosed if there is none."""
 
     # Publishing
@@ -89,7 +89,7 @@ class Publishing(ABC):
 
         Raises BrokerUnavailable after `timeout_seconds`; then the event may or may not be stored.
         """
-        run = self._running()
+        lifespan = self._running()
         work = self.publish(
             channel=channel,
             user_id=user_id,
@@ -101,7 +101,7 @@ class Publishing(ABC):
             ttl=ttl,
             idempotency_key=idempotency_key,
         )
-        return run.call(work, timeout_seconds)
+        return lifespan.call(work, timeout_seconds)
 
     async def publish_events(self, events: Sequence[Event]) -> list[str]:
         """Publish `events`, all or none, and return their positions. Raises what `publish` raises."""
@@ -112,10 +112,10 @@ class Publishing(ABC):
 
     async def publish_all(self, publications: Sequence[Publication]) -> list[str]:
         """Publish events of which some have idempotency keys, all or none; see `publish_events`."""
-        run = self._run_here
-        if run is None:
-            run = await self._start_here()
-        positions = await run.publish(publications)
+        lifespan = self._lifespan_here
+        if lifespan is None:
+            lifespan = await self._start_here()
+        positions = await lifespan.publish(publications)
         self._statistics.published += len(positions)
         return positions
 

@@ -135,6 +135,9 @@ class Streams(Settings):
     stream_lifetime_seconds: float | None = setting(
         None, "maximum lifetime of a stream, of which each gets a random 80 to 100 %; if not set, unlimited", SECONDS
     )
+    max_run_waits: int = setting(
+        1_000, "clients that may wait at once for a run to appear; further ones are told to come back", POSITIVE
+    )
     allow_all_channels: bool = setting(
         False, "let a stream have the pattern *, with which it receives the events of every channel"
     )
@@ -262,6 +265,20 @@ class LogRetention(Settings):
     log_seconds: float = setting(604_800, "how long events stay in the log of SQLite or Redis", SECONDS)
     log_bytes: int = setting(2**30, "size of the SQLite file above which its oldest events are deleted", POSITIVE)
     log_events: int = setting(100_000, "approximate maximum number of events in the Redis log", POSITIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits(Settings):
+    """How many runs there may be, how large they may become, and how long a producer has to stop."""
+
+    run_bytes: int = setting(
+        8 * 2**20, "largest size of one run, each event counted with 32 bytes more; a larger one fails", POSITIVE
+    )
+    max_runs: int = setting(20_000, "most runs, those that are kept after their end included", POSITIVE)
+    max_runs_bytes: int = setting(
+        512 * 2**20, "size of all runs together above which nothing can be appended", POSITIVE
+    )
+    run_stop_seconds: float = setting(5, "how long a producer has to stop before its run ends as stopped", SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from .fanout.resume import Start
 from .fanout.sinks import Sink, TaskSink
 from .fanout.subscriber import CloseReason, Subscriber
+
+Attach = Callable[[Sink], Subscriber]
+"""Opens the stream that writes to this sink."""
 
 _POSITION_TYPES = ("stream-hello", "stream-position")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -76,12 +78,10 @@ class Subscription:
 
     def __init__(
         self,
-        prepare: Callable[[], Awaitable[Start]],
-        attach: Callable[[Sink, Start], Subscriber],
+        prepare: Callable[[], Awaitable[Attach]],
         detach: Callable[[Subscriber], None],
     ) -> None:
         self._prepare = prepare
-        self._attach = attach
         self._detach = detach
         self._sink = TaskSink()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,10 +96,10 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         if self._subscriber is None:
-            start = await self._prepare()
+            attach = await self._prepare()
             if self._subscriber is None:  # another task may have entered meanwhile
                 self._loop = asyncio.get_running_loop()
-                self._subscriber = self._attach(self._sink, start)
+                self._subscriber = attach(self._sink)
         return self
 
     async def __aexit__(

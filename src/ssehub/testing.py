@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from .brokers.memory import MemoryBroker
 from .fanout.engine import Engine
 from .fanout.resume import Start
 from .fanout.sinks import Chunk, Owner
@@ -80,6 +81,7 @@ class ManualHub(Hub):
     async def record(
         self,
         *,
+        run: str | None = None,
         channel: str | Sequence[str] | None = None,
         patterns: str | Sequence[str] = (),
         user_id: str,
@@ -89,16 +91,21 @@ class ManualHub(Hub):
     ) -> Recording:
         """Return a subscriber that records everything from now on, or after `cursor` or `since`.
 
-        It hears these channels, and those that begin like one of the patterns, such as `orders.*`.
+        It hears these channels, and those that begin like one of the patterns, such as `orders.*`. With `run` it
+        records that run, from its first event or behind `cursor`.
         """
         await self.start()
         recording = Recording()
         claims = self._claims(user_id, channel, patterns, expires_at)
+        if run is not None:
+            await self.find_run(run, claims)
+            recording.subscriber = self.watch(run, claims, recording, cursor)
+            return recording
         recording.subscriber = self.attach(claims, recording, Start.parse(cursor, since))
         return recording
 
     async def pass_seconds(self, seconds: float) -> None:
-        """Let time pass, with everything it brings: heartbeats, expiry, the end of streams that do not read."""
+        """Let time pass, with everything it brings: heartbeats, expiry, signs of life, the end of slow streams."""
         await self.start()
         left = seconds
         while left > 0:
@@ -106,6 +113,10 @@ class ManualHub(Hub):
             self.clock.pass_seconds(step)
             if self._engine is not None:
                 self._engine.upkeep.advance(slice_size=None)
+            self._producing.beat()
+            await asyncio.sleep(0)
+            if isinstance(self.broker, MemoryBroker):
+                self.broker.runs.advance()
             left -= step
             await asyncio.sleep(0)
         await self.flush()

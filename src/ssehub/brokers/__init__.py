@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention
+from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits
 from .base import Broker, Entry, Follower, without_password
 
 __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
@@ -22,6 +22,7 @@ def create_broker(
     idempotency: Idempotency = Idempotency(),
     log: LogRetention = LogRetention(),
     retention: Retention = Retention(),
+    runs: RunLimits = RunLimits(),
     redis: RedisOptions = RedisOptions(),
 ) -> Broker:
     """Create the broker for `url`, importing no other kind.
@@ -33,16 +34,16 @@ def create_broker(
     if scheme == "memory" and not rest:
         from .memory import MemoryBroker
 
-        return MemoryBroker(idempotency)
+        return MemoryBroker(idempotency, runs=runs)
     if scheme == "sqlite":
         from .sqlite import SqliteBroker
 
-        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention)
+        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention, runs=runs)
     if scheme in REDIS_SCHEMES and rest:
         _require_redis()
         from .redis import RedisBroker
 
-        return RedisBroker(url, idempotency=idempotency, log=log, retention=retention, options=redis)
+        return RedisBroker(url, idempotency=idempotency, log=log, retention=retention, runs=runs, options=redis)
     raise ConfigError(f"unknown broker {without_password(url)!r}: use {BROKERS}")
 
 

@@ -13,6 +13,7 @@ from ..event import Event
 from ..position import Position
 from ..publication import Command, Publication, Revoke, TakeBack
 from ..revocations import Revocation, Revocations
+from ..runs.store import RunStore
 from ..urls import without_credentials
 
 
@@ -87,6 +88,10 @@ class Broker(Protocol):
         It is complete when `Follower.begin` is first called. An entry of the log has changed it before it is delivered.
         The hub removes from it what has run out (`Revocations.expire`); the broker does so in its table.
         """
+
+    @property
+    def runs(self) -> RunStore:
+        """The store of this deployment's runs. It can be used while the broker runs."""
 
     @property
     def clock_skew_seconds(self) -> float:

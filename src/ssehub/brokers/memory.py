@@ -1,4 +1,4 @@
-"""`memory://`: the log of one process, which ends with the process."""
+"""`memory://`: the log and the runs of one process, which end with the process."""
 
 from __future__ import annotations
 
@@ -11,24 +11,36 @@ from ..errors import BrokerUnavailable
 from ..position import Position
 from ..publication import Publication, Revoke, TakeBack
 from ..revocations import Revocation, Revocations
-from ..settings import Idempotency
+from ..settings import Idempotency, RunLimits
 from .base import Follower
+from .memory_runs import MemoryRuns
 from .numbering import KeyWindow, assign_positions, new_log_name, next_position
 
 NOT_RUNNING = "the memory broker is not running: use it inside `async with hub`"
 
 
 class MemoryBroker:
-    """Delivers each event within the call that publishes it. `now` returns Unix time in seconds."""
+    """Delivers each event within the call that publishes it.
+
+    `now` returns Unix time and `monotonic` a monotonic clock, in seconds.
+    """
 
     outlives_process: ClassVar[bool] = False
 
-    def __init__(self, idempotency: Idempotency = Idempotency(), *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        idempotency: Idempotency = Idempotency(),
+        *,
+        runs: RunLimits = RunLimits(),
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.problem: str | None = None
         self.clock_skew_seconds = 0.0
         self.skipped = 0
         self.is_current = True
         self.revocations = Revocations()
+        self.runs = MemoryRuns(runs, now=now, monotonic=monotonic)
         self.now = now
         self._last = Position(int(now() * 1000), 0, new_log_name())
         self._is_empty = True
@@ -71,6 +83,7 @@ class MemoryBroker:
         await follower.begin(self._last)
         self._follower = follower
         try:
-            yield
+            async with self.runs.running():
+                yield
         finally:
             self._follower = None

@@ -22,7 +22,8 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 def new_log_name() -> str:
     """Return a random name for a new log: 8 characters, 41 bits."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    number = secrets.randbelow(36**8)  # each new run needs a name, and 8 calls of choice take three times as long
+    return "".join(_ALPHABET[number // 36**place % 36] for place in range(8))
 
 
 class Receipt(NamedTuple):

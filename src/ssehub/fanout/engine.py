@@ -7,6 +7,7 @@ acts on the answers. Streams are ended in one place, `Registry.end`.
     deliver → intake → history
                      → rounds → index.select → subscriber.write → sink → connection
     attach → resume.beginning → replay from history → live
+    watch → pages of a run → what its feed is told
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import islice
 from time import perf_counter
 
@@ -30,6 +31,7 @@ from .backlogs import Backlogs
 from .clock import Clock, Ticker
 from .comebacks import OpeningRate, Turns
 from .endings import Endings
+from .feeds import Watcher
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
@@ -46,6 +48,8 @@ from .slices import END_SLICE, SLICE_SECONDS, act_on_slice, each_in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 from .upkeep import Upkeep
+from .watchers import RunReader, Watchers
+from .watching import Dialect
 
 logger = logging.getLogger("ssehub.hub")
 
@@ -56,13 +60,14 @@ RETURN_MILLISECONDS = 3_000
 """The `retry:` sent to a client that has reconnected, unless one is configured. Otherwise it would keep the one with
 which its last stream ended, which may have been long because there were many clients.
 """
-LIVE, LAGGING, REPLAYING = State.LIVE, State.LAGGING, State.REPLAYING
+LIVE, LAGGING, REPLAYING, WATCHING = State.LIVE, State.LAGGING, State.REPLAYING, State.WATCHING
 
 
 class Engine:
     """Fans out the log from `base` on, in the running event loop.
 
-    `wall` gives Unix time, in seconds, and `log_now` Unix time by the log's clock.
+    `wall` gives Unix time, in seconds, and `log_now` Unix time by the log's clock. `spawn` runs a task that ends with
+    the hub.
     """
 
     def __init__(
@@ -79,6 +84,8 @@ class Engine:
         stream_limits: StreamLimits,
         opening_rate: OpeningRate,
         revocations: Revocations,
+        runs: RunReader,
+        spawn: Callable[[Coroutine[None, None, None]], None],
         meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -97,6 +104,18 @@ class Engine:
         turns = Turns(opening_rate, monotonic)
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, counts)
         self.endings = Endings(self.index, self.registry)
+        self.watchers = Watchers(
+            runs,
+            self.registry,
+            self.index,
+            self.backlogs,
+            statistics,
+            spawn,
+            monotonic,
+            grace_seconds=backpressure.grace_seconds,
+            max_waits=streams.max_run_waits,
+        )
+        """The streams of runs."""
         self._replays = Replays(
             self._history,
             self.registry,
@@ -120,6 +139,7 @@ class Engine:
             self.pressure,
             self.registry,
             self._replays,
+            self.watchers,
             opening_rate,
             statistics,
             revocations,
@@ -159,6 +179,7 @@ class Engine:
         statistics.waiting_publishers = len(self.gate)
         statistics.history_events = len(self._history)
         statistics.history_bytes = self._history.bytes
+        self.watchers.measure()
         statistics.loop_lag_seconds = self.ticker.lag_seconds
         statistics.memory_bytes, statistics.memory_limit_bytes = self.pressure.reading
         statistics.memory_is_short = self.pressure.is_short
@@ -174,7 +195,9 @@ class Engine:
         self.registry.head = base
 
         def reset(subscriber: Subscriber) -> None:
-            if subscriber.state is not State.ENDED:
+            if subscriber.state is WATCHING:
+                subscriber.attached_at = base  # by which commands of the new log find it
+            elif subscriber.state is not State.ENDED:
                 self.backlogs.drop_held(subscriber)
                 subscriber.start_over(base)
                 self.registry.send_reset(subscriber, reason)
@@ -218,9 +241,9 @@ class Engine:
         self._schedule_round()
 
     async def flush(self) -> None:
-        """Return when everything delivered has been written to its subscribers."""
+        """Return when everything delivered, and every event of a run, has been written to its subscribers."""
         # An event would have to be set at the end of every round.
-        while not (self._intake.is_idle and self._rounds.is_idle):  # noqa: ASYNC110
+        while not (self._intake.is_idle and self._rounds.is_idle and self.watchers.is_idle):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     # Rounds
@@ -315,6 +338,8 @@ class Engine:
 
     def sink_paused(self, subscriber: Subscriber) -> None:
         self.backlogs.pause(subscriber, self._monotonic())
+        if isinstance(subscriber, Watcher):
+            self.watchers.pause(subscriber)
 
     def sink_resumed(self, subscriber: Subscriber) -> None:
         """Write what was held for `subscriber`, or is to be replayed to it, as far as its client reads that, too."""
@@ -325,6 +350,8 @@ class Engine:
         self.backlogs.settle(subscriber)
         if subscriber.state is REPLAYING:
             self._replays.advance(subscriber)
+        elif isinstance(subscriber, Watcher):
+            self.watchers.resume(subscriber)
 
     def detach(self, subscriber: Subscriber) -> None:
         """End a stream whose client has disconnected."""
@@ -369,15 +396,41 @@ class Engine:
         self.registry.add(subscriber, now, self._wall(), address)
         # An id before the reset would let a client that is disconnected between the two come back without a reset.
         position = sent if reset is None else None
-        retry = self._streams.retry_milliseconds
-        if retry is None and start.cursor is not None:
-            retry = RETURN_MILLISECONDS
+        retry = self._retry_milliseconds(start.cursor)
         self.registry.send_frame(subscriber, hello(position, retry), position)
         if reset is not None:
             self.registry.send_reset(subscriber, reset)
         if subscriber.state is REPLAYING:
             self._replays.add(subscriber)
         return subscriber
+
+    def watch(
+        self,
+        name: str,
+        claims: Claims,
+        sink: Sink,
+        cursor: str | None = None,
+        address: str | None = None,
+        *,
+        dialect: Dialect = Dialect.EVENTS,
+        uses_datastar: bool = False,
+    ) -> Subscriber:
+        """Register a stream of the run `name`, which `watchers.find` has returned, and write its first frame.
+
+        It begins behind `cursor`. Raises what `attach` raises, and UnknownRun if the run is not there any more.
+        """
+        feed = self.watchers.require(name, claims)
+        self.registry.admit(claims, address, watches=True)
+        sent, reset = feed.beginning(None if dialect is Dialect.AI_SDK else cursor)
+        watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar)
+        sink.owner = _SinkOwner(self, watcher)
+        self.registry.add(watcher, self._monotonic(), self._wall(), address)
+        self.watchers.begin(watcher, reset, self._retry_milliseconds(cursor))
+        return watcher
+
+    def _retry_milliseconds(self, cursor: str | None) -> int | None:
+        retry = self._streams.retry_milliseconds
+        return RETURN_MILLISECONDS if retry is None and cursor is not None else retry
 
     def move(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Write to `sink` from now on, first what the old sink had not sent."""
@@ -397,6 +450,7 @@ class Engine:
         # have passed; the last quarter is for the server to send what it still holds and to close the connections.
         began = self._monotonic()
         self.registry.drain_until = began + window_seconds
+        self.watchers.refuse_waiting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
@@ -416,6 +470,7 @@ class Engine:
     async def stop(self) -> None:
         """End every stream at once, and the ticker."""
         self.ticker.stop()
+        self.watchers.stop()
         try:
             while self.index.all:
                 await each_in_slices(list(self.index.all), self._end_drained, END_SLICE)

@@ -53,6 +53,8 @@ class ResetReason(StrEnum):
     TOO_OLD = "too-old"
     LOG_LOST = "log-lost"
     UNKNOWN_ID = "unknown-id"
+    RESTARTED = "restarted"
+    """The run that is watched has begun anew."""
 
 
 class Stretch(NamedTuple):

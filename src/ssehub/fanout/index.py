@@ -9,6 +9,9 @@ topics need the frames of all of them in log order, each once: those are merged 
 
 The prefixes of a channel are found by trying each length that a prefix has, and are remembered by the channel's name
 until the set of prefixes changes. While there are no patterns, all this is one `if` in a round.
+
+Streams of runs are kept apart, by the channels of their runs: rounds have nothing for them, and publishers do not wait
+for them, but commands that end streams find them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from itertools import chain
 
 from ..position import Position
 from .frames import Batch, Frame
-from .subscriber import Subscriber
+from .subscriber import State, Subscriber
 
 MAX_MATCHES = 4_096
 """Most names of channels whose prefixes are remembered; beyond it all are forgotten."""
@@ -93,6 +96,8 @@ class Index:
         """The topics that are one channel, by its name."""
         self.prefixes: dict[str, Topic] = {}
         """The topics that are every channel with a prefix, by that."""
+        self._watched: dict[str, Topic] = {}
+        """The streams of runs, by each of the channels of these."""
         self._audiences: dict[tuple[str, tuple[str, ...], tuple[str, ...]], _Audience] = {}
         self._audience_of: dict[Subscriber, _Audience] = {}
         """The audience of each subscriber that has several topics."""
@@ -106,6 +111,9 @@ class Index:
 
     def add(self, subscriber: Subscriber) -> None:
         self.all[subscriber] = None
+        if subscriber.state is State.WATCHING:
+            self._watch(subscriber)
+            return
         channels, prefixes = subscriber.channels, subscriber.prefixes
         audience = None if len(channels) + len(prefixes) == 1 else self._join_audience(subscriber)
         for name in channels:
@@ -122,6 +130,9 @@ class Index:
 
     def remove(self, subscriber: Subscriber) -> None:
         self.all.pop(subscriber, None)
+        if subscriber.state is State.WATCHING:
+            self._unwatch(subscriber)
+            return
         audience = self._audience_of.pop(subscriber, None)
         if audience is not None:
             self._leave_audience(audience, subscriber)
@@ -136,6 +147,26 @@ class Index:
             if not topic.count:
                 del self.prefixes[prefix]
                 self._count_length(prefix, -1)
+
+    def relocate(self, subscriber: Subscriber, channels: tuple[str, ...]) -> None:
+        """Enter a stream of a run, which is on other channels from now on."""
+        self._unwatch(subscriber)
+        subscriber.channels = channels
+        self._watch(subscriber)
+
+    def _watch(self, subscriber: Subscriber) -> None:
+        for name in subscriber.channels:
+            topic = self._watched.get(name)
+            if topic is None:
+                topic = self._watched[name] = Topic()
+            topic.add(subscriber, None)
+
+    def _unwatch(self, subscriber: Subscriber) -> None:
+        for name in subscriber.channels:
+            topic = self._watched[name]
+            topic.remove(subscriber, None)
+            if not topic.count:
+                del self._watched[name]
 
     def _join_audience(self, subscriber: Subscriber) -> _Audience:
         """Return the audience that `subscriber`, which has several topics, is a member of from now on."""
@@ -169,7 +200,9 @@ class Index:
         return found
 
     def topics_of(self, subscriber: Subscriber) -> list[Topic]:
-        """Return every topic that `subscriber` is in."""
+        """Return every topic that `subscriber` is in: none if it is a stream of a run."""
+        if subscriber.state is State.WATCHING:
+            return []
         channels, prefixes = map(self.channels.get, subscriber.channels), map(self.prefixes.get, subscriber.prefixes)
         return list(filter(None, chain(channels, prefixes)))
 
@@ -187,10 +220,11 @@ class Index:
     def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
         """Return the subscribers of `users` that listen to any of `channels`; empty means all users, or all channels.
 
-        Who listens to a channel by a pattern is one of them.
+        Who listens to a channel by a pattern is one of them, and so is who watches a run on it.
         """
         wanted = set(users)
-        if not channels and len(wanted) * (len(self.channels) + len(self.prefixes)) > len(self.all):
+        topics = len(self.channels) + len(self.prefixes) + len(self._watched)
+        if not channels and len(wanted) * topics > len(self.all):
             return [subscriber for subscriber in self.all if subscriber.user_id in wanted]
         found: dict[Subscriber, None] = {}
         for topic in self._topics_of_all(channels):
@@ -200,8 +234,9 @@ class Index:
 
     def _topics_of_all(self, channels: Iterable[str]) -> Iterable[Topic]:
         if channels:
-            return dict.fromkeys(chain.from_iterable(map(self.topics, channels)))
-        return chain(self.channels.values(), self.prefixes.values())
+            topics = dict.fromkeys(chain.from_iterable(map(self.topics, channels)))
+            return chain(topics, filter(None, map(self._watched.get, channels)))
+        return chain(self.channels.values(), self.prefixes.values(), self._watched.values())
 
     def select(self, frames: Sequence[Frame], last: Position) -> Iterable[Delivery]:
         """Return which part of `frames` is for whom. `frames` are in log order, in a round that ends at `last`.

@@ -40,6 +40,7 @@ class Refusal(StrEnum):
     PUBLISH_RATE = "publish-rate"
     ORIGIN = "origin"
     NOT_GRANTED = "not-granted"
+    RUN_WAITS = "run-waits"
 
 
 OF_ONE_CLIENT = frozenset((Refusal.USER, Refusal.ADDRESS, Refusal.ADDRESS_RATE, Refusal.CHANNEL))
@@ -71,14 +72,17 @@ class StreamCounts:
         rates = 0 if self._address_rates is None else len(self._address_rates)
         return len(self._by_user) + len(self._by_address) + rates
 
-    def admit(self, claims: Claims, address: str) -> Subscriber | None:
+    def admit(self, claims: Claims, address: str, *, watches: bool = False) -> Subscriber | None:
         """Count a stream as opened, for the rates; return the stream that it replaces, if any.
+
+        `watches` says that it is one of a run: those do not count on their channels.
 
         Raises StreamRefused if there may not be another one, which then does not count.
         """
         replaced = self._replaced(claims.user_id)
         self._check_address(address, replaced)
-        self._check_topics(claims, replaced)
+        if not watches:
+            self._check_topics(claims, replaced)
         self._spend(address)
         return replaced
 

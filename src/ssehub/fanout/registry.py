@@ -73,13 +73,14 @@ class Registry:
         self.counts = counts
         """The streams that limits are about; None if there are no limits."""
 
-    def admit(self, claims: Claims, address: str | None) -> None:
+    def admit(self, claims: Claims, address: str | None, *, watches: bool = False) -> None:
         """Make room for a stream from `address`, where limits apply: end the one that it replaces.
 
-        Raises StreamRefused.
+        `watches` says that it is one of a run, which the limit on the streams of a channel is not about. Raises
+        StreamRefused.
         """
         if self.counts is not None and address is not None:
-            replaced = self.counts.admit(claims, address)
+            replaced = self.counts.admit(claims, address, watches=watches)
             if replaced is not None:
                 self.end(replaced, CloseReason.REPLACED)
 
@@ -98,6 +99,8 @@ class Registry:
 
     def send(self, subscriber: Subscriber, type: str, data: object, retry_milliseconds: int | None = None) -> None:
         """Send a control event."""
+        if subscriber.is_bare:
+            return
         position = self.position_of(subscriber)
         self.send_frame(subscriber, control_event(type, data, position, retry_milliseconds), position)
 
@@ -116,7 +119,7 @@ class Registry:
         if subscriber.sink.is_paused or subscriber.state is State.LAGGING:
             return
         position = self.position_of(subscriber)
-        if position == subscriber.known_position:
+        if position == subscriber.known_position or subscriber.is_bare:
             chunk = HEARTBEAT
         elif position in frames:
             chunk = frames[position]
@@ -130,14 +133,15 @@ class Registry:
             return
         self._index.remove(subscriber)
         self._clock.remove(subscriber)
+        subscriber.leave()
         if self.counts is not None:
             self.counts.remove(subscriber)
-        farewell = self._farewell(subscriber, reason)
+        farewell = None if subscriber.is_bare else self._farewell(subscriber, reason)
         subscriber.reason = reason
         subscriber.enter(State.ENDED)
         if farewell is not None and not subscriber.send(farewell, None):
             _abort(subscriber.sink)
-        self.close(subscriber.sink, reason)
+        self.close(subscriber, subscriber.sink, reason)
         self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
         logger.info(
@@ -184,15 +188,19 @@ class Registry:
             return control_event("stream-replaced", {}, position, comeback)
         return None
 
-    def close(self, sink: Sink, reason: CloseReason) -> None:
-        """Close the sink of a stream that has ended for `reason`."""
+    def close(self, subscriber: Subscriber, sink: Sink, reason: CloseReason) -> None:
+        """Close `sink`, that of `subscriber`, whose stream has ended for `reason`."""
         try:
             if reason is CloseReason.SLOW:
                 _abort(sink)
             else:
                 is_drained = reason is CloseReason.DRAINED
                 linger = self.drain_seconds_left + DRAIN_LINGER_SECONDS if is_drained else LINGER_SECONDS
-                sink.close(linger, cut_after=self.cut_seconds if reason in COMES_BACK else None)
+                if subscriber.is_bare:
+                    cut_after = None if reason is CloseReason.FINISHED else 0.0  # there is no last frame to wait for
+                else:
+                    cut_after = self.cut_seconds if reason in COMES_BACK else None
+                sink.close(linger, cut_after=cut_after)
         except Exception:
             logger.warning("closing a stream failed, so its connection is dropped", exc_info=True)
             _abort(sink)
@@ -214,14 +222,17 @@ class Registry:
 
 
 class _Shown:
-    """What a stream listens to, for a log line, if that is written: a few of its channels, and of its patterns."""
+    """What a stream listens to, for a log line, if that is written: its run, a few of its channels and patterns."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
 
     def __str__(self) -> str:
         channels, prefixes = self._subscriber.channels, self._subscriber.prefixes
-        shown = [_first(channels)] if channels else []
+        run = self._subscriber.run_name
+        shown = [f"run {run!r}"] if run is not None else []
+        if channels:
+            shown.append(_first(channels))
         if prefixes:
             shown.append(f"patterns {_first([prefix + WILDCARD for prefix in prefixes])}")
         return ", ".join(shown)

@@ -6,7 +6,8 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..errors import TokenReason
+from ..errors import ConflictReason, TokenReason
+from ..runs.model import RunState
 from .history import ResetReason
 from .limits import Refusal
 from .subscriber import CloseReason
@@ -25,6 +26,19 @@ class Logout(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
+class AppendRefusal(StrEnum):
+    """Why an append to a run was refused, or was ended by the hub, besides ConflictReason."""
+
+    INVALID = "invalid"
+    UNKNOWN = "unknown"
+    """There is no such run."""
+    FORBIDDEN = "forbidden"
+    TIMEOUT = "timeout"
+    RATE = "rate"
+    DRAINING = "draining"
+    UNAVAILABLE = "unavailable"
+
+
 @dataclass(slots=True)
 class Statistics:
     """Totals since the hub was made, and the current value of everything else."""
@@ -32,6 +46,11 @@ class Statistics:
     subscribers: int = 0
     channels: int = 0
     patterns: int = 0
+    watchers: int = 0
+    """Streams of runs. They count among the subscribers, too."""
+    watched_runs: int = 0
+    run_waits: int = 0
+    """Clients that wait for a run to appear."""
     connected: int = 0
     endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
     refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})
@@ -57,6 +76,15 @@ class Statistics:
     memory_is_short: bool = False
     broker_ready: bool = True
     revocations: int = 0
+    runs: dict[str, int] = field(default_factory=lambda: {state.value: 0 for state in RunState})
+    run_bytes: int = 0
+    run_events: int = 0
+    """Events that were appended to runs here, those that a producer has sent again included."""
+    run_producers: int = 0
+    """Producers that append at present."""
+    refused_appends: dict[str, int] = field(
+        default_factory=lambda: {reason.value: 0 for reason in (*ConflictReason, *AppendRefusal)}
+    )
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0
     key_file_failures: dict[str, int] = field(default_factory=lambda: {"secret_file": 0, "jwks": 0})

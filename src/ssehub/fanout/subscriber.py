@@ -4,9 +4,11 @@
     REPLAYING   it is being sent what it missed, from history; rounds skip it   LIVE, ENDED
     LIVE        rounds write to it                                              LAGGING, ENDED
     LAGGING     its backlog is over the bound; batches are held for it          LIVE, ENDED
+    WATCHING    it is sent a run instead of the hub's log (feeds.py)            ENDED
     ENDED       its sink is closed, and nothing is written any more
 
-A stream begins REPLAYING if there is something to replay, else LIVE. The state changes by `enter` alone.
+A stream begins REPLAYING if there is something to replay, else LIVE; that of a run begins, and stays, WATCHING. The
+state changes by `enter` alone.
 
 Two things are independent of it, and belong to the sink: *corked* (the response's head has not been sent, so writing
 only adds to the backlog) and *paused* (the connection does not read as fast as it is written to). A paused subscriber
@@ -45,6 +47,8 @@ class CloseReason(StrEnum):
     LIFETIME = "lifetime"
     REVOKED = "revoked"
     REPLACED = "replaced"
+    FINISHED = "finished"
+    RESTARTED = "restarted"
 
 
 class State(Enum):
@@ -53,6 +57,7 @@ class State(Enum):
     REPLAYING = "replaying"
     LIVE = "live"
     LAGGING = "lagging"
+    WATCHING = "watching"
     ENDED = "ended"
 
     __hash__ = object.__hash__  # Enum's own is a Python function, which costs more than the rest of a transition
@@ -62,6 +67,7 @@ _NEXT: dict[State, tuple[State, ...]] = {
     State.REPLAYING: (State.LIVE, State.ENDED),
     State.LIVE: (State.LAGGING, State.ENDED),
     State.LAGGING: (State.LIVE, State.ENDED),
+    State.WATCHING: (State.ENDED,),
     State.ENDED: (),
 }
 
@@ -77,6 +83,7 @@ class Subscriber:
         "ends_at",
         "expires_at",
         "expiring_at",
+        "is_bare",
         "is_due",
         "iss",
         "jti",
@@ -110,6 +117,8 @@ class Subscriber:
         self.jti = claims.jti
         self.uses_datastar = uses_datastar
         """True if a reset is to be sent in the way that Datastar applies by itself, too."""
+        self.is_bare = False
+        """True if its client is sent no events of the hub's own, and takes every complete response for a clean end."""
         self.sink = sink
         self.state = State.LIVE if sent == head else State.REPLAYING
         self.reason: CloseReason | None = None
@@ -131,10 +140,18 @@ class Subscriber:
         self.bucket = 0
         self.is_due = False
 
+    @property
+    def run_name(self) -> str | None:
+        """The run that it is sent, None if it is sent the hub's log."""
+        return None
+
     def enter(self, state: State) -> None:
         """Change the state. The table above says which state may follow which."""
         assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
         self.state = state
+
+    def leave(self) -> None:
+        """The stream is ending. Whoever keeps it in a set of its own removes it there."""
 
     def write(self, batch: Batch) -> int:
         """Write the part of `batch` that is above `sent`; return its number of events, or FAILED."""

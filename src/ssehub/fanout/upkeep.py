@@ -21,6 +21,7 @@ from .sinks import Chunk
 from .slices import END_SLICE, in_slices
 from .statistics import Statistics
 from .subscriber import CloseReason, State, Subscriber
+from .watchers import Watchers
 
 EXPIRE_SECONDS = 60.0
 """How often the revocations that have run out are removed."""
@@ -41,6 +42,7 @@ class Upkeep:
         pressure: Pressure,
         registry: Registry,
         replays: Replays,
+        watchers: Watchers,
         opening_rate: OpeningRate,
         statistics: Statistics,
         revocations: Revocations,
@@ -57,6 +59,7 @@ class Upkeep:
         self._pressure = pressure
         self._registry = registry
         self._replays = replays
+        self._watchers = watchers
         self._opening_rate = opening_rate
         self._statistics = statistics
         self._revocations = revocations
@@ -74,6 +77,8 @@ class Upkeep:
         """Do the work of one tick, in slices of `slice_size`: among others, send the next share of the heartbeats."""
         now, wall = self._monotonic(), self._wall()
         self._replays.advance_all()
+        self._watchers.make_room(now)
+        self._watchers.sweep()
         self._opening_rate.observe(self._statistics.connected)
         self._relieve(now, slice_size)
         self._expire_history()
@@ -117,6 +122,8 @@ class Upkeep:
         for subscriber in self._backlogs.overdue(now):
             if self._backlogs.is_overdue(subscriber, now):  # it may have read since the list was made
                 yield subscriber, CloseReason.SLOW
+        for watcher in self._watchers.overdue(now):
+            yield watcher, CloseReason.SLOW
         yield from self._clock.due(now, wall)
 
     def _end_or_warn(self, due: tuple[Subscriber, CloseReason | None]) -> None:

@@ -27,6 +27,7 @@ from ..settings import (
     RedisOptions,
     RequestLimits,
     Retention,
+    RunLimits,
     StreamLimits,
     Streams,
 )
@@ -40,7 +41,7 @@ GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
 """Returns the statistics of all workers by their names; its argument is the hub of this worker."""
 SPARE_DESCRIPTORS = 2_000
 """Descriptors left for publishers, the broker, the log and everything else that the process opens."""
-SPARE_CONNECTIONS = (100, 1_000)
+SPARE_CONNECTIONS = (100, 500)
 """Least and most connections beyond the maximum of streams, for clients that are told to come back later. In between it
 is a tenth of that maximum.
 """
@@ -108,6 +109,7 @@ def _hub(config: Config) -> Hub:
             idempotency=config.group(Idempotency),
             log=config.group(LogRetention),
             retention=config.group(Retention),
+            runs=config.group(RunLimits),
             redis=config.group(RedisOptions),
         ),
         retention=config.group(Retention),
@@ -133,6 +135,7 @@ def _control_app(
         allowed_hosts=_allowed_hosts(config),
         token_lifetime_seconds=config.token_lifetime_seconds,
         limits=config.group(Limits),
+        request_limits=config.group(RequestLimits),
         statistics=statistics,
     )
 

@@ -40,7 +40,10 @@ FREEZE_SECONDS = 0.002
 COUNT_SECONDS = 60.0
 OBJECTS_PER_STREAM = 30
 OBJECTS_PER_EVENT = 8
-"""Upper estimates of the objects that an open stream, or an event in history, consists of."""
+OBJECTS_PER_RUN = 15
+"""Upper estimates of the objects that an open stream, an event in history, or a run consists of. The events of runs are
+no objects at which the collector looks again.
+"""
 SPARE_OBJECTS = 200_000
 """How many more objects there may be before a whole collection."""
 BURST_OBJECTS = 50_000
@@ -112,7 +115,8 @@ def collecting(hub: Hub) -> Iterator[None]:
 
     def expected() -> int:
         statistics = hub.statistics
-        return statistics.subscribers * OBJECTS_PER_STREAM + statistics.history_events * OBJECTS_PER_EVENT
+        streams, events, runs = statistics.subscribers, statistics.history_events, sum(statistics.runs.values())
+        return streams * OBJECTS_PER_STREAM + events * OBJECTS_PER_EVENT + runs * OBJECTS_PER_RUN
 
     loop = asyncio.get_running_loop()
     thresholds = gc.get_threshold()

@@ -10,11 +10,11 @@ import asyncio
 import http
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from functools import lru_cache
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
 from ..fanout.sinks import LAST_CHUNK, TransportSink
@@ -43,6 +43,7 @@ class Exchange:
 
     __slots__ = (
         "_access_scope",
+        "_adopted",
         "_body",
         "_body_bytes",
         "_connection",
@@ -55,8 +56,9 @@ class Exchange:
         "_is_complete",
         "_is_handed_over",
         "_remaining",
-        "_waiter",
+        "_waiters",
         "has_started",
+        "has_unlimited_body",
         "is_disconnected",
         "is_persistent",
         "needs_continue",
@@ -74,10 +76,15 @@ class Exchange:
         """False if the connection is to be closed after the response."""
         self.needs_continue = needs_continue
         self.is_disconnected = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
+        """Tasks that wait in `receive`: there is hardly ever more than one."""
         self._access_scope: Scope | None = None
         """The scope until the access log has been written: the app may remove a token from it before that."""
+        self._adopted: Coroutine[Any, Any, None] | None = None
+        """What goes on in place of the app, once that has returned."""
         # The request
+        self.has_unlimited_body = False
+        """True if the client may take as long as it likes to send the body."""
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._has_body_ended = False
@@ -99,6 +106,10 @@ class Exchange:
             self._access_scope = scope
         try:
             result = await app(scope, self.receive, self.send)  # type: ignore[func-returns-value]  # apps may be wrong
+            if (work := self._adopted) is not None:
+                del app, scope
+                self._adopted = None
+                await work
         except asyncio.CancelledError:
             self._connection.drop()
             raise
@@ -111,6 +122,9 @@ class Exchange:
                 await self._fail()
         finally:
             self._access_scope = None  # it refers to this object
+            if self._adopted is not None:  # the app has failed after all
+                self._adopted.close()
+                self._adopted = None
 
     @property
     def _is_lost(self) -> bool:
@@ -167,14 +181,29 @@ class Exchange:
             self.needs_continue = False
             if not self._connection.transport.is_closing():
                 self._connection.transport.write(CONTINUE)
-        while not (self.is_disconnected or self._is_complete):
-            if self._body or (self._has_body_ended and not self._has_delivered_end):
+        while not self._is_complete:
+            has_part = self._body or (self._has_body_ended and not self._has_delivered_end)
+            if has_part and (self.has_unlimited_body or not self.is_disconnected):
                 return self._next_part()
+            if self.is_disconnected:
+                break
             self._connection.read_on()
-            if self._waiter is None:
-                self._waiter = self._connection.port.loop.create_future()
-            await asyncio.shield(self._waiter)  # of several tasks that wait, one may be cancelled
+            waiter = self._connection.port.loop.create_future()
+            # The others go on waiting if one is cancelled.
+            self._waiters = (*[other for other in self._waiters if not other.done()], waiter)
+            await waiter
         return {"type": "http.disconnect"}
+
+    def unlimit_body(self) -> None:
+        self.has_unlimited_body = True
+        if not self._connection.transport.is_closing():
+            self._connection.restore_deadline()
+
+    def adopt(self, work: Coroutine[Any, Any, None], receive: Receive) -> bool:
+        if getattr(receive, "__self__", None) is not self:
+            return False
+        self._adopted = work
+        return True
 
     def _next_part(self) -> Message:
         body = b"".join(self._body)
@@ -183,9 +212,11 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not self._has_body_ended}
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, ()
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     # The response
 

@@ -3,14 +3,8 @@
 Each connection has one request that is being answered and, behind it, a few that a client has sent ahead. An app may
 take the connection over, to write a stream to the transport itself: `scope["extensions"]["ssehub.transport"]`.
 
-    reading   of the request that arrives                                   next
-    BETWEEN   nothing yet                                                   HEAD, NOTHING
-    HEAD      its URL and headers, again if an upgrade is ignored           BODY, HEAD, NOTHING
-    BODY      its body, which is empty in most requests, and its trailers   BETWEEN, NOTHING
-    NOTHING   nothing more is read: the connection ends after the responses
-              that are due, belongs to a stream, or is lost
-
-`_enter` alone changes what is read. What is answered is independent of that: `_exchange`, and `_ahead` behind it.
+What is being read of a request is a `Reading`, which `_enter` alone changes. What is answered is independent of that:
+`_exchange`, and `_ahead` behind it.
 
 What uvicorn's own protocol leaves open is bounded here: the size of a request's head, trailers and chunk extensions,
 the number of requests that are read ahead, the time that a client takes, and the number of connections.
@@ -23,7 +17,6 @@ import contextvars
 import logging
 import math
 from collections import deque
-from enum import Enum
 from functools import partial
 from typing import Any, NoReturn
 
@@ -34,7 +27,7 @@ from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.server import ServerState
 
 from ..settings import RequestLimits
-from ..web.stream import EXTENSION
+from ..web.transport import EXTENSION
 from .connection import Connection, Port
 from .deadlines import Wait
 from .exchange import Exchange
@@ -50,6 +43,7 @@ from .heads import (
     oversize,
     target,
 )
+from .reading import NEXT, Reading
 
 logger = logging.getLogger("ssehub.http")
 
@@ -65,27 +59,6 @@ SERVICE_UNAVAILABLE: Any = service_unavailable  # typed with uvicorn's own types
 
 class Refused(Exception):
     """Raised by a callback of the parser, to stop it."""
-
-
-class Reading(Enum):
-    """What of a request is being read."""
-
-    BETWEEN = "between"
-    """Nothing: the next request has not begun."""
-    HEAD = "head"
-    BODY = "body"
-    NOTHING = "nothing"
-    """Nothing more of this connection: it ends after the responses that are due, or belongs to a stream."""
-
-    __hash__ = object.__hash__  # Enum's own is a Python function
-
-
-_NEXT: dict[Reading, tuple[Reading, ...]] = {
-    Reading.BETWEEN: (Reading.HEAD, Reading.NOTHING),
-    Reading.HEAD: (Reading.BODY, Reading.HEAD, Reading.NOTHING),  # an upgrade is ignored: the head is read again
-    Reading.BODY: (Reading.BETWEEN, Reading.NOTHING),
-    Reading.NOTHING: (Reading.NOTHING,),
-}
 
 
 class HttpProtocol(Connection):
@@ -221,6 +194,8 @@ class HttpProtocol(Connection):
         elif self._reading is Reading.BODY:
             if self._receiving is None:
                 self.wait_for(Wait.DISCARD)
+            elif self._receiving.has_unlimited_body:
+                self.wait_for(None)
             elif self._wait is not Wait.MORE_BODY and self._wait is not Wait.BODY:
                 self._rated_bytes = 0
                 self.wait_for(Wait.BODY)
@@ -306,8 +281,8 @@ class HttpProtocol(Connection):
             self._raise(refusal)
 
     def _enter(self, reading: Reading) -> None:
-        """Change what is read. The table at the head of this file says what may follow what."""
-        assert reading in _NEXT[self._reading], f"{self._reading} cannot be followed by {reading}"
+        """Change what is read. The table in `reading.py` says what may follow what."""
+        assert reading in NEXT[self._reading], f"{self._reading} cannot be followed by {reading}"
         self._reading = reading
         if self._head_bytes:  # the head of several parts is complete, or nothing more of it is read
             self._head_bytes = 0

@@ -1,11 +1,13 @@
-"""The client app, which is public: `GET /events/`, the streams that browsers open, and logins and logouts."""
+"""The client app, which is public: `GET /events/`, the streams that browsers open, logins and logouts, and stops."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 from starlette.applications import Starlette
@@ -26,6 +28,7 @@ from ..errors import (
     StreamRefused,
     TokenError,
     Unavailable,
+    UnknownRun,
 )
 from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
@@ -47,8 +50,11 @@ from .logins import Authenticate, Login, StreamRequest, TokenLogin, choose_login
 from .masking import Masking
 from .methods import STREAM_METHODS, ByMethod
 from .origins import ANY, OriginWatch, check_origins
-from .query import QUERY_BOUNDS, Query
+from .query import QUERY_BOUNDS, RUN, Query
+from .run_stop import STOP, RunStop
+from .run_streams import AI_SDK, RunRequest, run_stream
 from .stream import BusyResponse, EventStream, ExitListener
+from .unknown_run import unknown_run
 
 logger = limited_logger("ssehub.client")
 
@@ -101,6 +107,8 @@ def create_client_app(
         max_busy_waits,
     )
     routes = [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
+    stop = RunStop(hub, login, frozenset(cors_origins), denials)
+    routes[:0] = _both(STOP, ByMethod(streams, {"POST": stop}), _cors(cors_origins, ("POST",)))
     if isinstance(login, TokenLogin) and token_cookie is not None:
         cookie = LoginCookie(token_cookie, token_cookie_path, token_cookie_secure)
         cookie_login = CookieLogin(hub, login, cookie, frozenset(cors_origins), denials)
@@ -175,18 +183,21 @@ class EventsEndpoint:
         self._busy_waits = asyncio.Semaphore(max_busy_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = asyncio.get_running_loop().time()
         try:
-            response = await self._respond(scope)
+            response = await self._respond(scope, receive)
         except Unavailable as exc:
             response = self._busy(exc, scope)
         try:
             await response(scope, receive, send)
+        except UnknownRun:  # it is gone or not granted any more; nothing has been sent yet
+            await (await unknown_run(began))(scope, receive, send)
         except Unavailable as exc:  # over a limit, or the hub has ended meanwhile; nothing has been sent yet
             await self._busy(exc, scope)(scope, receive, send)
         except TokenError as exc:  # its token was revoked meanwhile; nothing has been sent yet either
             await self._denials.response(exc, scope)(scope, receive, send)
 
-    async def _respond(self, scope: Scope) -> ASGIApp:
+    async def _respond(self, scope: Scope, receive: Receive) -> ASGIApp:
         method = scope["method"]
         if method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": ALLOW})
@@ -200,21 +211,41 @@ class EventsEndpoint:
             raise
         except Exception as exc:
             return self._denials.response(exc, scope)
+        address = address_of(scope) if self._hub.limits_streams else None
         try:
             query = _query(request)
-            fields = query.fields
-            start = _start(request.headers, fields)
-            cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
-            uses_datastar = _uses_datastar(request.headers, fields)
-            if query.has_channels:
-                claims = self._narrowed(claims, query.channels(), scope)
+            cuts = is_cut(query.fields.get("end"), self._comeback_end, request.headers)
+            uses_datastar = _uses_datastar(request.headers, query.fields)
+            run = start = None
+            if RUN in query.fields:
+                run = RunRequest.parse(query, _cursor(request.headers, query.fields))
+            else:
+                start = _start(request.headers, query.fields)
+                if query.has_channels:
+                    claims = self._narrowed(claims, query.channels(), scope)
         except (InvalidRequest, Forbidden) as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
             await self._make_ready()
+        if run is not None:
+            stream = await run_stream(
+                self._hub,
+                run,
+                claims,
+                address,
+                receive,
+                is_head=method == "HEAD",
+                cuts=cuts,
+                uses_datastar=uses_datastar,
+            )
+            if method == "GET":  # it may have waited
+                await self._make_ready()
+            return stream
+        assert start is not None
+        if method == "GET":
             start = await self._hub.prepare(claims, start)
-        address = address_of(scope) if self._hub.limits_streams else None
-        return EventStream(self._hub, claims, start, address, cuts=cuts, uses_datastar=uses_datastar)
+        attach = partial(self._hub.attach, claims, start=start, address=address, uses_datastar=uses_datastar)
+        return EventStream(self._hub, attach, cuts=cuts)
 
     def _narrowed(self, claims: Claims, channels: tuple[str, ...], scope: Scope) -> Claims:
         """Return `claims` for these channels only. Raises Forbidden if they do not grant one of them."""
@@ -248,15 +279,19 @@ class EventsEndpoint:
         if not self._hub.broker.is_current:
             raise StreamRefused(Refusal.UNAVAILABLE, "the log cannot be read now, so that revocations may be missing")
 
-    def _busy(self, exc: Unavailable, scope: Scope) -> BusyResponse:
-        """Return a short stream that tells the client to come back later."""
+    def _busy(self, exc: Unavailable, scope: Scope) -> ASGIApp:
+        """Return a short stream that tells the client to come back later, or 503 where that would do harm."""
         reason = _reason(exc)
         self._hub.count_refusal(reason)
         logger.info(_REFUSED[reason], exc, client_of(scope))
         request = StreamRequest(scope)
         query = request.query.fields if request.query is not None else {}
         comeback = self._hub.comeback(reason)
-        id = _id_of_refused(_cursor(request.headers, query), comeback.position if "since" not in query else None)
+        if RUN in query and query.get("dialect") == AI_SDK:
+            headers = {"Retry-After": str(math.ceil(comeback.retry_milliseconds / 1000)), "Cache-Control": "no-store"}
+            return PlainTextResponse("no stream can be opened at present: try again\n", 503, headers)
+        end = None if "since" in query or RUN in query else comeback.position
+        id = _id_of_refused(_cursor(request.headers, query), end)
         frame = control_event("stream-busy", {}, id, comeback.retry_milliseconds)
         cuts = is_cut(query.get("end"), self._comeback_end, request.headers)
         return BusyResponse(frame.data, comeback.cut_seconds if cuts else None, self._busy_waits)
@@ -297,8 +332,13 @@ def _start(headers: Headers, query: Mapping[str, str]) -> Start:
 def _uses_datastar(headers: Headers, query: Mapping[str, str]) -> bool:
     """True if the page is one of Datastar's, which sends a header of its own. Raises InvalidRequest."""
     dialect = query.get("dialect")
+    if dialect == AI_SDK:
+        if RUN not in query:
+            raise InvalidRequest("dialect 'ai-sdk' is one of runs: give run, too")
+        return False
     if dialect not in (None, "datastar"):
-        raise InvalidRequest(f"unknown dialect {dialect[:40]!r}: use datastar, or leave it out")
+        dialects = "datastar or ai-sdk" if RUN in query else "datastar"
+        raise InvalidRequest(f"unknown dialect {dialect[:40]!r}: use {dialects}, or leave it out")
     return dialect is not None or "datastar-request" in headers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 from starlette.requests import ClientDisconnect
@@ -13,7 +14,7 @@ from ..errors import ControlKeyError, KeyForbidden, SSEHubError, TooManyRequests
 from ..loglimit import limited_logger
 from ..rights import NO_KEY, ControlKey, Right
 from .forms import JSON, NDJSON
-from .requests import HEADERS, KEY, ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
+from .requests import HEADERS, KEY, NAME, ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
 
 logger = limited_logger("ssehub.control")
 
@@ -40,6 +41,10 @@ class Endpoint:
         """Handle `request`. SSEHubErrors become responses with their status."""
         raise NotImplementedError
 
+    def refusal(self, exc: SSEHubError, headers: RequestHeaders) -> Response:
+        """Return the response for `exc`."""
+        return error_response(exc, headers)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: RequestHeaders = scope.get(HEADERS) or request_headers(scope)
         key: ControlKey = scope.get(KEY, NO_KEY)
@@ -54,12 +59,13 @@ class Endpoint:
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
-                await self._dropped.refuse(error_response(exc, headers), receive, send)
+                await self._dropped.refuse(self.refusal(exc, headers), receive, send)
                 return
             try:
-                response = await self.respond(ControlRequest(scope["query_string"], headers, body, key))
+                request = ControlRequest(scope["query_string"], headers, body, key, scope.get(NAME, ""))
+                response = await self.respond(request)
             except SSEHubError as exc:
-                response = error_response(exc, headers)
+                response = self.refusal(exc, headers)
         await response(scope, receive, send)
 
 
@@ -80,8 +86,11 @@ class Methods:
             await endpoint(scope, receive, send)
 
 
-def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
-    """Return the response for `exc`: JSON if the request was JSON, otherwise one line of text."""
+def error_response(exc: SSEHubError, headers: RequestHeaders, more: Mapping[str, object] | None = None) -> Response:
+    """Return the response for `exc`: JSON if the request was JSON, otherwise one line of text.
+
+    It is also JSON if there is `more` to say, which is added to it.
+    """
     extra = {}
     if isinstance(exc, Unavailable):
         extra["Retry-After"] = RETRY_AFTER_SECONDS
@@ -95,6 +104,8 @@ def error_response(exc: SSEHubError, headers: RequestHeaders) -> Response:
     if isinstance(exc, KeyForbidden):
         logger.warning("request refused with 403: %s", exc)
     message = str(exc).encode(errors="backslashreplace").decode()
+    if more is not None:
+        return JSONResponse({"error": message, **more}, exc.status, extra)
     if headers.get("content-type", "").partition(";")[0].strip().lower() in (JSON, NDJSON):
         return JSONResponse({"error": message}, exc.status, extra)
     return PlainTextResponse(f"{message}\n", exc.status, extra)

@@ -46,19 +46,26 @@ def media_type(request: ControlRequest) -> str:
 
 
 async def read_fields(
-    request: ControlRequest, known: Collection[str], known_in_json: Collection[str] | None, pace: Pace | None
+    request: ControlRequest,
+    known: Collection[str],
+    known_in_json: Collection[str] | None,
+    pace: Pace | None,
+    repeated: Collection[str] = (),
 ) -> tuple[Mapping[str, Any], bool]:
-    """Return the fields of a form or of one JSON object, and True if it was JSON. A large body needs a `pace`."""
+    """Return the fields of a form or of one JSON object, and True if it was JSON. A large body needs a `pace`.
+
+    Fields of a form that may be `repeated` become lists.
+    """
     kind = media_type(request)
     if kind in (JSON, NDJSON):
         if pace is None:
             value = parse_json("the body", request.body)
         else:
             if request.body.lstrip(b" \t\n\r").startswith(b"["):
-                raise _not_an_object("an array", known_in_json or known)
+                raise not_an_object("an array", known_in_json or known)
             value = await read_json("the body", request.body, 0, pace)
         return known_object(value, known_in_json or known), True
-    return await form_fields(request, kind, known, pace), False
+    return await form_fields(request, kind, known, pace, repeated=repeated), False
 
 
 async def form_fields(
@@ -67,17 +74,19 @@ async def form_fields(
     known: Collection[str],
     pace: Pace | None,
     max_value_bytes: int = SMALL_BODY_BYTES,
+    repeated: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the fields of the query string and of a form, which takes precedence, with values as in JSON.
 
-    A large body needs a `pace`, and then no value may have more than `max_value_bytes`.
+    A large body needs a `pace`, and then no value may have more than `max_value_bytes`. Those that may be `repeated`
+    become lists.
     """
     query = await urlencoded("the query", request.query_string, None, max_value_bytes)
     if kind == MULTIPART:
         sent = await _multipart(request.headers, request.body, pace, max_value_bytes)
     else:
         sent = await urlencoded("the body", request.body, pace, max_value_bytes)
-    fields: dict[str, Any] = {**_known_once(query, known), **_known_once(sent, known)}
+    fields: dict[str, Any] = {**_known(query, known, repeated), **_known(sent, known, repeated)}
     for name, read in _FORM_VALUES.items():
         if name in fields:
             fields[name] = read(fields[name])
@@ -200,9 +209,12 @@ class _MultiPartParser(MultiPartParser):
         self.is_complete = True
 
 
-def _known_once(fields: list[tuple[str, str]], known: Collection[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _known(fields: list[tuple[str, str]], known: Collection[str], repeated: Collection[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, value in fields:
+        if name in repeated:
+            found.setdefault(name, []).append(value)
+            continue
         if name in found:
             raise InvalidRequest(f"{name} is given twice: send it once")
         if name not in known:
@@ -221,14 +233,14 @@ _JSON_TYPES = {type(None): "null", bool: "a boolean", int: "a number", float: "a
 def known_object(value: Any, known: Collection[str]) -> Mapping[str, Any]:
     """Return `value` if it is an object whose names are all `known`."""
     if not isinstance(value, dict):
-        raise _not_an_object(_JSON_TYPES.get(type(value), "an array"), known)
+        raise not_an_object(_JSON_TYPES.get(type(value), "an array"), known)
     for name in value:
         if name not in known:
             _refuse_unknown(name, known)
     return value
 
 
-def _not_an_object(kind: str, known: Collection[str]) -> InvalidRequest:
+def not_an_object(kind: str, known: Collection[str]) -> InvalidRequest:
     return InvalidRequest(f"expected a JSON object, not {kind}: its fields are {', '.join(known)}")
 
 
@@ -292,6 +304,17 @@ def _flag(name: str) -> Callable[[str], bool]:
     return read
 
 
+def whole_number(name: str) -> Callable[[str], int]:
+    """Return a function that reads the field or header `name`, which raises InvalidRequest."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 15):
+            raise InvalidRequest(f"{name} {text[:40]!r} is not a whole number")
+        return int(text)
+
+    return read
+
+
 def _number(name: str, kind: str) -> Callable[[str], float]:
     def read(text: str) -> float:
         if not re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text, re.ASCII):
@@ -304,6 +327,8 @@ def _number(name: str, kind: str) -> Callable[[str], float]:
 _FORM_VALUES: dict[str, Callable[[str], Any]] = {
     "retry": _retry,
     "ttl": _number("ttl", "positive number of seconds"),
-    **{name: _flag(name) for name in ("store", "everyone", "withoutSid")},
+    **{name: _flag(name) for name in ("store", "everyone", "withoutSid", "stoppable", "restart", "takeover")},
+    **{name: _number(name, "number of seconds") for name in ("keep", "idle")},
+    "generation": whole_number("generation"),
     **{name: _number(name, "Unix time in seconds") for name in ("issuedBefore", "expiresAt")},
 }

@@ -19,6 +19,7 @@ from .requests import HEADERS, KEY, RequestHeaders, request_headers
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
+RUNS = "/runs"
 FORWARDING_HEADERS = frozenset(
     (
         "forwarded",
@@ -53,13 +54,14 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and scope["query_string"]:
             scope = masked(scope)  # a key there is refused, and must not get into the access log either
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+        if scope["type"] == "http" and _path(scope) not in OPEN_PATHS:
             headers = request_headers(scope)
             try:
                 scope[KEY] = self._check(headers, scope.get("server"))
                 scope[HEADERS] = headers
             except SSEHubError as exc:
-                await error_response(exc, headers)(scope, receive, send)
+                response = error_response(exc, headers, {} if _answers_json(scope) else None)
+                await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -92,6 +94,17 @@ class Guard:
         """True for a loopback address, and for a name in `allowed_hosts`."""
         is_loopback = _is_loopback(address)
         return address in self._hosts if is_loopback is None else is_loopback
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _answers_json(scope: Scope) -> bool:
+    """True if all errors of the path are JSON."""
+    path = _path(scope)
+    return path == RUNS or path.startswith(f"{RUNS}/")
 
 
 @lru_cache(64)

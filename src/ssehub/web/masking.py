@@ -14,7 +14,7 @@ EVENTS = "/events/"
 _MAX_SHOWN_PATH = 32
 """Most characters of other paths that are shown. A token begins with its header, which is not secret."""
 _SHOWN_PATHS = frozenset(
-    path + slash for path in ("/events/login", "/events/backchannel-logout") for slash in ("", "/")
+    path + slash for path in ("/events/login", "/events/stop", "/events/backchannel-logout") for slash in ("", "/")
 )
 _MAX_NAME_BYTES = 32
 _MAX_SHOWN_FIELDS = 20

@@ -63,6 +63,9 @@ class HubCollector(Collector):
 def _metrics(stats: Statistics) -> Iterator[Metric]:
     for name, help, value in (
         ("subscribers", "Open streams.", stats.subscribers),
+        ("watchers", "Open streams of runs, which count as subscribers, too.", stats.watchers),
+        ("watched_runs", "Runs that are followed for their watchers.", stats.watched_runs),
+        ("run_waits", "Clients that wait for a run to appear.", stats.run_waits),
         ("channels", "Channels with at least one open stream.", stats.channels),
         ("patterns", "Patterns with at least one open stream.", stats.patterns),
         ("lagging", "Streams whose backlog is over its bound.", stats.lagging),
@@ -77,6 +80,8 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
         ("revocations", "Revocations in force.", stats.revocations),
         ("revocations_max", "Revocations of which the table is full, so that no more are accepted.", MAX_REVOCATIONS),
+        ("run_bytes", "Bytes of all runs, with 32 bytes for each event.", stats.run_bytes),
+        ("run_producers", "Producers that append to runs at present.", stats.run_producers),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
         (
             "clock_skew_seconds",
@@ -102,6 +107,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("memory_short", "1 while memory is short and new streams are told to come back.", stats.memory_is_short),
     ):
         yield GaugeMetricFamily(f"ssehub_{name}", help, value)
+    yield _runs(stats)
     yield _tls_not_after(stats)
     for name, help, value in (
         ("streams", "Streams opened.", stats.connected),
@@ -109,6 +115,11 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("events_delivered", "Events written to streams.", stats.delivered),
         ("events_replayed", "Events written to streams of reconnecting clients from history.", stats.replayed),
         ("delivered_bytes", "Bytes of events written to streams.", stats.delivered_bytes),
+        (
+            "run_events",
+            "Events appended to runs, also those sent again.",
+            stats.run_events,
+        ),
         ("log_skipped_entries", "Entries of the log skipped as foreign or broken.", stats.log_skipped_entries),
         ("jwks_fetch_failures", "Times the keys at the jwks URL could not be fetched.", stats.jwks_fetch_failures),
     ):
@@ -124,6 +135,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
             "file",
             stats.key_file_failures,
         ),
+        ("appends_refused", "Appends refused or ended by the hub, by reason.", "reason", stats.refused_appends),
         ("logouts", "Back-channel logouts, by result.", "result", stats.logouts),
     ):
         yield _by(label, name, help, counts)
@@ -135,6 +147,13 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         stats.control_refused,
     )
     yield _round_seconds(stats)
+
+
+def _runs(stats: Statistics) -> Metric:
+    family = GaugeMetricFamily("ssehub_runs", "Runs, including those that are kept after their end.", labels=["state"])
+    for state, count in stats.runs.items():
+        family.add_metric([state], count)
+    return family
 
 
 def _tls_not_after(stats: Statistics) -> Metric:

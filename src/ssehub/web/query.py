@@ -10,6 +10,7 @@ from ..fields import MAX_NAMES, check_names
 from .escapes import unescape
 
 CHANNEL = "channel"
+RUN = "run"
 MAX_QUERY_BYTES = 64 * 1024
 MAX_QUERY_FIELDS = 100
 """Most fields besides `channel`, of which there may be MAX_NAMES, as many as a token may grant."""
@@ -26,7 +27,10 @@ _CHANNEL_FIELD = f"{CHANNEL}="
 
 
 class Query:
-    """`fields` are the first of each name that has a value, without `channel`, which may be repeated."""
+    """`fields` are the first of each name that has a value, without `channel`, which may be repeated.
+
+    A `run` without a name is among them: it is a mistake of the page, and not a request for another stream.
+    """
 
     __slots__ = ("_channels", "fields")
 
@@ -75,7 +79,7 @@ def parse_query(query_string: bytes) -> Query | None:
             name = unquote(name, errors="replace")
         if name == CHANNEL:
             channels.append(value)
-        elif value and name not in fields:
+        elif (value or name == RUN) and name not in fields:
             fields[name] = unquote(value, errors="replace") if "%" in value else value
     return Query(fields, channels)
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..buckets import Throttle
 from ..errors import BodyTooLarge, UnsupportedContent
+from ..fields import check_name
 from ..rights import NO_KEY, ControlKey
 
 MAX_DROPPED_BYTES = 32 * 2**20
@@ -23,17 +24,25 @@ MAX_DROPPING_SECONDS = 5.0
 KEY = "ssehub.key"
 HEADERS = "ssehub.headers"
 """Where in the scope the guard leaves the `ControlKey` of a request, and its headers, for the endpoint."""
+NAME = "ssehub.name"
+"""Where in the scope the name is that the path contains, if it contains one."""
 
 RequestHeaders = Mapping[str, str]
 
 
 class ControlRequest:
-    """A request to the control app whose whole body has been read. `key` is the one that it was made with."""
+    """A request to the control app whose whole body has been read.
 
-    __slots__ = ("body", "headers", "key", "query_string")
+    `key` is the one that it was made with, and `name` the name in its path.
+    """
 
-    def __init__(self, query_string: bytes, headers: RequestHeaders, body: bytes, key: ControlKey = NO_KEY) -> None:
+    __slots__ = ("body", "headers", "key", "name", "query_string")
+
+    def __init__(
+        self, query_string: bytes, headers: RequestHeaders, body: bytes, key: ControlKey = NO_KEY, name: str = ""
+    ) -> None:
         self.query_string = query_string
+        self.name = name
         self.headers = headers
         self.body = body
         self.key = key
@@ -47,15 +56,34 @@ def request_headers(scope: Scope) -> RequestHeaders:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
 
 
+def idempotency_key(headers: RequestHeaders) -> str | None:
+    """Return the key of the `Idempotency-Key` header, bare or in quotes as the IETF draft writes it, None without one.
+
+    Raises InvalidEvent if it can't be a key.
+    """
+    value = headers.get("idempotency-key")
+    if value is None:
+        return None
+    key = value.encode("latin-1").decode(errors="replace")
+    if len(key) > 1 and key.startswith('"') and key.endswith('"'):
+        key = key[1:-1]
+    return check_name("Idempotency-Key", key)
+
+
+def require_identity(headers: RequestHeaders) -> None:
+    """Raise UnsupportedContent if the body is compressed."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedContent(f"unsupported Content-Encoding {encoding[:40]!r}: send the body uncompressed")
+
+
 async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
     """Return the whole body.
 
     Raises UnsupportedContent, BodyTooLarge as soon as the body is known to be larger than `max_bytes`, and
     ClientDisconnect.
     """
-    encoding = headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedContent(f"unsupported Content-Encoding {encoding[:40]!r}: send the body uncompressed")
+    require_identity(headers)
     declared = headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
         raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
@@ -82,9 +110,11 @@ class DroppedBodies:
     response is lost to them.
     """
 
-    __slots__ = ("_throttle",)
+    __slots__ = ("_seconds", "_throttle")
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = MAX_DROPPING_SECONDS) -> None:
+        """Each of them is read for at most so many `seconds`."""
+        self._seconds = seconds
         self._throttle = Throttle(DROPPED_BYTES_PER_SECOND, MAX_DROPPING_SECONDS, time.monotonic)
 
     async def refuse(self, response: Response, receive: Receive, send: Send) -> None:
@@ -102,7 +132,7 @@ class DroppedBodies:
         """Read the rest of one body, as fast as the others leave time for it."""
         size = 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(MAX_DROPPING_SECONDS):
+            async with asyncio.timeout(self._seconds):
                 while size < MAX_DROPPED_BYTES:
                     message = await receive()
                     part_bytes = len(message.get("body", b""))

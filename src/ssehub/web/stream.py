@@ -8,63 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import anyio
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
 
-from ..claims import Claims
 from ..event import SEPARATOR
-from ..fanout.resume import Start
 from ..fanout.sinks import LINGER_SECONDS, Sink, TaskSink, TransportSink
 from ..fanout.statistics import Statistics
 from ..fanout.subscriber import Subscriber
 from ..hub import Hub
 from ..loglimit import limited_logger
+from .transport import Closing, Connection, closing_of, connection_of
 
 logger = limited_logger("ssehub.stream")
 
-EXTENSION = "ssehub.transport"
-"""Name of the ASGI extension in which a server hands its transport to the app."""
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 EXIT_SECONDS = 2.0
 """Drain window for the streams of a server that has been told to exit."""
-
-
-class Connection(Protocol):
-    """The server's protocol object of one connection: `connection` in the extension."""
-
-    @property
-    def has_started(self) -> bool:
-        """True if the server has received the response's head from the app."""
-
-    @property
-    def is_persistent(self) -> bool:
-        """False if the connection is to be closed after the response."""
-
-    def cut(self) -> None:
-        """Close the connection when the client has read what was written, without completing the response."""
-
-    def drop(self) -> None:
-        """Close the connection at once."""
-
-    def open_stream(self, *, cuts: bool) -> TransportSink | None:
-        """Return a sink that writes to the transport in place of the server, None if the connection is lost.
-
-        `cuts` says that the client does not come back after a complete response.
-        """
-
-    def hand_over(self) -> bytes:
-        """Leave the rest of the response and the connection to the sink, so that the app may return.
-
-        Returns the part of the response's head that is still to be written.
-        """
-
-    def close_stream(self) -> None:
-        """Discard the sink: the server writes the response."""
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -81,7 +44,7 @@ _TEMPLATE = _response()
 
 
 class EventStream:
-    """An ASGI app that streams what `claims` grant, from `start` on, until the hub ends it or the client leaves.
+    """An ASGI app that sends a stream until the hub ends it or the client leaves.
 
     If the server hands over its transport, the app returns as soon as the response has started: a coroutine that waits
     would take memory for as long as the stream lasts.
@@ -90,31 +53,29 @@ class EventStream:
     def __init__(
         self,
         hub: Hub,
-        claims: Claims,
-        start: Start,
-        address: str | None = None,
+        attach: Callable[[Sink], Subscriber],
         *,
         cuts: bool = False,
-        uses_datastar: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """The limits on streams apply if there is an `address`, which stands for the client.
+        """`attach` opens the stream that writes to a sink. `headers` are sent besides those of every stream.
 
         `cuts` says that the client does not come back after a complete response: see ends.py.
         """
         self._hub = hub
-        self._address = address
+        self._attach = attach
         self._cuts = cuts
-        self._uses_datastar = uses_datastar
-        self._claims = claims
-        self._start = start
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
-            await _response()(scope, receive, send)
+            response = _response()
+            response.headers.update(self._headers or {})
+            await response(scope, receive, send)
             return
-        connection = _connection(scope)
+        connection = connection_of(scope)
         if connection is None:
-            await self._send_from_task(_closing(scope, receive), receive, send)
+            await self._send_from_task(closing_of(scope, receive), receive, send)
         else:
             await self._write_to_transport(connection, receive, send)
 
@@ -139,13 +100,12 @@ class EventStream:
             raise
         sink.uncork(connection.hand_over())
 
-    def _attach(self, sink: Sink) -> Subscriber:
-        return self._hub.attach(self._claims, sink, self._start, self._address, uses_datastar=self._uses_datastar)
-
     async def _send_head(self, send: Send, *, closes: bool = False) -> None:
         headers = list(_TEMPLATE.raw_headers)  # a copy: middleware may append to it
         if closes:
             MutableHeaders(raw=headers)["Connection"] = "close"
+        if self._headers is not None:
+            MutableHeaders(raw=headers).update(self._headers)
         await send({"type": "http.response.start", "status": _TEMPLATE.status_code, "headers": headers})
 
     async def _move_to_task(
@@ -188,38 +148,12 @@ class BusyResponse:
         await send({"type": "http.response.body", "body": self._frame, "more_body": cut_after is not None})
         if cut_after is None:
             return
-        closing = _closing(scope, receive)
+        closing = closing_of(scope, receive)
         if self._waits.locked():
             await _cut_off(0.0, closing, receive)
         else:
             async with self._waits:
                 await _cut_off(cut_after, closing, receive)
-
-
-class Closing(NamedTuple):
-    """How a server closes a connection without completing the response."""
-
-    cut: Callable[[], None]
-    """Close it when the client has read what was written."""
-    drop: Callable[[], None]
-    """Close it at once."""
-
-
-def _connection(scope: Scope) -> Connection | None:
-    connection: Connection | None = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
-    return connection
-
-
-def _closing(scope: Scope, receive: Receive) -> Closing | None:
-    """Return how to close the connection, None if that can only be left to the server.
-
-    uvicorn's own protocols offer no function for it, but `receive` is a method of the object that has the transport.
-    """
-    connection = _connection(scope)
-    if connection is not None:
-        return Closing(connection.cut, connection.drop)
-    transport = getattr(getattr(receive, "__self__", None), "transport", None)
-    return None if transport is None else Closing(transport.close, transport.abort)
 
 
 async def _cut_off(after: float, closing: Closing | None, receive: Receive) -> None:
@@ -233,10 +167,10 @@ async def _cut_off(after: float, closing: Closing | None, receive: Receive) -> N
     closing.cut()
     try:
         async with asyncio.timeout(LINGER_SECONDS):
-            await _disconnected(receive)
+            await disconnected(receive)
     except TimeoutError:
         closing.drop()
-        await _disconnected(receive)
+        await disconnected(receive)
 
 
 async def _copy(sink: TaskSink, closing: Closing | None, receive: Receive, send: Send) -> None:
@@ -257,11 +191,11 @@ async def _copy(sink: TaskSink, closing: Closing | None, receive: Receive, send:
 
 
 async def _wait_for_disconnect(receive: Receive, streaming: anyio.CancelScope) -> None:
-    await _disconnected(receive)
+    await disconnected(receive)
     streaming.cancel()
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
     """Return when the connection has been lost."""
     while (await receive())["type"] != "http.disconnect":
         pass

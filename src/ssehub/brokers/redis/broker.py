@@ -1,4 +1,4 @@
-"""The Redis broker: checks the log at its start, then runs the writer and the reader."""
+"""The Redis broker: checks the log at its start, then runs the writer and the reader, and the store of runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import ClassVar, NamedTuple
 from ...errors import BrokerUnavailable
 from ...publication import Publication
 from ...revocations import Revocation, Revocations
-from ...settings import Idempotency, LogRetention, RedisOptions, Retention
+from ...settings import Idempotency, LogRetention, RedisOptions, Retention, RunLimits
 from ..base import Follower
 from .connection import Connection, Server, explain
 from .reader import Reader
+from .run_calls import check_access
+from .run_channels import check_channels
+from .run_wire import RunKeys
+from .runs import RedisRuns
 from .state import Knowledge
 from .table import Table
 from .writer import Writer
@@ -44,10 +48,12 @@ class RedisBroker:
         idempotency: Idempotency = Idempotency(),
         log: LogRetention = LogRetention(),
         retention: Retention = Retention(),
+        runs: RunLimits = RunLimits(),
         options: RedisOptions = RedisOptions(),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._server = Server(url, options.redis_prefix, now)
+        self.runs = RedisRuns(self._server, runs, options.broker_probe_seconds)
         self._idempotency = idempotency
         self._log = log
         self._retention = retention
@@ -60,7 +66,9 @@ class RedisBroker:
     @property
     def problem(self) -> str | None:
         tasks = self._tasks
-        return None if tasks is None else tasks.reader.health.problem or tasks.writer.health.problem
+        if tasks is None:
+            return None
+        return tasks.reader.health.problem or tasks.writer.health.problem or self.runs.problem
 
     @property
     def is_current(self) -> bool:
@@ -116,14 +124,16 @@ class RedisBroker:
                 await asyncio.shield(tasks[0])
             tasks += [asyncio.create_task(reader.run()), asyncio.create_task(writer.run())]
             self._tasks = _Tasks(reader, writer)
-            yield
+            async with self.runs.running() as run_tasks:
+                tasks += run_tasks
+                yield
         finally:
             self._tasks = None
             await _cancel(tasks)
             writer.close()
 
     async def _start(self, reader: Reader) -> None:
-        """Deliver the log's tail and check that this user may read and write the log. Raises BrokerUnavailable."""
+        """Deliver the log's tail and check that this user may use the log and the runs. Raises BrokerUnavailable."""
         try:
             async with self._server.connect(self._options.broker_probe_seconds) as connection:
                 await connection.check_version()
@@ -136,6 +146,9 @@ class RedisBroker:
         await connection.log_state(self._knowledge.newest, is_writer=True)
         await connection.command("XREAD", "COUNT", 1, "STREAMS", connection.keys.stream, "$")
         await connection.tidy(self._idempotency, self._log)
+        keys = RunKeys.of(self._server.prefix, connection.database)
+        await check_access(connection, keys)
+        await check_channels(connection, keys)
 
 
 async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -1,4 +1,4 @@
-"""`sqlite:///path`: the log in a file, for one process; it survives `kill -9` and power loss."""
+"""`sqlite:///path`: the log and the runs in two files, for one process; they survive `kill -9` and power loss."""
 
 from .broker import SqliteBroker
 from .logfile import LogFile, open_log

@@ -19,10 +19,11 @@ from typing import ClassVar, NamedTuple
 from ...errors import BrokerUnavailable
 from ...publication import Publication, Revoke, TakeBack
 from ...revocations import Revocation, Revocations
-from ...settings import Idempotency, LogRetention, Retention
+from ...settings import Idempotency, LogRetention, Retention, RunLimits
 from ..base import Follower, apply_commands
 from ..numbering import Numbered
 from .logfile import LogFile, Outcome, locked
+from .runs import SqliteRuns
 
 logger = logging.getLogger("ssehub.brokers.sqlite")
 
@@ -33,7 +34,10 @@ TAIL_CHUNK = 500
 
 
 class SqliteBroker:
-    """The log in the file at `path`. `now` returns Unix time in seconds."""
+    """The log in the file at `path`, and the runs in another one beside it.
+
+    `now` returns Unix time and `monotonic` a monotonic clock, in seconds.
+    """
 
     outlives_process: ClassVar[bool] = True
 
@@ -44,7 +48,9 @@ class SqliteBroker:
         idempotency: Idempotency = Idempotency(),
         log: LogRetention = LogRetention(),
         retention: Retention = Retention(),
+        runs: RunLimits = RunLimits(),
         now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock_skew_seconds = 0.0
         self.skipped = 0
@@ -52,6 +58,7 @@ class SqliteBroker:
         self.revocations = Revocations()
         self.now = now
         self._path = path.resolve()  # the lock file must be beside the file itself, however `path` refers to it
+        self.runs = SqliteRuns(self._path, runs, now=now, monotonic=monotonic)
         self._idempotency = idempotency
         self._log = log
         self._retention = retention
@@ -60,7 +67,7 @@ class SqliteBroker:
 
     @property
     def problem(self) -> str | None:
-        return None if self._writer is None else self._writer.problem
+        return None if self._writer is None else self._writer.problem or self.runs.problem
 
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
         if self._writer is None:
@@ -86,7 +93,8 @@ class SqliteBroker:
                 await self._deliver_tail(file, thread, follower)
                 writer = self._writer = _Writer(file, thread, follower, self.revocations)
                 try:
-                    yield
+                    async with self.runs.running():
+                        yield
                 finally:
                     self._writer = None
                     await writer.stop()

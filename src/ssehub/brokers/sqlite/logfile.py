@@ -21,6 +21,7 @@ from ...revocations import EXPIRY_MARGIN_SECONDS, MAX_REVOCATIONS, Revocation, f
 from ...settings import Idempotency, LogRetention, Retention
 from ..base import Entry
 from ..numbering import Numbered, Receipt, assign_positions, new_log_name, next_position, position_after
+from .database import Format, open_database, translated
 
 try:
     import fcntl
@@ -29,8 +30,7 @@ except ImportError:  # Windows: there SQLite's own locks have to do
 
 Outcome = Numbered | IdempotencyConflict | Overloaded
 """Of one request: what has been stored, or why nothing has."""
-APPLICATION_ID = 0x53534568  # "SSEh": identifies the file as a log, to `file` and to ssehub
-VERSION = 2
+FORMAT = Format("log", 0x53534568, version=2)  # "SSEh"
 SCHEMA = """
 CREATE TABLE log (name TEXT NOT NULL, last_ms INTEGER NOT NULL, last_seq INTEGER NOT NULL,
                   floor_ms INTEGER NOT NULL, floor_seq INTEGER NOT NULL);
@@ -115,18 +115,9 @@ class LogFile:
         now: Callable[[], float] = time.time,
     ) -> LogFile:
         """Open the log, or create it if the file does not exist. Raises BrokerUnavailable."""
-        if path.is_dir():
-            raise BrokerUnavailable(f"cannot open the log {path}: it is a directory; name a file in it")
-        with _translated(path):
-            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        database = open_database(path, FORMAT, lambda new: _create(new, int(now() * 1000)))
+        with translated(path):
             try:
-                is_new = not database.execute("PRAGMA schema_version").fetchone()[0]
-                if not is_new:
-                    _check(path, database)
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("PRAGMA synchronous=FULL")
-                if is_new:
-                    _create(database, int(now() * 1000))
                 return cls(path, database, idempotency, log, now)
             except BaseException:
                 database.close()
@@ -137,10 +128,10 @@ class LogFile:
         """Open an existing log for reading only; another process may write to it. Raises BrokerUnavailable."""
         if not path.is_file():
             raise BrokerUnavailable(f"cannot open the log {path}: the file does not exist")
-        with _translated(path):
+        with translated(path):
             database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
             try:
-                _check(path, database)
+                FORMAT.check(path, database)
                 return cls(path, database, Idempotency(), LogRetention(), time.time)
             except BaseException:
                 database.close()
@@ -156,7 +147,7 @@ class LogFile:
         """
         now = Position(int(self._now() * 1000), 0, self.last.log)
         self.last = max(self.last, now)
-        with _translated(self._path), self._transaction():
+        with translated(self._path), self._transaction():
             self._record(self.last)
         return self.last
 
@@ -167,7 +158,7 @@ class LogFile:
 
     def tail(self, retention: Retention) -> tuple[Position, list[Entry]]:
         """Return the newest entries, as many as `retention` allows, and the position before them."""
-        with _translated(self._path):
+        with translated(self._path):
             entries: list[Entry] = []
             size = 0
             for entry in self.newest_first():
@@ -180,7 +171,7 @@ class LogFile:
 
     def newest_first(self) -> Iterator[Entry]:
         """Yield all entries, newest first. Raises BrokerUnavailable if one cannot be read."""
-        with _translated(self._path):
+        with translated(self._path):
             for n, ms, seq, text in self._database.execute("SELECT n, ms, seq, event FROM events ORDER BY n DESC"):
                 try:
                     yield Entry(Position(ms, seq, self.last.log), Event.load(text))
@@ -189,7 +180,7 @@ class LogFile:
 
     def revocations(self) -> list[Revocation]:
         """Return the whole table. Raises BrokerUnavailable if one cannot be read."""
-        with _translated(self._path):
+        with translated(self._path):
             rows = self._database.execute("SELECT revocation FROM revocations").fetchall()
         try:
             return [Revocation.from_json(text) for (text,) in rows]
@@ -204,7 +195,7 @@ class LogFile:
         """
         last = self.last
         try:
-            with _translated(self._path), self._transaction():
+            with translated(self._path), self._transaction():
                 return [self._append(publications) for publications in requests]
         except BaseException:
             self.last = last
@@ -301,7 +292,7 @@ class LogFile:
         Raises BrokerUnavailable.
         """
         idempotency, log, now = self._idempotency, self._log, self._now()
-        with _translated(self._path), self._transaction():
+        with translated(self._path), self._transaction():
             self._database.execute(
                 "DELETE FROM keys WHERE at < ? OR n <= (SELECT max(n) FROM keys) - ?",
                 (now - idempotency.idempotency_seconds, idempotency.idempotency_keys),
@@ -348,34 +339,6 @@ class LogFile:
             raise
 
 
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as BrokerUnavailable."""
-    try:
-        yield
-    except sqlite3.Error as exc:
-        name = getattr(exc, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            reason = f"the log {path} is damaged ({exc}): move it away, or restore it from a backup"
-        elif name.startswith("SQLITE_FULL"):
-            reason = f"cannot write to the log {path}: the disk is full"
-        else:
-            reason = f"cannot use the log {path}: {exc}"
-        raise BrokerUnavailable(reason) from exc
-
-
 def _create(database: sqlite3.Connection, milliseconds: int) -> None:
-    marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}"
     start = f"INSERT INTO log VALUES ('{new_log_name()}', {milliseconds}, 0, {milliseconds}, 0)"
-    database.executescript(f"BEGIN; {SCHEMA} {start}; {marks}; COMMIT")
-
-
-def _check(path: Path, database: sqlite3.Connection) -> None:
-    """Raise BrokerUnavailable if the database is not a log, or its format has another version."""
-    if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise BrokerUnavailable(f"{path} is a database of another application: name another file")
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
-        raise BrokerUnavailable(
-            f"the log {path} has format version {version}, not {VERSION}: use the release of ssehub that created it"
-        )
+    database.executescript(f"BEGIN; {SCHEMA} {start}; {FORMAT.marks}; COMMIT")

@@ -1,4 +1,4 @@
-"""One run of a hub in one event loop, from its start until it is closed: the broker's session, and the engine."""
+"""The lifespan of a hub in one event loop, from its start until it is closed: the broker's session, and the engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REACH_SECONDS = 2.0
 Answer = TypeVar("Answer")
 
 
-class Run:
+class Lifespan:
     """Follows the log of `broker` in the running event loop. `follow` builds the engine as soon as the log begins."""
 
     def __init__(self, broker: Broker, follow: Callable[[Position], Engine]) -> None:
@@ -71,7 +71,7 @@ class Run:
             gate.open()
 
     def call(self, work: Coroutine[Any, Any, Answer], timeout_seconds: float) -> Answer:
-        """Do `work` in the event loop of the run, and return its result to any other thread.
+        """Do `work` in the event loop of the lifespan, and return its result to any other thread.
 
         Raises WrongEventLoop in the thread of that loop, HubClosed if the loop has ended, and BrokerUnavailable after
         `timeout_seconds`.
@@ -79,7 +79,7 @@ class Run:
         if self.loop is asyncio._get_running_loop():
             work.close()
             raise WrongEventLoop(
-                "publish_sync would block the event loop that the hub runs in: await hub.publish there"
+                "this call would block the event loop that the hub runs in: await hub.publish, or use hub.run, there"
             )
         try:
             waiting = asyncio.run_coroutine_threadsafe(work, self.loop)

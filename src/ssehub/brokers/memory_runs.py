@@ -1,0 +1,181 @@
+"""The runs of the memory broker. They are kept while the broker exists, and are open only while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from ..errors import BrokerUnavailable
+from ..loglimit import limited_logger
+from ..publication import IdempotencyKey
+from ..runs.book import Book, Change
+from ..runs.entries import RunEvent
+from ..runs.followers import Followers
+from ..runs.model import Outcome, Run, RunOptions
+from ..runs.packed import PackedEvents
+from ..runs.store import Append, Appended, Created, CreateMode, RunFilter, RunListener, RunTotals, Ticket
+from ..settings import RunLimits
+from .numbering import new_log_name
+
+logger = limited_logger("ssehub.runs")
+
+NOT_RUNNING = "the memory broker is not running: use it inside `async with hub`"
+TICK_SECONDS = 0.25
+
+
+class MemoryRuns:
+    """Runs in the memory of this process. `now` returns Unix time, `monotonic` a monotonic clock, in seconds."""
+
+    def __init__(self, limits: RunLimits, *, now: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self.on_transition: Callable[[Run], None] = lambda run: None
+        self.outlives_process = False
+        self._book = Book(limits, wall=now, monotonic=monotonic, new_log=new_log_name)
+        self._events: dict[str, PackedEvents] = {}
+        """The events by run, for those that have any."""
+        self._followers = Followers()
+        self._is_running = False
+
+    # Life
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Inside the context the store can be used, and time passes. Runs that are open at its end have failed."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def tick() -> None:
+            nonlocal timer
+            has_more = self._advance_once()
+            timer = loop.call_later(0.0 if has_more else TICK_SECONDS, tick)
+
+        timer = loop.call_later(TICK_SECONDS, tick)
+        self._is_running = True
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._is_running = False
+            for changes in self._book.shut_down():
+                self._apply_all(changes)
+                await asyncio.sleep(0)
+
+    def advance(self) -> None:
+        """Do everything that time has brought. It is done by itself while the store is running, in slices."""
+        while self._advance_once():
+            pass
+
+    def _advance_once(self) -> bool:
+        """Return True if there may be more to do."""
+        changes = self._book.overdue()
+        if changes:
+            self._apply_all(changes)
+        return changes is not None
+
+    # Calls
+
+    async def create(
+        self,
+        name: str,
+        options: RunOptions,
+        mode: CreateMode = CreateMode.NEW,
+        *,
+        key: IdempotencyKey | None = None,
+        ticket: Ticket | None = None,
+    ) -> Created:
+        self._require_running()
+        created, change = self._book.create(name, options, mode, key=key, ticket=ticket)
+        self._apply(change)
+        return created
+
+    async def append(self, name: str, step: Append) -> Appended:
+        self._require_running()
+        appended, change = self._book.append(name, step)
+        if change is not None:
+            self._apply(change)
+            if change.refusal is not None:
+                raise change.refusal
+        return appended
+
+    async def release(self, name: str, ticket: Ticket) -> None:
+        self._require_running()
+        self._apply(self._book.release(name, ticket))
+
+    async def finish(self, name: str, outcome: Outcome, generation: int | None = None) -> Run:
+        self._require_running()
+        run, change = self._book.finish(name, outcome, generation)
+        self._apply(change)
+        return run
+
+    async def stop(self, name: str, generation: int | None = None) -> Run:
+        self._require_running()
+        run, change = self._book.stop(name, generation)
+        self._apply(change)
+        return run
+
+    async def delete(self, name: str) -> Run:
+        self._require_running()
+        run, change = self._book.delete(name)
+        self._apply(change)
+        return run
+
+    async def get(self, name: str) -> Run | None:
+        self._require_running()
+        record = self._book.records.get(name)
+        return None if record is None else record.run
+
+    async def read(self, name: str, log: str, after: int, max_bytes: int) -> list[RunEvent] | None:
+        self._require_running()
+        record = self._book.records.get(name)
+        if record is None or record.run.log != log:
+            return None
+        events = self._events.get(name)
+        return [] if events is None else events.page(after, max_bytes)
+
+    async def list_runs(self, wanted: RunFilter, after: str | None = None, limit: int = 1_000) -> list[Run]:
+        self._require_running()
+        return self._book.list_runs(wanted, after, limit)
+
+    async def follow(self, name: str, listener: RunListener) -> Run | None:
+        self._require_running()
+        self._followers.add(name, listener)
+        record = self._book.records.get(name)
+        return None if record is None else record.run
+
+    def unfollow(self, name: str, listener: RunListener) -> None:
+        self._followers.remove(name, listener)
+
+    def totals(self) -> RunTotals:
+        return self._book.totals()
+
+    # Changes
+
+    def _require_running(self) -> None:
+        if not self._is_running:
+            raise BrokerUnavailable(NOT_RUNNING)
+
+    def _apply_all(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            try:
+                self._apply(change)
+            except Exception:
+                logger.exception("telling what has become of a run failed")
+
+    def _apply(self, change: Change | None) -> None:
+        """Store what has changed, then tell it."""
+        if change is None:
+            return
+        run = change.record.run
+        if change.is_gone or (change.is_new_log and change.first == 1):
+            self._events.pop(run.name, None)
+        if change.events:
+            events = self._events.get(run.name)
+            if events is None:
+                events = self._events[run.name] = PackedEvents()
+            events.extend(change.events)
+        if change.is_gone:
+            self._followers.vanished(run)
+        elif change.is_told:
+            self._followers.advanced(run, change.first, change.events)
+        if change.is_transition:
+            self.on_transition(run)

@@ -1,0 +1,104 @@
+"""The way to a hub: the addresses of its nodes, tried in turn, and how long to go on trying."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .errors import Unavailable
+from .publisher_http import Connection, Node
+from .trust import tls_problem
+
+
+class Patience(NamedTuple):
+    """In seconds. Each wait before another attempt is twice as long as the one before, and shortened at random."""
+
+    answer_seconds: float = 10.0
+    """How long connecting may take, and an answer after the end of its request."""
+    first_wait_seconds: float = 0.1
+    longest_wait_seconds: float = 2.0
+    give_up_seconds: float = 60.0
+    """How long after the first failure Unavailable is raised, if nothing has succeeded since."""
+
+
+class TryAgain(Exception):
+    """A hub has answered that it can't serve the request at present."""
+
+
+class _Address(NamedTuple):
+    node: Node
+    host: str
+    family: int
+
+
+class Route:
+    """Leads to one of `nodes`: always the same one, until it fails. Each address of a node's name counts as one."""
+
+    def __init__(self, nodes: Sequence[Node], patience: Patience) -> None:
+        self._nodes = nodes
+        self._patience = patience
+        self._turn = 0
+        """How many attempts have failed: says which address is next."""
+        self._count = len(nodes)
+        """How many addresses there were at last."""
+        self._failing_since: float | None = None
+        self._wait_seconds = patience.first_wait_seconds
+
+    async def connect(self, on_change: Callable[[], None] = lambda: None) -> Connection:
+        """Connect, with TLS if the node has it. Raises OSError, also for a problem with TLS, or if it takes long."""
+        address = await self._address()
+        node = address.node
+        try:
+            async with asyncio.timeout(self._patience.answer_seconds):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(node, on_change),
+                    address.host,
+                    node.port,
+                    family=address.family,
+                    ssl=node.tls,
+                    server_hostname=node.host if node.tls else None,
+                )
+        except TimeoutError:
+            raise TimeoutError(f"no connection within {self._patience.answer_seconds:g} s") from None
+        return connection
+
+    async def _address(self) -> _Address:
+        """Resolve the names anew, since they may lead elsewhere by now."""
+        loop = asyncio.get_running_loop()
+        found: list[_Address] = []
+        failures: list[OSError] = []
+        for node in self._nodes:
+            try:
+                places = await loop.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
+            except OSError as exc:
+                failures.append(exc)
+                continue
+            found += [_Address(node, str(place[0]), family) for family, _, _, _, place in places]
+        if not found:
+            raise failures[0] if failures else OSError("the host name has no address")
+        self._count = len(found)
+        return found[self._turn % len(found)]
+
+    def succeeded(self) -> None:
+        """A request has been answered."""
+        self._failing_since = None
+        self._wait_seconds = self._patience.first_wait_seconds
+
+    async def failed(self, problem: OSError | TryAgain) -> None:
+        """Wait until another attempt is due, at the next address. Raises Unavailable if there should be none."""
+        url = self._nodes[0].url
+        if reason := tls_problem(problem):
+            raise Unavailable(f"{url} can't be reached ({reason})") from problem
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since >= self._patience.give_up_seconds:
+            seconds = self._patience.give_up_seconds
+            raise Unavailable(f"{url} could not be used for {seconds:g} s ({problem or type(problem).__name__})")
+        self._turn += 1
+        if self._turn % self._count == 0:  # every address has been tried
+            await asyncio.sleep(self._wait_seconds * random.uniform(0.5, 1.0))
+            self._wait_seconds = min(2 * self._wait_seconds, self._patience.longest_wait_seconds)

@@ -1,0 +1,477 @@
+"""Brings the events of a run to a hub over HTTP, so that each is stored once, whatever happens to the connection.
+
+A request stays open while the run is produced, and carries the events as they come (`POST /runs/NAME`, NDJSON in
+chunks). The hub answers at the end of a request only, unless something is wrong. So the writer ends the request now and
+then, to learn how many events are stored, and goes on in another one on the same connection. Until it knows, it keeps
+the events. After a connection is lost, it asks how many events the run has (`GET /runs/NAME`), and sends the rest. What
+was stored just before the connection was lost can't be doubled: each request says how many events come before it
+(`Run-Offset`), and the hub skips those that it has.
+
+A hub that restarts, or a log that has lost its last events, may have another run of that name with the same number. So
+the name of the run's log is compared, too.
+
+A proxy may collect the whole body of a request before it passes it on. Then nothing would be seen before the request
+ends. The writer finds out, warns, and sends many short requests instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from .errors import ConflictReason, RunConflict, RunLost, RunStopped, SSEHubError, StaleRun, Unavailable
+from .publisher_http import TEMPORARY_STATUSES, Answer, Connection, Node, refusal, run_path
+from .publisher_kept import KeptEvents
+from .publisher_request import MAX_REQUEST_BYTES, OpenRequest, Rhythm
+from .publisher_route import Patience, Route, TryAgain
+from .runs.arguments import Order
+from .runs.entries import RunEvent
+from .runs.model import Outcome, RunError, RunState
+from .runs.producer import Opened, ProducedRun
+from .runs.store import CreateMode
+from .runs.threads import Caller, SyncProducedRun
+
+logger = logging.getLogger("ssehub.publisher")
+
+MAX_WAITING_BYTES = 1_048_576
+"""How much may wait to be stored before `append` waits."""
+MAX_ERROR_CHARACTERS = 1_000
+"""How long an error may be for the control app."""
+MAX_SHORT_BYTES = 65_536
+"""How much a short request carries."""
+BUFFERING_REMEMBERED_SECONDS = 600.0
+"""How long a publisher believes what it has found out about proxies."""
+
+
+class Buffering:
+    """What the runs of one publisher know of a proxy on the way to the hub. It is checked anew after ten minutes."""
+
+    def __init__(self) -> None:
+        self._is_found = False
+        self._checked_at: float | None = None
+        self._has_warned = False
+
+    @property
+    def is_known(self) -> bool:
+        return self._checked_at is not None and time.monotonic() - self._checked_at < BUFFERING_REMEMBERED_SECONDS
+
+    @property
+    def is_found(self) -> bool:
+        """True if a proxy holds what is sent until the end of the request."""
+        return self._is_found and self.is_known
+
+    def note(self, url: str, *, is_found: bool) -> None:
+        self._is_found = is_found
+        self._checked_at = time.monotonic()
+        if is_found and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: a proxy holds what is sent until the request ends, so runs are sent in many short requests, which "
+                "costs more; in nginx, set proxy_request_buffering off and proxy_http_version 1.1",
+                url,
+            )
+
+
+class HttpRuns:
+    """What the runs of one publisher share: the `nodes` of a hub, their timing, and what is known of proxies."""
+
+    def __init__(self, nodes: Sequence[Node], patience: Patience, rhythm: Rhythm | None = None) -> None:
+        self.nodes = nodes
+        self.patience = patience
+        self.rhythm = rhythm or Rhythm()
+        self.buffering = Buffering()
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Those of the writers at work: also after `finish` was cancelled, until the end of the run is stored."""
+
+    def produce(self, order: Order) -> ProducedRun:
+        """Return a run that the task produces which enters it."""
+        return ProducedRun(order.name, HttpWriter(order, self))
+
+    def produce_sync(self, order: Order, call: Caller) -> SyncProducedRun:
+        """Return a run that the thread produces which enters it."""
+        return SyncProducedRun(order.name, HttpWriter(order, self), call)
+
+    async def aclose(self) -> None:
+        """Break off what is under way in this event loop."""
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self.tasks if task.get_loop() is loop]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+class HttpWriter:
+    """A `Writer` (see `runs/producer.py`) to the control app of a hub elsewhere."""
+
+    def __init__(self, order: Order, runs: HttpRuns) -> None:
+        self._order = order
+        self._name = order.name
+        self._url = runs.nodes[0].url
+        self._buffering = runs.buffering
+        self._tasks = runs.tasks
+        self._patience = runs.patience
+        self._rhythm = runs.rhythm.within(order.options.idle)
+        self._route = Route(runs.nodes, runs.patience)
+        self._producer = uuid4().hex
+        self._connection: Connection | None = None
+        self._kept = KeptEvents()
+        self._generation = 0
+        self._log = ""
+        self._is_verified = True
+        """False after a connection was lost, until the hub has said that the run is still there."""
+        self._outcome: Outcome | None = None
+        self._end: RunState | None = None
+        self._failure: SSEHubError | None = None
+        self._interrupt: Callable[[SSEHubError], None] = lambda error: None
+        self._opened: asyncio.Future[Opened] | None = None
+        """The result of `open`."""
+        self._task: asyncio.Task[None] | None = None
+        self._has_changed = asyncio.Event()
+        """Set when the task has something to look at."""
+        self._has_room = asyncio.Event()
+
+    async def open(self, interrupt: Callable[[SSEHubError], None]) -> Opened:
+        """Create the run: see `Writer.open`."""
+        self._interrupt = interrupt
+        self._opened = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._work(self._opened))
+        self._tasks.add(self._task)
+        self._task.add_done_callback(self._end_work)
+        try:
+            return await self._opened
+        except asyncio.CancelledError:
+            self._outcome = Outcome(RunState.FAILED, RunError.CANCELLED)  # the task ends what it has created
+            self._has_changed.set()
+            raise
+
+    async def append(self, events: Sequence[RunEvent]) -> int:
+        """Send `events` soon: see `Writer.append`. Waits while more than MAX_WAITING_BYTES wait to be stored."""
+        while self._failure is None and self._kept.waiting_bytes > MAX_WAITING_BYTES:
+            self._has_room.clear()
+            await self._has_room.wait()
+        self._require_going_on()
+        for event in events:
+            self._kept.add(event)
+        self._has_changed.set()
+        if self._kept.waiting_bytes > MAX_REQUEST_BYTES:
+            await asyncio.sleep(0)  # a producer that never waits itself would keep the task from sending
+        return self._kept.total
+
+    async def finish(self, outcome: Outcome) -> RunState:
+        """End the run after its events: see `Writer.finish`."""
+        assert self._task is not None
+        self._outcome = outcome
+        self._has_changed.set()
+        await asyncio.wait([self._task])
+        self._require_going_on()
+        assert self._end is not None
+        return self._end
+
+    async def close(self) -> None:
+        """Break off: see `Writer.close`. The hub notices by itself."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _require_going_on(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)  # it may be raised many times
+
+    async def _create(self, opened: asyncio.Future[Opened]) -> None:
+        run = await self._created(opened)
+        self._generation, self._log = run["generation"], _log_of(run)
+        self._kept = KeptEvents(run["events"])
+        if not opened.done():
+            opened.set_result(Opened(self._generation, run["events"]))
+
+    async def _created(self, opened: asyncio.Future[Opened]) -> dict[str, Any]:
+        """Create the run, and return it. Once the hub may have created it, this goes on even if nobody waits for it."""
+        may_exist = False
+        body = json.dumps(_fields(self._order)).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
+        while True:
+            try:
+                connection = await self._connected()
+                may_exist = True
+                connection.begin("PUT", run_path(self._name), headers, body)
+                answer = await self._answer(connection)
+                self._require_available(answer)
+            except (OSError, TryAgain) as problem:
+                self._disconnect()
+                if opened.done() and not may_exist:
+                    raise asyncio.CancelledError from None
+                await self._route.failed(problem)
+                continue
+            self._route.succeeded()
+            if answer.status not in (200, 201):
+                raise self._refusal(answer)
+            return self._run_in(answer)
+
+    def _refusal(self, answer: Answer) -> SSEHubError:
+        fields = answer.fields
+        if answer.status != 409 or fields.get("reason") not in set(ConflictReason):
+            return refusal(self._url, answer.status, answer.reason)
+        return RunConflict(
+            ConflictReason(fields["reason"]),
+            answer.reason,
+            generation=fields.get("generation", 0),
+            state=fields.get("state", ""),
+            events=fields.get("events", 0),
+            error=fields.get("runError"),
+        )
+
+    async def _work(self, opened: asyncio.Future[Opened]) -> None:
+        """Create the run and send its events, and reconnect, until it has ended or can't be continued."""
+        try:
+            await self._create(opened)
+            while self._end is None:
+                try:
+                    await self._step()
+                except (OSError, TryAgain) as problem:
+                    self._disconnect()
+                    self._is_verified = False
+                    await self._route.failed(problem)
+        except SSEHubError as exc:
+            self._fail(exc)
+        except Exception as exc:
+            logger.exception("run %r can't be continued", self._name)
+            self._fail(Unavailable(f"run {self._name!r} can't be continued: {type(exc).__name__}"))
+
+    def _end_work(self, task: asyncio.Task[None]) -> None:
+        """The task has ended. If it was cancelled, it may not even have begun."""
+        self._tasks.discard(task)
+        self._disconnect()
+        if task.cancelled():
+            self._fail(Unavailable(f"run {self._name!r} was given up: its publisher has been closed"))
+
+    def _fail(self, error: SSEHubError) -> None:
+        self._failure = error
+        self._has_room.set()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(error)
+        elif self._generation:
+            self._interrupt(error)
+
+    async def _step(self) -> None:
+        """Do what is next, in one request."""
+        if self._connection is not None and self._connection.is_lost:
+            self._is_verified = False
+        if not self._is_verified:
+            await self._verify()
+        if self._outcome is not None and self._kept.stored == self._kept.total:
+            await self._finish(self._outcome)
+        elif self._buffering.is_found:
+            await self._send_short()
+        else:
+            await self._send_stream()
+
+    async def _verify(self) -> None:
+        answer = await self._call("GET", run_path(self._name), {}, b"")
+        self._require_available(answer)
+        if answer.status == 404:
+            raise RunLost(
+                f"{self._url} does not have run {self._name!r} any more: it was deleted, or the hub was restarted and "
+                "keeps runs in memory only"
+            )
+        if answer.status != 200:
+            raise refusal(self._url, answer.status, answer.reason)
+        run = self._run_in(answer)
+        if run["generation"] > self._generation:
+            raise StaleRun(f"run {self._name!r} was restarted or taken over meanwhile")
+        if run["generation"] < self._generation or _log_of(run) != self._log:
+            raise RunLost(f"run {self._name!r} was lost: the hub has another run of that name by now")
+        self._acknowledge(run["events"])
+        self._is_verified = True
+
+    async def _finish(self, outcome: Outcome) -> None:
+        fields: dict[str, object] = {"generation": self._generation}
+        if outcome.state is RunState.FAILED:
+            fields["error"] = (outcome.error or RunState.FAILED)[:MAX_ERROR_CHARACTERS]
+        headers = {"Content-Type": "application/json"}
+        answer = await self._call("POST", run_path(self._name, "/finish"), headers, json.dumps(fields).encode())
+        self._require_available(answer)
+        if answer.status != 200:
+            raise self._refused(answer)
+        self._end = RunState(self._run_in(answer)["state"])
+
+    async def _send_stream(self) -> None:
+        """Send events as they come, until it is time to learn what is stored, or the hub answers early."""
+        loop = asyncio.get_running_loop()
+        connection = await self._connected()
+        connection.begin("POST", run_path(self._name), self._append_headers("application/x-ndjson"))
+        request = OpenRequest(self._kept, self._rhythm, loop.time())
+        while connection.answer is None and not connection.is_lost:
+            self._has_changed.clear()
+            if part := request.next_part(loop.time()):
+                connection.write(part)
+            if request.is_over(loop.time()) or self._outcome is not None or await self._is_held(request):
+                break
+            await self._wait_until(min(request.wake_at, self._check_at(request)))
+        if connection.answer is None and not connection.is_lost:
+            connection.end()
+        self._take(await self._answer(connection))
+
+    def _check_at(self, request: OpenRequest) -> float:
+        return float("inf") if self._buffering.is_known else request.check_at
+
+    async def _is_held(self, request: OpenRequest) -> bool:
+        """Return True if a check was due, and has shown that a proxy holds the events."""
+        if asyncio.get_running_loop().time() < self._check_at(request):
+            return False
+        request.is_checked = True
+        events = await self._count()
+        if events is None:
+            return False
+        is_held = events == self._kept.stored
+        self._buffering.note(self._url, is_found=is_held)
+        return is_held
+
+    async def _count(self) -> int | None:
+        """Return how many events the hub has, or None if it does not say so."""
+        connection = None
+        try:
+            connection = await self._route.connect()
+            connection.begin("GET", run_path(self._name), {}, b"")
+            answer = await connection.answered(self._rhythm.check_seconds)
+        except OSError:
+            return None
+        finally:
+            if connection is not None:
+                connection.close()
+        events = answer.fields.get("events")
+        return events if isinstance(events, int) else None
+
+    async def _send_short(self) -> None:
+        """Send what there is, in a request that is complete, or a sign of life."""
+        kept = self._kept
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._rhythm.short_life_seconds
+        while kept.stored == kept.total and self._outcome is None and loop.time() < until:
+            self._has_changed.clear()
+            await self._wait_until(until)
+        lines = kept.lines(kept.stored, MAX_SHORT_BYTES)
+        if lines:
+            content_type, body = "application/json", b"[" + b",".join(line[:-1] for line in lines) + b"]"
+        else:
+            content_type, body = "application/x-ndjson", b"\n"
+        self._take(await self._call("POST", run_path(self._name), self._append_headers(content_type), body))
+
+    def _append_headers(self, content_type: str) -> dict[str, str]:
+        return {
+            "Content-Type": content_type,
+            "Run-Generation": str(self._generation),
+            "Run-Producer": self._producer,
+            "Run-Offset": str(self._kept.stored),
+        }
+
+    def _take(self, answer: Answer) -> None:
+        """Take the answer to an append."""
+        events = answer.fields.get("events")
+        if answer.status == 200 and not isinstance(events, int):
+            raise Unavailable(f"{self._url} is not a hub: unexpected response {answer.reason[:80]!r}")
+        if isinstance(events, int) and answer.fields.get("generation") == self._generation:
+            self._acknowledge(events)
+        self._require_available(answer)
+        if answer.status != 200:
+            raise self._refused(answer)
+        self._route.succeeded()
+
+    def _acknowledge(self, events: int) -> None:
+        if events > self._kept.total:
+            raise StaleRun(f"another producer appends to run {self._name!r}, too")
+        if events < self._kept.first:
+            raise RunLost(f"run {self._name!r} has lost events that can't be sent again: {self._url} has {events}")
+        if events > self._kept.stored:
+            self._route.succeeded()
+        self._kept.acknowledge(events)
+        self._has_room.set()
+
+    def _refused(self, answer: Answer) -> SSEHubError:
+        """Return what is raised for an answer after which nothing more can be appended. Raises TryAgain if it can."""
+        fields = answer.fields
+        reason = fields.get("reason")
+        if answer.status == 404:
+            return StaleRun(f"run {self._name!r} was deleted")
+        if answer.status != 409:
+            return refusal(self._url, answer.status, answer.reason)
+        # Only this writer has its identity. If it is superseded, an old request of its own has arrived late, or the
+        # store has forgotten this connection, with its last events.
+        if reason in (ConflictReason.OFFSET, ConflictReason.SUPERSEDED):
+            raise TryAgain(answer.reason)
+        if reason == ConflictReason.STOPPED:
+            return RunStopped(f"run {self._name!r} was stopped")
+        if reason == ConflictReason.TOO_LARGE:
+            return self._refusal(answer)
+        if fields.get("runError") == RunError.IDLE:
+            return RunLost(f"run {self._name!r} has failed: the hub had heard nothing of its producer for too long")
+        return StaleRun(answer.reason)
+
+    def _require_available(self, answer: Answer) -> None:
+        """Raises TryAgain if the hub, or a proxy in front of it, can't serve requests at present."""
+        if answer.status in (*TEMPORARY_STATUSES, 408, 429):
+            raise TryAgain(f"it responded with {answer.status}: {answer.reason}")
+
+    def _run_in(self, answer: Answer) -> dict[str, Any]:
+        run = answer.fields
+        if not all(
+            isinstance(run.get(name), kind) for name, kind in (("generation", int), ("events", int), ("position", str))
+        ):
+            raise Unavailable(f"{self._url} is not a hub with runs: unexpected response {answer.reason[:80]!r}")
+        return run
+
+    async def _call(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Send a request and return its answer. Raises OSError."""
+        connection = await self._connected()
+        connection.begin(method, path, headers, body)
+        return await self._answer(connection)
+
+    async def _answer(self, connection: Connection) -> Answer:
+        answer = await connection.answered(self._patience.answer_seconds)
+        if not connection.is_usable:
+            self._disconnect()
+        return answer
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or not self._connection.is_usable:
+            self._disconnect()
+            self._connection = await self._route.connect(self._has_changed.set)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def _wait_until(self, when: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(when):
+                await self._has_changed.wait()
+
+
+def _fields(order: Order) -> dict[str, object]:
+    """Return the body of `PUT /runs/NAME`."""
+    options = order.options
+    fields: dict[str, object] = {
+        "channel": options.channels,
+        "userId": options.users,
+        "keep": options.keep,
+        "idle": options.idle,
+        "stoppable": options.stoppable,
+    }
+    if options.announce is not None:
+        fields["announce"] = options.announce
+    if order.mode is not CreateMode.NEW:
+        fields[order.mode.value] = True
+    return fields
+
+
+def _log_of(run: Mapping[str, Any]) -> str:
+    """Return the name of a run's log."""
+    return str(run["position"]).rpartition(".")[2]

@@ -1,0 +1,88 @@
+"""The part of a hub by which its runs are watched."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import partial
+
+from .claims import Claims
+from .errors import BrokerUnavailable, InvalidRequest
+from .fanout.engine import Engine
+from .fanout.sinks import Sink
+from .fanout.subscriber import Subscriber
+from .fanout.watching import Dialect
+from .publishing import Publishing
+from .runs.model import Run, check_run_name
+from .subscription import Attach
+
+MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 300.0
+"""How long a client may wait for a run to appear."""
+
+
+def check_wait_seconds(value: float) -> float:
+    """Return `value` if a client may wait so long for a run. Raises InvalidRequest."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not MIN_WAIT_SECONDS <= value <= MAX_WAIT_SECONDS:
+        raise InvalidRequest(
+            f"wait {value!r:.40} is not a number of seconds from {MIN_WAIT_SECONDS:g} to {MAX_WAIT_SECONDS:g}"
+        )
+    return value
+
+
+class RunStreams(Publishing):
+    """Lets streams watch runs. The hub, which is built on it, says in which lifespan."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start in the running event loop."""
+
+    @abstractmethod
+    def require_access(self, claims: Claims) -> None:
+        """Raise TokenError if these claims grant nothing any more."""
+
+    async def find_run(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
+        """Return the run `name` if `claims` grant it; wait for that, if `wait_seconds` is given, at most so long.
+
+        Whether there is no such run or it is not granted makes no difference: UnknownRun is raised. `watch` it within a
+        second. Raises InvalidRequest; StreamRefused if `max_run_waits` wait already, or the hub drains meanwhile;
+        BrokerUnavailable, and what `start` raises.
+        """
+        check_run_name(name)
+        if wait_seconds is not None:
+            check_wait_seconds(wait_seconds)
+        await self.start()
+        return await self._following().watchers.find(name, claims, wait_seconds)
+
+    def watch(
+        self,
+        name: str,
+        claims: Claims,
+        sink: Sink,
+        cursor: str | None = None,
+        address: str | None = None,
+        *,
+        dialect: Dialect = Dialect.EVENTS,
+        uses_datastar: bool = False,
+    ) -> Subscriber:
+        """Open a stream that writes the run `name` to `sink`, for a server's response; see `attach`.
+
+        `find_run` has returned the run. The stream begins at its first event or behind `cursor`, and ends with it.
+        Raises what `attach` raises, and UnknownRun if it is gone meanwhile.
+        """
+        engine = self._following()
+        self.require_access(claims)
+        return engine.watch(name, claims, sink, cursor, address, dialect=dialect, uses_datastar=uses_datastar)
+
+    async def _prepare_run(self, name: str, claims: Claims, cursor: str | None, wait_seconds: float | None) -> Attach:
+        """Return what attaches a stream of the run for Python code, as soon as there is that run."""
+        await self.find_run(name, claims, wait_seconds)
+        return partial(self._attach_run, name, claims, cursor)
+
+    def _attach_run(self, name: str, claims: Claims, cursor: str | None, sink: Sink) -> Subscriber:
+        return self.watch(name, claims, sink, cursor)
+
+    def _following(self) -> Engine:
+        engine = self._running().engine
+        if engine is None:
+            raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
+        return engine

@@ -1,0 +1,232 @@
+"""`POST /runs/NAME`: appends events to a run, as the body of the request arrives or, if it is JSON, as a whole.
+
+A body that arrives bit by bit may go on for hours, so it is exempt from the server's limits on bodies. If it has to be
+refused in the middle, the answer is complete at once. What the client still sends is read and discarded for a moment,
+since a connection that is closed while the client sends loses the answer; then the connection is closed, since many
+clients send everything before they look at the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Coroutine, Mapping
+from itertools import count
+from typing import Any, NamedTuple
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from ..errors import HubClosed, InvalidRequest, SSEHubError, UnsupportedContent
+from ..fields import check_name
+from ..hub import Hub
+from ..loglimit import limited_logger
+from ..rights import NO_KEY, ControlKey, Right
+from ..runs.model import Outcome, RunOptions, check_run_name
+from ..runs.store import Appended, CreateMode, Ticket
+from ..settings import Limits, RequestLimits
+from .appending import Appending, LineLimits
+from .feed import EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
+from .forms import JSON, NDJSON, whole_number
+from .rates import PublishRates
+from .requests import (
+    HEADERS,
+    KEY,
+    NAME,
+    ControlRequest,
+    DroppedBodies,
+    RequestHeaders,
+    read_body,
+    request_headers,
+    require_identity,
+)
+from .run_answers import append_error, append_refusal, appended_object
+from .run_calls import OPTION_FIELDS, fields_of, generation_of, options_of, outcome_of
+from .transport import connection_of
+
+logger = limited_logger("ssehub.control")
+
+APPEND_FIELDS = (*OPTION_FIELDS, "generation", "finish", "error")
+REFUSED_SECONDS = 0.3
+"""How long the rest of a refused body is read. httpx, requests, aiohttp, Node, Go and curl all see the answer then."""
+PRODUCER, OFFSET = "run-producer", "run-offset"
+
+_PROCESS = secrets.token_hex(8)
+_CONNECTIONS = count()
+
+
+class _Wish(NamedTuple):
+    """What an append asks for besides its events."""
+
+    options: RunOptions | None
+    """Not None if the run is to be created unless it is open."""
+    generation: int | None
+    outcome: Outcome | None
+
+
+class AppendToRun:
+    """`POST /runs/NAME`."""
+
+    def __init__(self, hub: Hub, limits: Limits, request_limits: RequestLimits, rates: PublishRates) -> None:
+        self._hub = hub
+        self._runs = hub.runs
+        self._limits = limits
+        self._line_limits = LineLimits(request_limits.body_seconds, request_limits.min_body_bytes_per_second)
+        self._rates = rates
+        self._dropped = DroppedBodies(REFUSED_SECONDS)
+        self._turn = asyncio.Lock()
+        """Large bodies and long lines are parsed one after the other."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: RequestHeaders = scope.get(HEADERS) or request_headers(scope)
+        key: ControlKey = scope.get(KEY, NO_KEY)
+        is_whole = _media_type(headers) == JSON
+        try:
+            key.require(Right.PUBLISH)
+            if self._hub.is_draining:
+                raise HubClosed("the hub is about to stop: append to another node, or here after its restart")
+            wish = await _wish(scope, headers, key)
+            appending = self._appending(check_run_name(scope[NAME]), headers, key, wish)
+            feed = self._feed(headers)
+        except SSEHubError as exc:
+            await self._refuse(exc, None, receive, send)
+            return
+        if is_whole:
+            work = self._append_whole(appending, headers, key, wish, receive)
+        else:
+            work = self._append_stream(appending, key, wish, feed, receive)
+        answering = self._answer(appending, work, receive, send)
+        connection = connection_of(scope)
+        if connection is not None and not is_whole:
+            connection.unlimit_body()
+            if connection.adopt(answering, receive):
+                return
+        await answering
+
+    async def _answer(
+        self, appending: Appending, work: Coroutine[Any, Any, Appended], receive: Receive, send: Send
+    ) -> None:
+        try:
+            appended = await work
+        except ClientDisconnect:
+            pass
+        except SSEHubError as exc:
+            await self._refuse(exc, appending, receive, send)
+        else:
+            await JSONResponse(appended_object(appended))({"type": "http"}, receive, send)
+
+    async def _refuse(self, exc: SSEHubError, appending: Appending | None, receive: Receive, send: Send) -> None:
+        reason = append_refusal(exc)
+        self._hub.count_refused_append(reason)
+        logger.info("append refused with %d, %s: %s", exc.status, reason, exc)
+        response = append_error(exc, appending.appended if appending is not None else None)
+        if appending is not None and appending.is_read:
+            await response({"type": "http"}, receive, send)
+        else:
+            await self._dropped.refuse(response, receive, send)
+
+    def _appending(self, name: str, headers: RequestHeaders, key: ControlKey, wish: _Wish) -> Appending:
+        connection = f"{_PROCESS}-{next(_CONNECTIONS)}"
+        producer = headers.get(PRODUCER)
+        if producer is None:
+            producer = connection
+        else:
+            check_name("Run-Producer", producer)
+        offset = headers.get(OFFSET)
+        return Appending(
+            self._runs,
+            self._hub.producers,
+            name,
+            Ticket(producer, connection),
+            generation=wish.generation,
+            offset=None if offset is None else whole_number("Run-Offset")(offset),
+            rates=self._rates,
+            key_name=key.name,
+            limits=self._line_limits,
+            count=self._hub.count_appended,
+        )
+
+    async def _append_whole(
+        self, appending: Appending, headers: RequestHeaders, key: ControlKey, wish: _Wish, receive: Receive
+    ) -> Appended:
+        limits = self._limits
+        body = await read_body(headers, receive, limits.max_body_bytes)
+        appending.is_read = True
+        events = await read_events(body, limits.max_batch_events, limits.max_event_bytes, self._turn) if body else []
+        self._rates.spend(key.name, len(events))
+        await self._hub.start()
+        try:
+            await self._enter(appending, key, wish)
+            return await appending.append(events, wish.outcome)
+        finally:
+            await self._release(appending)
+
+    async def _append_stream(
+        self, appending: Appending, key: ControlKey, wish: _Wish, feed: Feed, receive: Receive
+    ) -> Appended:
+        producers = self._hub.producers
+        producers.add(appending)
+        try:
+            await self._runs.follow(appending.run_name, appending)
+            await self._enter(appending, key, wish)
+            return await appending.copy(receive, feed, wish.outcome)
+        finally:
+            producers.remove(appending)
+            self._runs.unfollow(appending.run_name, appending)
+            await self._release(appending)
+
+    def _feed(self, headers: RequestHeaders) -> Feed:
+        """Return what parses a body of this type. Raises UnsupportedContent."""
+        kind = _media_type(headers)
+        require_identity(headers)
+        if kind == EVENT_STREAM:
+            return EventStreamFeed(self._limits.max_event_bytes, self._turn)
+        if kind in (NDJSON, JSON) or not _has_body(headers):
+            return LineFeed(self._limits.max_event_bytes, self._turn)
+        raise UnsupportedContent(f"unsupported content type {kind[:100]!r}: send {NDJSON}, {EVENT_STREAM} or {JSON}")
+
+    async def _enter(self, appending: Appending, key: ControlKey, wish: _Wish) -> None:
+        """Create the run if that is wanted. Raises KeyForbidden if the run has a channel that the key may not use."""
+        if key.grant is not None:
+            run = await self._runs.get(appending.run_name)
+            if run is not None:
+                key.require_channels(run.options.channels)
+        if wish.options is not None:
+            await self._runs.create(appending.run_name, wish.options, CreateMode.JOIN, ticket=appending.ticket)
+
+    async def _release(self, appending: Appending) -> None:
+        """Let other producers append."""
+        with contextlib.suppress(SSEHubError):  # the store will notice by itself that the producer is gone
+            await self._runs.release(appending.run_name, appending.ticket)
+
+
+async def _wish(scope: Scope, headers: RequestHeaders, key: ControlKey) -> _Wish:
+    """Return what the query and the headers ask for. Raises InvalidRequest and KeyForbidden."""
+    request = ControlRequest(scope["query_string"], {}, b"")
+    fields: Mapping[str, Any] = await fields_of(request, APPEND_FIELDS) if request.query_string else {}
+    options = None
+    if not fields.keys().isdisjoint(OPTION_FIELDS):
+        options = options_of(fields)
+        key.require_channels(options.channels)
+    return _Wish(options, generation_of(headers, fields), _outcome(fields))
+
+
+def _outcome(fields: Mapping[str, Any]) -> Outcome | None:
+    finish, error = fields.get("finish"), fields.get("error")
+    if finish not in (None, "done", "failed"):
+        raise InvalidRequest(f"finish {finish[:40]!r} is not one of done, failed")
+    if error is not None and finish != "failed":
+        raise InvalidRequest("error is given without finish=failed: leave it out, or end the run as failed")
+    if finish is None:
+        return None
+    return outcome_of("failed" if finish == "failed" and error is None else error)
+
+
+def _media_type(headers: RequestHeaders) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _has_body(headers: RequestHeaders) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"

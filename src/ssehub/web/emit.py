@@ -1,0 +1,165 @@
+"""`POST /emit/`: events in all their forms, alone and in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import PlainTextResponse, Response
+
+from ..errors import BodyTooLarge, InvalidRequest
+from ..event import Event
+from ..fields import check_name, json_text
+from ..hub import Hub
+from ..publication import BodyDigest, IdempotencyKey, Publication
+from ..rights import ControlKey, Right
+from ..settings import Limits
+from .endpoint import Endpoint
+from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
+from .pace import Pace, pace_for
+from .rates import PublishRates
+from .requests import ControlRequest, idempotency_key
+from .strict_json import parse_json, read_json, read_ndjson, too_many_events
+
+EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
+
+_KeyedEvent = tuple[Event, str | None]
+
+
+class Emit(Endpoint):
+    """`POST /emit/`: publishes one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
+
+    path = "/emit"
+    method = "POST"
+    right = Right.PUBLISH
+
+    def __init__(self, hub: Hub, limits: Limits, rates: PublishRates) -> None:
+        super().__init__(limits.max_body_bytes)
+        self._hub = hub
+        self._max_event_bytes = limits.max_event_bytes
+        self._max_batch_events = limits.max_batch_events
+        self._turn = asyncio.Lock()
+        """Large bodies are read one after the other: each takes its slices, and all of them together would block."""
+        self._rates = rates
+
+    async def respond(self, request: ControlRequest) -> Response:
+        kind = media_type(request)
+        pace = pace_for(request.body)
+        if pace is None:
+            events, is_batch = await self._read(request, kind, None)
+        else:
+            async with self._turn:
+                events, is_batch = await self._read(request, kind, pace)
+        if request.key.grant is not None:
+            await self._require_channels(request.key, events, kind if is_batch else None, pace)
+        ids = await self._publish(request, events, pace)
+        if is_batch:
+            listed = '","'.join(ids)  # positions need no escapes in JSON
+            return Response(f'{{"ids":["{listed}"]}}', media_type=JSON)
+        if kind == JSON:
+            return Response(f'{{"id":"{ids[0]}"}}', media_type=JSON)
+        return PlainTextResponse("OK")
+
+    async def _read(self, request: ControlRequest, kind: str, pace: Pace | None) -> tuple[list[_KeyedEvent], bool]:
+        """Return the events of the request, and True if it is a batch. A large body needs a `pace`."""
+        if kind == NDJSON:
+            values = await read_ndjson(request.body, self._max_batch_events, pace)
+            return await self._batch(values, "line {}", 1, pace), True
+        if kind != JSON:
+            fields = await form_fields(request, kind, EMIT_FIELDS, pace, self._max_event_bytes)
+            return [self._keyed_event(fields)], False
+        if pace is None:
+            value = parse_json("the body", request.body)
+        else:
+            value = await read_json("the body", request.body, self._max_batch_events, pace)
+        if isinstance(value, list):
+            return await self._batch(value, "event {}", 0, pace), True
+        return [self._keyed_event(known_object(value, EMIT_FIELDS))], False
+
+    async def _batch(self, values: list[Any], where: str, first: int, pace: Pace | None) -> list[_KeyedEvent]:
+        """`where` and `first` name the events in errors, as in `line 1`."""
+        if not values:
+            raise InvalidRequest("the batch is empty: send at least one event")
+        if len(values) > self._max_batch_events:
+            raise too_many_events(self._max_batch_events)
+        events = []
+        for number, value in enumerate(values, first):
+            if pace is not None and pace.is_due:
+                await pace.rest()
+            try:
+                events.append(self._keyed_event(known_object(value, EMIT_FIELDS)))
+            except InvalidRequest as exc:
+                raise type(exc)(f"{where.format(number)}: {exc}") from exc
+        return events
+
+    def _keyed_event(self, fields: Mapping[str, Any]) -> _KeyedEvent:
+        """Return the event that `fields` describe, and its own idempotency key."""
+        key = fields.get("idempotencyKey")
+        return self._event(fields), None if key is None else check_name("idempotencyKey", key)
+
+    def _event(self, fields: Mapping[str, Any]) -> Event:
+        refuse_null(fields)
+        get = fields.get
+        data = get("data")
+        event = Event(
+            names(fields, "channel"),
+            names(fields, "userId"),
+            None if data is None else json_text(data),
+            get("event"),
+            get("id"),
+            get("retry"),
+            get("payload"),
+            get("store", True),
+            get("ttl"),
+        )
+        if event.size > self._max_event_bytes:
+            field = "data" if event.payload is None else "payload"
+            raise BodyTooLarge(f"{field} has {event.size} bytes: at most {self._max_event_bytes} are allowed")
+        return event
+
+    @staticmethod
+    async def _require_channels(
+        key: ControlKey, keyed_events: list[_KeyedEvent], batch: str | None, pace: Pace | None
+    ) -> None:
+        """Raise KeyForbidden, which names the event of a `batch` of that media type, if `key` may not publish all."""
+        if batch is None:
+            key.require_channels(keyed_events[0][0].channels)
+            return
+        where, first = ("line {}: ", 1) if batch == NDJSON else ("event {}: ", 0)
+        for number, (event, _) in enumerate(keyed_events, first):
+            if pace is not None and pace.is_due:
+                await pace.rest()
+            key.require_channels(event.channels, where.format(number))
+
+    async def _publish(self, request: ControlRequest, keyed_events: list[_KeyedEvent], pace: Pace | None) -> list[str]:
+        """Publish events, each with its own idempotency key, or all together with the key of the header."""
+        events = [event for event, _ in keyed_events]
+        name = request.key.name
+        self._rates.spend(name, len(events))
+        has_keys = any([key is not None for _, key in keyed_events])
+        header = idempotency_key(request.headers)
+        if header is None and not has_keys:
+            return await self._hub.publish_events(events)
+        if header is not None:
+            if has_keys:
+                raise InvalidRequest("Idempotency-Key and idempotencyKey are both given: leave one out")
+            whole = await self._idempotency_key(header, name, events, pace)
+            return await self._hub.publish_all([Publication(events, whole)])
+        return await self._hub.publish_all(
+            [
+                Publication([event], None if key is None else await self._idempotency_key(key, name, [event], pace))
+                for event, key in keyed_events
+            ]
+        )
+
+    @staticmethod
+    async def _idempotency_key(key: str, owner: str, events: list[Event], pace: Pace | None) -> IdempotencyKey:
+        """Return the idempotency key that belongs to the control key named `owner`, on the channels of `events`."""
+        channels = sorted({channel for event in events for channel in event.channels})
+        body = BodyDigest()
+        for event in events:
+            if pace is not None and pace.is_due:
+                await pace.rest()
+            body.add(event)
+        return IdempotencyKey.of(key, (owner, *channels), body)

@@ -1,0 +1,86 @@
+"""What the control app answers about runs: JSON, for errors as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.responses import Response
+
+from ..errors import (
+    Forbidden,
+    HubClosed,
+    LineTimeout,
+    RunConflict,
+    SSEHubError,
+    TooManyRequests,
+    Unavailable,
+    UnknownRun,
+)
+from ..fanout.statistics import AppendRefusal
+from ..runs.model import Run
+from ..runs.store import Appended
+from .endpoint import error_response
+from .requests import RequestHeaders
+
+
+def run_object(run: Run) -> dict[str, object]:
+    """Return everything about a run except its events."""
+    options = run.options
+    return {
+        "run": run.name,
+        "generation": run.generation,
+        "state": run.state,
+        "events": run.events,
+        "bytes": run.bytes,
+        "error": run.error,
+        "channel": list(options.channels),
+        "userId": list(options.users),
+        "keep": options.keep,
+        "idle": options.idle,
+        "announce": options.announce,
+        "stoppable": options.stoppable,
+        "createdAt": run.created_at,
+        "endedAt": run.ended_at,
+        "position": str(run.position(run.last)),
+    }
+
+
+def appended_object(appended: Appended) -> dict[str, object]:
+    return {"generation": appended.generation, "state": appended.state, "events": appended.events}
+
+
+def run_error(exc: SSEHubError, headers: RequestHeaders) -> Response:
+    """Return the response for `exc`, which a call about runs has raised."""
+    return error_response(exc, headers, _of_conflict(exc) if isinstance(exc, RunConflict) else {})
+
+
+def append_error(exc: SSEHubError, appended: Appended | None) -> Response:
+    """Return the response for `exc`, which an append has raised after the step with the result `appended`."""
+    more: Mapping[str, object]
+    if isinstance(exc, RunConflict):
+        more = _of_conflict(exc)
+    else:
+        more = {"reason": append_refusal(exc), **(appended_object(appended) if appended is not None else {})}
+    return error_response(exc, {}, more)
+
+
+def append_refusal(exc: SSEHubError) -> str:
+    """Return why an append was refused with `exc`: one of ConflictReason or AppendRefusal."""
+    if isinstance(exc, RunConflict):
+        return exc.reason
+    return next((reason for kind, reason in _REFUSALS.items() if isinstance(exc, kind)), AppendRefusal.INVALID)
+
+
+_REFUSALS: dict[type[SSEHubError], AppendRefusal] = {
+    UnknownRun: AppendRefusal.UNKNOWN,
+    Forbidden: AppendRefusal.FORBIDDEN,
+    LineTimeout: AppendRefusal.TIMEOUT,
+    TooManyRequests: AppendRefusal.RATE,
+    HubClosed: AppendRefusal.DRAINING,
+    Unavailable: AppendRefusal.UNAVAILABLE,
+}
+
+
+def _of_conflict(exc: RunConflict) -> dict[str, object]:
+    more = {"reason": exc.reason, "generation": exc.generation, "state": exc.state, "events": exc.events}
+    return more if exc.error is None else {**more, "runError": exc.error}

@@ -1,0 +1,97 @@
+"""`POST /events/stop`: a client that may watch a run asks its producer to stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import Forbidden, InvalidRequest, RunConflict, Unavailable, UnknownRun
+from ..fanout.limits import Refusal
+from ..hub import Hub
+from ..loglimit import limited_logger
+from ..runs.model import Run, check_run_name
+from .addresses import client_of
+from .denials import Denials
+from .endpoint import RETRY_AFTER_SECONDS
+from .logins import Login, StreamRequest
+from .origins import check_page
+from .query import QUERY_BOUNDS, RUN
+from .unknown_run import unknown_run
+
+logger = limited_logger("ssehub.client")
+
+STOP = "/events/stop"
+MAX_GENERATION_DIGITS = 15
+
+
+class RunStop:
+    """Responds to `POST /events/stop?run=NAME&generation=N`: 202 if the producer was asked, 200 if the run has ended.
+
+    `generation` is that of `stream-hello`, so that a click that comes late does not stop the next run.
+    """
+
+    def __init__(self, hub: Hub, login: Login, cors_origins: frozenset[str], denials: Denials) -> None:
+        self._hub = hub
+        self._login = login
+        self._cors_origins = cors_origins
+        self._denials = denials
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            response = await self._respond(scope)
+        except UnknownRun:
+            response = await unknown_run(began)
+        except RunConflict as exc:
+            fields = {"reason": exc.reason, "generation": exc.generation, "state": exc.state, "events": exc.events}
+            response = JSONResponse({"error": str(exc), **fields}, exc.status)
+        except InvalidRequest as exc:
+            response = PlainTextResponse(f"{exc}\n", exc.status)
+        except Unavailable as exc:
+            self._hub.count_refusal(Refusal.UNAVAILABLE)
+            logger.warning("stop refused with 503: %s; from %s", exc, client_of(scope))
+            headers = {"Retry-After": RETRY_AFTER_SECONDS}
+            response = PlainTextResponse("the run can't be stopped at present: try again\n", 503, headers)
+        except Exception as exc:
+            response = self._denials.response(exc, scope)
+        response.headers["Cache-Control"] = "no-store"
+        await response(scope, receive, send)
+
+    async def _respond(self, scope: Scope) -> Response:
+        check_page(Headers(scope=scope), self._cors_origins, "stop a run here")
+        request = StreamRequest(scope)
+        claims = await self._login(request)
+        self._hub.require_access(claims)
+        name, generation = _wanted(request)
+        await self._hub.start()
+        if not self._hub.broker.is_current:
+            raise Unavailable("the log cannot be read now, so that revocations may be missing")
+        self._hub.require_access(claims)  # only now are the revocations known
+        run = await self._hub.find_run(name, claims)
+        if not run.options.stoppable:
+            raise Forbidden("this run can't be stopped by those who watch it: it was created without stoppable")
+        return _response(await self._hub.runs.stop(name, generation))
+
+
+def _wanted(request: StreamRequest) -> tuple[str, int]:
+    """Return the name and the generation of the run to be stopped. Raises InvalidRequest."""
+    if request.query is None:
+        raise InvalidRequest(f"the query has more than {QUERY_BOUNDS}")
+    fields = request.query.fields
+    if RUN not in fields:
+        raise InvalidRequest("run is missing: give the name of the run that is to stop")
+    name, generation = check_run_name(fields[RUN]), fields.get("generation")
+    if generation is None:
+        raise InvalidRequest("generation is missing: give the one that stream-hello has told")
+    if not (generation.isascii() and generation.isdigit() and len(generation) <= MAX_GENERATION_DIGITS):
+        raise InvalidRequest(f"generation {generation[:40]!r} is not a number: give the one that stream-hello has told")
+    return name, int(generation)
+
+
+def _response(run: Run) -> Response:
+    return JSONResponse(
+        {"run": run.name, "generation": run.generation, "state": run.state}, 200 if run.state.is_end else 202
+    )

@@ -1,0 +1,117 @@
+"""`GET /events/?run=NAME`: the streams of runs."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import NamedTuple, Self
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive
+
+from ..claims import Claims
+from ..errors import InvalidRequest, UnknownRun
+from ..fanout.watching import Dialect
+from ..hub import Hub
+from ..run_streams import check_wait_seconds
+from ..runs.model import Run, check_run_name
+from .query import RUN, Query
+from .stream import EventStream, disconnected
+from .unknown_run import unknown_run
+
+AI_SDK = Dialect.AI_SDK.value
+AI_SDK_HEADERS = {"x-vercel-ai-ui-message-stream": "v1", "Connection": "close"}
+"""A server that sends the response itself would otherwise keep the connection open after its end."""
+
+
+class RunRequest(NamedTuple):
+    """What a client asks for with `run=`."""
+
+    name: str
+    cursor: str | None
+    wait_seconds: float | None
+    dialect: Dialect
+    replays_ended: bool
+    """True if a client that takes no cursors wants a run that has ended already."""
+
+    @classmethod
+    def parse(cls, query: Query, cursor: str | None) -> Self:
+        """Raises InvalidRequest."""
+        fields = query.fields
+        name = check_run_name(fields[RUN])
+        if query.has_channels:
+            raise InvalidRequest("channel can't be given together with run: a run has its own channels")
+        if "since" in fields:
+            raise InvalidRequest("since can't be given together with run: a run is sent from its first event")
+        ended = fields.get("ended")
+        if ended not in (None, "replay"):
+            raise InvalidRequest(f"unknown ended {ended[:40]!r}: use replay, or leave it out")
+        dialect = Dialect.AI_SDK if fields.get("dialect") == AI_SDK else Dialect.EVENTS
+        return cls(name, cursor, _wait_seconds(fields.get("wait")), dialect, ended is not None)
+
+    def has_all(self, run: Run) -> bool:
+        """True if a run that has ended is not to be sent: its client has the end, or wants only what goes on."""
+        if not run.state.is_end:
+            return False
+        if self.dialect is Dialect.AI_SDK:
+            return not self.replays_ended
+        return self.cursor == str(run.position(run.last))
+
+
+async def run_stream(
+    hub: Hub,
+    wanted: RunRequest,
+    claims: Claims,
+    address: str | None,
+    receive: Receive,
+    *,
+    is_head: bool,
+    cuts: bool,
+    uses_datastar: bool,
+) -> ASGIApp:
+    """Return the response: a stream, 204 if the client has all of the run, 404 if it may not watch it.
+
+    Raises what `find_run` raises, apart from UnknownRun.
+    """
+    began = asyncio.get_running_loop().time()
+    try:
+        if wanted.wait_seconds is None or is_head:
+            run: Run | None = await hub.find_run(wanted.name, claims)
+        else:
+            run = await _wait_for_run(hub, wanted, claims, receive)
+    except UnknownRun:
+        return await unknown_run(began)
+    if run is None or wanted.has_all(run):
+        return Response(status_code=204, headers={"Cache-Control": "no-store"})
+    attach = partial(
+        hub.watch,
+        wanted.name,
+        claims,
+        cursor=wanted.cursor,
+        address=address,
+        dialect=wanted.dialect,
+        uses_datastar=uses_datastar,
+    )
+    is_bare = wanted.dialect is Dialect.AI_SDK
+    return EventStream(hub, attach, cuts=cuts or is_bare, headers=AI_SDK_HEADERS if is_bare else None)
+
+
+async def _wait_for_run(hub: Hub, wanted: RunRequest, claims: Claims, receive: Receive) -> Run | None:
+    """Return the run when there is one that may be watched, None if the client has left."""
+    finding = asyncio.ensure_future(hub.find_run(wanted.name, claims, wanted.wait_seconds))
+    leaving = asyncio.ensure_future(disconnected(receive))
+    try:
+        await asyncio.wait((finding, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return finding.result() if finding.done() else None
+    finally:
+        finding.cancel()
+        leaving.cancel()
+        await asyncio.gather(finding, leaving, return_exceptions=True)
+
+
+def _wait_seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidRequest(f"wait {text[:40]!r} is not a whole number of seconds, such as 30")
+    return check_wait_seconds(int(text))

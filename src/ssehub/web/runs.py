@@ -1,0 +1,94 @@
+"""`/runs/…` of the control app: which call a path and a method name.
+
+    /runs/                GET
+    /runs/NAME            PUT, POST, GET, DELETE
+    /runs/NAME/finish     POST
+    /runs/NAME/stop       POST
+    /runs/NAME/events     GET
+
+The name is read from the path as it was sent, so that an escaped `/` in it does not look like the end of the name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..hub import Hub
+from ..settings import Limits, RequestLimits
+from .append import AppendToRun
+from .escapes import unescape
+from .rates import PublishRates
+from .requests import NAME
+from .run_calls import CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
+
+MAX_NAME_BYTES = 3 * 4 * 255
+"""The longest name, percent-encoded."""
+
+
+class RunCalls:
+    """An ASGI app for everything below `/runs`, with and without a last slash."""
+
+    path = "/runs"
+
+    def __init__(self, hub: Hub, limits: Limits, request_limits: RequestLimits, rates: PublishRates) -> None:
+        read = GetRun(hub)
+        self._of_all: Mapping[str, ASGIApp] = {"GET": ListRuns(hub)}
+        self._of_one: Mapping[str, ASGIApp] = {
+            "POST": AppendToRun(hub, limits, request_limits, rates),
+            "PUT": CreateRun(hub, limits),
+            "GET": read,
+            "DELETE": DeleteRun(hub, limits),
+        }
+        self._below: Mapping[bytes, Mapping[str, ASGIApp]] = {
+            b"finish": {"POST": FinishRun(hub, limits)},
+            b"stop": {"POST": StopRun(hub, limits)},
+            b"events": {"GET": ReadRun(hub)},
+        }
+
+    def routes(self) -> list[Route]:
+        """Return the routes of all paths."""
+        below = Route(f"{self.path}/{{below:path}}", self)
+        below.path_regex = re.compile(f"^{self.path}/(?P<below>.*)$", re.DOTALL)  # also those with a line break
+        return [below, Route(self.path, self)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name, _, below = _path_below(scope).removesuffix(b"/").partition(b"/")
+        calls = self._calls(name, below)
+        if calls is None:
+            response: Response = JSONResponse({"error": "there is no such path"}, 404)
+            await response(scope, receive, send)
+            return
+        method = scope["method"]
+        call = calls.get("GET" if method == "HEAD" else method)
+        if call is None:
+            allow = ", ".join(calls)
+            response = JSONResponse({"error": f"method not allowed: use {allow}"}, 405, {"Allow": allow})
+            await response(scope, receive, send)
+            return
+        try:
+            scope[NAME] = unescape(name).decode() if len(name) <= MAX_NAME_BYTES else name.decode()
+        except UnicodeDecodeError:
+            response = JSONResponse({"error": "the run's name is not valid UTF-8: percent-encode it in UTF-8"}, 400)
+            await response(scope, receive, send)
+            return
+        await call(scope, receive, send)
+
+    def _calls(self, name: bytes, below: bytes) -> Mapping[str, ASGIApp] | None:
+        """Return the calls of a path, by method; None if there is no such path."""
+        if not name:
+            return None if below else self._of_all
+        return self._below.get(below) if below else self._of_one
+
+
+def _path_below(scope: Scope) -> bytes:
+    """Return the path below `/runs/`, with its escapes."""
+    path, root = scope["path"], scope.get("root_path", "")
+    raw: bytes = scope.get("raw_path") or quote(path).encode()
+    parts = raw.split(b"/", 2 + (root.count("/") if path.startswith(root) else 0))
+    return parts[-1] if len(parts) > 2 and parts[-2] == b"runs" else b""

@@ -1,0 +1,243 @@
+"""The contract of a store of runs, checked for every broker: time, bounds, and what is there after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from broker_worlds import RecordingFollower
+from run_worlds import DONE, FAILED, NAME, RunWorld, key, numbered, ticket
+from ssehub.errors import ConflictReason, Overloaded, RunConflict
+from ssehub.runs.model import RunError, RunState
+from ssehub.runs.store import CreateMode, RunFilter
+
+pytest_plugins = ["redis_fixtures", "run_fixtures"]
+pytestmark = pytest.mark.anyio
+
+NEW, RESTART, TAKEOVER, JOIN = CreateMode
+
+
+# Time
+
+
+async def test_run_without_a_sign_of_life_fails(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create("short", idle=60)
+        await node.create(idle=300, holder=ticket())
+        world.pass_seconds(100)
+        await node.ends(RunState.FAILED, "short")
+        assert (await node.get()).state is RunState.OPEN
+        world.pass_seconds(201)
+        run = await node.ends(RunState.FAILED)
+
+        assert run.error == RunError.IDLE and run.ended_at is not None
+        assert node.transitions[2:] == [("short", 1, RunState.FAILED), (NAME, 1, RunState.FAILED)]
+        with pytest.raises(RunConflict) as refused:
+            await node.append("late", is_first=False)
+        assert (refused.value.reason, refused.value.error) == (ConflictReason.ENDED, RunError.IDLE)
+
+
+@pytest.mark.parametrize("data", [["1"], []], ids=["event", "empty step"])
+async def test_idle_counts_from_the_last_event_or_sign_of_life(world: RunWorld, data: list[str]) -> None:
+    async with world.running() as node:
+        await node.create(idle=100, holder=ticket())
+        for turn in range(3):
+            world.pass_seconds(70)
+            await node.append(*data, is_first=False)
+            await node.create(f"marker {turn}", idle=20)
+            world.pass_seconds(25)
+            await node.ends(RunState.FAILED, f"marker {turn}")
+        assert (await node.get()).state is RunState.OPEN
+        world.pass_seconds(80)
+
+        assert (await node.ends(RunState.FAILED)).error == RunError.IDLE
+
+
+async def test_events_that_are_known_already_are_a_sign_of_life(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create(idle=100)
+        await node.append("1", offset=0)
+        await node.create("marker", idle=105)
+        world.pass_seconds(70)
+        await node.append("1", is_first=False, offset=0)
+        world.pass_seconds(40)
+        await node.ends(RunState.FAILED, "marker")
+
+        assert (await node.get()).state is RunState.OPEN
+
+
+async def test_ended_run_is_kept_for_a_while_and_then_gone(world: RunWorld) -> None:
+    async with world.running() as node:
+        for name, keep in (("1", 0), ("2", 50), ("3", 500)):
+            log = (await node.create(name, keep=keep)).run.log
+            await node.append("x", name=name, outcome=DONE)
+        listener = await node.follow("2")
+        await node.goes("1")
+        world.pass_seconds(60)
+        await node.goes("2")
+
+        assert [(told.is_gone, told.state) for told in listener.told] == [(True, RunState.DONE)]
+        assert [run.name for run in await node.store.list_runs(RunFilter())] == ["3"]
+        assert await node.store.read("2", log, 0, 100) is None
+        assert node.store.totals().bytes == 33
+        assert len(node.transitions) == 6
+        again = (await node.create("2")).run
+        assert (again.generation, again.events) == (2, 0)
+
+
+async def test_deadline_of_an_older_generation_ends_nothing(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create(idle=50)
+        await node.create(mode=RESTART, idle=1_000)
+        await node.create("kept", keep=50)
+        await node.store.finish("kept", DONE)
+        await node.create("kept", idle=1_000)
+        await node.create("marker", idle=60)
+        world.pass_seconds(100)
+        await node.ends(RunState.FAILED, "marker")
+
+        assert (await node.get()).state is (await node.get("kept")).state is RunState.OPEN
+
+
+@pytest.mark.soak
+async def test_many_runs_that_are_due_at_once_end(world: RunWorld) -> None:
+    count = 5_000 if "SOAK" in os.environ else 500
+    async with world.running() as node:
+        await asyncio.gather(*[node.create(f"{number}", idle=60, keep=60) for number in range(count)])
+        world.pass_seconds(61)
+        for number in (0, count // 2, count - 1):
+            await node.ends(RunState.FAILED, f"{number}")
+        world.pass_seconds(61)
+        for number in (0, count // 2, count - 1):
+            await node.goes(f"{number}")
+        assert len(set(node.transitions)) == len(node.transitions) == 2 * count
+
+
+# Bounds
+
+
+async def test_run_that_becomes_too_large_fails_without_the_events_that_did_not_fit(world: RunWorld) -> None:
+    async with world.running(run_bytes=1_000) as node:
+        await node.create()
+        await node.append(*["x" * 68] * 9)
+        listener = await node.follow()
+        for _ in range(2):
+            with pytest.raises(RunConflict, match="run_bytes") as refused:
+                await node.append("x" * 68, "x" * 68, is_first=False)
+            assert refused.value.reason is ConflictReason.TOO_LARGE
+            assert (refused.value.state, refused.value.events) == (RunState.FAILED, 9)
+
+        run = await node.get()
+        assert (run.state, run.error, run.events, run.bytes) == (RunState.FAILED, RunError.TOO_LARGE, 9, 900)
+        assert len(await node.data()) == 9
+        assert [(told.state, told.data) for told in listener.told] == [(RunState.FAILED, [])]
+        assert node.transitions[1:] == [(NAME, 1, RunState.FAILED)]
+
+
+async def test_run_may_have_as_many_bytes_as_allowed(world: RunWorld) -> None:
+    async with world.running(run_bytes=1_000) as node:
+        await node.create()
+
+        assert (await node.append(*["x" * 68] * 10, outcome=DONE)).state is RunState.DONE
+
+
+async def test_no_run_is_created_beyond_the_greatest_number(world: RunWorld) -> None:
+    async with world.running(max_runs=3) as node:
+        for name in ("1", "2", "3"):
+            await node.create(name)
+        await node.store.finish("1", DONE)
+        with pytest.raises(Overloaded, match="max_runs"):
+            await node.create("4")
+        assert (await node.create("1")).run.generation == 2
+        assert (await node.create("2", RESTART)).run.generation == 2
+        await node.append("1", name="3")
+        await node.store.delete("3")
+
+        assert (await node.create("4")).is_new
+        assert [run.name for run in await node.store.list_runs(RunFilter())] == ["1", "2", "4"]
+
+
+async def test_nothing_is_appended_beyond_the_greatest_size_of_all_runs(world: RunWorld) -> None:
+    async with world.running(max_runs_bytes=1_000) as node:
+        await node.create("1")
+        await node.create("2")
+        await node.append(*["x" * 68] * 9, name="1")
+        with pytest.raises(Overloaded, match="max_runs_bytes"):
+            await node.append(*["x" * 68] * 2, name="2", offset=0)
+        run = await node.get("2")
+        assert (run.state, run.events) == (RunState.OPEN, 0)
+        await node.append("x" * 68, name="2", offset=0)
+        with pytest.raises(Overloaded, match="max_runs_bytes"):
+            await node.create("3")
+        with pytest.raises(Overloaded, match="max_runs_bytes"):
+            await node.append("", name="2", is_first=False, outcome=DONE)
+        await node.store.delete("1")
+
+        await node.append("x" * 68, name="2", is_first=False, offset=1, outcome=DONE)
+        assert node.store.totals().bytes == 200
+        assert (await node.create("3")).is_new
+
+
+async def test_what_is_dropped_by_a_restart_makes_room(world: RunWorld) -> None:
+    async with world.running(max_runs_bytes=1_000) as node:
+        await node.create()
+        await node.append(*["x" * 68] * 10)
+        await node.create(mode=RESTART)
+        await node.append(*numbered(1, 10), by=ticket("q"))
+
+        assert node.store.totals().bytes == (await node.get()).bytes == 331
+
+
+# What comes back after a restart
+
+
+async def test_runs_go_on_after_a_restart(durable: RunWorld) -> None:
+    async with durable.running() as node:
+        first = (await node.create("open", idle=60, announce="run", key=key("k"))).run
+        await node.append("1", "2", name="open", offset=0)
+        await node.create("ended", keep=100)
+        await node.append("3", name="ended", offset=0, outcome=FAILED)
+        await node.create("gone")
+        await node.store.delete("gone")
+        totals = node.store.totals()
+
+    async with durable.running() as node:
+        run, ended = await node.get("open"), await node.get("ended")
+        assert (run.generation, run.log, run.options) == (1, first.log, first.options)
+        assert (run.state, run.events, run.created_at) == (RunState.OPEN, 2, first.created_at)
+        assert (ended.state, ended.error, ended.events) == (RunState.FAILED, FAILED.error, 1)
+        assert await node.data("open") == ["1", "2"] and await node.data("ended") == ["3"]
+        assert node.store.totals() == totals
+        assert not (await node.create("open", key=key("k"))).is_new
+        assert (await node.create("gone")).run.generation == 2
+        await node.append("2", "3", name="open", by=ticket("p", 2), offset=1, outcome=DONE)
+        assert await node.data("open") == ["1", "2", "3"]
+        repeated = await node.append("3", name="ended", by=ticket("p", 2), offset=0, outcome=FAILED)
+        assert repeated == (1, 1, RunState.FAILED)
+        durable.pass_seconds(200)
+        await node.goes("ended")
+
+    async with durable.running() as node:
+        assert (await node.get("open")).state is RunState.DONE
+        assert (await node.create("ended")).run.generation == 2
+
+
+async def test_open_runs_fail_when_a_broker_stops_whose_runs_end_with_it(world: RunWorld) -> None:
+    if world.is_durable:
+        return
+    async with world.running() as node:
+        await node.create("open")
+        await node.create("stopping", holder=ticket())
+        await node.store.stop("stopping")
+        await node.create("done")
+        await node.append("1", name="done", outcome=DONE)
+        listeners = [await node.follow(name) for name in ("open", "stopping", "done")]
+
+    told = [(one.state, one.error) for listener in listeners for one in listener.told]
+    assert told == [(RunState.FAILED, RunError.SHUTDOWN)] * 2
+    async with node.broker.run(RecordingFollower()):
+        assert (await node.get("open")).error == RunError.SHUTDOWN
+        assert await node.data("done") == ["1"]
+        assert (await node.create("open")).run.generation == 2
