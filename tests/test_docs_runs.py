@@ -15,6 +15,7 @@ import pytest
 from code_blocks import block_with, run_block
 from conftest import RunningHub
 from ssehub.errors import ConflictReason
+from ssehub.fanout.statistics import AppendRefusal
 from ssehub.runs.model import RunError, RunState
 from ssehub.settings import RunLimits
 
@@ -88,6 +89,11 @@ def test_state_or_error_of_a_run_is_documented(word: str) -> None:
 @pytest.mark.parametrize("reason", ConflictReason)
 def test_reason_of_a_conflict_is_documented(reason: str) -> None:
     assert f"\n| 409 | `{reason}` |" in section("Errors")
+
+
+@pytest.mark.parametrize("reason", AppendRefusal)
+def test_reason_of_a_refused_append_is_documented_with_its_status(reason: str) -> None:
+    assert re.search(rf"^\| \d\d\d(, with `Retry-After`)? \| `{reason}` \|", section("Errors"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("setting", RunLimits.__dataclass_fields__)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect
 
 from code_blocks import block_with
 from conftest import connects, free_port, wait_until
@@ -24,8 +24,13 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "llm"
 RUNS = EXAMPLE.parent.parent / "docs" / "runs.md"
 SCREENSHOTS = os.environ.get("LLM_SCREENSHOTS")
 QUESTION = "Why do streams need an end?"
+WORDS_PER_SECOND = 200
 SECONDS = 30_000
-"""How long Playwright waits for an answer that takes about eight seconds, in milliseconds."""
+"""How long Playwright waits for an answer that takes about two seconds, in milliseconds."""
+QUIET = 4_000
+"""How long it is watched that a browser does not ask again, in milliseconds: it would come back after 3 s."""
+CLOSED = 2
+"""The `readyState` of an EventSource that does not connect again."""
 
 _spec = importlib.util.spec_from_file_location("llm_model", EXAMPLE / "model.py")
 assert _spec and _spec.loader
@@ -41,7 +46,8 @@ def text_of(attempt: int = 0) -> str:
 def running(*arguments: str) -> Iterator[str]:
     ports = {name: str(free_port()) for name in ("LLM_PORT", "LLM_HUB_PORT", "LLM_CONTROL_PORT")}
     command = [sys.executable, str(EXAMPLE), *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **ports}, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, **ports, "LLM_WORDS_PER_SECOND": str(WORDS_PER_SECOND)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         names = ports if arguments else ["LLM_PORT"]
         wait_until(lambda: all(connects(int(ports[name])) for name in names) or process.poll() is not None, 20)
@@ -94,14 +100,27 @@ def test_every_word_is_there_once_after_a_reload_and_the_browser_stops_asking(
     page.reload()
     wait_for_words(page, 60)
     screenshot(page, "writing")
+    assert page.locator("article").get_attribute("data-state") == "open"
     page.reload()
     expect_whole(page)
     expect_whole(second)  # it has joined by the announcement
-    page.wait_for_timeout(4_000)  # a browser that does not stop asking comes back after 3 s
 
     assert len(requests) == 2
-    assert page.evaluate("[...answers.values()].map(answer => answer.source.readyState)") == [2]
+    assert page.evaluate("[...answers.values()].map(answer => answer.source.readyState)") == [CLOSED]
     screenshot(page, "done")
+
+
+@pytest.mark.soak
+def test_browser_does_not_ask_again_seconds_after_the_end(context: BrowserContext, url: str) -> None:
+    page = context.new_page()
+    requests: list[Request] = []
+    page.on("request", lambda request: requests.append(request) if "run=" in request.url else None)
+    ask(page, url)
+    expect_whole(page)
+
+    page.wait_for_timeout(QUIET)
+
+    assert len(requests) == 1
 
 
 def test_finished_answer_is_there_when_the_page_loads_again(context: BrowserContext, url: str) -> None:
@@ -112,6 +131,20 @@ def test_finished_answer_is_there_when_the_page_loads_again(context: BrowserCont
     page.reload()
 
     expect_whole(page)
+
+
+def test_question_that_is_asked_before_the_page_has_its_token_is_answered(context: BrowserContext, url: str) -> None:
+    page = context.new_page()
+    held: list[Route] = []
+    page.route("**/state", lambda route: route.continue_() if held else held.append(route))
+    page.goto(url)
+    page.get_by_label("Your question").fill(QUESTION)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_timeout(200)
+
+    held[0].continue_()
+
+    expect(page.locator("article")).to_have_attribute("data-state", "open")
 
 
 def test_stopped_answer_has_stopped_in_every_tab_and_asking_again_replaces_it(
@@ -171,10 +204,17 @@ def test_page_fits_its_window_and_has_names_for_everything(browser: Browser, url
     context.close()
 
 
+SLEEP = "asyncio.sleep(0.05)"
+"""Between the words of the model of the first page. The tests need not wait so long."""
+WORDS = "".join(f"word{number} " for number in range(1, 201))
+
+
 @pytest.fixture
 def answers(tmp_path: Path) -> Iterator[str]:
     """The server of the first page; yields its URL."""
-    (tmp_path / "answers.py").write_text(block_with(RUNS, "async def ask(request)"))
+    code = block_with(RUNS, "async def ask(request)")
+    assert code.count(SLEEP) == 1
+    (tmp_path / "answers.py").write_text(code.replace(SLEEP, "asyncio.sleep(0.01)"))
     (command,) = re.findall(r"^    \.venv/bin/(uvicorn .*)$", RUNS.read_text(), re.MULTILINE)
     port = free_port()
     process = subprocess.Popen(
@@ -199,11 +239,20 @@ def test_first_page_of_the_runs_page_survives_f5(page: Page, answers: str) -> No
     expect(page.locator("p")).to_contain_text("word40 ")
     page.reload()
 
-    words = "".join(f"word{number} " for number in range(1, 201))
-    page.wait_for_function("words => document.querySelector('p').textContent.length >= words.length", arg=words)
-    page.wait_for_timeout(4_000)  # a browser that does not stop asking comes back after 3 s
-    assert page.locator("p").evaluate("element => element.textContent") == words
+    page.wait_for_function(f"events?.readyState === {CLOSED}")
+    assert page.locator("p").evaluate("element => element.textContent") == WORDS
     assert len(requests) == 3
+
+
+def test_asking_again_on_the_first_page_shows_only_the_new_answer(page: Page, answers: str) -> None:
+    page.goto(answers)
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("p")).to_contain_text("word20 ")
+
+    page.get_by_role("button", name="Ask").click()
+
+    page.wait_for_function(f"events.readyState === {CLOSED}")
+    assert page.locator("p").evaluate("element => element.textContent") == WORDS
 
 
 def screenshot(page: Page, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from typing import Any
@@ -14,11 +15,11 @@ from event_decoding import decode
 from fakes import FakeSink
 from hubs import engine_of, join, manual_hub, running_hub
 from ssehub.claims import Claims
-from ssehub.errors import BrokerUnavailable, InvalidRequest, StreamRefused, UnknownRun
+from ssehub.errors import BrokerUnavailable, InvalidRequest, StreamRefused, TokenError, UnknownRun
 from ssehub.fanout import watchers
 from ssehub.fanout.feeds import Feed
 from ssehub.fanout.sinks import Chunk
-from ssehub.fanout.subscriber import CloseReason
+from ssehub.fanout.subscriber import CloseReason, Subscriber
 from ssehub.fanout.watching import Dialect, Passage, farewell
 from ssehub.hub import Hub
 from ssehub.position import Position
@@ -66,29 +67,26 @@ def test_rest_of_a_passage_begins_behind_an_ordinal() -> None:
     assert rest.data == b"data: 3\nid: 4-0.log\n\ndata: 4\nid: 5-0.log\n\n"
 
 
-def test_ai_sdk_is_sent_data_lines_alone() -> None:
-    events = [RunEvent("a", "note", "mine", 5), RunEvent("[DONE]")]
+def test_ai_sdk_is_sent_data_lines_alone_and_a_producers_done_at_the_end() -> None:
+    events = [RunEvent("a", "note", "mine", 5), RunEvent("[DONE]"), RunEvent("b")]
     passage = Passage.of(events, 1, "log", Dialect.AI_SDK)
 
-    assert passage.data == b"data: a\n\ndata: [DONE]\n\n"
-    assert passage.has_done
+    assert passage.data == b"data: a\n\ndata: b\n\n"
+    assert (passage.count, passage.last) == (3, 3)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "has_done", "text"),
+    ("outcome", "text"),
     [
-        (Outcome(RunState.DONE), False, b"data: [DONE]\n\n"),
-        (Outcome(RunState.DONE), True, None),
-        (Outcome(RunState.STOPPED), False, b'data: {"type":"abort"}\n\ndata: [DONE]\n\n'),
-        (Outcome(RunState.FAILED, "idle"), False, b'data: {"type":"error","errorText":"idle"}\n\ndata: [DONE]\n\n'),
-        (Outcome(RunState.FAILED), True, b'data: {"type":"error","errorText":"the run has failed"}\n\n'),
+        (Outcome(RunState.DONE), b"data: [DONE]\n\n"),
+        (Outcome(RunState.STOPPED), b'data: {"type":"abort"}\n\ndata: [DONE]\n\n'),
+        (Outcome(RunState.FAILED, "idle"), b'data: {"type":"error","errorText":"idle"}\n\ndata: [DONE]\n\n'),
+        (Outcome(RunState.FAILED), b'data: {"type":"error","errorText":"the run has failed"}\n\ndata: [DONE]\n\n'),
     ],
-    ids=["done", "done-told", "stopped", "failed", "failed-told"],
+    ids=["done", "stopped", "failed", "failed-without-reason"],
 )
-def test_end_in_the_dialect_of_ai_sdk(outcome: Outcome, has_done: bool, text: bytes | None) -> None:
-    chunk = farewell(outcome, END, Dialect.AI_SDK, has_done=has_done)
-
-    assert (None if chunk is None else chunk.data) == text
+def test_end_in_the_dialect_of_ai_sdk(outcome: Outcome, text: bytes) -> None:
+    assert farewell(outcome, END, Dialect.AI_SDK).data == text
 
 
 # From the first event to the end
@@ -172,6 +170,20 @@ async def test_client_that_was_cut_before_the_end_is_sent_the_end() -> None:
         await until(lambda: watcher.reason)
 
         assert types(sink) == ["stream-hello", "stream-finished"] and data(sink) == []
+
+
+async def test_client_that_has_the_end_is_not_told_it_again_by_a_node_that_learns_of_it_later() -> None:
+    async with manual_hub() as hub:
+        producer = await producing(hub, "one")
+        run = await hub.runs.get(NAME)
+        assert run is not None
+
+        watcher, sink = await watch(hub, cursor=str(run.position(2)))  # where the end will be
+        await producer.finish()
+        await until(lambda: watcher.reason)
+
+        assert types(sink) == ["stream-hello"]
+        assert watcher.reason is CloseReason.FINISHED
 
 
 @pytest.mark.parametrize("cursor", ["5-0.otherlog", "1795633044736-0.loh23qqu", "mine", "1-1.{log}", "9-0.{log}"])
@@ -431,6 +443,84 @@ async def test_readers_meet_the_events_that_arrive_meanwhile() -> None:
                 assert types(sink) == ["stream-hello", "stream-finished"]
 
 
+class History:
+    """What has become of a run: the events of each of its logs, and for whom each of them was at some time."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[tuple[str, set[str]]]] = {}
+
+    def begin(self, run: Run) -> None:
+        """A generation has begun: all that its log has is for its users, too."""
+        for _, users in self.events.setdefault(run.log, []):
+            users |= {*run.options.users}
+
+    def append(self, run: Run, data: str) -> None:
+        self.events[run.log].append((data, {*run.options.users}))
+
+    def check(self, user: str, sink: FakeSink) -> None:
+        """Check that a client was sent nothing twice, out of order, or of others, and all of a run that is done."""
+        at, log = 0, ""
+        for type, text, id in shown(sink):
+            ordinal, _, of_log = id.partition("-0.")
+            log = log or of_log
+            if type == "message":
+                at += 1
+                assert (int(ordinal), of_log) == (at, log)
+                written, users = self.events[log][at - 1]
+                assert written == text and user in users
+            elif type == "stream-reset":
+                at, log = 0, of_log
+            elif text == '{"reason":"done"}':
+                assert (at, log) == (len(self.events[log]), of_log)
+
+
+async def test_streams_are_right_whatever_happens_to_their_run() -> None:
+    """Restarts, takeovers and deletions for changing users, at random, while streams begin, pause and go on."""
+    for seed in range(300 if "SOAK" in os.environ else 12):
+        chance = random.Random(seed)
+        async with manual_hub() as hub:
+            producer, history = Producer(hub), History()
+            run = await producer.create(users=("alex", "kim"))
+            history.begin(run)
+            streams: list[tuple[str, Subscriber, FakeSink]] = []
+            for number in range(120):
+                users = chance.choice([("alex",), ("kim",), ("alex", "kim"), ("alex", "kim")])
+                what = chance.choice(["append"] * 12 + ["restart", "takeover", "delete", "finish"])
+                if what == "append":
+                    text = f"{number} " + "x" * chance.choice([0, 10, 70_000])
+                    await producer.append(text)
+                    history.append(run, text)
+                else:
+                    if what == "delete":
+                        await producer.delete()
+                    elif what == "finish":
+                        await producer.finish()
+                        await asyncio.sleep(chance.choice([0, 0.001]))
+                    mode = CreateMode.TAKEOVER if what == "takeover" else CreateMode.RESTART
+                    run = await producer.create(mode, users=users)
+                    history.begin(run)
+                if chance.random() < 0.2:
+                    user = chance.choice(["alex", "kim"])
+                    with contextlib.suppress(UnknownRun):
+                        streams.append((user, *await watch(hub, user, sink=FakeSink(reads=chance.random() < 0.5))))
+                for _, _, sink in streams:
+                    if chance.random() < 0.3:
+                        sink.read_all()
+                for _ in range(chance.choice([0, 0, 1, 3])):
+                    await asyncio.sleep(0)
+            await producer.finish()
+            for _ in range(3_000):
+                for *_, sink in streams:
+                    sink.read_all()
+                await asyncio.sleep(0)
+                if not hub.statistics.subscribers:
+                    break
+
+            for user, watcher, sink in streams:
+                assert watcher.reason in (CloseReason.FINISHED, CloseReason.REVOKED), f"seed {seed}"
+                history.check(user, sink)
+
+
 # Other generations
 
 
@@ -626,6 +716,95 @@ async def test_feed_ignores_what_is_older_than_what_it_was_told() -> None:
     feed.vanished(run_of(2, "b", 5))
     feed.begin(run_of(2, "b", 5))
     assert feed.run is None
+
+
+@pytest.mark.parametrize("is_paused", [False, True], ids=["reading", "paused"])
+async def test_run_that_goes_on_in_another_log_is_sent_anew_in_the_same_generation(is_paused: bool) -> None:
+    """Redis has lost a part of the run, and continues it: see `renew_log` in runs.lua."""
+    async with manual_hub() as hub:
+        await producing(hub, "one", "x" * 100_000 if is_paused else "two")
+        watcher, sink = await watch(hub, sink=FakeSink(reads=not is_paused))
+        await until(lambda: len(data(sink)) == 2)
+        run = await hub.runs.get(NAME)
+        assert run is not None
+        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        run.log = "renewed"
+        feed.advanced(run, 3, ())
+        await hub.flush()
+        sink.read_all()
+        await until(lambda: len(data(sink)) == 4 or watcher.reason)
+
+        assert types(sink) == ["stream-hello", "stream-reset", "stream-hello"]
+        assert [text for type, text, _ in shown(sink) if type == "stream-reset"] == ['{"reason":"log-lost"}']
+        assert [id for *_, id in shown(sink)][-2:] == ["1-0.renewed", "2-0.renewed"]
+
+
+async def test_end_of_a_log_is_not_that_of_the_log_in_which_the_run_goes_on() -> None:
+    async with manual_hub() as hub:
+        await producing(hub, "one", "two")
+        _, sink = await watch(hub)
+        await until(lambda: len(data(sink)) == 2)
+        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed.advanced(run_of(1, "renewed", 1, RunState.DONE), 2, ())
+        feed.vanished(run_of(1, "renewed", 1, RunState.DONE))
+        await hub.flush()
+
+        assert shown(sink)[-1][:2] == ("stream-finished", '{"reason":"failed","error":"deleted"}')
+
+
+async def test_events_that_the_feed_was_not_told_of_are_not_read() -> None:
+    """They may be of the next generation, which is for others."""
+    async with manual_hub() as hub:
+        producer = await producing(hub, "one")
+        await hub.find_run(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        hub.broker.runs.unfollow(NAME, feed)
+        feed.run = run_of(1, feed.log, 1)
+        await producer.create(CreateMode.TAKEOVER, users=("kim",))
+        await producer.append("secret")
+        _, sink = await watch(hub)
+        await until(lambda: data(sink))
+        await hub.flush()
+
+        assert data(sink) == ["one"]
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "never-told"])
+async def test_run_that_the_feed_was_not_told_of_yet_is_found(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client without `wait=` would be answered 404 otherwise, at which a browser stops for good."""
+    monkeypatch.setattr(watchers, "TOLD_SECONDS", 10 if is_told else 0.01)
+    async with manual_hub() as hub:
+        producer = await producing(hub, users=("kim",))
+        await watch(hub, "kim")
+        store = hub.broker.runs
+        feed = engine_of(hub).watchers.require(NAME, Claims("kim", ("chat",)))
+        store.unfollow(NAME, feed)  # as if the message were on its way
+        await producer.create(CreateMode.RESTART)
+        await producer.append("one")
+        watching = asyncio.create_task(watch(hub))
+        if not is_told:
+            with pytest.raises(StreamRefused, match="not told of in time"):
+                await watching
+            return
+        await until(lambda: feed.waiting)
+        run = await store.follow(NAME, feed)
+        assert run is not None
+        feed.advanced(run, 2, ())
+        _, sink = await watching
+
+        await until(lambda: data(sink) == ["one"])
+        assert hub.statistics.run_waits == 0
+
+
+async def test_clients_that_wait_are_woken_by_a_generation_that_is_counted_anew() -> None:
+    feed = lone_feed([])
+    feed.advanced(run_of(1, "a", 1), 2, ())
+    feed.vanished(run_of(1, "a", 1))  # with its tombstone: Redis has lost everything
+    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    feed.waiting.add(woken)
+    feed.advanced(run_of(1, "b", 0), 1, ())
+
+    assert woken.done()
 
 
 async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
@@ -890,6 +1069,18 @@ async def test_client_waits_for_a_run_to_appear() -> None:
         assert hub.statistics.run_waits == 0
 
 
+async def test_token_that_expires_while_its_client_waits_shows_nothing() -> None:
+    async with manual_hub() as hub:
+        waiting = asyncio.create_task(watch(hub, wait_seconds=300, expires_at=hub.clock.wall + 60))
+        await until(lambda: hub.statistics.run_waits == 1)
+        await hub.pass_seconds(61)
+        await producing(hub, "one")
+
+        with pytest.raises(TokenError, match="expired"):
+            await waiting
+        assert hub.statistics.connected == 0
+
+
 async def test_stranger_waits_like_for_a_run_that_is_not_there() -> None:
     async with running_hub() as hub:
         await producing(hub, users=("kim",))
@@ -944,6 +1135,21 @@ async def test_drain_refuses_clients_that_wait() -> None:
             await watch(hub, wait_seconds=30)
 
 
+async def test_drain_refuses_a_client_that_is_woken_at_the_same_moment() -> None:
+    async with running_hub() as hub:
+        producer = await producing(hub, users=("kim",))
+        await watch(hub, "kim")
+        watched = engine_of(hub).watchers
+        feed = watched.require(NAME, Claims("kim", ("chat",)))
+        waiting = asyncio.create_task(watch(hub, wait_seconds=30))
+        await until(lambda: feed.waiting)
+        await producer.create(CreateMode.RESTART, users=("kim",))
+        watched.refuse_waiting()
+
+        with pytest.raises(StreamRefused, match="draining"):
+            await asyncio.wait_for(waiting, 5)
+
+
 # The dialect of the AI SDK
 
 
@@ -964,6 +1170,25 @@ async def test_ai_sdk_sees_data_and_done_and_a_clean_end() -> None:
 
         text = sink.text.replace(": ping\n", "")
         assert text == 'data: {"type":"start"}\n\ndata: {"type":"finish"}\n\ndata: [DONE]\n\n'
+        assert sink.is_closed and sink.cut_after is None
+
+
+@pytest.mark.parametrize("state", [RunState.DONE, RunState.FAILED, RunState.STOPPED], ids=str)
+async def test_ai_sdk_is_sent_done_once_and_nothing_after_it(state: RunState) -> None:
+    async with manual_hub() as hub:
+        producer = await producing(hub, "one", "[DONE]")
+        _, sink = await ai_sdk(hub)
+        await until(lambda: sink.text == "data: one\n\n")
+        await producer.append("[DONE]")
+        await hub.flush()
+        await producer.append("two", "[DONE]")
+        await hub.flush()
+        assert sink.text == "data: one\n\ndata: two\n\n"
+        assert all(sink.chunks)  # an empty one would be the last of a chunked response
+        await producer.finish(state)
+        await hub.flush()
+
+        assert sink.text.endswith("data: [DONE]\n\n") and sink.text.count("[DONE]") == 1
         assert sink.is_closed and sink.cut_after is None
 
 

@@ -299,6 +299,34 @@ async def test_long_error_is_cut(hub: RunningHub) -> None:
     assert state_of(hub, "long-winded")["error"] == "x" * 1_000
 
 
+async def test_event_behind_the_end_is_refused_while_the_end_is_on_its_way(hub: RunningHub) -> None:
+    with Proxy(hub.control_port) as proxy:
+        async with new_run(runs_at(proxy.port), "late") as run:
+            await run.append(data="one")
+            await until(lambda: data_of(hub, "late") == ["one"])
+            proxy.mode = Mode.STALL
+            ending = asyncio.create_task(run.finish())
+            await asyncio.sleep(0.05)
+            with pytest.raises(RunConflict, match="has ended"):
+                await run.append(data="two")
+            proxy.mode = Mode.PASS
+            await ending
+
+    assert (state_of(hub, "late")["state"], data_of(hub, "late")) == ("done", ["one"])
+
+
+async def test_first_end_counts_though_its_caller_was_cancelled(hub: RunningHub) -> None:
+    with Proxy(hub.control_port) as proxy:
+        async with new_run(runs_at(proxy.port), "first-end") as run:
+            proxy.mode = Mode.STALL
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await run.fail("no model")
+            proxy.mode = Mode.PASS
+
+    assert state_of(hub, "first-end")["error"] == "no model"
+
+
 async def test_block_that_raises_is_left_soon_and_the_end_stored_later(
     hub: RunningHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import socketserver
 import threading
@@ -34,13 +35,10 @@ from ssehub.settings import RedisOptions
 pytest_plugins = ("redis_fixtures",)
 pytestmark = pytest.mark.anyio
 
-COMMANDS = (
-    "evalsha eval xadd xread xrevrange xrange xtrim xinfo xlen hmget hset hget hdel hlen hscan hincrby "
-    "zadd zscore zcard zrange zrangebyscore zrangebylex zrem zremrangebyscore del exists rename pexpire type time "
-    "publish subscribe unsubscribe ping"
-)
-DOCUMENTED = ["allkeys", "&{ssehub}:*", *(f"+{command}" for command in COMMANDS.split())]
-"""The permissions that docs/configuration.md says a user needs."""
+CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
+RULES = re.findall(r"^    ~\{ssehub\}:\*.*\n(?:    .*\n)*", CONFIGURATION.read_text(), re.MULTILINE)[0].split()
+DOCUMENTED = [rule for rule in RULES if rule != "+info"]
+"""The rules that docs/configuration.md says a user needs at least."""
 
 
 # URLs

@@ -18,10 +18,13 @@ from redis_servers import ANSWER_SECONDS, RedisServer
 from run_worlds import DONE, NAME, Node, events, numbered, options, ticket
 from ssehub.brokers.redis import RedisBroker
 from ssehub.errors import BrokerUnavailable, ConflictReason, Overloaded, RunConflict, UnknownRun
+from ssehub.fanout.subscriber import CloseReason
+from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Run, RunError, RunState
 from ssehub.runs.store import Append, RunFilter
 from ssehub.settings import RedisOptions, RunLimits
+from watched_runs import watch
 
 pytest_plugins = ("redis_fixtures",)
 pytestmark = pytest.mark.anyio
@@ -194,6 +197,34 @@ async def test_ordinals_that_are_used_again_reset_a_watcher(valkey: RedisServer)
             await until(lambda: watcher.resets == 1 and len(watcher.data) == 4, 10)
 
         assert watcher.data == ["1", "two", "three", "four"]
+
+
+async def test_stream_of_a_run_that_goes_on_in_another_log_is_reset_and_has_all_of_it(valkey: RedisServer) -> None:
+    valkey.kill()
+    valkey.start("--appendonly", "no")
+    with Proxy(valkey.port) as proxy:
+        async with Hub(broker(f"redis://127.0.0.1:{proxy.port}")) as hub, running(valkey.url) as b:
+            await b.create(holder=ticket())
+            await b.append("1")
+            watcher, sink = await watch(hub)
+            await until(lambda: sink.data()[-1] == "1")
+            valkey.command("SAVE")
+            await b.append("2", "3")
+            await until(lambda: sink.data()[-1] == "3")
+            proxy.mode = Mode.DROP
+            valkey.kill()
+            valkey.start("--appendonly", "no")
+            await until(lambda: b.broker.problem is None, 10)
+            producer = Producer(b, sent=1)
+            await producer.append("two", "three", "four")
+            proxy.mode = Mode.PASS
+            await until(lambda: sink.data()[-1] == "four", 10)
+            await producer.append(outcome=DONE)
+            await until(lambda: watcher.reason, 10)
+
+    shown = [text for text in sink.data() if not text.startswith('{"run"')]
+    assert shown == ["1", "2", "3", '{"reason":"log-lost"}', "1", "two", "three", "four", '{"reason":"done"}']
+    assert watcher.reason is CloseReason.FINISHED
 
 
 async def test_deletion_of_everything_is_noticed(redis_server: RedisServer) -> None:

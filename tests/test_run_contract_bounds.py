@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -53,6 +55,27 @@ async def test_idle_counts_from_the_last_event_or_sign_of_life(world: RunWorld, 
         world.pass_seconds(80)
 
         assert (await node.ends(RunState.FAILED)).error == RunError.IDLE
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_process_that_was_suspended_reads_what_arrived_before_it_fails_idle_runs(
+    kind: str, make_run_world: Callable[[str], RunWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_run_world(kind)
+    monkeypatch.setattr("ssehub.brokers.memory_runs.TICK_SECONDS", 0.2)
+    monkeypatch.setattr("ssehub.brokers.sqlite.run_writer.TICK_SECONDS", 0.2)
+    async with world.running() as node:
+        await node.create(idle=60, holder=ticket())
+        await node.create("dead", idle=60)
+        await asyncio.sleep(0.3)
+        world.pass_seconds(100)
+        time.sleep(1.5)  # noqa: ASYNC251  # nothing happens in this process
+        for _ in range(5):  # the loop reads, and begins to decode
+            await asyncio.sleep(0)
+        await node.append("1", is_first=False)
+
+        assert (await node.ends(RunState.FAILED, "dead")).error == RunError.IDLE
+        assert (await node.get()).state is RunState.OPEN
 
 
 async def test_events_that_are_known_already_are_a_sign_of_life(world: RunWorld) -> None:

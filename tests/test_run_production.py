@@ -601,6 +601,18 @@ async def test_runs_end_with_the_hub_and_watchers_are_told_before(stop: str) -> 
     await hub.aclose()
 
 
+async def test_producer_may_close_its_own_hub() -> None:
+    hub, tasks = Hub(), asyncio.all_tasks()
+    with pytest.raises(HubClosed, match="'shutdown'"):
+        async with hub.run("answer", **ADDRESS) as run:
+            await run.append(data="1")
+            await hub.aclose()
+    await until(lambda: asyncio.all_tasks() <= tasks)
+
+    with pytest.raises(HubClosed, match="has been closed"):
+        await hub.start()
+
+
 async def test_ends_of_runs_are_stored_before_the_broker_stops(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'log.db'}"
     appended = asyncio.Event()
@@ -848,7 +860,7 @@ async def test_start_raises_what_prevents_it_and_leaves_the_iterator_alone() -> 
                 await hub.start_run("answer", items, **ADDRESS)
         with pytest.raises(InvalidRequest, match="takes an async iterator, not list"):
             await hub.start_run("answer", ["1"], **ADDRESS)  # type: ignore[arg-type]
-        with pytest.raises(InvalidRequest, match="takes an async iterator, not function"):
+        with pytest.raises(InvalidRequest, match=r"takes an async iterator, not function: give it model\(\)"):
             await hub.start_run("answer", words, **ADDRESS)  # type: ignore[arg-type]
 
         await (await hub.start_run("answer", items, **ADDRESS)).wait()

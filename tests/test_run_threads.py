@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from conftest import until
-from run_stores import ADDRESS, data_of, ending, run_of
+from run_stores import ADDRESS, data_of, ending, faulty_hub, run_of
 from ssehub import Hub, RunState, SyncProducedRun
 from ssehub.errors import HubClosed, InvalidEvent, InvalidRequest, RunConflict, RunStopped, StaleRun, WrongEventLoop
 from ssehub.runs.model import RunOptions
@@ -51,6 +51,27 @@ async def test_exception_in_a_thread_fails_the_run() -> None:
             await asyncio.to_thread(work)
 
         assert await ending(hub, "job") == ("failed", "ZeroDivisionError")
+
+
+async def test_exception_in_a_thread_does_not_wait_long_for_a_store_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ssehub.runs.producer.LEAVE_SECONDS", 0.1)
+    async with faulty_hub() as (hub, store):
+
+        def work() -> None:
+            with hub.run_sync("job", **ADDRESS):
+                store.is_reachable = False
+                raise ZeroDivisionError
+
+        async with asyncio.timeout(WAIT_SECONDS):
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.to_thread(work)
+        store.is_reachable = True
+        await until(lambda: not hub.runs.totals().states[RunState.OPEN])
+
+        assert await ending(hub, "job") == ("failed", "ZeroDivisionError")
+    assert "run 'job' could not be ended as failed: no answer in time" in caplog.text
 
 
 async def test_thread_says_more_about_its_failure() -> None:

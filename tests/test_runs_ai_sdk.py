@@ -146,7 +146,7 @@ def test_chat_that_is_cut_in_the_middle_gets_the_whole_message(world: World) -> 
     writer = world.write(chunks())
     cuts = 0
     while writer.is_alive():
-        world.proxy.cut_after(chance.randrange(100, 12_000))
+        world.proxy.cut_after(chance.randrange(100, 12_000 if cuts else 3_000))
         wait_until(lambda: world.proxy.has_cut or not writer.is_alive(), 30)
         cuts += world.proxy.has_cut
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssehub.runs.deadlines import NEVER, SPARE_ENTRIES, Deadlines, Tombstones
+from ssehub.runs.deadlines import LATE_SECONDS, NEVER, SPARE_ENTRIES, Deadlines, Lateness, Tombstones
 
 
 class Item:
@@ -60,3 +60,17 @@ def test_oldest_tombstones_are_forgotten() -> None:
     tombstones.expire(63, 1)
 
     assert tombstones.generation("a") == 0
+
+
+def test_late_look_is_left_out_but_never_two_in_a_row() -> None:
+    lateness = Lateness()
+    late = LATE_SECONDS + 0.1
+
+    assert [lateness.skips(seconds) for seconds in (0.0, late, late, late, 0.0, late)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]

@@ -377,6 +377,7 @@ def test_run_that_becomes_too_large_fails_and_its_producer_is_told(start_hub: St
         (["Run-Offset: many"], "", 400, "invalid"),
         (["Content-Encoding: gzip"], "", 415, "invalid"),
         ([], "?finish=now", 400, "invalid"),
+        (["Origin: https://example.com"], "", 403, "forbidden"),
     ],
 )
 def test_append_that_can_not_begin_is_answered_before_its_body(

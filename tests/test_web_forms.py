@@ -44,6 +44,7 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "twice-in-query": ("/emit/?data=1&data=2", ADDRESSED, FORM, 400, "data is given twice"),
     "twice-multipart": ("/emit/", multipart(("data", "1"), ("data", "2")), MULTIPART, 400, "data is given twice"),
     "unknown": ("/emit/", f"{ADDRESSED}&data=x&sate=y", FORM, 400, "unknown field 'sate': expected userId"),
+    "json-as-form": ("/emit/", event_text('"data":1'), FORM, 400, "looks like JSON: send JSON as application/json"),
     "unknown-in-query": ("/emit/?key=x", f"{ADDRESSED}&data=x", FORM, 400, "unknown field 'key'"),
     **{
         f"C2-{field}-{name}": (

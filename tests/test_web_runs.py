@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +16,8 @@ import pytest
 from control_requests import FORM, JSON, MULTIPART, NDJSON, ControlApp, control_app, multipart
 from named_keys import NamedKey, write_keys
 from ssehub import ControlKeys
-from ssehub.runs.model import Run
+from ssehub.runs.model import Run, RunOptions
+from ssehub.runs.store import CreateMode
 from ssehub.settings import Limits
 
 pytestmark = pytest.mark.anyio
@@ -466,6 +469,30 @@ async def test_events_are_cut_off_if_the_run_is_restarted_underneath() -> None:
         assert all(message.get("more_body") for message in sent[1:])
 
 
+async def test_reading_a_long_run_gives_way_to_other_work() -> None:
+    async with control_app() as app:
+        await create(app)
+        await append(app, *["x" * 1_000] * 300)
+        turns, sent = 0, 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async def send(message: Any) -> None:  # a client that reads everything at once
+            nonlocal sent
+            sent += 1
+
+        counting = asyncio.create_task(count_turns())
+        scope = {"type": "http", "method": "GET", "path": "/runs/r/events", "query_string": b""}
+        await app.app({**scope, "headers": [(b"host", b"127.0.0.1")]}, never, send)
+        counting.cancel()
+
+        assert turns >= sent - 2 >= 4
+
+
 async def never() -> Any:
     raise AssertionError("a GET has no body")
 
@@ -537,7 +564,7 @@ async def test_other_paths_and_methods_are_answered_in_json(
         response = await app.http.request(method, path)
 
         assert (response.status_code, response.headers.get("allow")) == (status, allow)
-        assert response.json()["error"]
+        assert "use " in response.json()["error"]
 
 
 async def test_calls_work_below_a_root_path() -> None:
@@ -584,6 +611,43 @@ async def test_key_may_only_use_runs_within_its_channels(method: str, below: str
         assert await state(app) == before
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "content"),
+    [
+        pytest.param("/runs/r", [{"data": "x"}], None, id="json"),
+        pytest.param("/runs/r", None, '{"data":"x"}', id="ndjson"),
+        pytest.param("/runs/r?channel=chat&userId=alex", [{"data": "x"}], None, id="join"),
+        pytest.param("/runs/r/finish", {}, None, id="finish"),
+        pytest.param("/runs/r/stop", {}, None, id="stop"),
+    ],
+)
+@pytest.mark.parametrize("exists", [False, True])
+async def test_key_does_not_change_a_run_that_began_while_its_channels_were_checked(
+    path: str, body: Any, content: str | None, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", CHAT))
+    async with control_app(control_keys=keys) as app:
+        if exists:
+            await app.hub.runs.create("r", RunOptions(("chat",), ("alex",)))
+        store = app.hub.broker.runs
+        get = store.get
+
+        async def get_slowly(name: str) -> Run | None:
+            found = await get(name)
+            if found is not None:  # the store in memory changes the run that it returned
+                found = Run(name, found.options, found.generation, found.log, found.created_at)
+            await app.hub.runs.create("r", RunOptions(("news",), ("alex",)), CreateMode.RESTART)
+            return found
+
+        monkeypatch.setattr(store, "get", get_slowly)
+        headers = {**CHAT.headers, **(NDJSON if content else {})}
+        response = await app.http.post(path, json=body, content=content, headers=headers)
+        monkeypatch.undo()
+
+        assert response.status_code in (403, 404, 409)
+        assert (await state(app))[1:3] == ("open", 0)
+
+
 async def state(app: ControlApp, name: str = "r") -> tuple[Any, ...]:
     run: Run | None = await app.hub.runs.get(name)
     assert run is not None
@@ -606,6 +670,60 @@ async def test_key_creates_and_lists_only_within_its_channels(tmp_path: Path) ->
         for query, names, following in (("", ["b", "d"], None), ("limit=1", ["b"], "b"), ("after=b", ["d"], None)):
             body = (await app.http.get(f"/runs?{query}", headers=CHAT.headers)).json()
             assert ([run["run"] for run in body["runs"]], body["next"]) == (names, following)
+
+
+@pytest.mark.parametrize(
+    ("left", "status", "error"),
+    [
+        pytest.param([], 401, "missing or wrong", id="removed"),
+        pytest.param([READER], 401, "missing or wrong", id="replaced"),
+        pytest.param([replace(CHAT, rights=["read"])], 403, "lacks the right 'publish'", id="right"),
+        pytest.param([replace(CHAT, channels=["news"])], 403, "channel 'chat' is not allowed", id="channel"),
+        pytest.param([CHAT, READER], 200, None, id="still-valid"),
+    ],
+)
+async def test_open_append_ends_with_its_key(
+    left: Sequence[NamedKey], status: int, error: str | None, tmp_path: Path
+) -> None:
+    path = write_keys(tmp_path / "keys.toml", CHAT, ALL)
+    keys = ControlKeys(file=path)
+    async with control_app(control_keys=keys) as app:
+        await app.http.put("/runs/r", json=RUN, headers=CHAT.headers)
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"data":"1"}\n'
+            write_keys(path, *left, ALL)
+            await keys.reload()
+            yield b'{"data":"2"}\n'
+            yield b'{"data":"3"}\n'
+
+        response = await app.http.post("/runs/r", content=body(), headers={**CHAT.headers, **NDJSON})
+
+        assert (response.status_code, response.json().get("reason")) == (status, None if error is None else "forbidden")
+        assert (error or "") in response.json().get("error", "")
+        assert response.json()["events"] == (1 if error else 3)
+        assert (await state(app))[2] == (1 if error else 3)
+
+
+async def test_store_is_not_asked_for_each_run_that_a_key_may_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", CHAT))
+    async with control_app(control_keys=keys) as app:
+        for n in range(50):
+            await app.hub.runs.create(f"r{n:02}", RunOptions(("chat" if n == 49 else "news",), ("alex",)))
+        store = app.hub.broker.runs
+        list_runs, calls = store.list_runs, 0
+
+        async def count_calls(*args: Any) -> list[Run]:
+            nonlocal calls
+            calls += 1
+            return await list_runs(*args)
+
+        monkeypatch.setattr(store, "list_runs", count_calls)
+        body = (await app.http.get("/runs/?limit=1", headers=CHAT.headers)).json()
+
+        assert ([run["run"] for run in body["runs"]], calls) == (["r49"], 1)
 
 
 async def test_draining_hub_refuses_new_runs_and_appends_with_503() -> None:

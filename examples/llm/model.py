@@ -1,12 +1,16 @@
-"""A stand-in for a language model: it answers with words of a text, 50 a second, and needs no network."""
+"""A stand-in for a language model: it answers with words of a text, 50 a second, and needs no network.
+
+The variable LLM_WORDS_PER_SECOND sets another pace.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 
-WORDS_PER_SECOND = 50
+WORDS_PER_SECOND = float(os.environ.get("LLM_WORDS_PER_SECOND", "50"))
 
 PARAGRAPHS = (
     "I am not a language model, only a stand-in for one. I know a few paragraphs by heart and send them one word at a "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .credentials import check_control_key
-from .errors import ConfigError
+from .errors import ConfigError, ControlKeyError
 from .key_file import CONTROL_KEY_NAME, Entry, check_distinct, parse_keys
 from .loglimit import limited_logger
 from .rights import NO_KEY, ControlKey, KeyRefusal, KeyUse, Right
@@ -63,6 +63,8 @@ class ControlKeys:
             self._own = [Entry(CONTROL_KEY_NAME, (digest,), frozenset(Right), None)]
         self._keys = self._keys_of([])
         """Each with its hash, by the image of the hash."""
+        self.version = 0
+        """How often the keys have been replaced: a key that was found before may be gone since."""
         self._file: WatchedFile | None = None
         if file is not None:
             self._file = WatchedFile(Path(file), FILE, self._use, content=last_good.get(FILE))
@@ -83,9 +85,14 @@ class ControlKeys:
     def _image(self, value: bytes) -> bytes:
         return blake2s(value, key=self._secret).digest()
 
-    def count_wrong(self) -> None:
-        """Count a request whose key is missing or wrong."""
-        self._wrong += 1
+    def of_header(self, authorization: str) -> ControlKey:
+        """Return the key in a header `Authorization: Bearer KEY`. Raises ControlKeyError, and counts that."""
+        scheme, _, given = authorization.partition(" ")
+        key = self.find(given.encode("latin-1")) if scheme.lower() == "bearer" else None
+        if key is None:
+            self._wrong += 1
+            raise ControlKeyError("the control key is missing or wrong: send it as 'Authorization: Bearer KEY'")
+        return key
 
     @property
     def problem(self) -> str | None:
@@ -125,6 +132,7 @@ class ControlKeys:
         entries = parse_keys(text)
         check_distinct([*self._own, *entries])
         self._keys = self._keys_of(entries)
+        self.version += 1
         hashes = sum([len(entry.digests) for entry in entries])
         return f"{len(entries)} key{'s' * (len(entries) != 1)}, {hashes} hash{'es' * (hashes != 1)}"
 

@@ -116,6 +116,7 @@ class Hub(RunStreams, RunProduction):
         self._lifespan: Lifespan | None = None
         self._entered = 0
         self._is_closed = False
+        self._closing: set[asyncio.Task[None]] = set()
 
     # Life
 
@@ -167,6 +168,9 @@ class Hub(RunStreams, RunProduction):
 
         Runs that are produced here end first, as `failed`, with the error `shutdown`, so that watchers are told; their
         producers are interrupted by HubClosed. In memory, runs are lost with the process.
+
+        If this is cancelled, the hub goes on closing. That is also so if a producer closes its own hub: it is
+        interrupted here.
         """
         lifespan = self._lifespan
         if lifespan is not None and lifespan.loop is not asyncio.get_running_loop():
@@ -174,8 +178,13 @@ class Hub(RunStreams, RunProduction):
                 raise WrongEventLoop("the hub runs in another event loop: close it there")
             lifespan = self._lifespan = None  # everything of the hub ended with that loop
         self._is_closed = True
-        if lifespan is None:
-            return
+        if lifespan is not None:
+            closing = asyncio.create_task(self._close(lifespan))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+    async def _close(self, lifespan: Lifespan) -> None:
         await self._producing.shut_down(PRODUCERS_SECONDS)
         if lifespan.engine is not None:
             lifespan.engine.is_ending_streams = True

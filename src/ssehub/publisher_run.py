@@ -33,7 +33,7 @@ from .publisher_route import Patience, Route, TryAgain
 from .runs.arguments import Order
 from .runs.entries import RunEvent
 from .runs.model import Outcome, RunError, RunState
-from .runs.producer import Opened, ProducedRun
+from .runs.producer import Opened, ProducedRun, ended
 from .runs.store import CreateMode
 from .runs.threads import Caller, SyncProducedRun
 
@@ -157,6 +157,8 @@ class HttpWriter:
             self._has_room.clear()
             await self._has_room.wait()
         self._require_going_on()
+        if self._outcome is not None:  # the end may be on its way already
+            raise ended(self._name, self._generation, self._outcome.state, self._kept.total)
         for event in events:
             self._kept.add(event)
         self._has_changed.set()
@@ -167,7 +169,7 @@ class HttpWriter:
     async def finish(self, outcome: Outcome) -> RunState:
         """End the run after its events: see `Writer.finish`."""
         assert self._task is not None
-        self._outcome = outcome
+        self._outcome = self._outcome or outcome  # an earlier call was cancelled, but what it said is on its way
         self._has_changed.set()
         await asyncio.wait([self._task])
         self._require_going_on()

@@ -26,20 +26,21 @@ class RunProduction(ABC):
 
     @abstractmethod
     def _running(self) -> Lifespan:
-        """Return the run, in whichever event loop. Raises HubClosed if there is none."""
+        """Return the hub's lifespan, in whichever event loop it is. Raises HubClosed if the hub is not running."""
 
     def run(self, name: str, **arguments: Unpack[RunArguments]) -> ProducedRun:
         """Return a run for a block that produces it: `async with hub.run("answer-42", channel=…, user_id=…) as run`.
 
-        Entering creates it; `run.append` appends to it, and returns once the event is stored. How leaving ends it, and
-        what interrupts the block, is said by `ProducedRun`. In a request handler, the block ends when its client
-        disconnects: `start_run` does not.
+        Entering creates it; `run.append` appends to it, and returns once the event is stored. `ProducedRun` says how
+        leaving the block ends the run, and what interrupts the block. In the response of a request, the block ends when
+        its client disconnects: use `start_run` there.
 
-        Those who could hear an event for `user_id` on `channel` may watch the run; both take several names, too. It is
-        kept for `keep` seconds after its end (3,600), and fails after `idle` seconds (60) without a sign of life, which
-        the hub shows by itself every 15 s. With `announce`, events of that type tell its users of its start and end. If
-        it is `stoppable`, its watchers may stop it. If there is an open run of that name, `restart` drops its events,
-        and `takeover` keeps them; without either, entering raises RunConflict.
+        Clients that could hear an event for `user_id` on `channel` may watch the run; both take one name or several. It
+        is kept for `keep` seconds after its end (3,600), and fails after `idle` seconds (60) without a sign of life,
+        which the hub shows by itself every 15 s. With `announce`, events of that type tell its users of its start and
+        end. If it is `stoppable`, its watchers may stop it. If there is an open run of that name, entering raises
+        RunConflict, unless `restart` drops its events, or `takeover` keeps them. `takeover` also keeps those of a run
+        that has ended; otherwise it begins without events.
 
         Raises InvalidRequest. Entering also raises Overloaded if there are too many runs; HubClosed; BrokerUnavailable
         if it is not known whether the run was created: then try again with `restart=True`.

@@ -43,8 +43,8 @@ class RunStreams(Publishing):
     async def find_run(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
         """Return the run `name` if `claims` grant it; wait for that, if `wait_seconds` is given, at most so long.
 
-        Whether there is no such run or it is not granted makes no difference: UnknownRun is raised. `watch` it within a
-        second. Raises InvalidRequest; StreamRefused if `max_run_waits` wait already, or the hub drains meanwhile;
+        `watch` it within a second. Raises UnknownRun both if there is no such run and if it is not granted;
+        InvalidRequest; StreamRefused if `max_run_waits` wait already, or the hub drains meanwhile;
         BrokerUnavailable, and what `start` raises.
         """
         check_run_name(name)

@@ -10,6 +10,7 @@ from ..errors import BrokerUnavailable
 from ..loglimit import limited_logger
 from ..publication import IdempotencyKey
 from ..runs.book import Book, Change
+from ..runs.deadlines import Lateness
 from ..runs.entries import RunEvent
 from ..runs.followers import Followers
 from ..runs.model import Outcome, Run, RunOptions
@@ -43,13 +44,17 @@ class MemoryRuns:
         """Inside the context the store can be used, and time passes. Runs that are open at its end have failed."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
+        lateness = Lateness()
 
-        def tick() -> None:
+        def tick(due: float) -> None:
+            is_skipped = lateness.skips(loop.time() - due)
+            wait_for(0.0 if not is_skipped and self._advance_once() else TICK_SECONDS)
+
+        def wait_for(seconds: float) -> None:
             nonlocal timer
-            has_more = self._advance_once()
-            timer = loop.call_later(0.0 if has_more else TICK_SECONDS, tick)
+            timer = loop.call_later(seconds, tick, loop.time() + seconds)
 
-        timer = loop.call_later(TICK_SECONDS, tick)
+        wait_for(TICK_SECONDS)
         self._is_running = True
         try:
             yield

@@ -22,6 +22,7 @@ from time import perf_counter
 
 from ..brokers.base import Entry
 from ..claims import Claims
+from ..errors import TokenError, TokenReason
 from ..event import Event
 from ..position import Position
 from ..publication import TakeBack
@@ -417,8 +418,11 @@ class Engine:
     ) -> Subscriber:
         """Register a stream of the run `name`, which `watchers.find` has returned, and write its first frame.
 
-        It begins behind `cursor`. Raises what `attach` raises, and UnknownRun if the run is not there any more.
+        It begins behind `cursor`. Raises what `attach` raises; UnknownRun if the run is not there any more; TokenError
+        if the token has expired, as it may while its client waits for the run.
         """
+        if claims.expires_at is not None and claims.expires_at <= self._wall():
+            raise TokenError("the token has expired", TokenReason.EXPIRED)
         feed = self.watchers.require(name, claims)
         self.registry.admit(claims, address, watches=True)
         sent, reset = feed.beginning(None if dialect is Dialect.AI_SDK else cursor)

@@ -39,7 +39,7 @@ PASSAGE_CHARACTERS = 64 * 2**10
 class Watcher(Subscriber):
     """A stream that is sent the run of one feed. `sent` is its position in the log of the run."""
 
-    __slots__ = ("dialect", "feed", "generation", "granted", "granted_prefixes", "has_done", "is_reading")
+    __slots__ = ("dialect", "feed", "generation", "granted", "granted_prefixes", "is_reading")
 
     def __init__(
         self,
@@ -67,8 +67,6 @@ class Watcher(Subscriber):
         self.dialect = dialect
         self.is_reading = False
         """True from when it is found to be behind until it has read up to where the feed is."""
-        self.has_done = False
-        """True if the last event that it was sent was `[DONE]`."""
 
     @property
     def run_name(self) -> str:
@@ -77,6 +75,11 @@ class Watcher(Subscriber):
     @property
     def grant(self) -> Grant:
         return Grant(frozenset(self.granted), self.granted_prefixes)
+
+    @property
+    def is_current(self) -> bool:
+        """True if its client knows the generation of the run, and is sent the log that the run has."""
+        return self.generation == self.feed.generation and self.sent.log == self.feed.log
 
     @property
     def ordinal(self) -> int:
@@ -188,7 +191,8 @@ class Feed:
 
     def advanced(self, run: Run, first: int, events: Sequence[RunEvent]) -> None:
         self.told += 1
-        is_new = run.generation != self.generation
+        # A store that has lost everything counts generations from 1 again.
+        is_new = self.run is None or run.generation != self.generation
         if run.log != self.log:
             self._drop_pending()
         self.run, self.generation, self.log, self.tail = run, run.generation, run.log, run.events

@@ -41,6 +41,7 @@ class Refusal(StrEnum):
     ORIGIN = "origin"
     NOT_GRANTED = "not-granted"
     RUN_WAITS = "run-waits"
+    UNKNOWN_RUN = "unknown-run"
 
 
 OF_ONE_CLIENT = frozenset((Refusal.USER, Refusal.ADDRESS, Refusal.ADDRESS_RATE, Refusal.CHANNEL))

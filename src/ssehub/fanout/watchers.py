@@ -44,6 +44,8 @@ MAX_PAGES_BYTES = 4 * 2**20
 """The size of the pages that are kept, until the feeds are looked through the next time."""
 MAX_READERS = 8
 """Most pages that are being read at the same time, and so the most that are encoded in one turn of the event loop."""
+TOLD_SECONDS = 2.0
+"""How long a feed may take to be told of a run that the store has. 404, at which a browser stops for good, is wrong."""
 RETRY_SECONDS = 0.25
 """How soon a page is read again if the store could not be reached, or lacks what it has told of."""
 SWEEP_SECONDS = 2.0
@@ -134,20 +136,21 @@ class Watchers:
         return await self._wait(name, claims, wait_seconds)
 
     async def _find_now(self, name: str, claims: Claims) -> Run:
-        feed = self._feeds.get(name)
-        is_followed = feed is not None and feed.ready.done()
+        known = self._feeds.get(name)
+        is_known = known is not None and _is_granted(known.run, claims)
         # What nobody may watch is not followed, and so takes nothing.
-        if not is_followed and not _is_granted(await self._runs.get(name), claims):
+        if not is_known and not _is_granted(await self._runs.get(name), claims):
             raise UnknownRun(name)
         feed = await self._follow(name)
-        if feed.run is None or not _is_granted(feed.run, claims):
-            raise UnknownRun(name)
-        return feed.run
+        if feed.run is not None and _is_granted(feed.run, claims):
+            return feed.run
+        try:
+            return await self._wait(name, claims, TOLD_SECONDS)
+        except UnknownRun:
+            raise StreamRefused(Refusal.UNAVAILABLE, f"run {name!r} was not told of in time") from None
 
     async def _wait(self, name: str, claims: Claims, seconds: float) -> Run:
         """Return the run `name` as soon as `claims` grant it."""
-        if self._refuses_waiting:
-            raise _draining()
         woken: asyncio.Future[None] = self._loop.create_future()
         self._waits.add(woken)
         feed: Feed | None = None
@@ -157,6 +160,8 @@ class Watchers:
                     feed = await self._follow(name)
                     if feed.run is not None and _is_granted(feed.run, claims):
                         return feed.run
+                    if self._refuses_waiting:  # since before this, or since it was woken by the run
+                        raise _draining()
                     feed.waiting.add(woken)
                     await woken
                     feed.waiting.discard(woken)
@@ -251,8 +256,7 @@ class Watchers:
     def _is_up_to_date(watcher: Watcher) -> bool:
         """True if there is nothing to be written."""
         feed = watcher.feed
-        is_told = watcher.generation == feed.generation and feed.outcome is None
-        return is_told and watcher.ordinal >= feed.tail
+        return watcher.is_current and feed.outcome is None and watcher.ordinal >= feed.tail
 
     # Writing news
 
@@ -301,7 +305,7 @@ class Watchers:
             if watcher.generation == news.generation:
                 self._write(watcher, made)
             return 1
-        if watcher.generation != watcher.feed.generation and not self._renew(watcher):
+        if not watcher.is_current and not self._renew(watcher):
             return END_COST
         if watcher.is_reading:
             return 0
@@ -310,10 +314,11 @@ class Watchers:
 
     def _visit_last(self, watcher: Watcher, made: list[Passage], news: News) -> None:
         """The events of this run can't be read any more: write what is here, and then the end."""
-        if watcher.generation == news.generation:  # else it may not be for this client
+        is_known = watcher.generation == news.generation and watcher.sent.log == news.log
+        if is_known:  # else it may not be for this client
             self._write(watcher, made, even_if_paused=True)
         if watcher.state is not State.ENDED:
-            has_all = watcher.generation == news.generation and watcher.ordinal >= news.tail
+            has_all = is_known and watcher.ordinal >= news.tail
             if news.outcome is None or not has_all:
                 self._finish(watcher, Outcome(RunState.FAILED, news.loss), news.tail)
             else:
@@ -328,11 +333,10 @@ class Watchers:
             if passage.first > sent[0] + 1 or (watcher.sink.is_paused and not even_if_paused):
                 return
             rest = passage if passage.first == sent[0] + 1 else passage.after(sent[0])
-            if not watcher.send(rest, rest.position):
+            if rest.data and not watcher.send(rest, rest.position):  # as a chunk, nothing would be the last one
                 self._registry.end_failed(watcher, FAILED)
                 return
             watcher.sent = rest.position
-            watcher.has_done = rest.has_done
             self._statistics.delivered += rest.count
             self._statistics.delivered_bytes += len(rest.data)
 
@@ -341,10 +345,14 @@ class Watchers:
         feed = watcher.feed
         if watcher.state is State.ENDED or watcher.sink.is_paused or watcher not in feed.watchers:
             return 1
-        if watcher.generation != feed.generation and not self._renew(watcher):
+        if not watcher.is_current and not self._renew(watcher):
             return END_COST
         if watcher.ordinal < feed.tail:
             self._read_on(watcher)
+        elif feed.outcome is not None and watcher.ordinal > feed.tail:
+            # Its cursor is that of the end, which this node had not been told of yet. It is not told twice.
+            self._registry.end(watcher, CloseReason.FINISHED)
+            return END_COST
         elif feed.outcome is not None:
             self._finish(watcher, feed.outcome, feed.tail)
             return END_COST
@@ -353,13 +361,14 @@ class Watchers:
     def _finish(self, watcher: Watcher, outcome: Outcome, tail: int) -> None:
         """End a watcher that has all events, of which the last one has the ordinal `tail`."""
         end = Position(tail + 1, 0, watcher.sent.log)
-        frame = farewell(outcome, end, watcher.dialect, has_done=watcher.has_done)
-        if frame is not None:
-            self._registry.send_frame(watcher, frame, end)
+        self._registry.send_frame(watcher, farewell(outcome, end, watcher.dialect), end)
         self._registry.end(watcher, CloseReason.FINISHED)
 
     def _renew(self, watcher: Watcher) -> bool:
-        """Another generation of the run has begun: tell `watcher`. Return False if that ended it, or has to wait."""
+        """Another generation of the run has begun, or the store has lost a part of it and continues it in another log.
+
+        Tell `watcher`. Return False if that ended it, or has to wait.
+        """
         feed = watcher.feed
         if feed.run is None:
             return False
@@ -375,10 +384,10 @@ class Watchers:
             self._index.relocate(watcher, channels)
         if watcher.sink.is_paused:
             return False
-        watcher.generation = feed.generation
+        is_restarted, watcher.generation = watcher.generation != feed.generation, feed.generation
         if not is_same_log:
             watcher.sent = Position(0, 0, feed.log)
-            self._registry.send_reset(watcher, ResetReason.RESTARTED)
+            self._registry.send_reset(watcher, ResetReason.RESTARTED if is_restarted else ResetReason.LOG_LOST)
         if not watcher.is_bare:
             hello = run_hello(feed.name, feed.generation, watcher.sent)
             self._registry.send_frame(watcher, hello, watcher.sent)
@@ -423,17 +432,18 @@ class Watchers:
             return
         log, after = watcher.sent.log, watcher.ordinal
         if log == feed.log and after < feed.tail:
-            key = feed.name, log, after, watcher.dialect
-            page = self._pages.get(key) or await self._page(*key)
+            page = self._pages.get((feed.name, log, after, watcher.dialect))
+            page = page or await self._page(feed, log, after, watcher.dialect)
             if not self._needs_page(watcher):
                 return
-            if page is None:
+            if page is not None:
+                delivered = self._statistics.delivered
+                self._write(watcher, [page])
+                self._statistics.replayed += self._statistics.delivered - delivered
+            elif log == feed.log:
                 await self._check(feed)
                 self._loop.call_later(RETRY_SECONDS, self._take_turn, watcher)
                 return
-            delivered = self._statistics.delivered
-            self._write(watcher, [page])
-            self._statistics.replayed += self._statistics.delivered - delivered
         watcher.is_reading = False
         self._go_on(watcher)
 
@@ -441,17 +451,21 @@ class Watchers:
         """True if `watcher`, which is reading, still may and can be written to. Else it does not read any more."""
         feed = watcher.feed
         has_left = watcher.state is State.ENDED or watcher not in feed.watchers
-        if has_left or watcher.sink.is_paused or (watcher.generation != feed.generation and not self._renew(watcher)):
+        if has_left or watcher.sink.is_paused or (not watcher.is_current and not self._renew(watcher)):
             watcher.is_reading = False
         return watcher.is_reading
 
-    async def _page(self, name: str, log: str, after: int, dialect: Dialect) -> Passage | None:
-        """Read the events after the ordinal `after`; return None if there are none, or it is another log by now."""
-        events = await self._runs.read(name, log, after, PAGE_BYTES)
-        if not events:
+    async def _page(self, feed: Feed, log: str, after: int, dialect: Dialect) -> Passage | None:
+        """Read the events after the ordinal `after`; return None if there are none, or it is another log by now.
+
+        Events of which the feed has not been told yet are left out: they may be of the next generation, which may be
+        for others, and the store notices that it has lost events only if it has told of them.
+        """
+        events = await self._runs.read(feed.name, log, after, PAGE_BYTES)
+        if not events or log != feed.log or after >= feed.tail:
             return None
-        page = Passage.of(events, after + 1, log, dialect)
-        key = name, log, after, dialect
+        page = Passage.of(events[: feed.tail - after], after + 1, log, dialect)
+        key = feed.name, log, after, dialect
         if key not in self._pages:  # else another reader was faster
             self._pages[key] = page
             self._pages_bytes += len(page.data)

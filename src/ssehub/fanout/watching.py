@@ -35,9 +35,9 @@ class Dialect(Enum):
 class Passage(Chunk):
     """Events of a run that follow one another, encoded once for all watchers with one dialect."""
 
-    __slots__ = ("count", "dialect", "first", "frames", "has_done", "last", "position")
+    __slots__ = ("count", "first", "frames", "last", "position")
 
-    def __init__(self, frames: Sequence[bytes], first: int, log: str, dialect: Dialect, *, has_done: bool) -> None:
+    def __init__(self, frames: Sequence[bytes], first: int, log: str) -> None:
         super().__init__(frames[0] if len(frames) == 1 else b"".join(frames))
         self.frames = frames
         self.count = len(frames)
@@ -46,23 +46,21 @@ class Passage(Chunk):
         self.last = first + self.count - 1
         self.position = Position(self.last, 0, log)
         """The position of its last event. All watchers that have received it share this object."""
-        self.dialect = dialect
-        self.has_done = has_done
-        """True if it ends with the event `[DONE]`."""
 
     @classmethod
     def of(cls, events: Sequence[RunEvent], first: int, log: str, dialect: Dialect) -> Self:
         """Encode `events`, of which the first one has the ordinal `first`."""
         if dialect is Dialect.AI_SDK:
-            frames = [event.encode_data() for event in events]
+            # Clients stop reading at `[DONE]`, and how the run ends is not known yet: the farewell has it.
+            frames = [b"" if event.data == DONE else event.encode_data() for event in events]
         else:
             frames = [event.encode(ordinal, log) for ordinal, event in enumerate(events, first)]
-        return cls(frames, first, log, dialect, has_done=events[-1].data == DONE)
+        return cls(frames, first, log)
 
     def after(self, ordinal: int) -> Self:
         """Return the part above `ordinal`, which is not empty."""
         rest = self.frames[ordinal + 1 - self.first :]
-        return type(self)(rest, ordinal + 1, self.position.log, self.dialect, has_done=self.has_done)
+        return type(self)(rest, ordinal + 1, self.position.log)
 
 
 def run_hello(name: str, generation: int, position: Position | None, retry_milliseconds: int | None = None) -> Chunk:
@@ -71,11 +69,8 @@ def run_hello(name: str, generation: int, position: Position | None, retry_milli
     return control_event("stream-hello", data, position, retry_milliseconds)
 
 
-def farewell(outcome: Outcome, end: Position, dialect: Dialect, *, has_done: bool) -> Chunk | None:
-    """Return what a watcher that has all events is sent of the end; None if it is nothing.
-
-    `has_done` says that the last event was `[DONE]`.
-    """
+def farewell(outcome: Outcome, end: Position, dialect: Dialect) -> Chunk:
+    """Return what a watcher that has all events is sent of the end."""
     if dialect is Dialect.AI_SDK:
         text = b""
         if outcome.state is RunState.FAILED:
@@ -83,8 +78,7 @@ def farewell(outcome: Outcome, end: Position, dialect: Dialect, *, has_done: boo
             text = encode_fields(data=json_text(error))
         elif outcome.state is RunState.STOPPED:
             text = encode_fields(data=json_text({"type": "abort"}))
-        text += b"" if has_done else encode_fields(data=DONE)
-        return Chunk(text) if text else None
+        return Chunk(text + encode_fields(data=DONE))
     data = {"reason": str(outcome.state)}
     if outcome.error is not None:
         data["error"] = outcome.error

@@ -10,6 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 SPARE_ENTRIES = 1_000
 """How many entries that no longer count the heap may have, besides as many as count."""
+LATE_SECONDS = 1.0
+"""By how much a look at the deadlines may be late without being left out."""
 NEVER = float("inf")
 
 
@@ -65,6 +67,22 @@ class Deadlines(Generic[Item]):
                 yield item
             else:
                 yield None
+
+
+class Lateness:
+    """Decides whether a look at the deadlines is left out, since it is late.
+
+    A look that is late by more than LATE_SECONDS means that the process was suspended, or waited for its disk. What
+    producers sent in that time has not been read yet, and shows that they are alive. Two in a row are never left out.
+    """
+
+    def __init__(self) -> None:
+        self._has_skipped = False
+
+    def skips(self, seconds: float) -> bool:
+        """Return True if a look that is late by `seconds` is left out. Call this for each look."""
+        self._has_skipped = seconds > LATE_SECONDS and not self._has_skipped
+        return self._has_skipped
 
 
 class Tombstones:

@@ -33,7 +33,7 @@ from ..errors import (
 from .arguments import Order
 from .entries import RunEvent
 from .model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError, RunState
-from .producer import Opened, logger
+from .producer import Opened, ended, logger
 from .runs import Runs
 from .store import Append, Appended, Ticket
 
@@ -168,7 +168,7 @@ class LocalWriter:
         while self._unsent and self._unsent_bytes + size > MAX_UNSENT_BYTES and self._failure is None:
             await self._wait_for_capacity()
         if self._outcome is not None:
-            raise _ended(self._name, self._generation, self._outcome.state, self._stored)
+            raise ended(self._name, self._generation, self._outcome.state, self._stored)
         self._write()
         stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._unsent.append(_Unsent(events, size, stored))
@@ -348,7 +348,7 @@ class LocalWriter:
     def _end(self, state: RunState) -> None:
         """The run has ended by its own producer. Events that wait were refused, since the run had been stopped."""
         assert self._ended is not None
-        self._failure = _ended(self._name, self._generation, state, self._stored)
+        self._failure = ended(self._name, self._generation, state, self._stored)
         self._refuse_unsent(self._failure)
         self._close()
         if not self._ended.done():
@@ -395,11 +395,6 @@ def _interruption(name: str, conflict: RunConflict, generation: int) -> SSEHubEr
         case ConflictReason.STALE if conflict.generation < generation:
             return RunLost(f"the store has lost run {name!r}, and begun another one of that name")
     return StaleRun(f"run {name!r} is another producer's now: {conflict}")
-
-
-def _ended(name: str, generation: int, state: RunState, events: int) -> RunConflict:
-    message = f"run {name!r} has ended ({state}): nothing can be appended"
-    return RunConflict(ConflictReason.ENDED, message, generation=generation, state=state, events=events)
 
 
 def _ended_elsewhere(name: str, state: str, error: str | None) -> str:

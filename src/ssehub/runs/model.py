@@ -58,8 +58,7 @@ class RunError(StrEnum):
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
     LOST = "lost"
-    """Its store has lost it while it was open. Only watchers are told this: there is no run of which it could be said.
-    """
+    """Its store has lost it while it was open. Only watchers are told this, since the run is gone."""
 
 
 def check_run_name(value: object) -> str:
@@ -81,9 +80,10 @@ def check_run_name(value: object) -> str:
 class RunOptions:
     """What a run is created with. Raises InvalidEvent, which calls each field by its name on the wire.
 
-    Those who could hear an event for `users` on `channels` may watch the run. `keep` is how long it is kept after its
-    end, and `idle` after how long without an event or a sign of life it fails; both in seconds. `announce` is the type
-    of the event that tells the same users of its start and its end. If it is `stoppable`, its watchers may stop it.
+    Clients that could hear an event for `users` on `channels` may watch the run. `keep` is how long it is kept after
+    its end, and `idle` after how long without an event or a sign of life it fails; both in seconds. `announce` is the
+    type of the event that tells the same users of its start and its end. If it is `stoppable`, its watchers may stop
+    it.
     """
 
     channels: tuple[str, ...]

@@ -121,13 +121,20 @@ class Production:
         if not self.generation:
             raise InvalidRequest(f"run {self.name!r} has not been created: use it inside its `with` block")
         if self.state.is_end:
-            raise RunConflict(
-                ConflictReason.ENDED,
-                f"run {self.name!r} has ended ({self.state}): nothing can be appended",
-                generation=self.generation,
-                state=self.state,
-                events=self.events,
-            )
+            raise ended(self.name, self.generation, self.state, self.events)
+
+    async def _end_failed(self, outcome: Outcome) -> None:
+        """End the run while an exception is on its way, which nothing here may replace."""
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                self._note_end(await self._writer.finish(outcome))
+        except RunInterrupted:
+            pass  # somebody else has ended it, or it is somebody else's
+        except (TimeoutError, SSEHubError) as exc:
+            self._log_open_end(outcome, exc)
+
+    def _log_open_end(self, outcome: Outcome, exc: Exception) -> None:
+        logger.warning("run %r could not be ended as %s: %s", self.name, outcome.state, str(exc) or "no answer in time")
 
     def _raise(self, error: SSEHubError) -> NoReturn:
         raise error.with_traceback(None)  # it may be raised many times
@@ -157,6 +164,8 @@ class ProducedRun(Production):
         self, *, data: object, type: str | None = None, id: str | None = None, retry: int | None = None
     ) -> int:
         """Append one event; return its ordinal, counted from 1.
+
+        In a run of the hub, this returns once the event is stored; in one of AsyncPublisher, before that.
 
         `data` that is not a string is written as JSON. The `id` is kept for backends that read the run; watchers see
         the event's position. Raises InvalidEvent; Overloaded if the store is full; RunConflict if the run has become
@@ -247,20 +256,16 @@ class ProducedRun(Production):
     async def _end(self, outcome: Outcome) -> None:
         self._note_end(await self._writer.finish(outcome))
 
-    async def _end_failed(self, outcome: Outcome) -> None:
-        """End the run while an exception is on its way, which nothing here may replace."""
-        try:
-            async with asyncio.timeout(LEAVE_SECONDS):
-                await self._end(outcome)
-        except RunInterrupted:
-            pass  # somebody else has ended it, or it is somebody else's
-        except (TimeoutError, SSEHubError) as exc:
-            logger.warning("run %r could not be ended as %s: %s", self.name, outcome.state, exc or "no answer in time")
-
 
 def make_event(data: object, type: object = None, id: object = None, retry: object = None) -> RunEvent:
     """Return the event with these fields; `data` that is not a string is written as JSON. Raises InvalidEvent."""
     return RunEvent.checked(json_text(data), type, id, retry)
+
+
+def ended(name: str, generation: int, state: RunState, events: int) -> RunConflict:
+    """Return the error for an append to a run that its own producer has ended."""
+    message = f"run {name!r} has ended ({state}): nothing can be appended"
+    return RunConflict(ConflictReason.ENDED, message, generation=generation, state=state, events=events)
 
 
 def outcome_with(error: str | None) -> Outcome:

@@ -101,7 +101,10 @@ class Producing:
     async def produce_all(self, order: Order, items: AsyncIterable[object]) -> StartedRun:
         """Create a run, and let a task append `items` to it. Raises what entering the run raises."""
         if not hasattr(items, "__aiter__"):
-            raise InvalidRequest(f"start_run takes an async iterator, not {type(items).__name__}: call the generator")
+            raise InvalidRequest(
+                f"start_run takes an async iterator, not {type(items).__name__}: give it model(), where model is an "
+                "`async def` that yields"
+            )
         await self._start()
         self._enter_loop()
         run = self.produce(order)

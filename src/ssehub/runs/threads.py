@@ -7,10 +7,10 @@ from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from ..errors import InvalidRequest, RunInterrupted, SSEHubError
+from ..errors import InvalidRequest, SSEHubError
 from .entries import RunEvent
 from .model import Outcome, RunState
-from .producer import Production, Writer, logger, make_event, outcome_of, outcome_with
+from .producer import Production, Writer, make_event, outcome_of, outcome_with
 
 Answer = TypeVar("Answer")
 
@@ -67,7 +67,7 @@ class SyncProducedRun(Production):
         elif exc is None:
             self._end(Outcome(RunState.DONE))
         else:
-            self._end_failed(outcome_of(exc))
+            self._leave_failed(outcome_of(exc))
 
     def _note(self, error: SSEHubError) -> None:
         self._note_interruption(error)
@@ -83,11 +83,8 @@ class SyncProducedRun(Production):
     def _end(self, outcome: Outcome) -> None:
         self._note_end(self._call(self._writer.finish(outcome)))
 
-    def _end_failed(self, outcome: Outcome) -> None:
-        """End the run while an exception is on its way, which nothing here may replace."""
+    def _leave_failed(self, outcome: Outcome) -> None:
         try:
-            self._end(outcome)
-        except RunInterrupted:
-            pass  # somebody else has ended it, or it is somebody else's
-        except SSEHubError as exc:
-            logger.warning("run %r could not be ended as %s: %s", self.name, outcome.state, exc)
+            self._call(self._end_failed(outcome))
+        except SSEHubError as exc:  # the hub or the publisher has been closed
+            self._log_open_end(outcome, exc)

@@ -19,12 +19,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from ..errors import HubClosed, InvalidRequest, SSEHubError, UnsupportedContent
+from ..control_keys import ControlKeys
+from ..errors import HubClosed, InvalidRequest, SSEHubError, UnknownRun, UnsupportedContent
 from ..fields import check_name
 from ..hub import Hub
 from ..loglimit import limited_logger
 from ..rights import NO_KEY, ControlKey, Right
 from ..runs.model import Outcome, RunOptions, check_run_name
+from ..runs.runs import Runs
 from ..runs.store import Appended, CreateMode, Ticket
 from ..settings import Limits, RequestLimits
 from .appending import Appending, LineLimits
@@ -35,6 +37,7 @@ from .requests import (
     HEADERS,
     KEY,
     NAME,
+    REFUSED_SECONDS,
     ControlRequest,
     DroppedBodies,
     RequestHeaders,
@@ -49,8 +52,6 @@ from .transport import connection_of
 logger = limited_logger("ssehub.control")
 
 APPEND_FIELDS = (*OPTION_FIELDS, "generation", "finish", "error")
-REFUSED_SECONDS = 0.3
-"""How long the rest of a refused body is read. httpx, requests, aiohttp, Node, Go and curl all see the answer then."""
 PRODUCER, OFFSET = "run-producer", "run-offset"
 
 _PROCESS = secrets.token_hex(8)
@@ -66,11 +67,39 @@ class _Wish(NamedTuple):
     outcome: Outcome | None
 
 
+class _KeyCheck:
+    """Checks the control key of an open append again, once the keys have been replaced."""
+
+    __slots__ = ("_authorization", "_keys", "_name", "_runs", "_version")
+
+    def __init__(self, keys: ControlKeys, authorization: str, runs: Runs, name: str) -> None:
+        self._keys = keys
+        self._version = keys.version
+        self._authorization = authorization
+        self._runs = runs
+        self._name = name
+
+    @property
+    def is_due(self) -> bool:
+        return self._version != self._keys.version
+
+    async def repeat(self) -> None:
+        """Raises ControlKeyError, and KeyForbidden if the key may not append to the run any more."""
+        self._version = self._keys.version
+        key = self._keys.of_header(self._authorization)
+        key.require(Right.PUBLISH)
+        if key.grant is not None and (run := await self._runs.get(self._name)) is not None:
+            key.require_channels(run.options.channels)
+
+
 class AppendToRun:
     """`POST /runs/NAME`."""
 
-    def __init__(self, hub: Hub, limits: Limits, request_limits: RequestLimits, rates: PublishRates) -> None:
+    def __init__(
+        self, hub: Hub, keys: ControlKeys, limits: Limits, request_limits: RequestLimits, rates: PublishRates
+    ) -> None:
         self._hub = hub
+        self._keys = keys
         self._runs = hub.runs
         self._limits = limits
         self._line_limits = LineLimits(request_limits.body_seconds, request_limits.min_body_bytes_per_second)
@@ -85,9 +114,9 @@ class AppendToRun:
         is_whole = _media_type(headers) == JSON
         try:
             key.require(Right.PUBLISH)
-            if self._hub.is_draining:
-                raise HubClosed("the hub is about to stop: append to another node, or here after its restart")
             wish = await _wish(scope, headers, key)
+            if self._hub.is_draining:  # nothing may wait from here on, until a drain knows this append
+                raise HubClosed("the hub is about to stop: append to another node, or here after its restart")
             appending = self._appending(check_run_name(scope[NAME]), headers, key, wish)
             feed = self._feed(headers)
         except SSEHubError as exc:
@@ -144,6 +173,7 @@ class AppendToRun:
             offset=None if offset is None else whole_number("Run-Offset")(offset),
             rates=self._rates,
             key_name=key.name,
+            key_check=_KeyCheck(self._keys, headers.get("authorization", ""), self._runs, name),
             limits=self._line_limits,
             count=self._hub.count_appended,
         )
@@ -188,13 +218,22 @@ class AppendToRun:
         raise UnsupportedContent(f"unsupported content type {kind[:100]!r}: send {NDJSON}, {EVENT_STREAM} or {JSON}")
 
     async def _enter(self, appending: Appending, key: ControlKey, wish: _Wish) -> None:
-        """Create the run if that is wanted. Raises KeyForbidden if the run has a channel that the key may not use."""
+        """Create the run if that is wanted. Raises KeyForbidden if the run has a channel that the key may not use.
+
+        A key that is limited to channels appends to no other generation than the one that was found to have them.
+        """
+        name, run = appending.run_name, None
         if key.grant is not None:
-            run = await self._runs.get(appending.run_name)
+            run = await self._runs.get(name)
             if run is not None:
                 key.require_channels(run.options.channels)
+            elif wish.options is None:
+                raise UnknownRun(name)
         if wish.options is not None:
-            await self._runs.create(appending.run_name, wish.options, CreateMode.JOIN, ticket=appending.ticket)
+            run = (await self._runs.create(name, wish.options, CreateMode.JOIN, ticket=appending.ticket)).run
+            key.require_channels(run.options.channels)
+        if key.grant is not None and run is not None:
+            appending.expect(run.generation)
 
     async def _release(self, appending: Appending) -> None:
         """Let other producers append."""

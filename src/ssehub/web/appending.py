@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
@@ -37,6 +37,17 @@ LIFE_SECONDS = 1.0
 """The store is told of signs of life at most so often."""
 
 Answer = TypeVar("Answer")
+
+
+class KeyCheck(Protocol):
+    """Says if the control key of an append is still valid."""
+
+    @property
+    def is_due(self) -> bool:
+        """True if the control keys have been replaced since it was checked."""
+
+    async def repeat(self) -> None:
+        """Raises ControlKeyError or KeyForbidden if the key may not append to the run any more."""
 
 
 class LineLimits:
@@ -69,6 +80,7 @@ class Appending:
         "_is_doubtful",
         "_is_first",
         "_is_stepping",
+        "_key_check",
         "_key_name",
         "_limits",
         "_line_began",
@@ -96,6 +108,7 @@ class Appending:
         offset: int | None,
         rates: PublishRates,
         key_name: str,
+        key_check: KeyCheck,
         limits: LineLimits,
         count: Callable[[int], None],
     ) -> None:
@@ -111,6 +124,7 @@ class Appending:
         self._offset = offset
         self._rates = rates
         self._key_name = key_name
+        self._key_check = key_check
         self._limits = limits
         self._count = count
         self._loop = asyncio.get_running_loop()
@@ -125,7 +139,7 @@ class Appending:
         """Not None while it waits."""
         self._is_stepping = False
         self._ahead = 0
-        """The most events that the run is known to have had."""
+        """How many events the run is known to have."""
         self._is_doubtful = False
         """True if the store has to be asked whether it may go on."""
         self._end: SSEHubError | None = None
@@ -135,6 +149,11 @@ class Appending:
     def appended(self) -> Appended | None:
         """The result of the latest step, None before the first one."""
         return self._appended
+
+    def expect(self, generation: int) -> None:
+        """Append to this generation only, if the client has not named one."""
+        if self._generation is None:
+            self._generation = generation
 
     # What interrupts it
 
@@ -192,7 +211,7 @@ class Appending:
         self._stepped_at = self._loop.time()
         if self._ahead > appended.events:
             self._is_doubtful = True
-        self._ahead = max(self._ahead, appended.events)
+        self._ahead = appended.events  # also if that is less: a store that has lost some must not be asked for ever
         self.stored += len(events)
         self._count(len(events))
         return appended
@@ -201,7 +220,7 @@ class Appending:
         """Append what arrives until the body ends, and end the run with `outcome` if there is one.
 
         Raises ClientDisconnect if the body breaks off, LineTimeout, InvalidRequest for a bad line, HubClosed in a
-        drain, and what `RunStore.append` raises.
+        drain, ControlKeyError and KeyForbidden if the key is not valid any more, and what `RunStore.append` raises.
         """
         appended = await self.append(())
         has_more = True
@@ -212,6 +231,8 @@ class Appending:
                 continue
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
+            if self._key_check.is_due:
+                await self._key_check.repeat()
             has_more = message.get("more_body", False)
             self.is_read = not has_more
             appended = await self._read(feed, message.get("body", b""), has_more, outcome) or appended

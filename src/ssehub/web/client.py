@@ -54,7 +54,7 @@ from .query import QUERY_BOUNDS, RUN, Query
 from .run_stop import STOP, RunStop
 from .run_streams import AI_SDK, RunRequest, run_stream
 from .stream import BusyResponse, EventStream, ExitListener
-from .unknown_run import unknown_run
+from .unknown_run import UnknownRuns
 
 logger = limited_logger("ssehub.client")
 
@@ -179,6 +179,7 @@ class EventsEndpoint:
         self._hub = hub
         self._login = login
         self._denials = denials
+        self._unknown_runs = UnknownRuns(hub)
         self._comeback_end = comeback_end
         self._busy_waits = asyncio.Semaphore(max_busy_waits)
 
@@ -191,7 +192,7 @@ class EventsEndpoint:
         try:
             await response(scope, receive, send)
         except UnknownRun:  # it is gone or not granted any more; nothing has been sent yet
-            await (await unknown_run(began))(scope, receive, send)
+            await (await self._unknown_runs.response(scope, began))(scope, receive, send)
         except Unavailable as exc:  # over a limit, or the hub has ended meanwhile; nothing has been sent yet
             await self._busy(exc, scope)(scope, receive, send)
         except TokenError as exc:  # its token was revoked meanwhile; nothing has been sent yet either
@@ -233,7 +234,9 @@ class EventsEndpoint:
                 run,
                 claims,
                 address,
+                scope,
                 receive,
+                self._unknown_runs,
                 is_head=method == "HEAD",
                 cuts=cuts,
                 uses_datastar=uses_datastar,

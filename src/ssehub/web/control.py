@@ -91,7 +91,7 @@ def create_control_app(
         async with hub:
             yield
 
-    runs = RunCalls(hub, limits, request_limits, rates)
+    runs = RunCalls(hub, keys, limits, request_limits, rates)
     routes = [Route(endpoint.path + slash, endpoint) for endpoint in endpoints for slash in ("/", "")]
     routes[2:2] = runs.routes()
     app = Starlette(

@@ -217,6 +217,8 @@ def _known(fields: list[tuple[str, str]], known: Collection[str], repeated: Coll
             continue
         if name in found:
             raise InvalidRequest(f"{name} is given twice: send it once")
+        if name.lstrip()[:1] in ("{", "["):
+            raise InvalidRequest(f"a form was sent, whose field {name[:40]!r} looks like JSON: send JSON as {JSON}")
         if name not in known:
             _refuse_unknown(name, known)
         found[name] = value

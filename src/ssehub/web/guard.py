@@ -10,12 +10,13 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..control_keys import ControlKeys
-from ..errors import ControlKeyError, Forbidden, SSEHubError
+from ..errors import Forbidden, SSEHubError
+from ..fanout.statistics import AppendRefusal
 from ..rights import ControlKey
 from .endpoint import error_response
 from .masking import masked
 from .origins import is_cross_origin
-from .requests import HEADERS, KEY, RequestHeaders, request_headers
+from .requests import HEADERS, KEY, REFUSED_SECONDS, DroppedBodies, RequestHeaders, request_headers
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
@@ -50,6 +51,7 @@ class Guard:
         self._app = app
         self._keys = keys
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._dropped = DroppedBodies(REFUSED_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and scope["query_string"]:
@@ -60,10 +62,17 @@ class Guard:
                 scope[KEY] = self._check(headers, scope.get("server"))
                 scope[HEADERS] = headers
             except SSEHubError as exc:
-                response = error_response(exc, headers, {} if _answers_json(scope) else None)
-                await response(scope, receive, send)
+                await self._refuse(exc, headers, scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    async def _refuse(
+        self, exc: SSEHubError, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if _is_about_runs(scope):  # it may be an append, whose client looks at the answer when the connection is closed
+            await self._dropped.refuse(error_response(exc, headers, {"reason": AppendRefusal.FORBIDDEN}), receive, send)
+        else:
+            await error_response(exc, headers)(scope, receive, send)
 
     def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> ControlKey:
         """Return the key of a request. Raises Forbidden and ControlKeyError."""
@@ -73,15 +82,8 @@ class Guard:
             self._check_host(headers.get("host", "").lower(), server)
         if is_cross_origin(headers):
             raise Forbidden("a web page of another origin can't call the control app: call it from a backend")
-        return self._key(headers.get("authorization", "")) if self._keys.is_required else self._keys.anyone
-
-    def _key(self, authorization: str) -> ControlKey:
-        scheme, _, given = authorization.partition(" ")
-        key = self._keys.find(given.encode("latin-1")) if scheme.lower() == "bearer" else None
-        if key is None:
-            self._keys.count_wrong()
-            raise ControlKeyError("the control key is missing or wrong: send it as 'Authorization: Bearer KEY'")
-        return key
+        keys = self._keys
+        return keys.of_header(headers.get("authorization", "")) if keys.is_required else keys.anyone
 
     def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
         """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
@@ -101,8 +103,7 @@ def _path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _answers_json(scope: Scope) -> bool:
-    """True if all errors of the path are JSON."""
+def _is_about_runs(scope: Scope) -> bool:
     path = _path(scope)
     return path == RUNS or path.startswith(f"{RUNS}/")
 

@@ -20,6 +20,8 @@ MAX_DROPPED_BYTES = 32 * 2**20
 DROPPED_BYTES_PER_SECOND = 16 * 2**20
 """How fast an endpoint drops the bodies of all requests together, so that other requests go on meanwhile."""
 MAX_DROPPING_SECONDS = 5.0
+REFUSED_SECONDS = 0.3
+"""How long the rest of a refused append is read. httpx, requests, aiohttp, Node, Go and curl see the answer then."""
 
 KEY = "ssehub.key"
 HEADERS = "ssehub.headers"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from ..errors import (
+    ControlKeyError,
     Forbidden,
     HubClosed,
     LineTimeout,
@@ -73,6 +74,7 @@ def append_refusal(exc: SSEHubError) -> str:
 
 _REFUSALS: dict[type[SSEHubError], AppendRefusal] = {
     UnknownRun: AppendRefusal.UNKNOWN,
+    ControlKeyError: AppendRefusal.FORBIDDEN,
     Forbidden: AppendRefusal.FORBIDDEN,
     LineTimeout: AppendRefusal.TIMEOUT,
     TooManyRequests: AppendRefusal.RATE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -57,11 +58,15 @@ class RunCall(Endpoint):
         request.key.require_channels(run.options.channels)
         return run
 
-    async def _check_key(self, request: ControlRequest) -> str:
-        """Return the run's name. Raises what `_find` raises, if the key is limited to channels."""
+    async def _check_key(self, request: ControlRequest) -> tuple[str, int | None]:
+        """Return the run's name and, if the key is limited to channels, the generation that it may change.
+
+        Raises what `_find` raises then.
+        """
         if request.key.grant is not None:
-            return (await self._find(request)).name
-        return check_run_name(request.name)
+            run = await self._find(request)
+            return run.name, run.generation
+        return check_run_name(request.name), None
 
 
 async def fields_of(request: ControlRequest, known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -152,7 +157,7 @@ class DeleteRun(RunCall):
     method = "DELETE"
 
     async def respond(self, request: ControlRequest) -> Response:
-        name = await self._check_key(request)
+        name, _ = await self._check_key(request)
         return JSONResponse(run_object(await self._runs.delete(name)))
 
 
@@ -162,10 +167,12 @@ class FinishRun(RunCall):
     method = "POST"
 
     async def respond(self, request: ControlRequest) -> Response:
-        name = await self._check_key(request)
+        name, permitted = await self._check_key(request)
         fields = await fields_of(request, ("generation", "error"))
         generation = generation_of(request.headers, fields)
-        return JSONResponse(run_object(await self._runs.finish(name, outcome_of(fields.get("error")), generation)))
+        outcome = outcome_of(fields.get("error"))
+        run = await self._runs.finish(name, outcome, permitted if generation is None else generation)
+        return JSONResponse(run_object(run))
 
 
 def outcome_of(error: object) -> Outcome:
@@ -186,9 +193,9 @@ class StopRun(RunCall):
     method = "POST"
 
     async def respond(self, request: ControlRequest) -> Response:
-        name = await self._check_key(request)
+        name, permitted = await self._check_key(request)
         generation = generation_of(request.headers, await fields_of(request, ("generation",)))
-        return JSONResponse(run_object(await self._runs.stop(name, generation)))
+        return JSONResponse(run_object(await self._runs.stop(name, permitted if generation is None else generation)))
 
 
 class ListRuns(RunCall):
@@ -200,15 +207,17 @@ class ListRuns(RunCall):
         wanted, after, limit = await _listing(request.query_string)
         found: list[Run] = []
         is_last = False
+        page_runs = limit if request.key.grant is None else MAX_LIMIT
         while len(found) < limit and not is_last:
-            page = await self._runs.list_runs(wanted, after, limit)
-            is_last = len(page) < limit
+            page = await self._runs.list_runs(wanted, after, page_runs)
+            is_last = len(page) < page_runs
             for run in page:
                 after = run.name
                 if _may_use(request.key, run):
                     found.append(run)
                     if len(found) == limit:
                         break
+            await asyncio.sleep(0)
         following = after if len(found) == limit else None
         return JSONResponse({"runs": [run_object(run) for run in found], "next": following})
 
@@ -289,6 +298,7 @@ class EventLines(Response):
                     return
                 body = "".join([_line(event) for event in page]).encode()
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                await asyncio.sleep(0)  # a client that reads fast, and a store in memory, wait for nothing
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -16,10 +15,10 @@ from ..runs.model import Run, check_run_name
 from .addresses import client_of
 from .denials import Denials
 from .endpoint import RETRY_AFTER_SECONDS
-from .logins import Login, StreamRequest
-from .origins import check_page
+from .logins import Login, StreamRequest, TokenLogin
+from .origins import ANY, check_page
 from .query import QUERY_BOUNDS, RUN
-from .unknown_run import unknown_run
+from .unknown_run import UnknownRuns
 
 logger = limited_logger("ssehub.client")
 
@@ -38,13 +37,14 @@ class RunStop:
         self._login = login
         self._cors_origins = cors_origins
         self._denials = denials
+        self._unknown_runs = UnknownRuns(hub)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = asyncio.get_running_loop().time()
         try:
             response = await self._respond(scope)
         except UnknownRun:
-            response = await unknown_run(began)
+            response = await self._unknown_runs.response(scope, began)
         except RunConflict as exc:
             fields = {"reason": exc.reason, "generation": exc.generation, "state": exc.state, "events": exc.events}
             response = JSONResponse({"error": str(exc), **fields}, exc.status)
@@ -61,8 +61,10 @@ class RunStop:
         await response(scope, receive, send)
 
     async def _respond(self, scope: Scope) -> Response:
-        check_page(Headers(scope=scope), self._cors_origins, "stop a run here")
         request = StreamRequest(scope)
+        # Pages of all origins may listen with a token that is no cookie, which they have to know. So they may stop.
+        if ANY not in self._cors_origins or not isinstance(self._login, TokenLogin):
+            check_page(request.headers, self._cors_origins, "stop a run here")
         claims = await self._login(request)
         self._hub.require_access(claims)
         name, generation = _wanted(request)
@@ -72,7 +74,7 @@ class RunStop:
         self._hub.require_access(claims)  # only now are the revocations known
         run = await self._hub.find_run(name, claims)
         if not run.options.stoppable:
-            raise Forbidden("this run can't be stopped by those who watch it: it was created without stoppable")
+            raise Forbidden("this run can't be stopped by its watchers: it was created without stoppable")
         return _response(await self._hub.runs.stop(name, generation))
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple, Self
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive
+from starlette.types import ASGIApp, Receive, Scope
 
 from ..claims import Claims
 from ..errors import InvalidRequest, UnknownRun
@@ -17,7 +17,7 @@ from ..run_streams import check_wait_seconds
 from ..runs.model import Run, check_run_name
 from .query import RUN, Query
 from .stream import EventStream, disconnected
-from .unknown_run import unknown_run
+from .unknown_run import UnknownRuns
 
 AI_SDK = Dialect.AI_SDK.value
 AI_SDK_HEADERS = {"x-vercel-ai-ui-message-stream": "v1", "Connection": "close"}
@@ -63,7 +63,9 @@ async def run_stream(
     wanted: RunRequest,
     claims: Claims,
     address: str | None,
+    scope: Scope,
     receive: Receive,
+    unknown_runs: UnknownRuns,
     *,
     is_head: bool,
     cuts: bool,
@@ -80,7 +82,7 @@ async def run_stream(
         else:
             run = await _wait_for_run(hub, wanted, claims, receive)
     except UnknownRun:
-        return await unknown_run(began)
+        return await unknown_runs.response(scope, began)
     if run is None or wanted.has_all(run):
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
     attach = partial(

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..control_keys import ControlKeys
 from ..hub import Hub
 from ..settings import Limits, RequestLimits
 from .append import AppendToRun
@@ -27,6 +28,7 @@ from .rates import PublishRates
 from .requests import NAME
 from .run_calls import CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
 
+NO_PATH = "there is no such path: use /runs/, /runs/NAME, and below it finish, stop or events; a name has no '/'"
 MAX_NAME_BYTES = 3 * 4 * 255
 """The longest name, percent-encoded."""
 
@@ -36,11 +38,13 @@ class RunCalls:
 
     path = "/runs"
 
-    def __init__(self, hub: Hub, limits: Limits, request_limits: RequestLimits, rates: PublishRates) -> None:
+    def __init__(
+        self, hub: Hub, keys: ControlKeys, limits: Limits, request_limits: RequestLimits, rates: PublishRates
+    ) -> None:
         read = GetRun(hub)
         self._of_all: Mapping[str, ASGIApp] = {"GET": ListRuns(hub)}
         self._of_one: Mapping[str, ASGIApp] = {
-            "POST": AppendToRun(hub, limits, request_limits, rates),
+            "POST": AppendToRun(hub, keys, limits, request_limits, rates),
             "PUT": CreateRun(hub, limits),
             "GET": read,
             "DELETE": DeleteRun(hub, limits),
@@ -61,7 +65,7 @@ class RunCalls:
         name, _, below = _path_below(scope).removesuffix(b"/").partition(b"/")
         calls = self._calls(name, below)
         if calls is None:
-            response: Response = JSONResponse({"error": "there is no such path"}, 404)
+            response: Response = JSONResponse({"error": NO_PATH}, 404)
             await response(scope, receive, send)
             return
         method = scope["method"]

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ...errors import BrokerUnavailable
 from ...runs.book import Book, Change
+from ...runs.deadlines import Lateness
 from .run_ledger import Ledger, Telling
 from .runfile import Changes, Loaded, RunFile
 
@@ -91,6 +92,7 @@ class RunWriter:
         """True from a failed transaction until one succeeds."""
         self._is_due = False
         """True if deadlines are to be looked at."""
+        self._lateness = Lateness()
         self._is_untidy = False
         """True if tombstones that have run out are to be deleted."""
         self._is_stopping = False
@@ -136,8 +138,9 @@ class RunWriter:
     def _look_at_clock(self) -> None:
         now = self._loop.time()
         if now >= self._next_tick:
+            if not self._lateness.skips(now - self._next_tick):
+                self._is_due = True
             self._next_tick = now + TICK_SECONDS
-            self._is_due = True
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_SECONDS
             self._is_untidy = True
