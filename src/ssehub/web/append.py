@@ -70,10 +70,10 @@ class _Wish(NamedTuple):
 class _KeyCheck:
     """Checks the control key of an open append again, once the keys have been replaced."""
 
-    __slots__ = ("_authorization", "_keys", "_name", "_runs", "_version")
+    __slots__ = ("_accepted", "_authorization", "_name", "_runs", "_version")
 
     def __init__(self, keys: ControlKeys, authorization: str, runs: Runs, name: str) -> None:
-        self._keys = keys
+        self._accepted = keys
         self._version = keys.version
         self._authorization = authorization
         self._runs = runs
@@ -81,12 +81,12 @@ class _KeyCheck:
 
     @property
     def is_due(self) -> bool:
-        return self._version != self._keys.version
+        return self._version != self._accepted.version
 
     async def repeat(self) -> None:
         """Raises ControlKeyError, and KeyForbidden if the key may not append to the run any more."""
-        self._version = self._keys.version
-        key = self._keys.of_header(self._authorization)
+        self._version = self._accepted.version
+        key = self._accepted.of_header(self._authorization)
         key.require(Right.PUBLISH)
         if key.grant is not None and (run := await self._runs.get(self._name)) is not None:
             key.require_channels(run.options.channels)
