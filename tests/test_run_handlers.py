@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from starlette.types import ASGIApp
-from uvicorn.server import ServerState
 
 from conftest import until
 from run_stores import ADDRESS, data_of, ending
+from serving import serving
 from ssehub import Hub, RunState
-from ssehub.server import HttpProtocol
 from streams import get
 
 pytestmark = pytest.mark.anyio
@@ -55,24 +51,6 @@ def app_of(hub: Hub) -> FastAPI:
         return StreamingResponse(body())
 
     return app
-
-
-@asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[int]:
-    """Serve `app` in this event loop; yield the port."""
-    config = uvicorn.Config(app, http=HttpProtocol, lifespan="off", log_config=None, access_log=False)
-    config.load()
-    state = ServerState()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
-    )
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for connection in list(state.connections):
-            connection.transport.abort()
-        await until(lambda: not state.tasks)
 
 
 async def ask_and_leave(port: int, path: str) -> None:
