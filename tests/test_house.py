@@ -948,6 +948,8 @@ ROOMS: dict[str, set[str]] = {
     "web.run_streams": {
         "claims",
         "errors",
+        "fanout.sinks",
+        "fanout.subscriber",
         "fanout.watching",
         "hub",
         "run_streams",
@@ -967,7 +969,9 @@ ROOMS: dict[str, set[str]] = {
         "web.run_calls",
     },
     "web.stream": {
+        "claims",
         "event",
+        "fanout.resume",
         "fanout.sinks",
         "fanout.statistics",
         "fanout.subscriber",

@@ -23,6 +23,7 @@ from ..position import Position
 from .frames import Batch, Frame
 from .subscriber import State, Subscriber
 
+WATCHING = State.WATCHING
 MAX_MATCHES = 4_096
 """Most names of channels whose prefixes are remembered; beyond it all are forgotten."""
 
@@ -111,7 +112,7 @@ class Index:
 
     def add(self, subscriber: Subscriber) -> None:
         self.all[subscriber] = None
-        if subscriber.state is State.WATCHING:
+        if subscriber.state is WATCHING:
             self._watch(subscriber)
             return
         channels, prefixes = subscriber.channels, subscriber.prefixes
@@ -130,7 +131,7 @@ class Index:
 
     def remove(self, subscriber: Subscriber) -> None:
         self.all.pop(subscriber, None)
-        if subscriber.state is State.WATCHING:
+        if subscriber.state is WATCHING:
             self._unwatch(subscriber)
             return
         audience = self._audience_of.pop(subscriber, None)
@@ -201,7 +202,7 @@ class Index:
 
     def topics_of(self, subscriber: Subscriber) -> list[Topic]:
         """Return every topic that `subscriber` is in: none if it is a stream of a run."""
-        if subscriber.state is State.WATCHING:
+        if subscriber.state is WATCHING:
             return []
         channels, prefixes = map(self.channels.get, subscriber.channels), map(self.prefixes.get, subscriber.prefixes)
         return list(filter(None, chain(channels, prefixes)))

@@ -7,7 +7,6 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import get_args
 
 from starlette.applications import Starlette
@@ -28,7 +27,6 @@ from ..errors import (
     StreamRefused,
     TokenError,
     Unavailable,
-    UnknownRun,
 )
 from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
@@ -106,19 +104,21 @@ def create_client_app(
         comeback_end,
         max_busy_waits,
     )
-    routes = [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
+    # A request is compared with one route after the other, so that of nearly all streams is the first.
+    routes = [Route("/events/", streams, middleware=_cors(cors_origins))]
     stop = RunStop(hub, login, frozenset(cors_origins), denials)
-    routes[:0] = _both(STOP, ByMethod(streams, {"POST": stop}), _cors(cors_origins, ("POST",)))
+    routes += _both(STOP, ByMethod(streams, {"POST": stop}), _cors(cors_origins, ("POST",)))
     if isinstance(login, TokenLogin) and token_cookie is not None:
         cookie = LoginCookie(token_cookie, token_cookie_path, token_cookie_secure)
         cookie_login = CookieLogin(hub, login, cookie, frozenset(cors_origins), denials)
         by_method = ByMethod(streams, dict.fromkeys(LOGIN_METHODS, cookie_login))
-        routes[:0] = _both(LOGIN, by_method, _cors(cors_origins, LOGIN_METHODS))
+        routes += _both(LOGIN, by_method, _cors(cors_origins, LOGIN_METHODS))
     elif token_cookie_path is not None:
         raise ConfigError("token_cookie_path is that of the cookie named by token_cookie: set token_cookie, too")
     if isinstance(login, TokenLogin) and tokens is not None and tokens.has_jwks:
         logout = BackchannelLogout(hub, tokens, login)
-        routes[:0] = _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}), _cors(cors_origins))
+        routes += _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}), _cors(cors_origins))
+    routes += [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
     proxies = TrustedProxies.parse(trusted_proxies)
     if tokens is not None:
         hub.accompany(tokens)
@@ -184,15 +184,12 @@ class EventsEndpoint:
         self._busy_waits = asyncio.Semaphore(max_busy_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = asyncio.get_running_loop().time()
         try:
             response = await self._respond(scope, receive)
         except Unavailable as exc:
             response = self._busy(exc, scope)
         try:
             await response(scope, receive, send)
-        except UnknownRun:  # it is gone or not granted any more; nothing has been sent yet
-            await (await self._unknown_runs.response(scope, began))(scope, receive, send)
         except Unavailable as exc:  # over a limit, or the hub has ended meanwhile; nothing has been sent yet
             await self._busy(exc, scope)(scope, receive, send)
         except TokenError as exc:  # its token was revoked meanwhile; nothing has been sent yet either
@@ -212,43 +209,49 @@ class EventsEndpoint:
             raise
         except Exception as exc:
             return self._denials.response(exc, scope)
-        address = address_of(scope) if self._hub.limits_streams else None
         try:
             query = _query(request)
-            cuts = is_cut(query.fields.get("end"), self._comeback_end, request.headers)
-            uses_datastar = _uses_datastar(request.headers, query.fields)
-            run = start = None
-            if RUN in query.fields:
-                run = RunRequest.parse(query, _cursor(request.headers, query.fields))
-            else:
-                start = _start(request.headers, query.fields)
-                if query.has_channels:
-                    claims = self._narrowed(claims, query.channels(), scope)
+            fields = query.fields
+            cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
+            uses_datastar = _uses_datastar(request.headers, fields)
+            if RUN in fields:
+                wanted = RunRequest.parse(query, _cursor(request.headers, fields))
+                return await self._respond_with_run(wanted, claims, scope, receive, cuts, uses_datastar)
+            start = _start(request.headers, fields)
+            if query.has_channels:
+                claims = self._narrowed(claims, query.channels(), scope)
         except (InvalidRequest, Forbidden) as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
             await self._make_ready()
-        if run is not None:
-            stream = await run_stream(
-                self._hub,
-                run,
-                claims,
-                address,
-                scope,
-                receive,
-                self._unknown_runs,
-                is_head=method == "HEAD",
-                cuts=cuts,
-                uses_datastar=uses_datastar,
-            )
-            if method == "GET":  # it may have waited
-                await self._make_ready()
-            return stream
-        assert start is not None
-        if method == "GET":
             start = await self._hub.prepare(claims, start)
-        attach = partial(self._hub.attach, claims, start=start, address=address, uses_datastar=uses_datastar)
-        return EventStream(self._hub, attach, cuts=cuts)
+        return EventStream(self._hub, claims, start, self._address_of(scope), cuts=cuts, uses_datastar=uses_datastar)
+
+    async def _respond_with_run(
+        self, wanted: RunRequest, claims: Claims, scope: Scope, receive: Receive, cuts: bool, uses_datastar: bool
+    ) -> ASGIApp:
+        is_head = scope["method"] == "HEAD"
+        if not is_head:
+            await self._make_ready()
+        response = await run_stream(
+            self._hub,
+            wanted,
+            claims,
+            self._address_of(scope),
+            scope,
+            receive,
+            self._unknown_runs,
+            is_head=is_head,
+            cuts=cuts,
+            uses_datastar=uses_datastar,
+        )
+        if not is_head:  # it may have waited
+            await self._make_ready()
+        return response
+
+    def _address_of(self, scope: Scope) -> str | None:
+        """Return what the limits on streams take for the client, None if there are no limits."""
+        return address_of(scope) if self._hub.limits_streams else None
 
     def _narrowed(self, claims: Claims, channels: tuple[str, ...], scope: Scope) -> Claims:
         """Return `claims` for these channels only. Raises Forbidden if they do not grant one of them."""

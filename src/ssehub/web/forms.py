@@ -87,9 +87,10 @@ async def form_fields(
     else:
         sent = await urlencoded("the body", request.body, pace, max_value_bytes)
     fields: dict[str, Any] = {**_known(query, known, repeated), **_known(sent, known, repeated)}
-    for name, read in _FORM_VALUES.items():
-        if name in fields:
-            fields[name] = read(fields[name])
+    for name, text in fields.items():
+        read = _FORM_VALUES.get(name)
+        if read is not None:
+            fields[name] = read(text)
     return fields
 
 
@@ -212,16 +213,16 @@ class _MultiPartParser(MultiPartParser):
 def _known(fields: list[tuple[str, str]], known: Collection[str], repeated: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in fields:
-        if name in repeated:
-            found.setdefault(name, []).append(value)
-            continue
-        if name in found:
-            raise InvalidRequest(f"{name} is given twice: send it once")
-        if name.lstrip()[:1] in ("{", "["):
-            raise InvalidRequest(f"a form was sent, whose field {name[:40]!r} looks like JSON: send JSON as {JSON}")
         if name not in known:
+            if name.lstrip()[:1] in ("{", "["):
+                raise InvalidRequest(f"a form was sent, whose field {name[:40]!r} looks like JSON: send JSON as {JSON}")
             _refuse_unknown(name, known)
-        found[name] = value
+        if name in found:
+            if name not in repeated:
+                raise InvalidRequest(f"{name} is given twice: send it once")
+            found[name].append(value)
+        else:
+            found[name] = [value] if name in repeated else value
     return found
 
 

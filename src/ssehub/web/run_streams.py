@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import NamedTuple, Self
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..claims import Claims
 from ..errors import InvalidRequest, UnknownRun
+from ..fanout.sinks import Sink
+from ..fanout.subscriber import Subscriber
 from ..fanout.watching import Dialect
 from ..hub import Hub
 from ..run_streams import check_wait_seconds
 from ..runs.model import Run, check_run_name
 from .query import RUN, Query
-from .stream import EventStream, disconnected
+from .stream import StreamResponse, disconnected
 from .unknown_run import UnknownRuns
 
 AI_SDK = Dialect.AI_SDK.value
@@ -85,17 +86,50 @@ async def run_stream(
         return await unknown_runs.response(scope, began)
     if run is None or wanted.has_all(run):
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    attach = partial(
-        hub.watch,
-        wanted.name,
-        claims,
-        cursor=wanted.cursor,
-        address=address,
-        dialect=wanted.dialect,
-        uses_datastar=uses_datastar,
-    )
-    is_bare = wanted.dialect is Dialect.AI_SDK
-    return EventStream(hub, attach, cuts=cuts or is_bare, headers=AI_SDK_HEADERS if is_bare else None)
+    return RunStream(hub, wanted, claims, address, unknown_runs, began, cuts=cuts, uses_datastar=uses_datastar)
+
+
+class RunStream(StreamResponse):
+    """The stream of a run; 404 if it is gone, or not granted any more, when the stream is opened."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        wanted: RunRequest,
+        claims: Claims,
+        address: str | None,
+        unknown_runs: UnknownRuns,
+        began: float,
+        *,
+        cuts: bool,
+        uses_datastar: bool,
+    ) -> None:
+        is_bare = wanted.dialect is Dialect.AI_SDK
+        super().__init__(hub, cuts=cuts or is_bare, headers=AI_SDK_HEADERS if is_bare else None)
+        self._wanted = wanted
+        self._claims = claims
+        self._address = address
+        self._unknown_runs = unknown_runs
+        self._began = began
+        self._uses_datastar = uses_datastar
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except UnknownRun:  # nothing has been sent yet
+            response = await self._unknown_runs.response(scope, self._began)
+            await response(scope, receive, send)
+
+    def attach(self, sink: Sink) -> Subscriber:
+        return self._hub.watch(
+            self._wanted.name,
+            self._claims,
+            sink,
+            self._wanted.cursor,
+            self._address,
+            dialect=self._wanted.dialect,
+            uses_datastar=self._uses_datastar,
+        )
 
 
 async def _wait_for_run(hub: Hub, wanted: RunRequest, claims: Claims, receive: Receive) -> Run | None:

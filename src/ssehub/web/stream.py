@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
 
 import anyio
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
 
+from ..claims import Claims
 from ..event import SEPARATOR
+from ..fanout.resume import Start
 from ..fanout.sinks import LINGER_SECONDS, Sink, TaskSink, TransportSink
 from ..fanout.statistics import Statistics
 from ..fanout.subscriber import Subscriber
@@ -43,29 +46,25 @@ _TEMPLATE = _response()
 """The status and headers of every stream."""
 
 
-class EventStream:
+class StreamResponse(ABC):
     """An ASGI app that sends a stream until the hub ends it or the client leaves.
 
     If the server hands over its transport, the app returns as soon as the response has started: a coroutine that waits
     would take memory for as long as the stream lasts.
     """
 
-    def __init__(
-        self,
-        hub: Hub,
-        attach: Callable[[Sink], Subscriber],
-        *,
-        cuts: bool = False,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """`attach` opens the stream that writes to a sink. `headers` are sent besides those of every stream.
+    def __init__(self, hub: Hub, *, cuts: bool, headers: Mapping[str, str] | None = None) -> None:
+        """`headers` are sent besides those of every stream.
 
         `cuts` says that the client does not come back after a complete response: see ends.py.
         """
         self._hub = hub
-        self._attach = attach
         self._cuts = cuts
         self._headers = headers
+
+    @abstractmethod
+    def attach(self, sink: Sink) -> Subscriber:
+        """Open the stream, which writes to `sink` from now on."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -85,7 +84,7 @@ class EventStream:
             logger.debug("the client left before its stream began")
             return
         try:
-            subscriber = self._attach(sink)
+            subscriber = self.attach(sink)
         except BaseException:
             connection.close_stream()  # the response will be another one
             raise
@@ -119,12 +118,35 @@ class EventStream:
 
     async def _send_from_task(self, closing: Closing | None, receive: Receive, send: Send) -> None:
         sink = TaskSink(closing.drop if closing is not None else None, cuts=self._cuts)
-        subscriber = self._attach(sink)
+        subscriber = self.attach(sink)
         try:
             await self._send_head(send)
             await _copy(sink, closing, receive, send)
         finally:
             self._hub.detach(subscriber)
+
+
+class EventStream(StreamResponse):
+    """The stream of what `claims` grant of the hub's log, from `start` on."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        claims: Claims,
+        start: Start,
+        address: str | None,
+        *,
+        cuts: bool = False,
+        uses_datastar: bool = False,
+    ) -> None:
+        super().__init__(hub, cuts=cuts)
+        self._claims = claims
+        self._start = start
+        self._address = address
+        self._uses_datastar = uses_datastar
+
+    def attach(self, sink: Sink) -> Subscriber:
+        return self._hub.attach(self._claims, sink, self._start, self._address, uses_datastar=self._uses_datastar)
 
 
 class BusyResponse:
