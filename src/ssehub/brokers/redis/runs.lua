@@ -152,7 +152,9 @@ local function make_verbs()
 
   local function renew(node, lease_ms) redis.call('ZADD', leases, text(now + lease_ms), node) end
 
+  -- Nobody is told by `publish` who appends. A connection that is passed over may be at another node, and silent.
   local function claim(run, producer, connection, node)
+    if run.held and run.connection ~= connection then redis.call('PUBLISH', channels .. run.name, '!' .. connection) end
     run.producer, run.connection, run.held = producer, connection, node
     redis.call('HSET', key_of(run.name), 'producer', producer, 'connection', connection, 'held', node)
     renew(node, 10000)
@@ -490,8 +492,8 @@ local function make_verbs()
     return {'ok', page(run, ARGV[at + 3] + 1, tonumber(ARGV[at + 4]))}
   end
 
-  -- look NAME LOG FIRST MAX_BYTES: returns the run, its last event, and those from FIRST on, if this is its log, or else
-  -- all of them; none if they are larger.
+  -- look NAME LOG FIRST MAX_BYTES: returns the run, its last event, those from FIRST on, if this is its log, or else all
+  -- of them, none if they are larger; and the connection that appends, or did last.
   function verbs.look(at)
     local run = find(ARGV[at + 1])
     if not run then return reply('ok') end
@@ -499,7 +501,7 @@ local function make_verbs()
     local entries = page(run, first, tonumber(ARGV[at + 4]))
     if first + #entries <= run.events then entries = {} end
     local last = run.events > 0 and page(run, run.events, 1)[1] or false
-    return reply('ok', run, false, last, entries)
+    return reply('ok', run, false, last, entries, run.connection)
   end
 
   -- lost NAME OLD_LOG LOG: a node knows other events of OLD_LOG than there are.
