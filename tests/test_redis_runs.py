@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker_worlds import RecordingFollower
-from conftest import until
+from conftest import report, until
 from proxy import Mode, Proxy
 from redis_nodes import PROBE_SECONDS
 from redis_servers import ANSWER_SECONDS, RedisServer
@@ -483,3 +484,20 @@ async def test_deleted_run_is_told_to_another_node_with_its_error(valkey: RedisS
         await until(lambda: bool(listener.told) and listener.told[-1].is_gone)
 
         assert (listener.told[-1].state, listener.told[-1].error) == (RunState.FAILED, RunError.DELETED)
+
+
+async def test_append_takes_the_server_microseconds(redis_server: RedisServer) -> None:
+    async with running(redis_server.url) as node:
+        names = [f"answer-{number}" for number in range(100)]
+        for name in names:
+            await node.create(name, holder=ticket())
+            await node.append("1", name=name)
+        least = math.inf
+        for offset in range(1, 51):
+            redis_server.command("CONFIG", "RESETSTAT")
+            step: dict[str, Any] = {"is_first": False, "offset": offset, "generation": 1}
+            await asyncio.gather(*(node.append("a token of some 30 characters", name=name, **step) for name in names))
+            least = min(least, redis_server.command("INFO", "commandstats")["cmdstat_evalsha"]["usec"] / len(names))
+
+    report(f"{redis_server.kind}: append of one event, a hundred in a call: {least:.1f} µs")
+    assert least < 30

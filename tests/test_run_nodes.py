@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from appends import OpenAppend, create_run, data_of, run_of
 from conftest import RunningHub, StartHub, wait_until
 from redis_servers import RedisServer
+from ssehub import AsyncPublisher
 
 pytest_plugins = ["redis_fixtures"]
 
@@ -67,3 +69,21 @@ def test_silent_producer_is_told_although_its_node_heard_nothing_at_the_time(
     OpenAppend(there.control_port, "answer", *PRODUCER, "Run-Offset: 2")
 
     assert old.answer()[1]["reason"] == "superseded"
+
+
+@pytest.mark.anyio
+async def test_silent_producer_over_http_outlives_an_outage(valkey: RedisServer, start_hub: StartHub) -> None:
+    hub = start_hub("--broker", valkey.url)
+    async with (
+        AsyncPublisher(hub.control_url) as publisher,
+        publisher.run("answer", channel="chat", user_id="alex", idle=2) as run,
+    ):
+        await run.append(data="1")
+        await asyncio.to_thread(valkey.kill)
+        await asyncio.sleep(6)
+        await asyncio.to_thread(valkey.start)
+        await asyncio.sleep(8)
+        await run.append(data="2")
+
+    assert data_of(hub.control_url, "answer") == ["1", "2"]
+    assert run_of(hub.control_url, "answer")["state"] == "done"
