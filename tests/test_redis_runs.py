@@ -24,7 +24,7 @@ from ssehub.fanout.subscriber import CloseReason
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Run, RunError, RunState
-from ssehub.runs.store import Append, RunFilter
+from ssehub.runs.store import Append, Creation, RunFilter
 from ssehub.settings import RedisOptions, RunLimits
 from watched_runs import watch
 
@@ -466,7 +466,7 @@ def connections(server: RedisServer) -> list[object]:
 
 async def test_keys_share_a_slot_and_those_of_runs_expire(valkey: RedisServer) -> None:
     async with running(valkey.url) as node:
-        run = (await node.store.create(NAME, options(keep=10, idle=20))).run
+        run = (await node.store.create(NAME, Creation(options(keep=10, idle=20)))).run
         await node.append("1")
         keys = valkey.command("KEYS", "*")
 

@@ -12,7 +12,7 @@ from ssehub.errors import BrokerUnavailable, ConflictReason, IdempotencyConflict
 from ssehub.position import Position
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import EVENT_OVERHEAD_BYTES, Outcome, RunError, RunState
-from ssehub.runs.store import Append, CreateMode, RunFilter
+from ssehub.runs.store import Append, CreateMode, Creation, RunFilter
 
 pytest_plugins = ["redis_fixtures", "run_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ NEW, RESTART, TAKEOVER, JOIN = CreateMode
 async def test_new_run_is_open_and_empty(world: RunWorld) -> None:
     async with world.running() as node:
         asked = options(["alex", "sam"], ["chat", "news"], keep=7, idle=9, announce="run", stoppable=True)
-        created = await node.store.create(NAME, asked)
+        created = await node.store.create(NAME, Creation(asked))
         run = await node.get()
 
         assert created.is_new and created.run.generation == 1
@@ -66,6 +66,43 @@ async def test_open_run_is_not_created_again(world: RunWorld, is_stopping: bool)
         assert refused.value.reason is ConflictReason.OPEN
         state = RunState.STOPPING if is_stopping else RunState.OPEN
         assert (refused.value.generation, refused.value.state, refused.value.events) == (1, state, 2)
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+@pytest.mark.parametrize("mode", CreateMode, ids=str)
+async def test_only_the_expected_generation_is_replaced(world: RunWorld, mode: CreateMode, has_ended: bool) -> None:
+    async with world.running() as node:
+        with pytest.raises(UnknownRun):
+            await node.create(mode=mode, expected=1)
+        assert (await node.create(mode=mode, expected=0)).is_new
+        await node.create(mode=RESTART, expected=1, key=key("k"), holder=ticket())
+        await node.append("1", outcome=DONE if has_ended else None)
+        for expected in (0, 1, 3):
+            for same in (None, key("k")):
+                with pytest.raises(RunConflict, match=f"has generation 2, not {expected}") as refused:
+                    await node.create(mode=mode, expected=expected, key=same, holder=ticket("q"))
+                assert (refused.value.reason, refused.value.generation) == (ConflictReason.STALE, 2)
+        run = await node.get()
+        assert (run.generation, run.events, run.state.is_end) == (2, 1, has_ended)
+        assert not (await node.create(mode=mode, expected=2, key=key("k"))).is_new
+
+        if mode is not NEW or has_ended:
+            assert (await node.create(mode=mode, expected=2)).is_new is (mode is not JOIN or has_ended)
+
+
+async def test_only_the_named_generation_is_deleted(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create()
+        await node.create(mode=RESTART)
+        for generation in (0, 1, 3):
+            with pytest.raises(RunConflict, match=f"has generation 2, not {generation}"):
+                await node.store.delete(NAME, generation)
+        assert (await node.get()).state is RunState.OPEN
+
+        assert (await node.store.delete(NAME, 2)).generation == 2
+        for generation in (0, 2):
+            with pytest.raises(UnknownRun):
+                await node.store.delete(NAME, generation)
 
 
 @pytest.mark.parametrize("outcome", [DONE, FAILED, Outcome(RunState.STOPPED)], ids=lambda outcome: outcome.state)
@@ -505,7 +542,7 @@ async def test_calls_are_refused_before_and_after_running(world: RunWorld) -> No
 
     for store in (fresh, node.store):
         for call in (
-            store.create(NAME, options()),
+            store.create(NAME, Creation(options())),
             store.append(NAME, Append(ticket())),
             store.release(NAME, ticket()),
             store.finish(NAME, DONE),

@@ -17,7 +17,7 @@ from run_stores import ADDRESS, data_of, ending, faulty_hub, run_of
 from ssehub import Hub, RunState, SyncProducedRun
 from ssehub.errors import HubClosed, InvalidEvent, InvalidRequest, RunConflict, RunStopped, StaleRun, WrongEventLoop
 from ssehub.runs.model import RunOptions
-from ssehub.runs.store import CreateMode
+from ssehub.runs.store import CreateMode, Creation
 
 pytestmark = pytest.mark.anyio
 
@@ -168,7 +168,7 @@ async def test_thread_of_an_older_generation_appends_nothing() -> None:
 
         working = asyncio.create_task(asyncio.to_thread(work))
         await until(lambda: hub.runs.totals().bytes)
-        await hub.runs.create("job", RunOptions(("chat",), ("alex",)), CreateMode.RESTART)
+        await hub.runs.create("job", Creation(RunOptions(("chat",), ("alex",)), CreateMode.RESTART))
         may_append.set()
         with pytest.raises(StaleRun):
             await working

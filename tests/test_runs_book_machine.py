@@ -14,7 +14,7 @@ from run_worlds import events, options, ticket
 from ssehub.errors import InvalidRequest, Overloaded, RunConflict
 from ssehub.runs.book import Book, Change
 from ssehub.runs.model import EVENT_OVERHEAD_BYTES, Outcome, RunState
-from ssehub.runs.store import Append, CreateMode, RunFilter, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, RunFilter, Ticket
 from ssehub.settings import RunLimits
 from ssehub.testing import ManualClock
 
@@ -81,7 +81,7 @@ class BookMachine(RuleBasedStateMachine):
         holder = None if producer is None else self.connected(name, producer)
         asked = options(users, idle=60, keep=100 if keep else 0)
         with contextlib.suppress(RunConflict, Overloaded):
-            created, change = self.book.create(name, asked, mode, ticket=holder)
+            created, change = self.book.create(name, Creation(asked, mode, ticket=holder))
             self.apply(change)
             if created.is_new:
                 assert created.run.generation == self.generations.get(name, 0) + 1

@@ -12,7 +12,7 @@ from ssehub.fanout.watching import Dialect
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Outcome, Run, RunOptions, RunState
-from ssehub.runs.store import Append, CreateMode, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, Ticket
 
 NAME = "answer"
 _TICKETS = itertools.count()
@@ -36,7 +36,7 @@ class Producer:
     ) -> Run:
         """Create the run, on `chat` for alex unless told otherwise."""
         created = await self.hub.runs.create(
-            self.name, RunOptions(channels, users, **options), mode, ticket=self.ticket
+            self.name, Creation(RunOptions(channels, users, **options), mode, ticket=self.ticket)
         )
         return created.run
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..errors import ConflictReason, IdempotencyConflict, Overloaded, UnknownRun
-from ..publication import IdempotencyKey
 from ..settings import RunLimits
 from .conflicts import KEY_CONFLICT, conflict, end_reason, run_conflict, stale
 from .deadlines import Deadlines, Tombstones
@@ -36,12 +35,11 @@ from .model import (
     Outcome,
     Run,
     RunError,
-    RunOptions,
     RunState,
 )
 from .names import NameIndex
 from .records import Change, Claim, Record
-from .store import Append, Appended, Created, CreateMode, RunFilter, RunTotals, Ticket
+from .store import Append, Appended, Created, CreateMode, Creation, RunFilter, RunTotals, Ticket
 
 __all__ = ["KEY_CONFLICT", "Book", "Change", "Claim", "Record", "run_conflict"]
 
@@ -94,20 +92,17 @@ class Book:
 
     # Calls of the store, see `RunStore`
 
-    def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> tuple[Created, Change | None]:
+    def create(self, name: str, creation: Creation) -> tuple[Created, Change | None]:
         old = self.records.get(name)
+        _, mode, key, ticket, expected = creation
         if old is None:
+            if expected:
+                raise UnknownRun(name)
             self._require_room_for_run()
-            return self._begin(name, options, None, mode, key, ticket)
+            return self._begin(name, creation, None)
         run = old.run
+        if expected is not None and expected != run.generation:
+            raise stale(run, expected)
         if key is not None and old.key is not None and old.key.name == key.name:
             if old.key.body != key.body:
                 raise IdempotencyConflict(KEY_CONFLICT)
@@ -120,7 +115,7 @@ class Book:
             return Created(run, False), None
         if mode is CreateMode.NEW and not run.state.is_end:
             raise conflict(run, ConflictReason.OPEN)
-        return self._begin(name, options, old, mode, key, ticket)
+        return self._begin(name, creation, old)
 
     def append(self, name: str, step: Append) -> tuple[Appended, Change | None]:
         record = self.records.get(name)
@@ -197,8 +192,8 @@ class Book:
         self._enter_state(record, STOPPING)
         return run, self._told(record)
 
-    def delete(self, name: str) -> tuple[Run, Change]:
-        record = self._find(name)
+    def delete(self, name: str, generation: int | None = None) -> tuple[Run, Change]:
+        record = self._find(name, generation)
         was_open = not record.run.state.is_end
         if was_open:
             self._end(record, Outcome(FAILED, RunError.DELETED))
@@ -255,7 +250,7 @@ class Book:
 
     # Inside
 
-    def _find(self, name: str, generation: int | None = None) -> Record:
+    def _find(self, name: str, generation: int | None) -> Record:
         record = self.records.get(name)
         if record is None:
             raise UnknownRun(name)
@@ -275,16 +270,9 @@ class Book:
                 "delete runs, keep them for a shorter time, or raise it"
             )
 
-    def _begin(
-        self,
-        name: str,
-        options: RunOptions,
-        old: Record | None,
-        mode: CreateMode,
-        key: IdempotencyKey | None,
-        ticket: Ticket | None,
-    ) -> tuple[Created, Change]:
+    def _begin(self, name: str, creation: Creation, old: Record | None) -> tuple[Created, Change]:
         """Begin the next generation."""
+        options, mode, key, ticket, _ = creation
         before = None if old is None else old.run
         generation = 1 + (self._tombstones.generation(name) if before is None else before.generation)
         kept = before if mode is CreateMode.TAKEOVER else None

@@ -286,11 +286,15 @@ local function make_verbs()
 
   -- Operations. `at` is where the verb's number of arguments is.
 
-  -- create NAME MODE OPTIONS IDLE_MS KEEP_MS STOP_MS LOG KEY BODY PRODUCER CONNECTION NODE MAX_RUNS MAX_BYTES
+  -- create NAME GENERATION MODE OPTIONS IDLE_MS KEEP_MS STOP_MS LOG KEY BODY PRODUCER CONNECTION NODE MAX_RUNS MAX_BYTES. GENERATION
+  -- may be empty, and is 0 if there must be no run.
   function verbs.create(at)
-    local name, mode, options, idle, keep, stop, log, key, body, producer, connection, node, max_runs, max_bytes =
-      unpack(ARGV, at + 1, at + 14)
+    local name, generation, mode, options, idle, keep, stop, log, key, body, producer, connection, node, max_runs, max_bytes =
+      unpack(ARGV, at + 1, at + 15)
     local old = find(name)
+    if generation ~= '' and generation ~= (old and old.generation or '0') then
+      return old and conflict(old, 'stale') or reply('unknown')
+    end
     if not old then
       if redis.call('ZCARD', index) >= tonumber(max_runs) then return reply('runs') end
       if tonumber(redis.call('HGET', totals, 'bytes') or 0) >= tonumber(max_bytes) then return reply('bytes') end
@@ -466,9 +470,9 @@ local function make_verbs()
     return reply('ok', run, is_over)
   end
 
-  -- delete NAME
+  -- delete NAME GENERATION
   function verbs.delete(at)
-    local run, refusal = require_run(ARGV[at + 1], '')
+    local run, refusal = require_run(ARGV[at + 1], ARGV[at + 2])
     if not run then return refusal end
     local was_open = not has_ended(run)
     if was_open then finish(run, 'failed', 'deleted') end
