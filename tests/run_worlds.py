@@ -47,6 +47,10 @@ def options(users: Sequence[str] = ("alex",), channels: Sequence[str] = ("chat",
     return RunOptions(tuple(channels), tuple(users), **fields)
 
 
+OPTIONS_BYTES = options().size
+"""What the options of a run of these tests count for in the size of all runs."""
+
+
 def events(*data: str) -> list[RunEvent]:
     return [RunEvent(text) for text in data]
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 SOAK = "SOAK" in os.environ
 SEEDS = range(100 if SOAK else 5)
 STEPS = 120
-LIMITS = {"run_bytes": 700, "max_runs_bytes": 1_500, "max_runs": 3, "run_stop_seconds": 5}
+LIMITS = {"run_bytes": 700, "max_runs_bytes": 2_600, "max_runs": 3, "run_stop_seconds": 5}
 
 Call = Callable[[RunStore], Awaitable[object]]
 

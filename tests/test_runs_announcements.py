@@ -216,6 +216,7 @@ async def test_statistics_and_metrics_show_the_runs() -> None:
         text = await app.metrics()
 
         assert statistics.runs == {"open": 1, "stopping": 0, "done": 0, "failed": 1, "stopped": 0}
-        assert statistics.run_bytes == 100
-        for line in ('ssehub_runs{state="open"} 1.0', 'ssehub_runs{state="failed"} 1.0', "ssehub_run_bytes 100.0"):
+        size = 100 + 2 * options().size
+        assert statistics.run_bytes == size
+        for line in ('ssehub_runs{state="open"} 1.0', 'ssehub_runs{state="failed"} 1.0', f"ssehub_run_bytes {size}.0"):
             assert f"\n{line}\n" in text, line

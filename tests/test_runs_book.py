@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from run_worlds import DONE, NAME, events, key, options, ticket
+from run_worlds import DONE, NAME, OPTIONS_BYTES, events, key, options, ticket
 from ssehub.errors import ConflictReason, RunConflict
 from ssehub.runs import book as book_module
 from ssehub.runs.book import Book, Change, Record
@@ -116,7 +116,7 @@ def test_run_that_has_become_too_large_has_changed_although_the_call_is_refused(
     assert isinstance(change.refusal, RunConflict) and change.refusal.reason is ConflictReason.TOO_LARGE
     assert (change.refusal.state, change.refusal.error) == (RunState.FAILED, RunError.TOO_LARGE)
     assert (change.is_transition, change.first, list(change.events)) == (True, 1, [])
-    assert book.totals().bytes == 0
+    assert book.totals().bytes == OPTIONS_BYTES
 
 
 # Deadlines

@@ -276,7 +276,7 @@ class RunLimits(Settings):
     )
     max_runs: int = setting(20_000, "most runs, those that are kept after their end included", POSITIVE)
     max_runs_bytes: int = setting(
-        512 * 2**20, "size of all runs together above which nothing can be appended", POSITIVE
+        512 * 2**20, "size of all runs together above which nothing can be created or appended", POSITIVE
     )
     run_stop_seconds: float = setting(5, "how long a producer has to stop before its run ends as stopped", SECONDS)
 

@@ -98,7 +98,6 @@ class Book:
         if old is None:
             if expected:
                 raise UnknownRun(name)
-            self._require_room_for_run()
             return self._begin(name, creation, None)
         run = old.run
         if expected is not None and expected != run.generation:
@@ -143,10 +142,7 @@ class Book:
                 change = Change(record, first, is_transition=True, refusal=refusal)
                 return Appended(run.generation, run.events, run.state), change
             if self._bytes + size > self._limits.max_runs_bytes:
-                raise Overloaded(
-                    f"all runs together have {self._bytes} bytes, and max_runs_bytes allows "
-                    f"{self._limits.max_runs_bytes}: delete runs, keep them for a shorter time, or raise it"
-                )
+                raise self._full()
             run.events += len(events)
             run.bytes += size
             self._bytes += size
@@ -258,20 +254,28 @@ class Book:
             raise stale(record.run, generation)
         return record
 
-    def _require_room_for_run(self) -> None:
-        if len(self.records) >= self._limits.max_runs:
+    def _require_room(self, creation: Creation, old: Record | None) -> None:
+        """Raise Overloaded if there is no room for a run, in place of `old`, if there is one."""
+        if old is None and len(self.records) >= self._limits.max_runs:
             raise Overloaded(
                 f"there are {len(self.records)} runs, and max_runs allows {self._limits.max_runs}: delete runs, keep "
                 "them for a shorter time, or raise it"
             )
-        if self._bytes >= self._limits.max_runs_bytes:
-            raise Overloaded(
-                f"all runs together have {self._bytes} bytes, and max_runs_bytes allows {self._limits.max_runs_bytes}: "
-                "delete runs, keep them for a shorter time, or raise it"
-            )
+        growth = creation.options.size
+        if old is not None:
+            growth -= old.run.options.size + (0 if creation.mode is CreateMode.TAKEOVER else old.run.bytes)
+        if growth > 0 and self._bytes + growth > self._limits.max_runs_bytes:
+            raise self._full()
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"all runs together have {self._bytes} bytes, and max_runs_bytes allows {self._limits.max_runs_bytes}: "
+            "delete runs, keep them for a shorter time, or raise it"
+        )
 
     def _begin(self, name: str, creation: Creation, old: Record | None) -> tuple[Created, Change]:
         """Begin the next generation."""
+        self._require_room(creation, old)
         options, mode, key, ticket, _ = creation
         before = None if old is None else old.run
         generation = 1 + (self._tombstones.generation(name) if before is None else before.generation)
@@ -364,7 +368,7 @@ class Book:
         self.records[run.name] = record
         self._names.add(run.name, run.options.users)
         self._counts[run.state] += 1
-        self._bytes += run.bytes
+        self._bytes += run.bytes + run.options.size
         self._watch(record)
 
     def _leave(self, record: Record) -> None:
@@ -373,7 +377,7 @@ class Book:
         del self.records[run.name]
         self._names.remove(run.name, run.options.users)
         self._counts[run.state] -= 1
-        self._bytes -= run.bytes
+        self._bytes -= run.bytes + run.options.size
         self._deadlines.forget(record)
 
     def _remove(self, record: Record) -> None:

@@ -102,6 +102,7 @@ class RunTotals(NamedTuple):
 
     states: dict[RunState, int]
     bytes: int
+    """The size of all runs: of their events, as in `Run.bytes`, and of their options."""
 
 
 class RunListener(Protocol):

@@ -187,6 +187,7 @@ class RedisRuns:
             "" if expected is None else expected,
             mode.value,
             dump_options(options),
+            options.size,
             *[int(seconds * 1000) for seconds in times],
             new_log_name(),
             *(key or ("", "")),
