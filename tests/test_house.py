@@ -351,6 +351,7 @@ ROOMS: dict[str, set[str]] = {
     "fanout.feeds": {
         "claims",
         "fanout.history",
+        "fanout.run_waits",
         "fanout.sinks",
         "fanout.subscriber",
         "fanout.watching",
@@ -403,6 +404,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "fanout.resume": {"claims", "errors", "fanout.frames", "fanout.history", "fanout.subscriber", "grant", "position"},
     "fanout.rounds": {"fanout.frames", "position"},
+    "fanout.run_waits": {"errors", "fanout.limits"},
     "fanout.sinks": set(),
     "fanout.slices": set(),
     "fanout.statistics": {"errors", "fanout.history", "fanout.limits", "fanout.subscriber", "runs.model"},
@@ -433,6 +435,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.index",
         "fanout.limits",
         "fanout.registry",
+        "fanout.run_waits",
         "fanout.slices",
         "fanout.statistics",
         "fanout.subscriber",

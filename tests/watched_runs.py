@@ -77,5 +77,5 @@ async def watch(
     """Watch a run, on `chat` if no channel or pattern is named. `token` are other fields of `Claims`."""
     sink = sink or FakeSink()
     claims = Claims(user_id, channels or (() if patterns else ("chat",)), patterns=patterns, **token)
-    await hub.find_run(name, claims, wait_seconds)
+    await hub.find_run(name, claims, wait_seconds, address)
     return hub.watch(name, claims, sink, cursor, address, dialect=dialect), sink
