@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker_worlds import RecordingFollower
-from conftest import report, until
+from conftest import free_port, report, until
 from proxy import Mode, Proxy
 from redis_nodes import PROBE_SECONDS
 from redis_servers import ANSWER_SECONDS, RedisServer
@@ -178,6 +178,23 @@ async def test_run_that_lost_its_tail_goes_on_in_another_log(valkey: RedisServer
         assert refused.value.reason is ConflictReason.OFFSET and refused.value.events == 50
         assert watcher.data == numbered(1, 51) and watcher.resets == 1
         assert (await a.get()).log != log
+
+
+async def test_run_that_lost_its_tail_while_its_server_was_a_replica_goes_on_in_another_log(
+    valkey: RedisServer,
+) -> None:
+    async with running(valkey.url) as node:
+        await node.create(holder=ticket())
+        await node.append("1")
+        log = (await node.get()).log
+    valkey.command("REPLICAOF", "127.0.0.1", free_port())
+    valkey.command("REPLICAOF", "NO", "ONE")
+    async with running(valkey.url) as node:
+        with pytest.raises(RunConflict) as refused:
+            await node.append("4", by=ticket("p", 2), offset=3)
+
+        assert refused.value.reason is ConflictReason.OFFSET and refused.value.events == 1
+        assert (await node.get()).log != log and await node.data() == ["1"]
 
 
 async def test_ordinals_that_are_used_again_reset_a_watcher(valkey: RedisServer) -> None:

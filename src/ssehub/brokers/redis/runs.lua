@@ -13,8 +13,8 @@
 --   P run-leases        a sorted set: until when the claims of a node are alive, in ms
 -- Keys of runs expire long after they should have been deleted, in case nobody does.
 --
--- ARGV: P, the prefix of channels, the id of this process of Redis, and how long a lease lasts, in ms; then for each
--- operation a verb, the number of its arguments, and these.
+-- ARGV: P, the prefix of channels, the id of this Redis, new when it has started or become a primary, and how long a
+-- lease lasts, in ms; then for each operation a verb, the number of its arguments, and these.
 
 local prefix, channels, server, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local totals = prefix .. 'run-totals'
@@ -389,7 +389,7 @@ local function make_verbs()
     local reason, is_claimed = check_claim(run, producer, connection, node, is_first)
     if reason then return conflict(run, reason) end
     if offset and offset > run.events then
-      -- Without a loss its producer is wrong. Redis loses nothing, or all of a run, unless it is started again.
+      -- Without a loss its producer is wrong. Redis loses nothing, or all of a run, unless it has got another id.
       if run.server ~= server and not renew_log(run, log) then return lose(run) end
       return conflict(run, 'offset')
     end
