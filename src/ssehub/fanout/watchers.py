@@ -27,6 +27,7 @@ from .history import ResetReason
 from .index import Index
 from .limits import Refusal
 from .registry import Registry
+from .run_waits import RunWait, RunWaits
 from .slices import END_SLICE, SLICE_SECONDS, act_on_slice
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
@@ -89,7 +90,6 @@ class Watchers:
         self._spawn = spawn
         self._monotonic = monotonic
         self._grace_seconds = grace_seconds
-        self._max_waits = max_waits
         self._feeds: dict[str, Feed] = {}
         self._woken: dict[Feed, None] = {}
         """The feeds that have news."""
@@ -102,8 +102,7 @@ class Watchers:
         self._pages_bytes = 0
         self._paused: dict[Watcher, tuple[int, float]] = {}
         """For each watcher whose sink is paused: its backlog when it was last seen to read, and when that was."""
-        self._waits: set[asyncio.Future[None]] = set()
-        self._refuses_waiting = False
+        self._waits = RunWaits(max_waits, registry.counts)
         self._swept_at = 0.0
 
     @property
@@ -119,21 +118,26 @@ class Watchers:
 
     # Finding a run
 
-    async def find(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
+    async def find(
+        self, name: str, claims: Claims, wait_seconds: float | None = None, address: str | None = None
+    ) -> Run:
         """Return the run `name` if `claims` grant it, else wait so long for that.
 
         It is followed from then on, and for some seconds at least: long enough to `begin`. Raises UnknownRun, whether
-        there is none or it is not granted; StreamRefused if too many wait already, or the hub drains meanwhile.
+        there is none or it is not granted; StreamRefused if too many wait already, in all or of this user or
+        `address`, or the hub drains meanwhile.
         """
-        if wait_seconds is None or len(self._waits) >= self._max_waits:
+        if wait_seconds is None:
+            return await self._find_now(name, claims)
+        wait = RunWait(claims.user_id, address)
+        try:
+            self._waits.admit(wait)
+        except StreamRefused as refused:
             try:
                 return await self._find_now(name, claims)
             except UnknownRun:
-                if wait_seconds is None:
-                    raise
-                limit = f"{self._max_waits} clients wait for runs already (max_run_waits)"
-                raise StreamRefused(Refusal.RUN_WAITS, limit) from None
-        return await self._wait(name, claims, wait_seconds)
+                raise refused from None
+        return await self._wait(wait, name, claims, wait_seconds)
 
     async def _find_now(self, name: str, claims: Claims) -> Run:
         known = self._feeds.get(name)
@@ -144,15 +148,15 @@ class Watchers:
         feed = await self._follow(name)
         if feed.run is not None and _is_granted(feed.run, claims):
             return feed.run
+        wait = RunWait(claims.user_id)
+        self._waits.enter(wait)
         try:
-            return await self._wait(name, claims, TOLD_SECONDS)
+            return await self._wait(wait, name, claims, TOLD_SECONDS)
         except UnknownRun:
             raise StreamRefused(Refusal.UNAVAILABLE, f"run {name!r} was not told of in time") from None
 
-    async def _wait(self, name: str, claims: Claims, seconds: float) -> Run:
-        """Return the run `name` as soon as `claims` grant it."""
-        woken: asyncio.Future[None] = self._loop.create_future()
-        self._waits.add(woken)
+    async def _wait(self, wait: RunWait, name: str, claims: Claims, seconds: float) -> Run:
+        """Return the run `name` as soon as `claims` grant it. `wait` has been entered, and leaves."""
         feed: Feed | None = None
         try:
             async with asyncio.timeout(seconds):
@@ -160,28 +164,19 @@ class Watchers:
                     feed = await self._follow(name)
                     if feed.run is not None and _is_granted(feed.run, claims):
                         return feed.run
-                    if self._refuses_waiting:  # since before this, or since it was woken by the run
-                        raise _draining()
-                    feed.waiting.add(woken)
-                    await woken
-                    feed.waiting.discard(woken)
-                    self._waits.discard(woken)
-                    woken = self._loop.create_future()
-                    self._waits.add(woken)
+                    feed.waiting.add(wait)
+                    await wait.until_woken()
+                    feed.waiting.discard(wait)
         except TimeoutError:
             raise UnknownRun(name) from None
         finally:
-            self._waits.discard(woken)
+            self._waits.leave(wait)
             if feed is not None:
-                feed.waiting.discard(woken)
+                feed.waiting.discard(wait)
 
     def refuse_waiting(self) -> None:
         """The hub drains: tell the clients that wait for a run to come back, and those that would wait from now on."""
-        self._refuses_waiting = True
-        for woken in self._waits:
-            if not woken.done():
-                woken.set_exception(_draining())
-                woken.exception()  # it may not be asked for: asyncio would log that
+        self._waits.refuse_all()
 
     def stop(self) -> None:
         """Follow nothing any more: the hub stops, and its store may be used again."""
@@ -517,10 +512,6 @@ class Watchers:
 
     def _end_as_slow(self, subscriber: Subscriber) -> None:
         self._registry.end(subscriber, CloseReason.SLOW)
-
-
-def _draining() -> StreamRefused:
-    return StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop")
 
 
 def _is_granted(run: Run | None, claims: Claims) -> bool:
