@@ -51,7 +51,7 @@ class RunStreams(Publishing):
         if wait_seconds is not None:
             check_wait_seconds(wait_seconds)
         await self.start()
-        return await self._following().watchers.find(name, claims, wait_seconds)
+        return await self._following().finder.find(name, claims, wait_seconds)
 
     def watch(
         self,

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..claims import Claims
 from ..grant import Grant, prefixes_of
 from ..position import Position
 from ..runs.entries import RunEvent
 from ..runs.model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError
+from ..runs.store import RunListener
 from .history import ResetReason
 from .sinks import Sink
 from .subscriber import State, Subscriber
@@ -86,6 +87,12 @@ class Watcher(Subscriber):
         """The ordinal up to which it has been sent everything."""
         return self.sent[0]
 
+    @property
+    def is_up_to_date(self) -> bool:
+        """True if there is nothing to be written."""
+        feed = self.feed
+        return self.is_current and feed.outcome is None and self.ordinal >= feed.tail
+
     def leave(self) -> None:
         self.feed.watchers.pop(self, None)
 
@@ -107,6 +114,18 @@ class News(NamedTuple):
     """How the run has ended, if it has."""
     loss: RunError | None = None
     """Why its events can't be read any more, if so. A watcher that lacks some of them is told this as the end."""
+
+
+class RunReader(Protocol):
+    """The part of a store of runs that watching needs; see `RunStore`."""
+
+    async def get(self, name: str) -> Run | None: ...
+
+    async def read(self, name: str, log: str, after: int, max_bytes: int) -> list[RunEvent] | None: ...
+
+    async def follow(self, name: str, listener: RunListener) -> Run | None: ...
+
+    def unfollow(self, name: str, listener: RunListener) -> None: ...
 
 
 class Feed:
@@ -247,7 +266,7 @@ class Feed:
             if not waiting.done():
                 waiting.set_result(None)
 
-    # For whoever writes
+    # Writing
 
     def take_news(self) -> list[News]:
         """Return what is to be written, in order; it is not kept any longer."""
