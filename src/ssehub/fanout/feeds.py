@@ -1,15 +1,15 @@
-"""Feeds: the runs that are watched on this hub, each with its watchers and how far it has come.
+"""Feeds: the runs that are watched on this hub, each with its watchers and its last known ordinal.
 
-A watcher is a stream that is sent one run, and a cursor in the log of that run: the ordinal up to which it has been
-sent everything. It is at one of these at any time:
+A watcher is a stream that is sent one run. It has a cursor in the log of that run: the ordinal up to which it has been
+sent everything. At any time it is in one of three states:
 
     up to date  it has everything that the feed was told of; new events are written to it at once
     reading     it is behind, and is sent pages of the run's log, read from the store, until it is up to date
     paused      its connection does not take more. Nothing is kept for it; it reads on from its cursor afterwards
 
 A feed is told of events by the store. It keeps them only until they have been written to the watchers that are up to
-date, a moment later. Whatever is missing there is read from the store by those that need it: so it does not matter if
-the feed is not told of all events, or of some twice.
+date, a moment later. A watcher that needs an earlier event reads it from the store, so it does no harm if the feed is
+not told of some events, or is told of some twice.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Watcher(Subscriber):
 
 
 class News(NamedTuple):
-    """What a feed has been told of since it was last asked."""
+    """The changes of a run since the feed was last asked for its news."""
 
     watchers: Sequence[Watcher]
     generation: int
