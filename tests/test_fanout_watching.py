@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable, InvalidRequest, StreamRefused, TokenError, UnknownRun
 from ssehub.fanout import finding, reading, upkeep, watchers
 from ssehub.fanout.feeds import Feed
+from ssehub.fanout.run_waits import RunWait
 from ssehub.fanout.sinks import Chunk
 from ssehub.fanout.subscriber import CloseReason, Subscriber
 from ssehub.fanout.watching import Dialect, Passage, farewell
@@ -800,11 +802,11 @@ async def test_clients_that_wait_are_woken_by_a_generation_that_is_counted_anew(
     feed = lone_feed([])
     feed.advanced(run_of(1, "a", 1), 2, ())
     feed.vanished(run_of(1, "a", 1))  # with its tombstone: Redis has lost everything
-    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    feed.waiting.add(woken)
+    wait = RunWait("alex")
+    feed.waiting.add(wait)
     feed.advanced(run_of(1, "b", 0), 1, ())
 
-    assert woken.done()
+    await asyncio.wait_for(wait.until_woken(), 5)
 
 
 async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
@@ -1121,6 +1123,97 @@ async def test_clients_that_wait_are_bounded_in_number() -> None:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         assert hub.statistics.run_waits == 0
+
+
+class Waiting:
+    """Clients that wait for runs, and are ended with the test."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.tasks: list[asyncio.Task[tuple[Subscriber, FakeSink]]] = []
+
+    async def add(self, user_id: str, address: str | None = None, name: str = "later") -> str | None:
+        """Let another client wait; return the reason if it is refused."""
+        task = asyncio.create_task(watch(self._hub, user_id, name=name, wait_seconds=30, address=address))
+        done, _ = await asyncio.wait([task], timeout=0.05)
+        if done and isinstance(refused := task.exception(), StreamRefused):
+            return refused.reason
+        self.tasks.append(task)
+        return None
+
+    async def leave(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def waiting_on(hub: Hub) -> AsyncIterator[Waiting]:
+    waiting = Waiting(hub)
+    try:
+        yield waiting
+    finally:
+        await waiting.leave()
+
+
+async def test_one_user_does_not_keep_others_from_waiting() -> None:
+    async with manual_hub(max_run_waits=4) as hub, waiting_on(hub) as waiting:
+        assert [await waiting.add("alex", name=f"{number}") for number in range(5)] == [None] * 4 + ["run-waits"]
+        assert [await waiting.add("kim") for _ in range(3)] == [None, None, "run-waits"]
+        assert await waiting.add("alex") == "run-waits"
+        assert await waiting.add("sam") is None
+        assert hub.statistics.run_waits == 4
+        refused = [task for task in waiting.tasks if task.done()]
+        assert {str(task.exception()) for task in refused} == {"4 clients wait for runs already (max_run_waits)"}
+        assert len(refused) == 3 and not waiting.tasks[0].done(), "those that came last gave way"
+
+        await waiting.leave()
+        assert hub.statistics.run_waits == 0
+
+
+async def test_clients_that_wait_count_as_streams_of_their_address() -> None:
+    async with manual_hub(max_streams_per_address=2) as hub, waiting_on(hub) as waiting:
+        await producing(hub)
+        assert await waiting.add("alex", "1.2.3.4") is None
+        await watch(hub, "alex", address="1.2.3.4")
+        with pytest.raises(StreamRefused, match="max_streams_per_address"):
+            await watch(hub, "alex", address="1.2.3.4")
+        assert await waiting.add("alex", "1.2.3.4") == "address"
+        assert await waiting.add("alex", "1.2.3.5") is None
+        assert await waiting.add("alex") is None
+        await producing(hub, name="later")
+        await until(lambda: all(task.done() for task in waiting.tasks))
+
+        assert hub.statistics.subscribers == 4
+        assert await waiting.add("alex", "1.2.3.4", name="never") == "address"
+
+
+@pytest.mark.parametrize("policy", ["refuse", "replace"])
+async def test_clients_that_wait_count_as_streams_of_their_user(policy: str) -> None:
+    async with manual_hub(max_streams_per_user=2, user_limit_policy=policy) as hub, waiting_on(hub) as waiting:
+        await producing(hub, users=("*",))
+        first, _ = await watch(hub, "alex", address="1")
+        assert await waiting.add("alex", "2") is None
+        assert await waiting.add("alex", "3") == ("user" if policy == "refuse" else None)
+        assert await waiting.add("alex", "4") == "user"
+        assert await waiting.add("kim", "4") is None
+        if policy == "refuse":
+            with pytest.raises(StreamRefused, match="max_streams_per_user"):
+                await watch(hub, "alex", address="5")
+        else:
+            await watch(hub, "alex", address="5")
+            assert first.reason is None
+        await waiting.leave()
+
+        assert await waiting.add("alex", "6") is None
+
+
+async def test_client_that_may_not_wait_watches_a_run_that_is_there() -> None:
+    async with manual_hub(max_streams_per_user=1) as hub, waiting_on(hub) as waiting:
+        assert await waiting.add("alex", "1") is None
+        await producing(hub)
+
+        await watch(hub, "alex", address="1", wait_seconds=30)
 
 
 async def test_drain_refuses_clients_that_wait() -> None:

@@ -16,7 +16,7 @@ from conftest import report, until
 from proxy import Mode, Proxy
 from redis_nodes import PROBE_SECONDS
 from redis_servers import ANSWER_SECONDS, RedisServer
-from run_worlds import DONE, NAME, Node, events, numbered, options, ticket
+from run_worlds import DONE, NAME, OPTIONS_BYTES, Node, events, numbered, options, ticket
 from ssehub.brokers.redis import RedisBroker
 from ssehub.brokers.redis.runs import RedisRuns
 from ssehub.errors import BrokerUnavailable, ConflictReason, Overloaded, RunConflict, UnknownRun
@@ -24,7 +24,7 @@ from ssehub.fanout.subscriber import CloseReason
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Run, RunError, RunState
-from ssehub.runs.store import Append, RunFilter
+from ssehub.runs.store import Append, Creation, RunFilter
 from ssehub.settings import RedisOptions, RunLimits
 from watched_runs import watch
 
@@ -247,7 +247,7 @@ async def test_deletion_of_everything_is_noticed(redis_server: RedisServer) -> N
         await a.append("new")
         await until(lambda: watcher.data == ["new"])
 
-        assert a.store.totals().bytes == 35
+        assert a.store.totals().bytes == 35 + OPTIONS_BYTES
 
 
 async def test_run_whose_events_are_missing_is_forgotten(valkey: RedisServer) -> None:
@@ -272,7 +272,7 @@ async def test_totals_are_counted_anew_when_keys_were_deleted(valkey: RedisServe
             await node.append("x", name=name)
         valkey.command("DEL", "{ssehub}:run:1")
         valkey.command("ZADD", "{ssehub}:run-deadlines", 0, "1")
-        await until(lambda: node.store.totals().bytes == 33)
+        await until(lambda: node.store.totals().bytes == 33 + OPTIONS_BYTES)
 
         assert node.store.totals().states[RunState.OPEN] == 1
         assert [run.name for run in await node.store.list_runs(RunFilter("alex"))] == ["2"]
@@ -466,7 +466,7 @@ def connections(server: RedisServer) -> list[object]:
 
 async def test_keys_share_a_slot_and_those_of_runs_expire(valkey: RedisServer) -> None:
     async with running(valkey.url) as node:
-        run = (await node.store.create(NAME, options(keep=10, idle=20))).run
+        run = (await node.store.create(NAME, Creation(options(keep=10, idle=20)))).run
         await node.append("1")
         keys = valkey.command("KEYS", "*")
 

@@ -21,7 +21,7 @@ from ssehub.brokers import create_broker
 from ssehub.errors import RunConflict, RunInterrupted, RunStopped, StaleRun, Unavailable
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import RunOptions
-from ssehub.runs.store import Append, CreateMode, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, Ticket
 
 pytestmark = pytest.mark.anyio
 pytest_plugins = ["redis_fixtures"]
@@ -39,8 +39,8 @@ async def test_silent_producer_is_interrupted_by_what_another_node_does(redis_se
     async with two_nodes(redis_server) as (here, there):
         for act, error in (
             (there.runs.stop("answer"), RunStopped),
-            (there.runs.create("answer", OPTIONS, CreateMode.RESTART), StaleRun),
-            (there.runs.create("answer", OPTIONS, CreateMode.TAKEOVER), StaleRun),
+            (there.runs.create("answer", Creation(OPTIONS, CreateMode.RESTART)), StaleRun),
+            (there.runs.create("answer", Creation(OPTIONS, CreateMode.TAKEOVER)), StaleRun),
             (there.runs.delete("answer"), StaleRun),
         ):
             with pytest.raises(error):
@@ -55,7 +55,7 @@ async def test_silent_producer_whose_lease_lapsed_is_interrupted_by_the_next_one
         while True:
             redis_server.command("DEL", "{ssehub}:run-leases")  # as if the other node had not been heard of
             with contextlib.suppress(RunConflict):
-                await hub.runs.create("answer", OPTIONS, CreateMode.JOIN, ticket=Ticket("q", "q-1"))
+                await hub.runs.create("answer", Creation(OPTIONS, CreateMode.JOIN, ticket=Ticket("q", "q-1")))
                 return
 
     async with two_nodes(redis_server) as (here, there):
@@ -152,7 +152,7 @@ async def created(hub: Hub) -> None:
     """Create the run as soon as the server can be used again."""
     while True:
         try:
-            await hub.runs.create("answer", OPTIONS)
+            await hub.runs.create("answer", Creation(OPTIONS))
         except Unavailable:
             await asyncio.sleep(0.05)
         else:
@@ -169,7 +169,7 @@ async def test_run_with_signs_of_life_outlives_its_idle_time(valkey: RedisServer
 
 async def test_only_the_run_of_a_dead_producer_is_idle_after_an_outage(redis_server: RedisServer) -> None:
     async with two_nodes(redis_server) as (here, there):
-        await there.runs.create("dead", replace(OPTIONS, idle=2), ticket=Ticket("q", "q-1"))
+        await there.runs.create("dead", Creation(replace(OPTIONS, idle=2), ticket=Ticket("q", "q-1")))
         async with here.run("alive", **ADDRESS, idle=2) as run:
             await run.append(data="1")
             await asyncio.to_thread(redis_server.kill)

@@ -40,18 +40,21 @@ class RunStreams(Publishing):
     def require_access(self, claims: Claims) -> None:
         """Raise TokenError if these claims grant nothing any more."""
 
-    async def find_run(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
+    async def find_run(
+        self, name: str, claims: Claims, wait_seconds: float | None = None, address: str | None = None
+    ) -> Run:
         """Return the run `name` if `claims` grant it; wait for that, if `wait_seconds` is given, at most so long.
 
         `wait_seconds` is 1 to 300. Call `watch` within a second. Raises UnknownRun both if there is no such run and if
-        it is not granted; InvalidRequest; StreamRefused if `max_run_waits` clients wait already, or if the hub drains
-        meanwhile; BrokerUnavailable, and what `start` raises.
+        it is not granted; InvalidRequest; StreamRefused if `max_run_waits` clients wait already, if a client from
+        `address` would be one stream too many, or if the hub drains meanwhile; BrokerUnavailable, and what `start`
+        raises.
         """
         check_run_name(name)
         if wait_seconds is not None:
             check_wait_seconds(wait_seconds)
         await self.start()
-        return await self._following().finder.find(name, claims, wait_seconds)
+        return await self._following().finder.find(name, claims, wait_seconds, address)
 
     def watch(
         self,

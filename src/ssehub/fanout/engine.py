@@ -45,6 +45,7 @@ from .registry import Registry
 from .replays import Replays
 from .resume import Start, beginning
 from .rounds import SLICE, Rounds
+from .run_waits import RunWaits
 from .sinks import Chunk, Sink
 from .slices import END_SLICE, SLICE_SECONDS, act_on_slice, each_in_slices
 from .statistics import Statistics
@@ -117,7 +118,7 @@ class Engine:
             grace_seconds=backpressure.grace_seconds,
         )
         """The streams of runs."""
-        self.finder = Finder(runs, self.watchers.wake, spawn, max_waits=streams.max_run_waits)
+        self.finder = Finder(runs, self.watchers.wake, spawn, RunWaits(streams.max_run_waits, counts))
         """The runs that are followed here."""
         self._replays = Replays(
             self._history,

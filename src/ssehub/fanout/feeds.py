@@ -25,6 +25,7 @@ from ..runs.entries import RunEvent
 from ..runs.model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError
 from ..runs.store import RunListener
 from .history import ResetReason
+from .run_waits import RunWait
 from .sinks import Sink
 from .subscriber import State, Subscriber
 from .watching import Dialect, Passage
@@ -166,7 +167,7 @@ class Feed:
         self.told = 0
         """How often the store has told of it."""
         self.watchers: dict[Watcher, None] = {}
-        self.waiting: set[asyncio.Future[None]] = set()
+        self.waiting: set[RunWait] = set()
         """Clients that wait for a run of this name that they may watch. They are woken at each new generation."""
         self.is_unused = False
         """True if nobody watched or waited when the feeds were last looked through."""
@@ -262,9 +263,8 @@ class Feed:
         return News(watchers, self.generation, self.log, self._first, pending, characters, self.tail, outcome, loss)
 
     def _wake_waiting(self) -> None:
-        for waiting in self.waiting:
-            if not waiting.done():
-                waiting.set_result(None)
+        for wait in self.waiting:
+            wait.wake()
 
     # Writing
 

@@ -1,7 +1,7 @@
 """Finds the runs that clients ask for, and follows them as long as they are used.
 
-The finder owns the feeds of a hub, one for each run that is followed, and the clients that wait for a run to appear. A
-client is given no feed that its token does not grant, and a run that nobody may watch here is not followed.
+The finder owns the feeds of a hub, one for each run that is followed. `run_waits.py` decides which clients may wait for
+a run to appear. A client without a grant for a run does not cause that run to be followed, unless it waits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ..errors import BrokerUnavailable, StreamRefused, UnknownRun
 from ..runs.model import Run
 from .feeds import Feed, RunReader, grant_of, granted_channels
 from .limits import Refusal
+from .run_waits import RunWait, RunWaits
 from .statistics import Statistics
 
 TOLD_SECONDS = 2.0
@@ -28,18 +29,14 @@ class Finder:
         runs: RunReader,
         wake: Callable[[Feed], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
-        *,
-        max_waits: int,
+        waits: RunWaits,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._runs = runs
         self._wake = wake
         self._spawn = spawn
-        self._max_waits = max_waits
+        self._waits = waits
         self._feeds: dict[str, Feed] = {}
-        self._waits: set[asyncio.Future[None]] = set()
-        """One for each client that waits for a run."""
-        self._refuses_waiting = False
 
     def measure(self, statistics: Statistics) -> None:
         """Write the current values into `statistics`."""
@@ -47,22 +44,26 @@ class Finder:
         statistics.watchers = sum([len(feed.watchers) for feed in self._feeds.values()])
         statistics.run_waits = len(self._waits)
 
-    async def find(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
+    async def find(
+        self, name: str, claims: Claims, wait_seconds: float | None = None, address: str | None = None
+    ) -> Run:
         """Return the run `name` if `claims` grant it. With `wait_seconds`, wait for that, at most so long.
 
         It is followed from then on, and for at least two seconds: long enough to `require` its feed. Raises UnknownRun
-        both if there is no such run and if it is not granted; StreamRefused if too many clients wait already, or if the
-        hub drains meanwhile; BrokerUnavailable.
+        both if there is no such run and if it is not granted; StreamRefused if too many clients wait already, in all or
+        of this user or `address`, or if the hub drains meanwhile; BrokerUnavailable.
         """
-        if wait_seconds is None or len(self._waits) >= self._max_waits:
+        if wait_seconds is None:
+            return await self._find_now(name, claims)
+        wait = RunWait(claims.user_id, address)
+        try:
+            self._waits.admit(wait)
+        except StreamRefused as refused:
             try:
                 return await self._find_now(name, claims)
             except UnknownRun:
-                if wait_seconds is None:
-                    raise
-                limit = f"{self._max_waits} clients wait for runs already (max_run_waits)"
-                raise StreamRefused(Refusal.RUN_WAITS, limit) from None
-        return await self._wait(name, claims, wait_seconds)
+                raise refused from None
+        return await self._wait(wait, name, claims, wait_seconds)
 
     def require(self, name: str, claims: Claims) -> Feed:
         """Return the feed of a run that `find` has returned.
@@ -85,15 +86,15 @@ class Finder:
         feed = await self._follow(name)
         if feed.run is not None and _is_granted(feed.run, claims):
             return feed.run
+        wait = RunWait(claims.user_id)
+        self._waits.enter(wait)
         try:
-            return await self._wait(name, claims, TOLD_SECONDS)
+            return await self._wait(wait, name, claims, TOLD_SECONDS)
         except UnknownRun:
             raise StreamRefused(Refusal.UNAVAILABLE, f"run {name!r} was not told of in time") from None
 
-    async def _wait(self, name: str, claims: Claims, seconds: float) -> Run:
-        """Return the run `name` as soon as `claims` grant it."""
-        woken: asyncio.Future[None] = self._loop.create_future()
-        self._waits.add(woken)
+    async def _wait(self, wait: RunWait, name: str, claims: Claims, seconds: float) -> Run:
+        """Return the run `name` as soon as `claims` grant it. `wait` has been entered, and leaves."""
         feed: Feed | None = None
         try:
             async with asyncio.timeout(seconds):
@@ -101,20 +102,15 @@ class Finder:
                     feed = await self._follow(name)
                     if feed.run is not None and _is_granted(feed.run, claims):
                         return feed.run
-                    if self._refuses_waiting:  # since before this, or since it was woken by the run
-                        raise _draining()
-                    feed.waiting.add(woken)
-                    await woken
-                    feed.waiting.discard(woken)
-                    self._waits.discard(woken)
-                    woken = self._loop.create_future()
-                    self._waits.add(woken)
+                    feed.waiting.add(wait)
+                    await wait.until_woken()
+                    feed.waiting.discard(wait)
         except TimeoutError:
             raise UnknownRun(name) from None
         finally:
-            self._waits.discard(woken)
+            self._waits.leave(wait)
             if feed is not None:
-                feed.waiting.discard(woken)
+                feed.waiting.discard(wait)
 
     async def _follow(self, name: str) -> Feed:
         """Return the feed of the run `name`, which the store tells of the run from then on."""
@@ -149,11 +145,7 @@ class Finder:
 
     def refuse_waiting(self) -> None:
         """Refuse all clients that wait for a run, now and from now on, because the hub drains."""
-        self._refuses_waiting = True
-        for woken in self._waits:
-            if not woken.done():
-                woken.set_exception(_draining())
-                woken.exception()  # it may not be asked for: asyncio would log that
+        self._waits.refuse_all()
 
     def stop(self) -> None:
         """Stop following runs. The store may outlive this hub, so each feed is taken off it."""
@@ -161,10 +153,6 @@ class Finder:
         for feed in self._feeds.values():
             self._runs.unfollow(feed.name, feed)
         self._feeds.clear()
-
-
-def _draining() -> StreamRefused:
-    return StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop")
 
 
 def _is_granted(run: Run | None, claims: Claims) -> bool:

@@ -35,7 +35,7 @@ from .entries import RunEvent
 from .model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError, RunState
 from .producer import Opened, ended, logger
 from .runs import Runs
-from .store import Append, Appended, Ticket
+from .store import Append, Appended, Creation, Ticket
 
 BEAT_SECONDS = 15.0
 """How long a run may be silent before its producer shows a sign of life; a quarter of `idle`, if that is less."""
@@ -131,7 +131,8 @@ class LocalWriter:
     async def _open(self, opened: asyncio.Future[Opened], opening: asyncio.Future[None]) -> None:
         """Create the run, also if nobody waits for it any more: then it ends at once."""
         try:
-            created = await self._runs.create(self._name, self._order.options, self._order.mode, ticket=self._ticket)
+            creation = Creation(self._order.options, self._order.mode, ticket=self._ticket)
+            created = await self._runs.create(self._name, creation)
             self._generation, self._stored = created.run.generation, created.run.events
             result = Opened(self._generation, self._stored)
             self._heard_at = self._owner.monotonic()

@@ -104,7 +104,7 @@ local function make_verbs()
   local fields = {
     'options', 'generation', 'log', 'state', 'error', 'events', 'bytes', 'created', 'ended', 'producer', 'connection',
     'held', 'since', 'idle', 'keep', 'stop', 'key', 'body', 'creator', 'finisher',
-    'server'
+    'server', 'size'
   }
   local record_fields = 9
 
@@ -117,7 +117,7 @@ local function make_verbs()
     if not (values[1] and values[4]) then return nil end
     local run = {name = name}
     for i, field in ipairs(fields) do run[field] = values[i] end
-    run.events, run.bytes = tonumber(run.events), tonumber(run.bytes)
+    run.events, run.bytes, run.size = tonumber(run.events), tonumber(run.bytes), tonumber(run.size)
     return run
   end
 
@@ -205,7 +205,7 @@ local function make_verbs()
 
   local function count(run, number)
     redis.call('HINCRBY', totals, run.state, number)
-    if run.bytes > 0 then redis.call('HINCRBY', totals, 'bytes', text(number * run.bytes)) end
+    redis.call('HINCRBY', totals, 'bytes', text(number * (run.bytes + run.size)))
   end
 
   local function users_of(run) return cjson.decode(run.options).users end
@@ -286,14 +286,18 @@ local function make_verbs()
 
   -- Operations. `at` is where the verb's number of arguments is.
 
-  -- create NAME MODE OPTIONS IDLE_MS KEEP_MS STOP_MS LOG KEY BODY PRODUCER CONNECTION NODE MAX_RUNS MAX_BYTES
+  -- create NAME GENERATION MODE OPTIONS SIZE IDLE_MS KEEP_MS STOP_MS LOG KEY BODY PRODUCER CONNECTION NODE MAX_RUNS
+  -- MAX_BYTES. GENERATION may be empty, and is 0 if there must be no run. SIZE is that of the options.
   function verbs.create(at)
-    local name, mode, options, idle, keep, stop, log, key, body, producer, connection, node, max_runs, max_bytes =
-      unpack(ARGV, at + 1, at + 14)
+    local name, generation, mode, options, size, idle, keep, stop, log, key, body, producer, connection, node, max_runs,
+      max_bytes = unpack(ARGV, at + 1, at + 16)
+    size = tonumber(size)
     local old = find(name)
+    if generation ~= '' and generation ~= (old and old.generation or '0') then
+      return old and conflict(old, 'stale') or reply('unknown')
+    end
     if not old then
       if redis.call('ZCARD', index) >= tonumber(max_runs) then return reply('runs') end
-      if tonumber(redis.call('HGET', totals, 'bytes') or 0) >= tonumber(max_bytes) then return reply('bytes') end
     else
       local is_same = key ~= '' and old.key == key
       if is_same and old.body ~= body then return reply('key') end
@@ -308,15 +312,19 @@ local function make_verbs()
       if mode == 'join' and producer ~= '' and old.creator == producer then return reply('known', old) end
       if mode == 'new' and not has_ended(old) then return conflict(old, 'open') end
     end
+    local is_kept, growth = old and mode == 'takeover', size
+    if is_kept and old.events > 0 and redis.call('XLEN', stream_of(old)) ~= old.events then is_kept = false end
+    if old then growth = growth - old.size - (is_kept and 0 or old.bytes) end
+    if growth > 0 and (redis.call('HGET', totals, 'bytes') or 0) + growth > tonumber(max_bytes) then
+      return reply('bytes')
+    end
     local run = {
       name = name, options = options, log = log, state = 'open', error = false, events = 0, bytes = 0, created = now_ms,
-      ended = false, since = now_ms, idle = idle, keep = keep, stop = stop
+      ended = false, since = now_ms, idle = idle, keep = keep, stop = stop, size = size
     }
     if old then
       run.generation = text(old.generation + 1)
       leave(old)
-      local is_kept = mode == 'takeover'
-      if is_kept and old.events > 0 and redis.call('XLEN', stream_of(old)) ~= old.events then is_kept = false end
       if is_kept then run.events, run.bytes = old.events, old.bytes end
       if is_kept and not has_ended(old) then
         run.log = old.log
@@ -332,7 +340,7 @@ local function make_verbs()
     dig_up(name)
     redis.call('HSET', key_of(name), 'options', options, 'generation', run.generation, 'log', run.log, 'state', 'open',
       'events', text(run.events), 'bytes', text(run.bytes), 'created', now_ms, 'since', now_ms, 'idle', idle,
-      'keep', keep, 'stop', stop, 'server', server)
+      'keep', keep, 'stop', stop, 'server', server, 'size', size)
     if key ~= '' then redis.call('HSET', key_of(name), 'key', key, 'body', body) end
     if producer ~= '' then
       redis.call('HSET', key_of(name), 'creator', producer)
@@ -466,9 +474,9 @@ local function make_verbs()
     return reply('ok', run, is_over)
   end
 
-  -- delete NAME
+  -- delete NAME GENERATION
   function verbs.delete(at)
-    local run, refusal = require_run(ARGV[at + 1], '')
+    local run, refusal = require_run(ARGV[at + 1], ARGV[at + 2])
     if not run then return refusal end
     local was_open = not has_ended(run)
     if was_open then finish(run, 'failed', 'deleted') end
@@ -570,9 +578,9 @@ local function make_verbs()
       local names = redis.call('ZRANGEBYLEX', index, after, '+', 'LIMIT', 0, 500)
       if #names == 0 then break end
       for _, name in ipairs(names) do
-        local run = redis.call('HMGET', key_of(name), 'state', 'bytes')
+        local run = redis.call('HMGET', key_of(name), 'state', 'bytes', 'size')
         if run[1] then
-          counts[run[1]], bytes = (counts[run[1]] or 0) + 1, bytes + run[2]
+          counts[run[1]], bytes = (counts[run[1]] or 0) + 1, bytes + run[2] + run[3]
         else
           redis.call('ZREM', index, name)
           redis.call('ZREM', deadlines, name)

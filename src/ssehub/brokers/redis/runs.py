@@ -19,7 +19,6 @@ from typing import Any
 
 from ...errors import BrokerUnavailable, ConflictReason, IdempotencyConflict, Overloaded, Unavailable, UnknownRun
 from ...loglimit import limited_logger
-from ...publication import IdempotencyKey
 from ...runs.conflicts import KEY_CONFLICT, conflict, stale
 from ...runs.entries import RunEvent
 from ...runs.model import (
@@ -28,14 +27,13 @@ from ...runs.model import (
     TOMBSTONE_SECONDS,
     Outcome,
     Run,
-    RunOptions,
     RunState,
 )
 from ...runs.store import (
     Append,
     Appended,
     Created,
-    CreateMode,
+    Creation,
     RunFilter,
     RunListener,
     RunTotals,
@@ -179,22 +177,17 @@ class RedisRuns:
 
     # Calls
 
-    async def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> Created:
+    async def create(self, name: str, creation: Creation) -> Created:
         tasks, limits = self._running(), self._limits
+        options, mode, key, ticket, expected = creation
         times = options.idle, options.keep, limits.run_stop_seconds
         reply = await tasks.calls.call(
             "create",
             name,
+            "" if expected is None else expected,
             mode.value,
             dump_options(options),
+            options.size,
             *[int(seconds * 1000) for seconds in times],
             new_log_name(),
             *(key or ("", "")),
@@ -203,7 +196,7 @@ class RedisRuns:
             limits.max_runs,
             limits.max_runs_bytes,
         )
-        return Created(self._run(name, reply), reply[0] == b"ok")
+        return Created(self._run(name, reply, expected), reply[0] == b"ok")
 
     async def append(self, name: str, step: Append) -> Appended:
         events: list[bytes] = []
@@ -272,8 +265,9 @@ class RedisRuns:
         reply = await self._running().calls.call("stop", name, "" if generation is None else generation)
         return self._run(name, reply, generation)
 
-    async def delete(self, name: str) -> Run:
-        return self._run(name, await self._running().calls.call("delete", name))
+    async def delete(self, name: str, generation: int | None = None) -> Run:
+        reply = await self._running().calls.call("delete", name, "" if generation is None else generation)
+        return self._run(name, reply, generation)
 
     async def get(self, name: str) -> Run | None:
         return self._run_or_none(name, await self._running().calls.call("get", name, is_read=True))
