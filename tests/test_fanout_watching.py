@@ -17,7 +17,7 @@ from fakes import FakeSink
 from hubs import engine_of, join, manual_hub, running_hub
 from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable, InvalidRequest, StreamRefused, TokenError, UnknownRun
-from ssehub.fanout import watchers
+from ssehub.fanout import finding, reading, upkeep, watchers
 from ssehub.fanout.feeds import Feed
 from ssehub.fanout.run_waits import RunWait
 from ssehub.fanout.sinks import Chunk
@@ -693,7 +693,7 @@ async def test_run_that_the_store_has_lost_ends_its_watchers_as_lost() -> None:
         await until(lambda: data(sink))
         run = await hub.runs.get(NAME)
         assert run is not None
-        engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",))).vanished(run)
+        engine_of(hub).finder.require(NAME, Claims("alex", ("chat",))).vanished(run)
         await hub.flush()
 
         assert watcher.reason is CloseReason.FINISHED
@@ -729,7 +729,7 @@ async def test_run_that_goes_on_in_another_log_is_sent_anew_in_the_same_generati
         await until(lambda: len(data(sink)) == 2)
         run = await hub.runs.get(NAME)
         assert run is not None
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         run.log = "renewed"
         feed.advanced(run, 3, ())
         await hub.flush()
@@ -746,7 +746,7 @@ async def test_end_of_a_log_is_not_that_of_the_log_in_which_the_run_goes_on() ->
         await producing(hub, "one", "two")
         _, sink = await watch(hub)
         await until(lambda: len(data(sink)) == 2)
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         feed.advanced(run_of(1, "renewed", 1, RunState.DONE), 2, ())
         feed.vanished(run_of(1, "renewed", 1, RunState.DONE))
         await hub.flush()
@@ -759,7 +759,7 @@ async def test_events_that_the_feed_was_not_told_of_are_not_read() -> None:
     async with manual_hub() as hub:
         producer = await producing(hub, "one")
         await hub.find_run(NAME, Claims("alex", ("chat",)))
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         hub.broker.runs.unfollow(NAME, feed)
         feed.run = run_of(1, feed.log, 1)
         await producer.create(CreateMode.TAKEOVER, users=("kim",))
@@ -774,12 +774,12 @@ async def test_events_that_the_feed_was_not_told_of_are_not_read() -> None:
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "never-told"])
 async def test_run_that_the_feed_was_not_told_of_yet_is_found(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without `wait=` would be answered 404 otherwise, at which a browser stops for good."""
-    monkeypatch.setattr(watchers, "TOLD_SECONDS", 10 if is_told else 0.01)
+    monkeypatch.setattr(finding, "TOLD_SECONDS", 10 if is_told else 0.01)
     async with manual_hub() as hub:
         producer = await producing(hub, users=("kim",))
         await watch(hub, "kim")
         store = hub.broker.runs
-        feed = engine_of(hub).watchers.require(NAME, Claims("kim", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("kim", ("chat",)))
         store.unfollow(NAME, feed)  # as if the message were on its way
         await producer.create(CreateMode.RESTART)
         await producer.append("one")
@@ -815,7 +815,7 @@ async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
         _, sink = await watch(hub)
         await until(lambda: data(sink))
         store = hub.broker.runs
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         store.unfollow(NAME, feed)
         await producer.append("two", "three")
         run = await store.follow(NAME, feed)
@@ -830,7 +830,7 @@ async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
 
 
 async def test_store_that_cannot_be_reached_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.01)
     async with manual_hub() as hub:
         await producing(hub, "one")
         read, failures = hub.runs.read, iter([True, True, False])
@@ -846,10 +846,10 @@ async def test_store_that_cannot_be_reached_is_asked_again(monkeypatch: pytest.M
 
 
 async def test_store_that_has_lost_what_it_told_of_is_asked_for_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.01)
     async with manual_hub() as hub:
         producer = await producing(hub, "one")
-        feed_of = engine_of(hub).watchers.require
+        feed_of = engine_of(hub).finder.require
         _, first = await watch(hub)
         await until(lambda: data(first) == ["one"])
         feed_of(NAME, Claims("alex", ("chat",))).tail = 5  # as if four more had been told of, and lost since
@@ -977,7 +977,7 @@ async def test_hub_that_stops_follows_nothing_any_more() -> None:
     async with manual_hub() as hub:
         producer = await producing(hub, "one")
         watcher, sink = await watch(hub)
-        followed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        followed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         await hub.aclose()
         assert watcher.reason is CloseReason.DRAINED
         async with hub:
@@ -1051,7 +1051,7 @@ async def test_feed_is_dropped_some_time_after_its_last_watcher_has_left() -> No
         watcher, _ = await watch(hub)
         hub.detach(watcher)
         assert hub.statistics.watched_runs == 1
-        await hub.pass_seconds(watchers.SWEEP_SECONDS * 3)
+        await hub.pass_seconds(upkeep.SWEEP_SECONDS * 3)
 
         assert hub.statistics.watched_runs == 0
         assert hub.statistics.watchers == 0
@@ -1232,12 +1232,12 @@ async def test_drain_refuses_a_client_that_is_woken_at_the_same_moment() -> None
     async with running_hub() as hub:
         producer = await producing(hub, users=("kim",))
         await watch(hub, "kim")
-        watched = engine_of(hub).watchers
-        feed = watched.require(NAME, Claims("kim", ("chat",)))
+        finder = engine_of(hub).finder
+        feed = finder.require(NAME, Claims("kim", ("chat",)))
         waiting = asyncio.create_task(watch(hub, wait_seconds=30))
         await until(lambda: feed.waiting)
         await producer.create(CreateMode.RESTART, users=("kim",))
-        watched.refuse_waiting()
+        finder.refuse_waiting()
 
         with pytest.raises(StreamRefused, match="draining"):
             await asyncio.wait_for(waiting, 5)

@@ -1,4 +1,4 @@
-"""Run waits: the clients that wait for a run to appear.
+"""The clients that wait for a run to appear.
 
 A client that waits counts as a stream of its user and its address, where those are limited. The number of all that wait
 is bounded, too. Beyond it, the newest one of the user with the most gives way to that of a user with fewer, so that one

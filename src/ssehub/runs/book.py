@@ -1,11 +1,11 @@
-"""The rules of runs: what every call and every deadline does to them. For stores that decide in Python.
+"""The rules of runs: the effect of each call and each deadline. For stores that decide in Python.
 
 The book knows everything about the runs except their events: their states, claims, sizes and deadlines. It does no I/O
 and tells nobody. Each method either raises and changes nothing, or changes the book and returns what has changed:
 
     decide   call a method of the book; collect its Change
     store    write down the Change, if the store outlives the process
-    tell     the listeners and `on_transition`, then whoever called; raise `Change.refusal` if there is one
+    tell     the listeners and `on_transition`, then the caller; raise `Change.refusal` if there is one
 
 A store that commits several changes at once collects them first. If the commit fails, the book is ahead of what is
 stored: build another one from that, with `load` and `bury`. A book is used by one thread at a time.

@@ -1,4 +1,4 @@
-"""Who follows which run on this node, for stores to tell."""
+"""The listeners of each run on this node, which its store tells."""
 
 from __future__ import annotations
 

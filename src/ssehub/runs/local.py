@@ -408,6 +408,6 @@ def _ended_elsewhere(name: str, state: str, error: str | None) -> str:
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Pass `error` to whoever waits, who may have been cancelled: then nobody retrieves it, and that is no bug."""
+    """Set `error` on the future of a caller. If the caller has been cancelled, asyncio must not log the error."""
     future.set_exception(error)
     future.exception()

@@ -1,4 +1,4 @@
-"""What a run is: its name, what was asked for when it was created, its state, and the positions of its events.
+"""The model of a run: its name, its options, its state, and the positions of its events.
 
     state      meaning                                                        next
     OPEN       events may be appended                                         STOPPING, DONE, FAILED, STOPPED
@@ -6,7 +6,7 @@
     DONE, FAILED, STOPPED: it has ended                                       OPEN, as the next generation
 
 A run is created with a *generation*, a number that grows with each creation, restart and takeover under its name, also
-after the run has been deleted. It fences: whoever gives the number of an older one changes nothing. Its *log* is a
+after the run has been deleted. It fences: a call with the number of an older generation changes nothing. Its *log* is a
 random name, new for each generation that begins without events, or takes over a run that has ended. An event's position
 is its ordinal, counted from 1, in that log: `7-0.loh23qqu`. The end is an entry with an ordinal, too, one above that of
 the last event. (If such a run is taken over, that ordinal is an event's. A client whose cursor is the end would miss
@@ -54,7 +54,7 @@ class RunState(StrEnum):
 
 
 class RunError(StrEnum):
-    """Why a run has failed, where the hub says so itself. Otherwise the producer gives a text of its own."""
+    """The errors with which the hub itself ends a run as failed. A producer may give any other text."""
 
     IDLE = "idle"
     TOO_LARGE = "too-large"
@@ -82,7 +82,7 @@ def check_run_name(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a run is created with. Raises InvalidEvent, which calls each field by its name on the wire.
+    """The options that a run is created with. Raises InvalidEvent, which calls each field by its name on the wire.
 
     Clients that could hear an event for `users` on `channels` may watch the run. `keep` is how long it is kept after
     its end, and `idle` after how long without an event or a sign of life it fails; both in seconds. `announce` is the

@@ -1,4 +1,4 @@
-"""The producers that append to runs on this node at present, whom a drain ends."""
+"""The producers that are appending to runs on this node. A drain ends them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store knows of a run, besides its events, and what a step has changed of it."""
+"""Records: the state of a run in a store, apart from its events, and the changes that a step makes to it."""
 
 from __future__ import annotations
 

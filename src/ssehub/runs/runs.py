@@ -1,4 +1,4 @@
-"""The runs of one hub: its broker's store, with what belongs to the hub added to it."""
+"""The runs of one hub: the store of its broker, which starts the hub and announces the runs."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _CONNECTIONS = count()
 
 
 class _Wish(NamedTuple):
-    """What an append asks for besides its events."""
+    """The parameters of an append."""
 
     options: RunOptions | None
     """Not None if the run is to be created unless it is open."""

@@ -1,4 +1,4 @@
-"""The calls about runs whose whole body is read first: to create, end, stop, delete, look up and list them."""
+"""Calls of the control app that create, end, stop, delete, look up and list runs. Their bodies are read whole."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ AI_SDK_HEADERS = {"x-vercel-ai-ui-message-stream": "v1", "Connection": "close"}
 
 
 class RunRequest(NamedTuple):
-    """What a client asks for with `run=`."""
+    """The parameters of a request with `run=`."""
 
     name: str
     cursor: str | None

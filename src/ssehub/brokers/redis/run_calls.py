@@ -1,6 +1,7 @@
-"""Calls of the script `runs.lua`: whatever waits is one call to Redis, on a connection of its own.
+"""Calls of the script `runs.lua`, on a connection of their own: all operations that wait are one call to Redis.
 
-Everyone is answered in time, whatever Redis does. What only reads is sent again after the connection was lost.
+Each caller is answered in time, even if Redis is not. Operations that only read are sent again after the connection was
+lost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What this node knows of the runs that are followed here, and how it tells their listeners.
+"""The runs that are followed on this node: their last known state, and their listeners.
 
     following   what happens
     unsynced    the run is looked up as soon as its channel is heard; messages wait until then
@@ -8,7 +8,7 @@ A message that does not fit what is known, or that has left out its events since
 does the loss of the Pub/Sub connection. Then listeners are told what they have not been told.
 
 Redis may lose what it has published already. Ordinals would then be used again for other events. So the node remembers
-the last event that it told, and asks for a new log if there is another one, or none, with that ordinal.
+the last event that it told, and asks for a new log if Redis has another event with that ordinal, or none.
 """
 
 from __future__ import annotations

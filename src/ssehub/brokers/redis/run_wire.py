@@ -1,7 +1,7 @@
-"""What a node sends to Redis and receives about runs: the script, the records of runs, and the messages on channels.
+"""The format of runs in Redis: the script, the records of runs, and the messages on channels.
 
 A run is a hash, `{prefix}:run:NAME`, and a stream, `{prefix}:run:NAME/LOG`, whose ids are the ordinals of its events:
-`7-0`. What happens to it is published on the channel `{prefix}:run@DATABASE:NAME`, in the same step.
+`7-0`. Each change is published on the channel `{prefix}:run@DATABASE:NAME`, in the same step.
 """
 
 from __future__ import annotations

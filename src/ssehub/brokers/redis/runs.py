@@ -3,7 +3,7 @@
 Every call is one operation of the script `runs.lua`, which numbers the events, decides by the rules of
 `ssehub.runs.book`, and publishes what has changed, all in one step. A node has two connections for all its runs: one
 for these calls, and one on which it hears of those that are followed on it. The claims of a node's producers are alive
-while its lease is, which it renews. Whatever is due, any node does.
+while its lease is, which it renews. Any node ends the runs whose deadline has passed.
 """
 
 from __future__ import annotations

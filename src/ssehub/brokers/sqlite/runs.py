@@ -1,7 +1,7 @@
 """The runs of the SQLite broker, in a file of their own beside the log.
 
-A file of their own, since what the two have in common is little: the log's bound in bytes means the log alone, an older
-file of a log needs no change, a run of many megabytes that is deleted delays no publisher, and damage to one is not
+The file is separate because the two have little in common: the bound of the log in bytes is for the log alone, the file
+of an older log needs no change, a run of many megabytes that is deleted delays no publisher, and damage to one is not
 damage to the other. It costs an fsync for each, where events and runs are written at the same moment. Both are locked
 by the lock of the log.
 """
