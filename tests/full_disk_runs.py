@@ -33,6 +33,9 @@ class Listener:
     def vanished(self, run: Run) -> None:
         raise AssertionError("the run is there all the time")
 
+    def claimed(self, connection: str) -> None:
+        raise AssertionError("there is one connection only")
+
 
 async def count_events(hub: Hub) -> int:
     """Return how many events can be read."""

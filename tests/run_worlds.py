@@ -77,6 +77,7 @@ class RecordingListener:
 
     def __init__(self) -> None:
         self.told: list[Told] = []
+        self.claims: list[str] = []
 
     def advanced(self, run: Run, first: int, events: Sequence[RunEvent]) -> None:
         assert not events or first + len(events) - 1 == run.events
@@ -84,6 +85,9 @@ class RecordingListener:
 
     def vanished(self, run: Run) -> None:
         self._add(True, run, run.events + 1, [])
+
+    def claimed(self, connection: str) -> None:
+        self.claims.append(connection)
 
     def _add(self, is_gone: bool, run: Run, first: int, data: list[str]) -> None:
         self.told.append(Told(is_gone, run.generation, run.log, run.state, run.error, run.events, first, data))

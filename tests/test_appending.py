@@ -31,7 +31,6 @@ class ValidKey:
 def appending_to(hub: Hub, name: str) -> Appending:
     return Appending(
         hub.runs,
-        hub.producers,
         name,
         Ticket("producer", "connection"),
         generation=None,

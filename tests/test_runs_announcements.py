@@ -120,6 +120,9 @@ def test_listener_that_fails_concerns_no_other(caplog: pytest.LogCaptureFixture)
         def vanished(self, run: Run) -> None:
             raise RuntimeError("vanished")
 
+        def claimed(self, connection: str) -> None:
+            raise RuntimeError("claimed")
+
     class Counting:
         calls = 0
 
@@ -129,14 +132,18 @@ def test_listener_that_fails_concerns_no_other(caplog: pytest.LogCaptureFixture)
         def vanished(self, run: Run) -> None:
             self.calls += 1
 
+        def claimed(self, connection: str) -> None:
+            self.calls += 1
+
     followers, run, counting = Followers(), Run(NAME, options(), 1, "log", 0.0), Counting()
     for listener in (Failing(), counting):
         followers.add(NAME, listener)
     followers.advanced(run, 1, ())
     followers.vanished(run)
+    followers.claimed(NAME, "connection")
 
-    assert counting.calls == 2 and list(followers) == [NAME] and NAME in followers
-    assert caplog.text.count("a listener of a run failed") == 2
+    assert counting.calls == 3 and list(followers) == [NAME] and NAME in followers
+    assert caplog.text.count("a listener of a run failed") == 3
 
 
 # The runs of a hub

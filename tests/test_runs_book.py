@@ -64,7 +64,7 @@ def test_change_says_what_is_to_be_stored(books: Books) -> None:
     restarted = changed(book.create(NAME, options(), CreateMode.RESTART))
     deleted = changed(book.delete(NAME))
 
-    assert created[1:] == (1, (), True, True, True, False, None)
+    assert created[1:] == (1, (), True, True, True, False, None, None)
     assert (created.record.key, created.record.creator) == (key("k"), "p")
     assert (appended.first, appended.events, appended.is_transition) == (1, events("1", "2"), False)
     assert (overlapping.first, overlapping.events) == (3, events("3"))
@@ -85,6 +85,17 @@ def test_only_a_claim_is_not_told(books: Books) -> None:
 
     assert released is not None
     assert [change.is_told for change in (claimed, released, joined)] == [False] * 3
+
+
+def test_claim_says_who_has_taken_the_run_over_from_another_connection(books: Books) -> None:
+    book = books.book()
+    book.create(NAME, options(), ticket=ticket())
+    taken_over = changed(book.append(NAME, Append(ticket("p", 2), is_first=True)))
+    joined = changed(book.create(NAME, options(), CreateMode.JOIN, ticket=ticket("p", 3)))
+    book.release(NAME, ticket("p", 3))
+    after_release = changed(book.append(NAME, Append(ticket("q"), events("1"), is_first=True)))
+
+    assert [change.claimant for change in (taken_over, joined, after_release)] == ["p-2", "p-3", None]
 
 
 def test_sign_of_life_changes_nothing_that_is_stored(books: Books) -> None:

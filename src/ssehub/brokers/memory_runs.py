@@ -178,6 +178,8 @@ class MemoryRuns:
             if events is None:
                 events = self._events[run.name] = PackedEvents()
             events.extend(change.events)
+        if change.claimant is not None:
+            self._followers.claimed(run.name, change.claimant)
         if change.is_gone:
             self._followers.vanished(run)
         elif change.is_told:

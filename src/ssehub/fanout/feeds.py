@@ -218,6 +218,9 @@ class Feed:
         self._drop_pending()
         self.run, self.log, self.tail, self.outcome = None, "", 0, None
 
+    def claimed(self, connection: str) -> None:
+        pass  # watchers do not see who appends
+
     def _add(self, first: int, events: Sequence[RunEvent]) -> None:
         pending = self._pending
         following = self._first + len(pending)

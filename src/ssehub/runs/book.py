@@ -156,15 +156,15 @@ class Book:
             run.bytes += size
             self._bytes += size
         record.since = self._monotonic()
-        if is_claimed:
-            record.claim = Claim(step.ticket, True)
+        claimant = self._claim(record, step.ticket) if is_claimed else None
         if step.outcome is not None:
             self._end(record, step.outcome, step.ticket.producer)
-            return Appended(run.generation, run.events, run.state), Change(record, first, events, is_transition=True)
+            change = Change(record, first, events, is_transition=True, claimant=claimant)
+            return Appended(run.generation, run.events, run.state), change
         appended = Appended(run.generation, run.events, OPEN)
         if not events and not is_claimed:
             return appended, None
-        return appended, Change(record, first, events, is_told=bool(events))
+        return appended, Change(record, first, events, is_told=bool(events), claimant=claimant)
 
     def release(self, name: str, ticket: Ticket) -> Change | None:
         record = self.records.get(name)
@@ -310,8 +310,13 @@ class Book:
         """Let `ticket` hold an open run."""
         if ticket is None or record.run.state is not OPEN or record.claim == (ticket, True):
             return None
-        record.claim = Claim(ticket, True)
-        return self._told(record)._replace(is_told=False)
+        claimant = self._claim(record, ticket)
+        return self._told(record)._replace(is_told=False, claimant=claimant)
+
+    def _claim(self, record: Record, ticket: Ticket) -> str | None:
+        """Let `ticket` hold the run. Return its connection if another one held it."""
+        before, record.claim = record.claim, Claim(ticket, True)
+        return ticket.connection if before is not None and before.is_held and before.ticket != ticket else None
 
     def _check_claim(self, record: Record, step: Append) -> bool:
         """Return True if the step claims the run for its connection: see the table at the head of this file."""

@@ -239,6 +239,11 @@ class LocalWriter:
         if self._outcome is None:
             self._fail(StaleRun(f"run {self._name!r} was deleted, or the store has lost it"))
 
+    def claimed(self, connection: str) -> None:
+        if connection != self._ticket.connection and self._failure is None:
+            self._wants_beat = True  # the store refuses it if the run is another producer's now
+            self._write()
+
     def _look_at(self, run: Run | None) -> None:
         """Interrupt the producer if the run is not its own any more. If it is ending the run, `finish` finds out."""
         if run is None:

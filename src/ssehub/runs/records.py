@@ -61,3 +61,5 @@ class Change(NamedTuple):
     """True if the run is not there any more: its generation is kept as a tombstone."""
     refusal: RunConflict | None = None
     """Raised to the caller although the run has changed."""
+    claimant: str | None = None
+    """The connection that has claimed the run, if another one held it."""

@@ -105,6 +105,12 @@ class RunListener(Protocol):
         A run that was deleted while it was open is FAILED here, with RunError.DELETED.
         """
 
+    def claimed(self, connection: str) -> None:
+        """The run is claimed by `connection`, which has taken it over from another connection that held it.
+
+        It may be told more than once, and late: a connection that appends to the run asks the store if it still may.
+        """
+
 
 class RunStore(Protocol):
     """The runs of one deployment. A name is used with `/` and control characters excluded: see `check_run_name`.

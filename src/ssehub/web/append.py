@@ -166,7 +166,6 @@ class AppendToRun:
         offset = headers.get(OFFSET)
         return Appending(
             self._runs,
-            self._hub.producers,
             name,
             Ticket(producer, connection),
             generation=wish.generation,

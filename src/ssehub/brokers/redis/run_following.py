@@ -25,7 +25,7 @@ from ...runs.store import RunListener
 from ..numbering import new_log_name
 from .run_calls import CALL_SECONDS, Calls
 from .run_channels import Channels
-from .run_wire import LOOK, Message, load_events, parse_run
+from .run_wire import CLAIM, LOOK, Message, load_events, parse_run
 
 logger = logging.getLogger("ssehub.brokers.redis")
 
@@ -110,6 +110,9 @@ class Followings:
             return
         if content == LOOK:
             self._look_up(following)
+            return
+        if content.startswith(CLAIM):
+            self._followers.claimed(name, content.removeprefix(CLAIM).decode(errors="replace"))
             return
         try:
             message = Message.parse(content)
@@ -223,7 +226,9 @@ class Followings:
                 state, error = (run.state, run.error) if is_end else (RunState.FAILED, RunError.DELETED)
                 self._vanish(following, run, state, error, run.ended_at)
             return True
-        _, record, _, last, entries = reply
+        _, record, _, last, entries, connection = reply
+        if connection is not None and not following.is_new:  # the message may have been lost
+            self._followers.claimed(following.name, connection.decode())
         found = parse_run(following.name, record)
         if run is None or found.log != run.log:
             following.run, following.digest = found, None if last is None else hash(last)

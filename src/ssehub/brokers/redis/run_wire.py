@@ -22,6 +22,8 @@ DIGEST = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
 LOOK = b"?"
 """What is published about a run whose keys are missing."""
+CLAIM = b"!"
+"""What is published before the name of a connection that claims a run, if another one held it."""
 
 
 class RunKeys(NamedTuple):

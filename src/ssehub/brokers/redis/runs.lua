@@ -7,20 +7,25 @@
 --   P runs              a sorted set of the names of all runs, all with the score 0, so that they are in order
 --   P runs-of:USER      the same of the runs for this user, or, with *, for everyone
 --   P run-deadlines     a sorted set: when to look at a run next, in ms; not later than its deadline
---   P run-totals        a hash: the number of runs in each state, and of bytes; and an epoch, new when all was deleted
+--   P run-totals        a hash: the number of runs in each state, and of bytes; an epoch, new when all was deleted; and
+--                       when somebody last swept, and when somebody did so again after a long time, in ms
 --   P run-tombstones    a hash: the last generation of names that are gone; P run-tombstone-ages: when they went, in ms
 --   P run-leases        a sorted set: until when the claims of a node are alive, in ms
 -- Keys of runs expire long after they should have been deleted, in case nobody does.
 --
--- ARGV: P, the prefix of channels, the id of this process of Redis, then for each operation a verb, the number of its arguments, and these.
+-- ARGV: P, the prefix of channels, the id of this process of Redis, and how long a lease lasts, in ms; then for each
+-- operation a verb, the number of its arguments, and these.
 
-local prefix, channels, server = ARGV[1], ARGV[2], ARGV[3]
+local prefix, channels, server, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local totals = prefix .. 'run-totals'
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local now_ms = string.format('%.0f', now)
 local inline_bytes = 32768
 local total_fields = {'bytes', 'open', 'stopping', 'done', 'failed', 'stopped'}
+
+-- Returns what went wrong as text: Redis has raised a table since version 7, and a string before.
+local function error_text(raised) return type(raised) == 'table' and raised.err or tostring(raised) end
 
 -- Adds the arguments from `first` to `last` to the stream of a log with so many events. Returns false if it has others.
 local function add(stream, events, first, last)
@@ -93,7 +98,7 @@ local function make_verbs()
   local verbs = {}
   local index, deadlines, leases = prefix .. 'runs', prefix .. 'run-deadlines', prefix .. 'run-leases'
   local tombstones, tombstone_ages = prefix .. 'run-tombstones', prefix .. 'run-tombstone-ages'
-  local spare_ms = 86400000
+  local spare_ms, away_ms = 86400000, 5000
 
   -- The first nine are the record that nodes are sent.
   local fields = {
@@ -140,8 +145,20 @@ local function make_verbs()
 
   -- Claims
 
+  local function renew(node) redis.call('ZADD', leases, text(now + lease_ms), node) end
+
+  -- Notices if nobody has swept for some time: all nodes were away from Redis, or there were none. The claims that were
+  -- alive then are alive again, and for `away_ms` nothing is due, so that producers can show signs of life.
+  local function notice_absence()
+    local swept = tonumber(redis.call('HGET', totals, 'swept') or now)
+    if now - swept <= away_ms then return end
+    for _, node in ipairs(redis.call('ZRANGEBYSCORE', leases, text(swept), '+inf')) do renew(node) end
+    redis.call('HSET', totals, 'swept', now_ms, 'resumed', now_ms)
+  end
+
   local function is_held(run)
     if not run.held then return false end
+    notice_absence()
     local lease = redis.call('ZSCORE', leases, run.held)
     return lease and tonumber(lease) > now
   end
@@ -150,12 +167,12 @@ local function make_verbs()
     return producer ~= '' and run.producer and run.producer ~= producer and is_held(run)
   end
 
-  local function renew(node, lease_ms) redis.call('ZADD', leases, text(now + lease_ms), node) end
-
+  -- Nobody is told by `publish` who appends. A connection that is passed over may be at another node, and silent.
   local function claim(run, producer, connection, node)
+    if run.held and run.connection ~= connection then redis.call('PUBLISH', channels .. run.name, '!' .. connection) end
     run.producer, run.connection, run.held = producer, connection, node
     redis.call('HSET', key_of(run.name), 'producer', producer, 'connection', connection, 'held', node)
-    renew(node, 10000)
+    renew(node)
   end
 
   -- Returns the reason why the step of a connection is refused, or nil; and true if it has to claim the run.
@@ -211,7 +228,7 @@ local function make_verbs()
   -- Forgets everything about a run except for its generation.
   local function remove(run)
     leave(run)
-    redis.call('DEL', key_of(run.name), stream_of(run))
+    redis.call('UNLINK', key_of(run.name), stream_of(run))  -- a stream may have 8 MiB: DEL takes up to a millisecond
     redis.call('ZREM', index, run.name)
     redis.call('ZREM', deadlines, run.name)
     bury(run.name, run.generation)
@@ -306,7 +323,7 @@ local function make_verbs()
       elseif is_kept and old.events > 0 then
         redis.call('RENAME', stream_of(old), stream_of(run))
       else
-        redis.call('DEL', stream_of(old))
+        redis.call('UNLINK', stream_of(old))
       end
       redis.call('DEL', key_of(name))
     else
@@ -490,8 +507,8 @@ local function make_verbs()
     return {'ok', page(run, ARGV[at + 3] + 1, tonumber(ARGV[at + 4]))}
   end
 
-  -- look NAME LOG FIRST MAX_BYTES: returns the run, its last event, and those from FIRST on, if this is its log, or else
-  -- all of them; none if they are larger.
+  -- look NAME LOG FIRST MAX_BYTES: returns the run, its last event, those from FIRST on, if this is its log, or else all
+  -- of them, none if they are larger; and the connection that appends, or did last.
   function verbs.look(at)
     local run = find(ARGV[at + 1])
     if not run then return reply('ok') end
@@ -499,7 +516,7 @@ local function make_verbs()
     local entries = page(run, first, tonumber(ARGV[at + 4]))
     if first + #entries <= run.events then entries = {} end
     local last = run.events > 0 and page(run, run.events, 1)[1] or false
-    return reply('ok', run, false, last, entries)
+    return reply('ok', run, false, last, entries, run.connection)
   end
 
   -- lost NAME OLD_LOG LOG: a node knows other events of OLD_LOG than there are.
@@ -567,36 +584,54 @@ local function make_verbs()
     for i = 2, #total_fields do redis.call('HSET', totals, total_fields[i], counts[total_fields[i]] or 0) end
   end
 
-  -- sweep NODE LEASE_MS COUNT TOMBSTONE_MS MAX_TOMBSTONES EPOCH: renews the claims of a node, and does what is due, so
-  -- many runs at a time. Returns whether there may be more to do, the names and records of runs that have ended, and the
-  -- epoch. It is the given one, if there is none, since everything was deleted.
+  -- Does what is due for the run `name`. Returns its record if it has ended, and whether its keys are missing.
+  local function run_out(name)
+    local run = find(name)
+    if not run then
+      redis.call('ZREM', deadlines, name)
+      redis.call('ZREM', index, name)
+      redis.call('PUBLISH', channels .. name, '?')
+      return nil, true
+    end
+    if deadline_of(run) > now then
+      watch(run)
+    elseif has_ended(run) then
+      remove(run)
+    else
+      if run.state == 'open' then finish(run, 'failed', 'idle') else finish(run, 'stopped', false) end
+      publish('+', run)
+      return record_of(run), false
+    end
+    return nil, false
+  end
+
+  -- sweep NODE COUNT TOMBSTONE_MS MAX_TOMBSTONES EPOCH: renews the claims of a node, and does what is due, so many runs
+  -- at a time. Returns whether there may be more to do, the names and records of runs that have ended, the epoch, and an
+  -- error if a run could not be looked at. The epoch is the given one, if there is none, since everything was deleted.
   function verbs.sweep(at)
-    local node, lease_ms, limit, tombstone_ms, max_tombstones, new_epoch = unpack(ARGV, at + 1, at + 6)
+    local node, limit, tombstone_ms, max_tombstones, new_epoch = unpack(ARGV, at + 1, at + 5)
     local epoch = redis.call('HGET', totals, 'epoch')
     if not epoch then
       epoch = new_epoch
       redis.call('HSET', totals, 'epoch', epoch)
     end
-    renew(node, lease_ms)
+    notice_absence()
+    redis.call('HSET', totals, 'swept', now_ms)
+    renew(node)
     redis.call('ZREMRANGEBYSCORE', leases, '-inf', text(now - 60000))
-    local ended, is_missing = {}, false
-    local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now_ms, 'LIMIT', 0, limit)
+    local due, ended, is_any_missing, failure = {}, {}, false, false
+    if now >= (redis.call('HGET', totals, 'resumed') or 0) + away_ms then
+      due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now_ms, 'LIMIT', 0, limit)
+    end
     for _, name in ipairs(due) do
-      local run = find(name)
-      if not run then
-        redis.call('ZREM', deadlines, name)
-        redis.call('ZREM', index, name)
-        redis.call('PUBLISH', channels .. name, '?')
-        is_missing = true
-      elseif deadline_of(run) > now then
-        watch(run)
-      elseif has_ended(run) then
-        remove(run)
-      else
-        if run.state == 'open' then finish(run, 'failed', 'idle') else finish(run, 'stopped', false) end
-        publish('+', run)
-        ended[#ended + 1], ended[#ended + 2] = name, record_of(run)
+      local is_done, record, is_missing = pcall(run_out, name)
+      if not is_done then
+        redis.call('ZADD', deadlines, text(now + 60000), name)  -- the others must not wait for it
+        failure = error_text(record)
+      elseif record then
+        ended[#ended + 1], ended[#ended + 2] = name, record
       end
+      is_any_missing = is_any_missing or is_missing
     end
     local old = redis.call('ZRANGEBYSCORE', tombstone_ages, '-inf', text(now - tombstone_ms), 'LIMIT', 0, 500)
     local over = math.min(redis.call('ZCARD', tombstone_ages) - max_tombstones, 500)
@@ -604,12 +639,12 @@ local function make_verbs()
     for _, name in ipairs(old) do dig_up(name) end
     local all = 0
     for i = 2, #total_fields do all = all + (redis.call('HGET', totals, total_fields[i]) or 0) end
-    if is_missing or all ~= redis.call('ZCARD', index) then
+    if is_any_missing or all ~= redis.call('ZCARD', index) then
       -- Keys were deleted, or evicted: what they counted for is unknown.
       if now - (redis.call('HGET', totals, 'counted') or 0) > 60000 then count_all() end
     end
     local has_more = (#due == tonumber(limit) or #old >= 500) and 1 or 0
-    return {'ok', has_more, ended, epoch}
+    return {'ok', has_more, ended, epoch, failure}
   end
 
   -- leave NODE: the claims of this node are not alive any more.
@@ -642,7 +677,7 @@ local function make_verbs()
     redis.call('ZRANGEBYLEX', key, '-', '+')
     redis.call('ZREMRANGEBYSCORE', key, 0, 0)
     redis.call('ZREM', key, 'n')
-    redis.call('DEL', key, other)
+    redis.call('UNLINK', key, other)
     redis.call('PUBLISH', channels .. '/', '')
     return reply('ok')
   end
@@ -650,7 +685,7 @@ local function make_verbs()
   return verbs
 end
 
-local replies, at, finish, verbs = {}, 4, #ARGV, nil
+local replies, at, finish, verbs = {}, 5, #ARGV, nil
 while at < finish do
   local verb, reply = ARGV[at], nil
   if verb == 'append' then reply = append_quickly(at + 1) end
@@ -658,7 +693,12 @@ while at < finish do
     verbs = verbs or make_verbs()
     count_bytes()
     local is_done, result = pcall(verbs[verb], at + 1)
-    reply = is_done and result or {'error', type(result) == 'table' and result.err or tostring(result)}
+    if not is_done then
+      result = error_text(result)
+      -- The node has to find the primary: it connects again after an error of the whole call.
+      if string.find(result, 'READONLY', 1, true) then return redis.error_reply(result) end
+    end
+    reply = is_done and result or {'error', result}
   end
   replies[#replies + 1] = reply
   at = at + 2 + ARGV[at + 1]

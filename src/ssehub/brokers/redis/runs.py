@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ...errors import BrokerUnavailable, ConflictReason, IdempotencyConflict, Overloaded, Unavailable, UnknownRun
+from ...loglimit import limited_logger
 from ...publication import IdempotencyKey
 from ...runs.conflicts import KEY_CONFLICT, conflict, stale
 from ...runs.entries import RunEvent
@@ -31,7 +32,6 @@ from ...runs.model import (
     RunState,
 )
 from ...runs.store import (
-    LEASE_SECONDS,
     Append,
     Appended,
     Created,
@@ -49,9 +49,12 @@ from .run_channels import Channels
 from .run_following import Followings
 from .run_wire import dump_error, dump_options, load_events, parse_run
 
+logger = limited_logger("ssehub.brokers.redis")
+
 SWEEP_SECONDS = 0.5
 """How often a node does what is due."""
 SWEEP_RUNS = 100
+"""How many runs it ends, or releases, at a time."""
 LIST_RUNS = 200
 """Runs that are looked at in one call."""
 CALL_EVENTS = 10_000
@@ -132,18 +135,29 @@ class RedisRuns:
             tasks.calls.close()
 
     async def _sweep_forever(self, tasks: _Tasks) -> None:
+        problem: str | None = None
         while True:
-            has_more = False
-            with contextlib.suppress(Unavailable):
-                await self._release_again()
+            has_more, known_problem = False, problem
+            try:
                 has_more = await self._sweep(tasks)
+                has_more = await self._release_again() or has_more
+                problem = None
+            except Unavailable as exc:
+                problem = str(exc)
+                is_connected = tasks.calls.health.problem is None  # otherwise that has been logged
+                if is_connected and problem != known_problem:
+                    logger.warning("cannot do what is due for runs: %s", problem)
+            except Exception:
+                logger.exception("unexpected error while doing what is due for runs: trying again")
             await asyncio.sleep(0 if has_more else SWEEP_SECONDS * random.uniform(0.8, 1.2))
 
     async def _sweep(self, tasks: _Tasks) -> bool:
         """Do what is due, and renew the lease. Returns True if there may be more to do."""
         tombstones = int(TOMBSTONE_SECONDS * 1000), MAX_TOMBSTONES
-        arguments = (tasks.node, int(LEASE_SECONDS * 1000), SWEEP_RUNS, *tombstones, secrets.token_hex(8))
-        _, has_more, ended, epoch = await tasks.calls.call("sweep", *arguments)
+        arguments = (tasks.node, SWEEP_RUNS, *tombstones, secrets.token_hex(8))
+        _, has_more, ended, epoch, failure = await tasks.calls.call("sweep", *arguments)
+        if failure is not None:
+            logger.warning("cannot do what is due for a run: %s", failure.decode(errors="replace"))
         if tasks.epoch not in (None, epoch):
             tasks.followings.look_up_all()  # Redis has deleted everything, and told nobody
         tasks.epoch = epoch
@@ -151,10 +165,12 @@ class RedisRuns:
             self.on_transition(parse_run(name.decode(), record))
         return bool(has_more)
 
-    async def _release_again(self) -> None:
-        while self._releases:
+    async def _release_again(self) -> bool:
+        """Repeat releases, not so many that the lease lapses meanwhile. Returns True if there may be more."""
+        for _ in range(min(SWEEP_RUNS, len(self._releases))):
             (name, ticket), _ = self._releases.popitem(last=False)
             await self.release(name, ticket)
+        return bool(self._releases)
 
     def _running(self) -> _Tasks:
         if self._tasks is None:
