@@ -122,6 +122,7 @@ async def test_checks_behind_what_can_not_be_read_are_not_reached(claims: Any, n
     for later in ("lifetime", "not-before", "expiry", "revocation", "grant", "limits"):
         assert (checks[later]["passed"], checks[later]["message"]) == (None, rest), later
     assert checks["signature"]["passed"] is True and checks["readiness"]["passed"] is True
+    assert checks["issuer"]["passed"] is checks["audience"]["passed"] is None  # tokens by secret need neither
 
 
 # What a client meets

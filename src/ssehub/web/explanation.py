@@ -158,7 +158,7 @@ async def explain(
         await hub.start()
     if claims is not None:
         claims = _accessible(hub, claims, question.channels, findings)
-    findings.facts[Check.READINESS] = f"it has {hub.statistics.subscribers} streams"
+    findings.facts[Check.READINESS] = f"open streams: {hub.statistics.subscribers}"
     await hub.make_ready(findings)
     if claims is not None:
         _check_limits(hub, claims, question.address, findings)
@@ -185,7 +185,7 @@ async def _claims(tokens: Tokens, question: Question, findings: Findings) -> Cla
 def _accessible(hub: Hub, claims: Claims, channels: tuple[str, ...], findings: Findings) -> Claims:
     """Return `claims` for the channels that are requested."""
     if hub.is_following and hub.broker.is_current:
-        findings.facts[Check.REVOCATION] = f"{len(hub.broker.revocations)} revocations are in force"
+        findings.facts[Check.REVOCATION] = f"revocations in force: {len(hub.broker.revocations)}"
     else:
         findings.skip(Check.REVOCATION, "the revocations can't be read at present: see readiness")
     hub.require_access(claims, findings)
