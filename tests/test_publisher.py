@@ -307,6 +307,7 @@ async def test_publishers_use_a_unix_socket(start_hub: Callable[..., RunningHub]
             await other.append(data="x")
     with Publisher(urls[0], retries=0) as nowhere, pytest.raises(Unavailable, match=r"none\.sock can't be reached"):
         nowhere.token("alex", "chat")
+    gc.collect()
 
 
 def test_c10_event_without_a_response_is_sent_again_and_published_once(hub: RunningHub) -> None:
