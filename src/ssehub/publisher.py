@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Required, Self, TypedDict, Unpack
 from uuid import uuid4
 
-from .publisher_calls import DEFAULT_RETRIES, Call, json_body
+from .publisher_calls import Call, json_body
 from .publisher_client import (
     DEFAULT_TIMEOUT_SECONDS,
     DEFAULT_URL,
@@ -17,7 +17,7 @@ from .publisher_client import (
     check_open,
     header_value,
 )
-from .publisher_route import Patience
+from .publisher_route import DEFAULT_RETRIES, Patience
 from .publisher_run import HttpRuns
 from .publisher_thread import LoopThread
 from .runs.arguments import RunArguments, make_order

@@ -15,8 +15,6 @@ from .errors import InvalidRequest, Unavailable
 from .publisher_http import TEMPORARY_STATUSES, refusal
 from .trust import tls_problem
 
-DEFAULT_RETRIES = 10
-"""Together they take at least 10 s, as long as a hub may take to restart."""
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 2.5
 LONGEST_RETRY_AFTER_SECONDS = 60.0

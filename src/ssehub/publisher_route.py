@@ -12,6 +12,9 @@ from .errors import Unavailable
 from .publisher_http import Connection, Node
 from .trust import tls_problem
 
+DEFAULT_RETRIES = 10
+"""Further attempts of a call. Together they take at least 10 s, as long as a hub may take to restart."""
+
 
 class Patience(NamedTuple):
     """In seconds. Each wait before another attempt is twice as long as the one before, and shortened at random."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..address import LOOPBACK_HOSTS, Address
 from ..brokers import without_password
-from ..config import Config
+from ..config import Config, kubernetes_variables
 from .apps import max_streams
 from .certificates import Certificates, ServerCertificate
 
@@ -22,6 +22,8 @@ def announce(config: Config, certificates: Certificates, client: SocketName, con
     """Log where browsers and publishers connect, the limits, and a curl command to begin with."""
     logger.info("listening for browsers on %s/events/", _url(client, certificates.client))
     _warn_of_plain_http(config, "bind", config.bind, certificates.client)
+    for name in kubernetes_variables():
+        logger.info("%s is ignored: Kubernetes sets it for a Service", name)
     announce_control(config, certificates.control, control)
     streams = config.workers * max_streams(config)
     logger.info("broker %s, at most %d streams", without_password(config.broker), streams)
@@ -33,6 +35,13 @@ def announce_control(config: Config, certificate: ServerCertificate | None, name
     logger.info("listening for publishers on %s/", _url(name, certificate))
     if config.control_bind is not None:
         _warn_of_plain_http(config, "control_bind", config.control_bind, certificate)
+
+
+def warn_of_plain_http(config: Config, certificates: Certificates) -> None:
+    """Log a warning for each port on which secrets could be read on their way."""
+    _warn_of_plain_http(config, "bind", config.bind, certificates.client)
+    if config.control_bind is not None:
+        _warn_of_plain_http(config, "control_bind", config.control_bind, certificates.control)
 
 
 def _warn_of_plain_http(config: Config, setting: str, address: Address, certificate: ServerCertificate | None) -> None:

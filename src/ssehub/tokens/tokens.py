@@ -29,7 +29,7 @@ from ..fields import check_name, one_or_many
 from ..grant import MAX_PATTERNS, check_pattern
 from ..settings import LEEWAY, SECONDS
 from ..watched import NOTHING_YET, LastGood
-from .access import MAX_CHANNELS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
+from .access import MAX_CHANNELS, MAX_LIFETIME_SECONDS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
 from .cache import VerifiedTokens
 from .compact import MAX_TOKEN_LENGTH, CompactToken, decoded, json_object, take_apart
 from .grants import GrantTemplate
@@ -247,6 +247,11 @@ class Tokens:
         if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
             example = int(issued_at) + 86_400
             raise InvalidEvent(f"exp {expires_at!r:.40} is not a Unix time in seconds, such as {example}")
+        if expires_at < MAX_LIFETIME_SECONDS < issued_at:
+            raise InvalidEvent(
+                f"exp {expires_at:g} is a duration, not a Unix time: give time.time() + {expires_at:g}, now "
+                f"{int(issued_at + expires_at)}"
+            )
         most = self._times.max_token_seconds
         if most is not None and int(expires_at) - issued_at > most:
             lifetime = int(expires_at) - issued_at
