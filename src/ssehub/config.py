@@ -63,10 +63,11 @@ GROUPS: tuple[type[Settings], ...] = (
     TcpOptions,
 )
 _HINTS = {f"{PREFIX}{name}": f"set {PREFIX}BIND=HOST:PORT" for name in ("PORT", "HOST")}
-_KUBERNETES = re.compile(
-    rf"{PREFIX}(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT|"
+_SERVICE = re.compile(
+    rf"{PREFIX}(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|"
     r"PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
+_SERVICE_URL = re.compile(rf"{PREFIX}(?:[A-Z0-9_]+_)?PORT=(?:tcp|udp|sctp)://.*")
 _GROUP_SETTINGS = {setting.name: setting for group in GROUPS for setting in settings_of(group)}
 _PYDANTIC_WORDING = re.compile(r"^Value error, |^((?:Input|String) should)\b")
 """The beginnings of pydantic's messages: `Input should be greater than 0` becomes `must be greater than 0`."""
@@ -342,7 +343,7 @@ def kubernetes_variables() -> list[str]:
     return [
         name
         for name, value in sorted(os.environ.items())
-        if name not in settings and _KUBERNETES.fullmatch(name) and (not name.endswith("_PORT") or "://" in value)
+        if name not in settings and (_SERVICE.fullmatch(name) or _SERVICE_URL.fullmatch(f"{name}={value}"))
     ]
 
 

@@ -57,8 +57,9 @@ class Hub(RunStreams, RunProduction):
     """Fans out events to the streams of this process, in one event loop: inside `async with`, or from its first use.
 
     `broker` carries and stores the events; without one, they live in the memory of this process. A URL, such as
-    `sqlite:///events.db`, stands for `brokers.create_broker(url, retention=retention)`. The settings are described in `ssehub.settings`. `leeway_seconds` is how far the clocks of machines that sign tokens may differ from
-    that of the log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
+    `sqlite:///events.db`, stands for `brokers.create_broker(url, retention=retention)`. The settings are described in
+    `ssehub.settings`. `leeway_seconds` is how far the clocks of machines that sign tokens may differ from that of the
+    log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
     """
 
     def __init__(
