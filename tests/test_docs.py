@@ -79,7 +79,7 @@ def test_command_and_its_options_are_documented(name: str) -> None:
     options_of_settings = {f"--{setting.replace('_', '-')}" for setting in Config.model_fields}
 
     for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
-        if name == "serve" and option.opts[0] in options_of_settings:
+        if name in ("serve", "check") and option.opts[0] in options_of_settings:
             continue
         assert f"`{option.opts[0]}" in section
 
