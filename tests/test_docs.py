@@ -246,7 +246,7 @@ async def test_login_of_the_library_page_grants_a_channel() -> None:
 def test_settings_of_the_library_page_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert isinstance(run_block(code_with("create_broker"))["hub"], Hub)
+    assert isinstance(run_block(code_with("streams=Streams("))["hub"], Hub)
 
 
 def test_subscription_of_the_library_page_prints_a_message() -> None:

@@ -106,7 +106,7 @@ def test_commands_trust_the_ca_that_ssl_cert_file_names(hub: RunningHub, ca: Cer
     assert (published.returncode, revoked.returncode) == (0, 0), published.stderr + revoked.stderr
     assert untrusted.returncode == 1
     assert re.fullmatch(
-        r"ssehub: https://\S+ can't be reached \(its certificate can't be verified: .* \(SSL_CERT_FILE may name .*\)\): "
+        r"ssehub: https://\S+ can't be reached \(its certificate can't be verified: .* \(SSL_CERT_FILE may .*\)\): "
         r"nothing was sent\n",
         untrusted.stderr,
     )
