@@ -137,8 +137,7 @@ def test_bench_measures_a_hub_with_tls(hub: RunningHub, ca: CertificateAuthority
         for more in (("--server-pid", pid), ("--subscribers", "40", "--publishers", "3", "--processes", "2"))
     ]
     untrusted = run_bench(hub.url, *options, control_url=hub.control_url)
-    token = ("--token", "t")
-    no_stream = run_bench(hub.url, *options, *token, control_url=hub.control_url)
+    no_stream = run_bench(hub.url, *options, control_url=hub.control_url, SSEHUB_TOKEN="t")
 
     for result in trusted:
         assert result.returncode == 0, result.stdout + result.stderr

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .bearer import given_token, token_file_option, token_option
+from .bearer import given_token, token_file_option, token_of_environment, token_option
 from .help import command, option
 from .hub import ControlApp, client_url_option, uses_hub
 from .options import secret_file_option, secret_option, signing_tokens
@@ -76,12 +76,12 @@ def bench(
     from ..bench import BenchError, Plan, measure, table
 
     signing = signing_tokens(hub.config)
-    given = given_token(token, token_file)
+    given = given_token(token, token_file) or token_of_environment()
     plan = Plan(url=hub.client_url(url), control_url=hub.url, control_key=hub.control_key, **options)
     if plan.batch > 1 and plan.body != "json":
         raise click.UsageError("--batch needs --body json")
     if given is not None and plan.audience_count > 1:
-        raise click.UsageError("--token is for one user on one channel: remove --users and --channels, or --token")
+        raise click.UsageError("a token is for one user on one channel: remove --users and --channels, or the token")
 
     async def run() -> Report:
         tokens = [given] if given is not None else await _tokens(plan, signing)

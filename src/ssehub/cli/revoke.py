@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .bearer import given_token, token_file_option, token_option
+from .bearer import given_token
 from .help import command, option
 from .hub import ControlApp, uses_hub
 from .options import user_option
@@ -12,8 +12,8 @@ from .options import user_option
 
 @command()
 @option("--jti", help="id of a token")
-@token_option
-@token_file_option
+@option("--token", help="a token (visible in ps: prefer --token-file); - reads it from standard input")
+@option("--token-file", metavar="FILE", help="file that contains a token; - reads standard input")
 @option("--sid", help="session at an identity provider")
 @user_option("user, by tokens issued until now")
 @option("--iss", help="issuer of the --sid or --sub")
