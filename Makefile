@@ -48,7 +48,6 @@ cov: tools ## run the tests, and report branch coverage line by line
 	@$(call tests,,--cov-report=term-missing --cov-report=html)
 
 soak: tools ## run the fault tests at full scale
-	tests/install-tools nginx-light caddy
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
 
 clients: tools ## run client libraries against real hubs; writes docs/clients.md (ARGS="--client curl" for less)

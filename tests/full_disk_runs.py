@@ -17,7 +17,7 @@ from ssehub.errors import BrokerUnavailable
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Outcome, Run, RunOptions, RunState
-from ssehub.runs.store import Append, RunFilter, Ticket
+from ssehub.runs.store import Append, Creation, RunFilter, Ticket
 
 NAME = "answer"
 TICKET = Ticket("producer", "connection")
@@ -32,6 +32,9 @@ class Listener:
 
     def vanished(self, run: Run) -> None:
         raise AssertionError("the run is there all the time")
+
+    def claimed(self, connection: str) -> None:
+        raise AssertionError("there is one connection only")
 
 
 async def count_events(hub: Hub) -> int:
@@ -50,7 +53,7 @@ async def main(folder: Path) -> None:
     ballast.write_bytes(b"x" * 500_000)
     listener = Listener()
     async with Hub(create_broker(url)) as hub:
-        await hub.runs.create(NAME, RunOptions(("chat",), ("alex",)), ticket=TICKET)
+        await hub.runs.create(NAME, Creation(RunOptions(("chat",), ("alex",)), ticket=TICKET))
         await hub.runs.follow(NAME, listener)
         answered = 0
 

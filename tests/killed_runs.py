@@ -15,7 +15,7 @@ from broker_worlds import RecordingFollower
 from ssehub.brokers.sqlite import SqliteBroker
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import RunOptions
-from ssehub.runs.store import Append, CreateMode, RunStore, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, RunStore, Ticket
 
 RUNS = 10
 BATCH = 7
@@ -23,7 +23,7 @@ BATCH = 7
 
 async def produce(store: RunStore, name: str, connection: str) -> None:
     ticket = Ticket(name, connection)
-    run = (await store.create(name, RunOptions(("chat",), ("alex",)), CreateMode.JOIN, ticket=ticket)).run
+    run = (await store.create(name, Creation(RunOptions(("chat",), ("alex",)), CreateMode.JOIN, ticket=ticket))).run
     offset, is_first = max(0, run.events - BATCH), True
     while True:
         events = [RunEvent(f"{ordinal}") for ordinal in range(offset + 1, offset + 1 + random.randint(1, BATCH))]

@@ -143,7 +143,7 @@ class Replicated(NamedTuple):
 def replicated(kind: str, folder: Path) -> Iterator[Replicated]:
     """Run them inside the context, which begins when the replica is up to date and Sentinel has found it."""
     with contextlib.ExitStack() as stack:
-        primary = RedisServer(kind, folder / "primary")
+        primary = RedisServer(kind, folder / "primary", "--repl-diskless-sync-delay", "0")
         stack.callback(primary.kill)
         link = stack.enter_context(Proxy(primary.port))
         replica = RedisServer(kind, folder / "replica", "--replicaof", f"127.0.0.1 {link.port}")

@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ssehub import Hub
 from ssehub.brokers.memory import MemoryBroker
 from ssehub.brokers.memory_runs import MemoryRuns
 from ssehub.errors import BrokerUnavailable, Overloaded
-from ssehub.runs.model import Outcome, Run, RunOptions
-from ssehub.runs.store import Append, Appended, Created
+from ssehub.runs.model import Outcome, Run
+from ssehub.runs.store import Append, Appended, Created, Creation
 from ssehub.settings import RunLimits
 
 
@@ -42,9 +42,9 @@ class FaultyRuns(MemoryRuns):
         """While it is not set, calls wait for it before they do anything."""
         self.may_answer.set()
 
-    async def create(self, name: str, options: RunOptions, *args: Any, **keywords: Any) -> Created:
+    async def create(self, name: str, creation: Creation) -> Created:
         await self.may_answer.wait()
-        return await super().create(name, options, *args, **keywords)
+        return await super().create(name, creation)
 
     async def append(self, name: str, step: Append) -> Appended:
         self.steps.append(step)

@@ -28,7 +28,7 @@ from ssehub.brokers.sqlite import SqliteBroker
 from ssehub.publication import IdempotencyKey
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Outcome, Run, RunOptions, RunState
-from ssehub.runs.store import Append, Appended, Created, CreateMode, RunStore, Ticket
+from ssehub.runs.store import Append, Appended, Created, CreateMode, Creation, RunStore, Ticket
 from ssehub.settings import RedisOptions, RunLimits
 from ssehub.testing import ManualClock
 
@@ -45,6 +45,10 @@ def ticket(producer: str = "p", connection: int = 1) -> Ticket:
 
 def options(users: Sequence[str] = ("alex",), channels: Sequence[str] = ("chat",), **fields: Any) -> RunOptions:
     return RunOptions(tuple(channels), tuple(users), **fields)
+
+
+OPTIONS_BYTES = options().size
+"""What the options of a run of these tests count for in the size of all runs."""
 
 
 def events(*data: str) -> list[RunEvent]:
@@ -77,6 +81,7 @@ class RecordingListener:
 
     def __init__(self) -> None:
         self.told: list[Told] = []
+        self.claims: list[str] = []
 
     def advanced(self, run: Run, first: int, events: Sequence[RunEvent]) -> None:
         assert not events or first + len(events) - 1 == run.events
@@ -84,6 +89,9 @@ class RecordingListener:
 
     def vanished(self, run: Run) -> None:
         self._add(True, run, run.events + 1, [])
+
+    def claimed(self, connection: str) -> None:
+        self.claims.append(connection)
 
     def _add(self, is_gone: bool, run: Run, first: int, data: list[str]) -> None:
         self.told.append(Told(is_gone, run.generation, run.log, run.state, run.error, run.events, first, data))
@@ -127,9 +135,10 @@ class Node:
         *,
         holder: Ticket | None = None,
         key: IdempotencyKey | None = None,
+        expected: int | None = None,
         **fields: Any,
     ) -> Created:
-        return await self.store.create(name, options(**fields), mode, key=key, ticket=holder)
+        return await self.store.create(name, Creation(options(**fields), mode, key, holder, expected))
 
     async def append(self, *data: str, name: str = NAME, by: Ticket | None = None, **step: Any) -> Appended:
         """Append as the first step of a connection, unless `is_first` is False."""

@@ -11,7 +11,7 @@ from starlette.types import Message
 from run_stores import FaultyRuns, data_of, faulty_hub
 from ssehub import Hub
 from ssehub.runs.model import Run, RunOptions
-from ssehub.runs.store import Append, Appended, Ticket
+from ssehub.runs.store import Append, Appended, Creation, Ticket
 from ssehub.web.appending import Appending, LineLimits
 from ssehub.web.feed import LineFeed
 from ssehub.web.rates import PublishRates
@@ -31,7 +31,6 @@ class ValidKey:
 def appending_to(hub: Hub, name: str) -> Appending:
     return Appending(
         hub.runs,
-        hub.producers,
         name,
         Ticket("producer", "connection"),
         generation=None,
@@ -70,7 +69,7 @@ async def test_append_goes_on_if_the_store_has_fewer_events_than_it_has_told(
     parts: Sequence[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with faulty_hub() as (hub, store):
-        run = (await hub.runs.create("r", OPTIONS)).run
+        run = (await hub.runs.create("r", Creation(OPTIONS))).run
         appending = appending_to(hub, "r")
         give_way(store, monkeypatch, most=10)
         more = Run(run.name, run.options, run.generation, run.log, run.created_at, events=7)

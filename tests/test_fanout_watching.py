@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from fakes import FakeSink
 from hubs import engine_of, join, manual_hub, running_hub
 from ssehub.claims import Claims
 from ssehub.errors import BrokerUnavailable, InvalidRequest, StreamRefused, TokenError, UnknownRun
-from ssehub.fanout import watchers
+from ssehub.fanout import finding, reading, upkeep, watchers
 from ssehub.fanout.feeds import Feed
+from ssehub.fanout.run_waits import RunWait
 from ssehub.fanout.sinks import Chunk
 from ssehub.fanout.subscriber import CloseReason, Subscriber
 from ssehub.fanout.watching import Dialect, Passage, farewell
@@ -691,7 +693,7 @@ async def test_run_that_the_store_has_lost_ends_its_watchers_as_lost() -> None:
         await until(lambda: data(sink))
         run = await hub.runs.get(NAME)
         assert run is not None
-        engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",))).vanished(run)
+        engine_of(hub).finder.require(NAME, Claims("alex", ("chat",))).vanished(run)
         await hub.flush()
 
         assert watcher.reason is CloseReason.FINISHED
@@ -727,7 +729,7 @@ async def test_run_that_goes_on_in_another_log_is_sent_anew_in_the_same_generati
         await until(lambda: len(data(sink)) == 2)
         run = await hub.runs.get(NAME)
         assert run is not None
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         run.log = "renewed"
         feed.advanced(run, 3, ())
         await hub.flush()
@@ -744,7 +746,7 @@ async def test_end_of_a_log_is_not_that_of_the_log_in_which_the_run_goes_on() ->
         await producing(hub, "one", "two")
         _, sink = await watch(hub)
         await until(lambda: len(data(sink)) == 2)
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         feed.advanced(run_of(1, "renewed", 1, RunState.DONE), 2, ())
         feed.vanished(run_of(1, "renewed", 1, RunState.DONE))
         await hub.flush()
@@ -757,7 +759,7 @@ async def test_events_that_the_feed_was_not_told_of_are_not_read() -> None:
     async with manual_hub() as hub:
         producer = await producing(hub, "one")
         await hub.find_run(NAME, Claims("alex", ("chat",)))
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         hub.broker.runs.unfollow(NAME, feed)
         feed.run = run_of(1, feed.log, 1)
         await producer.create(CreateMode.TAKEOVER, users=("kim",))
@@ -772,12 +774,12 @@ async def test_events_that_the_feed_was_not_told_of_are_not_read() -> None:
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "never-told"])
 async def test_run_that_the_feed_was_not_told_of_yet_is_found(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without `wait=` would be answered 404 otherwise, at which a browser stops for good."""
-    monkeypatch.setattr(watchers, "TOLD_SECONDS", 10 if is_told else 0.01)
+    monkeypatch.setattr(finding, "TOLD_SECONDS", 10 if is_told else 0.01)
     async with manual_hub() as hub:
         producer = await producing(hub, users=("kim",))
         await watch(hub, "kim")
         store = hub.broker.runs
-        feed = engine_of(hub).watchers.require(NAME, Claims("kim", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("kim", ("chat",)))
         store.unfollow(NAME, feed)  # as if the message were on its way
         await producer.create(CreateMode.RESTART)
         await producer.append("one")
@@ -800,11 +802,11 @@ async def test_clients_that_wait_are_woken_by_a_generation_that_is_counted_anew(
     feed = lone_feed([])
     feed.advanced(run_of(1, "a", 1), 2, ())
     feed.vanished(run_of(1, "a", 1))  # with its tombstone: Redis has lost everything
-    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    feed.waiting.add(woken)
+    wait = RunWait("alex")
+    feed.waiting.add(wait)
     feed.advanced(run_of(1, "b", 0), 1, ())
 
-    assert woken.done()
+    await asyncio.wait_for(wait.until_woken(), 5)
 
 
 async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
@@ -813,7 +815,7 @@ async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
         _, sink = await watch(hub)
         await until(lambda: data(sink))
         store = hub.broker.runs
-        feed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        feed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         store.unfollow(NAME, feed)
         await producer.append("two", "three")
         run = await store.follow(NAME, feed)
@@ -828,7 +830,7 @@ async def test_gap_in_what_is_told_is_read_from_the_store() -> None:
 
 
 async def test_store_that_cannot_be_reached_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.01)
     async with manual_hub() as hub:
         await producing(hub, "one")
         read, failures = hub.runs.read, iter([True, True, False])
@@ -844,10 +846,10 @@ async def test_store_that_cannot_be_reached_is_asked_again(monkeypatch: pytest.M
 
 
 async def test_store_that_has_lost_what_it_told_of_is_asked_for_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.01)
     async with manual_hub() as hub:
         producer = await producing(hub, "one")
-        feed_of = engine_of(hub).watchers.require
+        feed_of = engine_of(hub).finder.require
         _, first = await watch(hub)
         await until(lambda: data(first) == ["one"])
         feed_of(NAME, Claims("alex", ("chat",))).tail = 5  # as if four more had been told of, and lost since
@@ -975,7 +977,7 @@ async def test_hub_that_stops_follows_nothing_any_more() -> None:
     async with manual_hub() as hub:
         producer = await producing(hub, "one")
         watcher, sink = await watch(hub)
-        followed = engine_of(hub).watchers.require(NAME, Claims("alex", ("chat",)))
+        followed = engine_of(hub).finder.require(NAME, Claims("alex", ("chat",)))
         await hub.aclose()
         assert watcher.reason is CloseReason.DRAINED
         async with hub:
@@ -1049,7 +1051,7 @@ async def test_feed_is_dropped_some_time_after_its_last_watcher_has_left() -> No
         watcher, _ = await watch(hub)
         hub.detach(watcher)
         assert hub.statistics.watched_runs == 1
-        await hub.pass_seconds(watchers.SWEEP_SECONDS * 3)
+        await hub.pass_seconds(upkeep.SWEEP_SECONDS * 3)
 
         assert hub.statistics.watched_runs == 0
         assert hub.statistics.watchers == 0
@@ -1123,6 +1125,97 @@ async def test_clients_that_wait_are_bounded_in_number() -> None:
         assert hub.statistics.run_waits == 0
 
 
+class Waiting:
+    """Clients that wait for runs, and are ended with the test."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.tasks: list[asyncio.Task[tuple[Subscriber, FakeSink]]] = []
+
+    async def add(self, user_id: str, address: str | None = None, name: str = "later") -> str | None:
+        """Let another client wait; return the reason if it is refused."""
+        task = asyncio.create_task(watch(self._hub, user_id, name=name, wait_seconds=30, address=address))
+        done, _ = await asyncio.wait([task], timeout=0.05)
+        if done and isinstance(refused := task.exception(), StreamRefused):
+            return refused.reason
+        self.tasks.append(task)
+        return None
+
+    async def leave(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def waiting_on(hub: Hub) -> AsyncIterator[Waiting]:
+    waiting = Waiting(hub)
+    try:
+        yield waiting
+    finally:
+        await waiting.leave()
+
+
+async def test_one_user_does_not_keep_others_from_waiting() -> None:
+    async with manual_hub(max_run_waits=4) as hub, waiting_on(hub) as waiting:
+        assert [await waiting.add("alex", name=f"{number}") for number in range(5)] == [None] * 4 + ["run-waits"]
+        assert [await waiting.add("kim") for _ in range(3)] == [None, None, "run-waits"]
+        assert await waiting.add("alex") == "run-waits"
+        assert await waiting.add("sam") is None
+        assert hub.statistics.run_waits == 4
+        refused = [task for task in waiting.tasks if task.done()]
+        assert {str(task.exception()) for task in refused} == {"4 clients wait for runs already (max_run_waits)"}
+        assert len(refused) == 3 and not waiting.tasks[0].done(), "those that came last gave way"
+
+        await waiting.leave()
+        assert hub.statistics.run_waits == 0
+
+
+async def test_clients_that_wait_count_as_streams_of_their_address() -> None:
+    async with manual_hub(max_streams_per_address=2) as hub, waiting_on(hub) as waiting:
+        await producing(hub)
+        assert await waiting.add("alex", "1.2.3.4") is None
+        await watch(hub, "alex", address="1.2.3.4")
+        with pytest.raises(StreamRefused, match="max_streams_per_address"):
+            await watch(hub, "alex", address="1.2.3.4")
+        assert await waiting.add("alex", "1.2.3.4") == "address"
+        assert await waiting.add("alex", "1.2.3.5") is None
+        assert await waiting.add("alex") is None
+        await producing(hub, name="later")
+        await until(lambda: all(task.done() for task in waiting.tasks))
+
+        assert hub.statistics.subscribers == 4
+        assert await waiting.add("alex", "1.2.3.4", name="never") == "address"
+
+
+@pytest.mark.parametrize("policy", ["refuse", "replace"])
+async def test_clients_that_wait_count_as_streams_of_their_user(policy: str) -> None:
+    async with manual_hub(max_streams_per_user=2, user_limit_policy=policy) as hub, waiting_on(hub) as waiting:
+        await producing(hub, users=("*",))
+        first, _ = await watch(hub, "alex", address="1")
+        assert await waiting.add("alex", "2") is None
+        assert await waiting.add("alex", "3") == ("user" if policy == "refuse" else None)
+        assert await waiting.add("alex", "4") == "user"
+        assert await waiting.add("kim", "4") is None
+        if policy == "refuse":
+            with pytest.raises(StreamRefused, match="max_streams_per_user"):
+                await watch(hub, "alex", address="5")
+        else:
+            await watch(hub, "alex", address="5")
+            assert first.reason is None
+        await waiting.leave()
+
+        assert await waiting.add("alex", "6") is None
+
+
+async def test_client_that_may_not_wait_watches_a_run_that_is_there() -> None:
+    async with manual_hub(max_streams_per_user=1) as hub, waiting_on(hub) as waiting:
+        assert await waiting.add("alex", "1") is None
+        await producing(hub)
+
+        await watch(hub, "alex", address="1", wait_seconds=30)
+
+
 async def test_drain_refuses_clients_that_wait() -> None:
     async with running_hub() as hub:
         waiting = asyncio.create_task(watch(hub, wait_seconds=30))
@@ -1139,12 +1232,12 @@ async def test_drain_refuses_a_client_that_is_woken_at_the_same_moment() -> None
     async with running_hub() as hub:
         producer = await producing(hub, users=("kim",))
         await watch(hub, "kim")
-        watched = engine_of(hub).watchers
-        feed = watched.require(NAME, Claims("kim", ("chat",)))
+        finder = engine_of(hub).finder
+        feed = finder.require(NAME, Claims("kim", ("chat",)))
         waiting = asyncio.create_task(watch(hub, wait_seconds=30))
         await until(lambda: feed.waiting)
         await producer.create(CreateMode.RESTART, users=("kim",))
-        watched.refuse_waiting()
+        finder.refuse_waiting()
 
         with pytest.raises(StreamRefused, match="draining"):
             await asyncio.wait_for(waiting, 5)

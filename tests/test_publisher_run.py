@@ -42,6 +42,7 @@ from ssehub.publisher_request import Rhythm
 from ssehub.publisher_route import Patience
 from ssehub.publisher_run import MAX_WAITING_BYTES, HttpRuns
 from ssehub.runs.arguments import make_order
+from ssehub.runs.entries import RunEvent
 from ssehub.runs.producer import ProducedRun
 
 pytestmark = pytest.mark.anyio
@@ -286,7 +287,7 @@ async def test_lost_answers_to_creation_and_end_do_no_harm(hub: RunningHub) -> N
         async with new_run(runs_at(proxy.port), "unanswered") as run:
             assert proxy.has_cut
             await run.append(data="one")
-            proxy.cut_answer_to(b"/finish")
+            proxy.cut_answer_to(b"?finish=done")
         assert proxy.has_cut
 
     assert (run.generation, run.state, data_of(hub, "unanswered")) == (1, "done", ["one"])
@@ -536,6 +537,24 @@ async def test_events_that_a_store_has_stored_and_lost_are_sent_again(start_hub:
         assert data_of(hub, "forgetful") == words(300)
     finally:
         server.kill()
+
+
+async def test_run_does_not_end_without_events_that_its_store_has_lost(start_hub: StartHub, valkey: RedisServer) -> None:
+    hub = start_hub("--broker", valkey.url)
+    async with new_run(runs_at(hub.control_port, rhythm=RHYTHM._replace(life_seconds=60.0)), "shortened") as run:
+        await run.append_events([RunEvent(word) for word in words(100)])
+        await until(lambda: state_of(hub, "shortened")["events"] == 100)
+        keys = [key for key in valkey.command("KEYS", "*") if "run:shortened" in key]
+        for key in keys:
+            valkey.command("COPY", key, f"{key}-before")
+        await run.append_events([RunEvent(word) for word in words(100, 100)])
+        await until(lambda: state_of(hub, "shortened")["events"] == 200)
+        await asyncio.sleep(0.3)  # the producer is told that they are stored, and opens no other request
+        for key in keys:
+            valkey.command("COPY", f"{key}-before", key, "REPLACE")
+
+    assert data_of(hub, "shortened") == words(200)
+    assert state_of(hub, "shortened")["state"] == "done"
 
 
 def revive(server: RedisServer, number: signal.Signals) -> None:

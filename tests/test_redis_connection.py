@@ -30,6 +30,7 @@ from ssehub.errors import BrokerUnavailable, ConfigError
 from ssehub.hub import Hub
 from ssehub.revocations import Revocation
 from ssehub.runs.model import RunOptions
+from ssehub.runs.store import Creation
 from ssehub.settings import RedisOptions
 
 pytest_plugins = ("redis_fixtures",)
@@ -284,7 +285,7 @@ async def test_user_without_a_needed_permission_is_refused_at_the_start(
             await node.has("1")
             await node.broker.revoke([Revocation(jti="t")])
             await node.broker.take_back(["jti:t"])
-            await node.broker.runs.create("answer", RunOptions(("chat",), ("alex",)))
+            await node.broker.runs.create("answer", Creation(RunOptions(("chat",), ("alex",))))
             await node.broker.runs.delete("answer")
     else:
         text = await refusal_and_problem(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,18 +12,19 @@ from typing import Any
 import pytest
 
 from broker_worlds import RecordingFollower
-from conftest import until
+from conftest import free_port, report, until
 from proxy import Mode, Proxy
 from redis_nodes import PROBE_SECONDS
 from redis_servers import ANSWER_SECONDS, RedisServer
-from run_worlds import DONE, NAME, Node, events, numbered, options, ticket
+from run_worlds import DONE, NAME, OPTIONS_BYTES, Node, events, numbered, options, ticket
 from ssehub.brokers.redis import RedisBroker
+from ssehub.brokers.redis.runs import RedisRuns
 from ssehub.errors import BrokerUnavailable, ConflictReason, Overloaded, RunConflict, UnknownRun
 from ssehub.fanout.subscriber import CloseReason
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Run, RunError, RunState
-from ssehub.runs.store import Append, RunFilter
+from ssehub.runs.store import Append, Creation, RunFilter
 from ssehub.settings import RedisOptions, RunLimits
 from watched_runs import watch
 
@@ -61,6 +63,9 @@ class Watcher:
 
     def vanished(self, run: Run) -> None:
         self._run, self.is_gone = None, True
+
+    def claimed(self, connection: str) -> None:
+        pass
 
     @property
     def state(self) -> RunState | None:
@@ -175,6 +180,23 @@ async def test_run_that_lost_its_tail_goes_on_in_another_log(valkey: RedisServer
         assert (await a.get()).log != log
 
 
+async def test_run_that_lost_its_tail_while_its_server_was_a_replica_goes_on_in_another_log(
+    valkey: RedisServer,
+) -> None:
+    async with running(valkey.url) as node:
+        await node.create(holder=ticket())
+        await node.append("1")
+        log = (await node.get()).log
+    valkey.command("REPLICAOF", "127.0.0.1", free_port())
+    valkey.command("REPLICAOF", "NO", "ONE")
+    async with running(valkey.url) as node:
+        with pytest.raises(RunConflict) as refused:
+            await node.append("4", by=ticket("p", 2), offset=3)
+
+        assert refused.value.reason is ConflictReason.OFFSET and refused.value.events == 1
+        assert (await node.get()).log != log and await node.data() == ["1"]
+
+
 async def test_ordinals_that_are_used_again_reset_a_watcher(valkey: RedisServer) -> None:
     valkey.kill()
     valkey.start("--appendonly", "no")
@@ -242,7 +264,7 @@ async def test_deletion_of_everything_is_noticed(redis_server: RedisServer) -> N
         await a.append("new")
         await until(lambda: watcher.data == ["new"])
 
-        assert a.store.totals().bytes == 35
+        assert a.store.totals().bytes == 35 + OPTIONS_BYTES
 
 
 async def test_run_whose_events_are_missing_is_forgotten(valkey: RedisServer) -> None:
@@ -267,10 +289,82 @@ async def test_totals_are_counted_anew_when_keys_were_deleted(valkey: RedisServe
             await node.append("x", name=name)
         valkey.command("DEL", "{ssehub}:run:1")
         valkey.command("ZADD", "{ssehub}:run-deadlines", 0, "1")
-        await until(lambda: node.store.totals().bytes == 33)
+        await until(lambda: node.store.totals().bytes == 33 + OPTIONS_BYTES)
 
         assert node.store.totals().states[RunState.OPEN] == 1
         assert [run.name for run in await node.store.list_runs(RunFilter("alex"))] == ["2"]
+
+
+async def test_run_that_can_not_be_ended_keeps_no_other_from_its_end(
+    valkey: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(valkey.url) as node:
+        for name in ("broken", "idle"):
+            await node.create(name, idle=1)
+        valkey.command("SET", "{ssehub}:run:broken", "not a hash")
+        await node.ends(RunState.FAILED, "idle")
+        await asyncio.sleep(1)
+
+    assert caplog.text.count("cannot do what is due for a run: WRONGTYPE") == 1
+
+
+async def test_sweeps_that_fail_are_logged_once_and_go_on(
+    valkey: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(valkey.url) as node:
+        valkey.command("SET", "{ssehub}:run-tombstone-ages", "not a sorted set")
+        await asyncio.sleep(2)
+        valkey.command("DEL", "{ssehub}:run-tombstone-ages")
+        await node.create(idle=1)
+        await node.ends(RunState.FAILED)
+
+    assert caplog.text.count("cannot do what is due for runs") == 1
+
+
+async def test_server_that_became_a_replica_is_left(redis_server: RedisServer) -> None:
+    async with running(redis_server.url) as node:
+        await node.create(holder=ticket())
+        redis_server.command("REPLICAOF", "127.0.0.1", "1")
+        runs = node.store
+        assert isinstance(runs, RedisRuns)
+        await until(lambda: "read-only replica" in (runs.problem or ""))
+        redis_server.command("REPLICAOF", "NO", "ONE")
+        await until(lambda: runs.problem is None)
+
+        assert (await node.append("1")).events == 1
+
+
+async def test_claims_outlive_an_absence_of_all_nodes(valkey: RedisServer) -> None:
+    async with running(valkey.url) as node, running(valkey.url) as other:
+        await node.create(holder=ticket())
+        await until(lambda: valkey.command("ZCARD", "{ssehub}:run-leases") == 2)
+        for _ in range(20):  # whether a sweep or the other producer comes first
+            valkey.command("EVAL", BE_AWAY, 0, "{ssehub}:", 60_000)
+            with pytest.raises(RunConflict) as refused:
+                await other.append("1", by=ticket("q"))
+            assert refused.value.reason is ConflictReason.PRODUCER
+        valkey.command("EVAL", BE_AWAY, 0, "{ssehub}:", 60_000)
+
+        assert (await other.store.stop(NAME)).state is RunState.STOPPING
+
+
+async def test_lease_that_had_lapsed_before_an_absence_is_not_alive_after_it(valkey: RedisServer) -> None:
+    async with running(valkey.url) as node:
+        async with running(valkey.url) as other:
+            await other.create(holder=ticket())
+        valkey.command("EVAL", BE_AWAY, 0, "{ssehub}:", 60_000)
+
+        assert (await node.append("1", by=ticket("q"))).events == 1
+
+
+BE_AWAY = """
+local prefix, milliseconds = ARGV[1], tonumber(ARGV[2])
+redis.call('HINCRBY', prefix .. 'run-totals', 'swept', -milliseconds)
+for _, node in ipairs(redis.call('ZRANGE', prefix .. 'run-leases', 0, -1)) do
+  redis.call('ZINCRBY', prefix .. 'run-leases', -milliseconds, node)
+end
+"""
+"""As if no node had been heard of for some time."""
 
 
 async def test_watcher_goes_on_after_redis_was_out_of_reach(valkey: RedisServer) -> None:
@@ -389,7 +483,7 @@ def connections(server: RedisServer) -> list[object]:
 
 async def test_keys_share_a_slot_and_those_of_runs_expire(valkey: RedisServer) -> None:
     async with running(valkey.url) as node:
-        run = (await node.store.create(NAME, options(keep=10, idle=20))).run
+        run = (await node.store.create(NAME, Creation(options(keep=10, idle=20)))).run
         await node.append("1")
         keys = valkey.command("KEYS", "*")
 
@@ -407,3 +501,20 @@ async def test_deleted_run_is_told_to_another_node_with_its_error(valkey: RedisS
         await until(lambda: bool(listener.told) and listener.told[-1].is_gone)
 
         assert (listener.told[-1].state, listener.told[-1].error) == (RunState.FAILED, RunError.DELETED)
+
+
+async def test_append_takes_the_server_microseconds(redis_server: RedisServer) -> None:
+    async with running(redis_server.url) as node:
+        names = [f"answer-{number}" for number in range(100)]
+        for name in names:
+            await node.create(name, holder=ticket())
+            await node.append("1", name=name)
+        least = math.inf
+        for offset in range(1, 51):
+            redis_server.command("CONFIG", "RESETSTAT")
+            step: dict[str, Any] = {"is_first": False, "offset": offset, "generation": 1}
+            await asyncio.gather(*(node.append("a token of some 30 characters", name=name, **step) for name in names))
+            least = min(least, redis_server.command("INFO", "commandstats")["cmdstat_evalsha"]["usec"] / len(names))
+
+    report(f"{redis_server.kind}: append of one event, a hundred in a call: {least:.1f} µs")
+    assert least < 30

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from run_worlds import DONE, FAILED, NAME, RunWorld, key, numbered, options, ticket
+from run_worlds import DONE, FAILED, NAME, OPTIONS_BYTES, RunWorld, key, numbered, options, ticket
 from ssehub.errors import BrokerUnavailable, ConflictReason, IdempotencyConflict, RunConflict, UnknownRun
 from ssehub.position import Position
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import EVENT_OVERHEAD_BYTES, Outcome, RunError, RunState
-from ssehub.runs.store import Append, CreateMode, RunFilter
+from ssehub.runs.store import Append, CreateMode, Creation, RunFilter
 
 pytest_plugins = ["redis_fixtures", "run_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ NEW, RESTART, TAKEOVER, JOIN = CreateMode
 async def test_new_run_is_open_and_empty(world: RunWorld) -> None:
     async with world.running() as node:
         asked = options(["alex", "sam"], ["chat", "news"], keep=7, idle=9, announce="run", stoppable=True)
-        created = await node.store.create(NAME, asked)
+        created = await node.store.create(NAME, Creation(asked))
         run = await node.get()
 
         assert created.is_new and created.run.generation == 1
@@ -68,6 +68,43 @@ async def test_open_run_is_not_created_again(world: RunWorld, is_stopping: bool)
         assert (refused.value.generation, refused.value.state, refused.value.events) == (1, state, 2)
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+@pytest.mark.parametrize("mode", CreateMode, ids=str)
+async def test_only_the_expected_generation_is_replaced(world: RunWorld, mode: CreateMode, has_ended: bool) -> None:
+    async with world.running() as node:
+        with pytest.raises(UnknownRun):
+            await node.create(mode=mode, expected=1)
+        assert (await node.create(mode=mode, expected=0)).is_new
+        await node.create(mode=RESTART, expected=1, key=key("k"), holder=ticket())
+        await node.append("1", outcome=DONE if has_ended else None)
+        for expected in (0, 1, 3):
+            for same in (None, key("k")):
+                with pytest.raises(RunConflict, match=f"has generation 2, not {expected}") as refused:
+                    await node.create(mode=mode, expected=expected, key=same, holder=ticket("q"))
+                assert (refused.value.reason, refused.value.generation) == (ConflictReason.STALE, 2)
+        run = await node.get()
+        assert (run.generation, run.events, run.state.is_end) == (2, 1, has_ended)
+        assert not (await node.create(mode=mode, expected=2, key=key("k"))).is_new
+
+        if mode is not NEW or has_ended:
+            assert (await node.create(mode=mode, expected=2)).is_new is (mode is not JOIN or has_ended)
+
+
+async def test_only_the_named_generation_is_deleted(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create()
+        await node.create(mode=RESTART)
+        for generation in (0, 1, 3):
+            with pytest.raises(RunConflict, match=f"has generation 2, not {generation}"):
+                await node.store.delete(NAME, generation)
+        assert (await node.get()).state is RunState.OPEN
+
+        assert (await node.store.delete(NAME, 2)).generation == 2
+        for generation in (0, 2):
+            with pytest.raises(UnknownRun):
+                await node.store.delete(NAME, generation)
+
+
 @pytest.mark.parametrize("outcome", [DONE, FAILED, Outcome(RunState.STOPPED)], ids=lambda outcome: outcome.state)
 @pytest.mark.parametrize("mode", [NEW, RESTART, JOIN], ids=str)
 async def test_next_generation_after_an_end_is_empty(world: RunWorld, mode: CreateMode, outcome: Outcome) -> None:
@@ -97,7 +134,7 @@ async def test_restart_of_an_open_run_drops_its_events(world: RunWorld, is_stopp
 
         assert created.is_new and run.generation == 2 and run.log != first
         assert (run.state, run.events, run.bytes) == (RunState.OPEN, 0, 0)
-        assert node.store.totals().bytes == 0
+        assert node.store.totals().bytes == OPTIONS_BYTES
 
 
 @pytest.mark.parametrize("is_stopping", [False, True])
@@ -394,7 +431,7 @@ async def test_event_is_read_as_it_was_appended(world: RunWorld) -> None:
         assert await node.store.read(NAME, log, 0, 10**6) == stored
         run = await node.get()
         assert run.bytes == sum(event.size + EVENT_OVERHEAD_BYTES for event in stored)
-        assert node.store.totals().bytes == run.bytes
+        assert node.store.totals().bytes == run.bytes + OPTIONS_BYTES
 
 
 async def test_page_has_as_many_events_as_bytes_allow_but_at_least_one(world: RunWorld) -> None:
@@ -488,7 +525,7 @@ async def test_totals_count_runs_by_state_and_their_bytes(world: RunWorld) -> No
         await node.store.stop("4")
         totals = node.store.totals()
 
-        assert totals.bytes == 400
+        assert totals.bytes == 400 + 4 * OPTIONS_BYTES
         assert totals.states == {
             RunState.OPEN: 1,
             RunState.STOPPING: 1,
@@ -505,7 +542,7 @@ async def test_calls_are_refused_before_and_after_running(world: RunWorld) -> No
 
     for store in (fresh, node.store):
         for call in (
-            store.create(NAME, options()),
+            store.create(NAME, Creation(options())),
             store.append(NAME, Append(ticket())),
             store.release(NAME, ticket()),
             store.finish(NAME, DONE),

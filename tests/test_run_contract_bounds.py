@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from broker_worlds import RecordingFollower
-from run_worlds import DONE, FAILED, NAME, RunWorld, key, numbered, ticket
+from run_worlds import DONE, FAILED, NAME, OPTIONS_BYTES, RunWorld, key, numbered, options, ticket
 from ssehub.errors import ConflictReason, Overloaded, RunConflict
-from ssehub.runs.model import RunError, RunState
+from ssehub.runs.model import NAME_OVERHEAD_BYTES, RunError, RunState
 from ssehub.runs.store import CreateMode, RunFilter
 
 pytest_plugins = ["redis_fixtures", "run_fixtures"]
@@ -104,7 +104,7 @@ async def test_ended_run_is_kept_for_a_while_and_then_gone(world: RunWorld) -> N
         assert [(told.is_gone, told.state) for told in listener.told] == [(True, RunState.DONE)]
         assert [run.name for run in await node.store.list_runs(RunFilter())] == ["3"]
         assert await node.store.read("2", log, 0, 100) is None
-        assert node.store.totals().bytes == 33
+        assert node.store.totals().bytes == 33 + OPTIONS_BYTES
         assert len(node.transitions) == 6
         again = (await node.create("2")).run
         assert (again.generation, again.events) == (2, 0)
@@ -183,7 +183,7 @@ async def test_no_run_is_created_beyond_the_greatest_number(world: RunWorld) -> 
 
 
 async def test_nothing_is_appended_beyond_the_greatest_size_of_all_runs(world: RunWorld) -> None:
-    async with world.running(max_runs_bytes=1_000) as node:
+    async with world.running(max_runs_bytes=1_000 + 2 * OPTIONS_BYTES) as node:
         await node.create("1")
         await node.create("2")
         await node.append(*["x" * 68] * 9, name="1")
@@ -199,18 +199,47 @@ async def test_nothing_is_appended_beyond_the_greatest_size_of_all_runs(world: R
         await node.store.delete("1")
 
         await node.append("x" * 68, name="2", is_first=False, offset=1, outcome=DONE)
-        assert node.store.totals().bytes == 200
+        assert node.store.totals().bytes == 200 + OPTIONS_BYTES
         assert (await node.create("3")).is_new
 
 
 async def test_what_is_dropped_by_a_restart_makes_room(world: RunWorld) -> None:
-    async with world.running(max_runs_bytes=1_000) as node:
+    async with world.running(max_runs_bytes=1_000 + OPTIONS_BYTES) as node:
         await node.create()
         await node.append(*["x" * 68] * 10)
         await node.create(mode=RESTART)
         await node.append(*numbered(1, 10), by=ticket("q"))
 
-        assert node.store.totals().bytes == (await node.get()).bytes == 331
+        assert (await node.get()).bytes == 331
+        assert node.store.totals().bytes == 331 + OPTIONS_BYTES
+
+
+async def test_options_of_runs_are_bounded_with_their_events(world: RunWorld) -> None:
+    many = [f"user {number}é" for number in range(100)]
+    size = options(many).size
+    assert size > 100 * (NAME_OVERHEAD_BYTES + 8)
+    async with world.running(max_runs_bytes=2 * size + 200) as node:
+        await node.create("1", users=many)
+        await node.create("2")
+        await node.append("x" * 68, name="2")
+        full = [
+            node.create("3", users=many),
+            node.create("2", RESTART, users=[*many, *"abcdefgh"]),
+            node.create("2", TAKEOVER, users=[*many, "a"]),
+        ]
+        for call in full:
+            with pytest.raises(Overloaded, match="max_runs_bytes"):
+                await call
+        assert node.store.totals().bytes == size + 100 + OPTIONS_BYTES
+        assert await node.data("2") == ["x" * 68]
+        await node.create("2", TAKEOVER, users=many)
+        assert node.store.totals().bytes == 2 * size + 100
+        await node.create("1", RESTART, users=many)  # needs no more than before
+        await node.store.delete("2")
+
+        assert node.store.totals().bytes == size
+        await node.create("1", RESTART)
+        assert node.store.totals().bytes == OPTIONS_BYTES
 
 
 # What comes back after a restart

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from conftest import until
 from run_worlds import DONE, FAILED, NAME, Node, RunWorld, events, key, numbered, ticket
 from ssehub.errors import ConflictReason, RunConflict, UnknownRun
 from ssehub.runs.model import RunState
@@ -319,6 +320,50 @@ async def test_joining_after_the_end_creates_the_next_generation_if_another_prod
         created = await node.create(mode=JOIN, holder=ticket())
 
         assert created.is_new and created.run.generation == 2
+
+
+# Connections that are passed over
+
+
+async def test_connection_that_another_one_replaces_is_told(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create(holder=ticket())
+        listener = await node.follow()
+        await node.append("1", by=ticket())
+        await node.append("2", by=ticket("p", 2))
+        await node.create(mode=JOIN, holder=ticket("p", 3))
+        await until(lambda: listener.claims == ["p-2", "p-3"])
+
+
+async def test_claim_of_a_run_that_nobody_holds_is_not_told(world: RunWorld) -> None:
+    async with world.running() as node:
+        await node.create()
+        listener = await node.follow()
+        await node.append("1", by=ticket())
+        await node.store.release(NAME, ticket())
+        await node.append("2", by=ticket("q"))
+        await node.append("3", by=ticket("q", 2), outcome=DONE)
+        await until(lambda: listener.data == ["1", "2", "3"])
+
+        assert listener.claims == ["q-2"]
+
+
+async def test_connection_that_is_replaced_at_another_node_is_told(shared: RunWorld) -> None:
+    async with shared.running() as node, shared.running() as other:
+        await node.create(holder=ticket())
+        listener = await node.follow()
+        await other.append(by=ticket("p", 2))
+        await until(lambda: listener.claims == ["p-2"])
+
+
+async def test_connection_whose_lease_lapsed_is_told_of_the_next_producer(shared: RunWorld) -> None:
+    async with shared.running() as node, shared.running() as other, shared.running() as third:
+        await node.create(holder=ticket())
+        listener = await third.follow()
+        await shared.lose(node)
+        shared.pass_seconds(LEASE_SECONDS + 1)
+        await other.create(mode=JOIN, holder=ticket("q"))
+        await until(lambda: listener.claims == ["q-1"])
 
 
 # Producers that are lost

@@ -27,7 +27,7 @@ from run_worlds import (
 from ssehub.brokers.memory_runs import MemoryRuns
 from ssehub.errors import Overloaded, SSEHubError
 from ssehub.runs.model import Outcome, Run, RunState
-from ssehub.runs.store import Append, CreateMode, RunFilter, RunStore, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, RunFilter, RunStore, Ticket
 
 pytest_plugins = ["redis_fixtures", "run_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 SOAK = "SOAK" in os.environ
 SEEDS = range(100 if SOAK else 5)
 STEPS = 120
-LIMITS = {"run_bytes": 700, "max_runs_bytes": 1_500, "max_runs": 3, "run_stop_seconds": 5}
+LIMITS = {"run_bytes": 700, "max_runs_bytes": 2_600, "max_runs": 3, "run_stop_seconds": 5}
 
 Call = Callable[[RunStore], Awaitable[object]]
 
@@ -63,10 +63,8 @@ class Calls:
             mode, used = choose(list(CreateMode)), choose([None, None, key(choose("kl"), choose("xxxy"))])
             holder = choose([None, self._ticket(is_new=True)])
             asked = options(choose([("alex",), ("sam", "alex"), ("*",)]), idle=60, keep=choose([30, 600]))
-            return (
-                f"create {name} {mode} {used} {holder}",
-                lambda store: store.create(name, asked, mode, key=used, ticket=holder),
-            )
+            creation = Creation(asked, mode, used, holder, choose([None, None, generation, 0]))
+            return f"create {name} {creation}", lambda store: store.create(name, creation)
         if kind == "release":
             held = self._ticket()
             return f"release {name} {held}", lambda store: store.release(name, held)
@@ -75,7 +73,7 @@ class Calls:
             return f"finish {name} {outcome} {about}", lambda store: store.finish(name, outcome, about)
         if kind == "stop":
             return f"stop {name} {about}", lambda store: store.stop(name, about)
-        return f"delete {name}", lambda store: store.delete(name)
+        return f"delete {name} {about}", lambda store: store.delete(name, about)
 
     def _step(self, count: int, generation: int | None) -> Append:
         choose = self._random.choice
@@ -201,7 +199,7 @@ async def test_listeners_see_one_history_whatever_happens_at_once(world: RunWorl
                     held, generation = ticket(producer, turn), None
                     try:
                         mode = chance.choice(list(CreateMode))
-                        run = (await node.store.create(name, options(), mode, ticket=held)).run
+                        run = (await node.store.create(name, Creation(options(), mode, ticket=held))).run
                         generation = run.generation
                         for number in range(chance.randrange(6)):
                             text = f"{generation} {producer} {turn} {number}"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 TOKEN = Tokens(SECRET).issue("alex", ["chat"], expires_at=9_999_999_999)
 SEEDS = 200 if SOAK else 2
-KILLS = 50 if SOAK else 1
+KILLS = 200 if SOAK else 1
 VIEWERS = 3
 END = '{"reason":"done"}'
 

@@ -18,7 +18,7 @@ from run_stores import ADDRESS, ending, faulty_hub, run_of
 from ssehub import Hub, ProducedRun, RunState
 from ssehub.errors import RunConflict, RunInterrupted, RunStopped, StaleRun
 from ssehub.runs.model import RunOptions
-from ssehub.runs.store import CreateMode
+from ssehub.runs.store import CreateMode, Creation
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +180,7 @@ async def test_other_generation_interrupts_the_old_producer() -> None:
         for mode in (CreateMode.RESTART, CreateMode.TAKEOVER):
             with pytest.raises(StaleRun, match="generation"):
                 async with hub.run(mode.value, **ADDRESS) as run:
-                    await hub.runs.create(mode.value, OPTIONS, mode)
+                    await hub.runs.create(mode.value, Creation(OPTIONS, mode))
                     await wait_for_ever(run)
 
             assert await ending(hub, mode.value) == ("open", None)

@@ -15,6 +15,7 @@ import pytest
 
 from conftest import until
 from run_stores import ADDRESS, FaultyRuns, data_of, ending, faulty_hub, run_of
+from run_worlds import OPTIONS_BYTES
 from ssehub import Hub, ProducedRun, RunEvent, RunState
 from ssehub.brokers import create_broker
 from ssehub.errors import (
@@ -242,10 +243,10 @@ async def test_restart_drops_the_events_and_takeover_keeps_them() -> None:
                 await asyncio.Event().wait()
 
         first = asyncio.create_task(append_and_wait("1"))
-        await until(lambda: hub.runs.totals().bytes)
+        await until(lambda: hub.runs.totals().bytes > OPTIONS_BYTES)
         second = asyncio.create_task(append_and_wait("2", restart=True))
         await asyncio.wait([first], timeout=5)
-        await until(lambda: hub.runs.totals().bytes)
+        await until(lambda: hub.runs.totals().bytes > OPTIONS_BYTES)
         async with hub.run("answer", **ADDRESS, takeover=True) as third:
             events = third.events
             ordinal = await third.append(data="3")
@@ -775,7 +776,7 @@ async def test_started_run_outlives_the_task_that_started_it() -> None:
             await started.wait()
 
         request = asyncio.create_task(handle_request())
-        await until(lambda: hub.runs.totals().bytes)
+        await until(lambda: hub.runs.totals().bytes > OPTIONS_BYTES)
         request.cancel()
         await asyncio.wait([request])
         gc.collect()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +18,10 @@ from redis_servers import RedisServer
 from run_stores import ADDRESS, data_of, ending
 from ssehub import Hub, RunState
 from ssehub.brokers import create_broker
-from ssehub.errors import RunInterrupted, RunStopped, StaleRun, Unavailable
+from ssehub.errors import RunConflict, RunInterrupted, RunStopped, StaleRun, Unavailable
+from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import RunOptions
-from ssehub.runs.store import CreateMode
+from ssehub.runs.store import Append, CreateMode, Creation, Ticket
 
 pytestmark = pytest.mark.anyio
 pytest_plugins = ["redis_fixtures"]
@@ -34,8 +39,8 @@ async def test_silent_producer_is_interrupted_by_what_another_node_does(redis_se
     async with two_nodes(redis_server) as (here, there):
         for act, error in (
             (there.runs.stop("answer"), RunStopped),
-            (there.runs.create("answer", OPTIONS, CreateMode.RESTART), StaleRun),
-            (there.runs.create("answer", OPTIONS, CreateMode.TAKEOVER), StaleRun),
+            (there.runs.create("answer", Creation(OPTIONS, CreateMode.RESTART)), StaleRun),
+            (there.runs.create("answer", Creation(OPTIONS, CreateMode.TAKEOVER)), StaleRun),
             (there.runs.delete("answer"), StaleRun),
         ):
             with pytest.raises(error):
@@ -43,6 +48,25 @@ async def test_silent_producer_is_interrupted_by_what_another_node_does(redis_se
                     await run.append(data="1")
                     await act
                     await asyncio.Event().wait()
+
+
+async def test_silent_producer_whose_lease_lapsed_is_interrupted_by_the_next_one(redis_server: RedisServer) -> None:
+    async def claim(hub: Hub) -> None:
+        while True:
+            redis_server.command("DEL", "{ssehub}:run-leases")  # as if the other node had not been heard of
+            with contextlib.suppress(RunConflict):
+                await hub.runs.create("answer", Creation(OPTIONS, CreateMode.JOIN, ticket=Ticket("q", "q-1")))
+                return
+
+    async with two_nodes(redis_server) as (here, there):
+        with pytest.raises(StaleRun, match="another producer"):
+            async with asyncio.timeout(5), here.run("answer", **ADDRESS) as run:
+                await run.append(data="1")
+                await claim(there)
+                await asyncio.Event().wait()
+
+        await there.runs.append("answer", Append(Ticket("q", "q-1"), [RunEvent("2")]))
+        assert await data_of(there, "answer") == ["1", "2"]
 
 
 async def test_stop_on_another_node_reaches_the_producer_in_milliseconds(valkey: RedisServer) -> None:
@@ -128,7 +152,7 @@ async def created(hub: Hub) -> None:
     """Create the run as soon as the server can be used again."""
     while True:
         try:
-            await hub.runs.create("answer", OPTIONS)
+            await hub.runs.create("answer", Creation(OPTIONS))
         except Unavailable:
             await asyncio.sleep(0.05)
         else:
@@ -141,6 +165,42 @@ async def test_run_with_signs_of_life_outlives_its_idle_time(valkey: RedisServer
             await asyncio.sleep(1.9)
 
         assert await ending(hub, "answer") == ("done", None)
+
+
+async def test_only_the_run_of_a_dead_producer_is_idle_after_an_outage(redis_server: RedisServer) -> None:
+    async with two_nodes(redis_server) as (here, there):
+        await there.runs.create("dead", Creation(replace(OPTIONS, idle=2), ticket=Ticket("q", "q-1")))
+        async with here.run("alive", **ADDRESS, idle=2) as run:
+            await run.append(data="1")
+            await asyncio.to_thread(redis_server.kill)
+            await asyncio.sleep(6)
+            await asyncio.to_thread(redis_server.start)
+            await becomes(there, "dead", ("failed", "idle"))
+            await run.append(data="2")
+
+        assert await data_of(there, "alive") == ["1", "2"]
+        assert await ending(there, "alive") == ("done", None)
+
+
+async def test_silent_producer_outlives_a_server_that_hangs(valkey: RedisServer) -> None:
+    async with two_nodes(valkey) as (here, there), here.run("answer", **ADDRESS, idle=2):
+        valkey.signal(signal.SIGSTOP)
+        await asyncio.sleep(6)
+        valkey.signal(signal.SIGCONT)
+        await asyncio.sleep(7)
+
+        await becomes(there, "answer", ("open", None))
+
+
+async def becomes(hub: Hub, name: str, ending: tuple[str, str | None]) -> None:
+    """Return when this is the state and the error of a run. The store may be away at first."""
+    async with asyncio.timeout(15):
+        for seconds in itertools.repeat(0.05):
+            with contextlib.suppress(Unavailable):
+                run = await hub.runs.get(name)
+                if run is not None and (run.state, run.error) == ending:
+                    return
+            await asyncio.sleep(seconds)
 
 
 async def test_runs_of_a_node_that_closes_have_ended_for_the_others(valkey: RedisServer) -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from conftest import until
 from run_stores import ADDRESS, data_of, ending, faulty_hub, run_of
+from run_worlds import OPTIONS_BYTES
 from ssehub import Hub, RunState, SyncProducedRun
 from ssehub.errors import HubClosed, InvalidEvent, InvalidRequest, RunConflict, RunStopped, StaleRun, WrongEventLoop
 from ssehub.runs.model import RunOptions
-from ssehub.runs.store import CreateMode
+from ssehub.runs.store import CreateMode, Creation
 
 pytestmark = pytest.mark.anyio
 
@@ -167,8 +168,8 @@ async def test_thread_of_an_older_generation_appends_nothing() -> None:
                 run.append(data="stale")
 
         working = asyncio.create_task(asyncio.to_thread(work))
-        await until(lambda: hub.runs.totals().bytes)
-        await hub.runs.create("job", RunOptions(("chat",), ("alex",)), CreateMode.RESTART)
+        await until(lambda: hub.runs.totals().bytes > OPTIONS_BYTES)
+        await hub.runs.create("job", Creation(RunOptions(("chat",), ("alex",)), CreateMode.RESTART))
         may_append.set()
         with pytest.raises(StaleRun):
             await working
@@ -250,7 +251,7 @@ async def test_thread_is_told_that_the_hub_was_closed() -> None:
                 run.append(data="2")
 
         working = asyncio.create_task(asyncio.to_thread(work))
-        await until(lambda: hub.runs.totals().bytes)
+        await until(lambda: hub.runs.totals().bytes > OPTIONS_BYTES)
     may_append.set()
     with pytest.raises(HubClosed):
         await working

@@ -19,7 +19,7 @@ from ssehub.runs import announcements
 from ssehub.runs.announcements import Announcements
 from ssehub.runs.followers import Followers
 from ssehub.runs.model import Run, RunError, RunState
-from ssehub.runs.store import Append, CreateMode
+from ssehub.runs.store import Append, CreateMode, Creation
 from ssehub.testing import ManualHub
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +120,9 @@ def test_listener_that_fails_concerns_no_other(caplog: pytest.LogCaptureFixture)
         def vanished(self, run: Run) -> None:
             raise RuntimeError("vanished")
 
+        def claimed(self, connection: str) -> None:
+            raise RuntimeError("claimed")
+
     class Counting:
         calls = 0
 
@@ -129,14 +132,18 @@ def test_listener_that_fails_concerns_no_other(caplog: pytest.LogCaptureFixture)
         def vanished(self, run: Run) -> None:
             self.calls += 1
 
+        def claimed(self, connection: str) -> None:
+            self.calls += 1
+
     followers, run, counting = Followers(), Run(NAME, options(), 1, "log", 0.0), Counting()
     for listener in (Failing(), counting):
         followers.add(NAME, listener)
     followers.advanced(run, 1, ())
     followers.vanished(run)
+    followers.claimed(NAME, "connection")
 
-    assert counting.calls == 2 and list(followers) == [NAME] and NAME in followers
-    assert caplog.text.count("a listener of a run failed") == 2
+    assert counting.calls == 3 and list(followers) == [NAME] and NAME in followers
+    assert caplog.text.count("a listener of a run failed") == 3
 
 
 # The runs of a hub
@@ -146,12 +153,12 @@ async def test_start_and_end_are_announced_to_the_users_of_the_run() -> None:
     async with ManualHub() as hub:
         alex = await hub.record(channel="chat", user_id="alex")
         sam = await hub.record(channel="chat", user_id="sam")
-        await hub.runs.create(NAME, options(announce="run"), ticket=ticket())
+        await hub.runs.create(NAME, Creation(options(announce="run"), ticket=ticket()))
         await hub.runs.append(NAME, Append(ticket(), events("1"), outcome=DONE))
-        await hub.runs.create(NAME, options(announce="run", idle=60))
-        await hub.runs.create("silent", options())
+        await hub.runs.create(NAME, Creation(options(announce="run", idle=60)))
+        await hub.runs.create("silent", Creation(options()))
         await hub.pass_seconds(61)
-        await hub.runs.create(NAME, options(announce="run"), CreateMode.TAKEOVER)
+        await hub.runs.create(NAME, Creation(options(announce="run"), CreateMode.TAKEOVER))
         await hub.runs.delete(NAME)
         await until(lambda: len(alex.messages) == 6)
 
@@ -171,8 +178,8 @@ async def test_start_and_end_are_announced_to_the_users_of_the_run() -> None:
 async def test_open_runs_of_a_hub_that_is_closed_have_failed_and_nothing_is_announced_later() -> None:
     hub = ManualHub()
     async with hub:
-        await hub.runs.create(NAME, options(announce="run"))
-        await hub.runs.create("ended", options(announce="run"))
+        await hub.runs.create(NAME, Creation(options(announce="run")))
+        await hub.runs.create("ended", Creation(options(announce="run")))
         await hub.runs.append("ended", Append(ticket(), events("1"), True, outcome=FAILED))
     with pytest.raises(BrokerUnavailable):
         await hub.runs.append(NAME, Append(ticket()))
@@ -181,7 +188,7 @@ async def test_open_runs_of_a_hub_that_is_closed_have_failed_and_nothing_is_anno
         alex = await hub.record(channel="chat", user_id="alex")
         run = await hub.runs.get(NAME)
         ended = await hub.runs.get("ended")
-        await hub.runs.create("next", options(announce="run"))
+        await hub.runs.create("next", Creation(options(announce="run")))
         await until(lambda: alex.messages)
 
         assert run is not None and (run.state, run.error) == (RunState.FAILED, RunError.SHUTDOWN)
@@ -191,24 +198,25 @@ async def test_open_runs_of_a_hub_that_is_closed_have_failed_and_nothing_is_anno
 
 async def test_nothing_is_created_while_the_hub_drains() -> None:
     async with ManualHub() as hub:
-        await hub.runs.create(NAME, options(), ticket=ticket())
+        await hub.runs.create(NAME, Creation(options(), ticket=ticket()))
         await hub.drain(0)
         with pytest.raises(HubClosed, match="draining"):
-            await hub.runs.create("late", options())
+            await hub.runs.create("late", Creation(options()))
 
         assert (await hub.runs.append(NAME, Append(ticket(), events("1")))).events == 1
 
 
 async def test_statistics_and_metrics_show_the_runs() -> None:
     async with control_app() as app:
-        await app.hub.runs.create(NAME, options(), ticket=ticket())
+        await app.hub.runs.create(NAME, Creation(options(), ticket=ticket()))
         await app.hub.runs.append(NAME, Append(ticket(), events("x" * 68)))
-        await app.hub.runs.create("ended", options())
+        await app.hub.runs.create("ended", Creation(options()))
         await app.hub.runs.finish("ended", FAILED)
         statistics = app.hub.statistics
         text = await app.metrics()
 
         assert statistics.runs == {"open": 1, "stopping": 0, "done": 0, "failed": 1, "stopped": 0}
-        assert statistics.run_bytes == 100
-        for line in ('ssehub_runs{state="open"} 1.0', 'ssehub_runs{state="failed"} 1.0', "ssehub_run_bytes 100.0"):
+        size = 100 + 2 * options().size
+        assert statistics.run_bytes == size
+        for line in ('ssehub_runs{state="open"} 1.0', 'ssehub_runs{state="failed"} 1.0', f"ssehub_run_bytes {size}.0"):
             assert f"\n{line}\n" in text, line

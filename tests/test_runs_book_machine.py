@@ -14,7 +14,7 @@ from run_worlds import events, options, ticket
 from ssehub.errors import InvalidRequest, Overloaded, RunConflict
 from ssehub.runs.book import Book, Change
 from ssehub.runs.model import EVENT_OVERHEAD_BYTES, Outcome, RunState
-from ssehub.runs.store import Append, CreateMode, RunFilter, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, RunFilter, Ticket
 from ssehub.settings import RunLimits
 from ssehub.testing import ManualClock
 
@@ -23,7 +23,7 @@ PRODUCERS = st.sampled_from(["p", "q"])
 OUTCOMES = st.sampled_from([Outcome(RunState.DONE), Outcome(RunState.FAILED, "x"), Outcome(RunState.STOPPED)])
 GENERATIONS = st.none() | st.integers(1, 6)
 USERS = st.sampled_from([("alex",), ("sam", "alex"), ("*",)])
-LIMITS = RunLimits(run_bytes=600, max_runs_bytes=1_200, run_stop_seconds=5)
+LIMITS = RunLimits(run_bytes=600, max_runs_bytes=2_400, run_stop_seconds=5)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class BookMachine(RuleBasedStateMachine):
         holder = None if producer is None else self.connected(name, producer)
         asked = options(users, idle=60, keep=100 if keep else 0)
         with contextlib.suppress(RunConflict, Overloaded):
-            created, change = self.book.create(name, asked, mode, ticket=holder)
+            created, change = self.book.create(name, Creation(asked, mode, ticket=holder))
             self.apply(change)
             if created.is_new:
                 assert created.run.generation == self.generations.get(name, 0) + 1
@@ -166,7 +166,7 @@ class BookMachine(RuleBasedStateMachine):
     def totals_are_those_of_the_runs(self) -> None:
         runs = [record.run for record in self.book.records.values()]
         totals = self.book.totals()
-        assert totals.bytes == sum(run.bytes for run in runs)
+        assert totals.bytes == sum(run.bytes + run.options.size for run in runs) <= LIMITS.max_runs_bytes
         assert totals.states == {state: sum(run.state is state for run in runs) for state in RunState}
 
     @invariant()

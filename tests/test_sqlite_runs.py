@@ -19,7 +19,7 @@ import pytest
 
 from broker_worlds import RecordingFollower, SqliteWorld, event
 from conftest import report, until
-from run_worlds import DONE, NAME, Node, SqliteRunWorld, numbered, options, ticket
+from run_worlds import DONE, NAME, Node, SqliteRunWorld, numbered, ticket
 from small_disk import run_on_small_disk
 from ssehub.brokers.sqlite import LogFile, SqliteBroker
 from ssehub.brokers.sqlite.tails import Tails
@@ -27,7 +27,7 @@ from ssehub.errors import BrokerUnavailable, ConflictReason, RunConflict
 from ssehub.publication import Publication
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import EVENT_OVERHEAD_BYTES, RunOptions, RunState
-from ssehub.runs.store import Append, CreateMode, RunFilter, Ticket
+from ssehub.runs.store import Append, CreateMode, RunFilter
 from ssehub.settings import LogRetention, RunLimits
 
 pytestmark = pytest.mark.anyio
@@ -600,8 +600,7 @@ async def test_thousands_of_runs_are_created_at_once_and_loaded(world: SqliteRun
     count = 20_000 if SOAK else 3_000
     began = time.monotonic()
     async with world.running() as node:
-        chosen = options()
-        await asyncio.gather(*[node.store.create(f"{n}", chosen, ticket=Ticket(f"{n}", "1")) for n in range(count)])
+        await asyncio.gather(*[node.create(f"{n}", holder=ticket(f"{n}")) for n in range(count)])
         created = time.monotonic()
     async with world.running() as node:
         assert node.store.totals().states[RunState.OPEN] == count

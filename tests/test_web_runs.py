@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import pytest
 from control_requests import FORM, JSON, MULTIPART, NDJSON, ControlApp, control_app, multipart
 from named_keys import NamedKey, write_keys
 from ssehub import ControlKeys
-from ssehub.runs.model import Run, RunOptions
-from ssehub.runs.store import CreateMode
+from ssehub.runs.model import Outcome, Run, RunOptions, RunState
+from ssehub.runs.store import CreateMode, Creation
 from ssehub.settings import Limits
 
 pytestmark = pytest.mark.anyio
@@ -611,41 +612,106 @@ async def test_key_may_only_use_runs_within_its_channels(method: str, below: str
         assert await state(app) == before
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "content"),
-    [
-        pytest.param("/runs/r", [{"data": "x"}], None, id="json"),
-        pytest.param("/runs/r", None, '{"data":"x"}', id="ndjson"),
-        pytest.param("/runs/r?channel=chat&userId=alex", [{"data": "x"}], None, id="join"),
-        pytest.param("/runs/r/finish", {}, None, id="finish"),
-        pytest.param("/runs/r/stop", {}, None, id="stop"),
-    ],
-)
-@pytest.mark.parametrize("exists", [False, True])
+CHANGES = [
+    pytest.param("PUT", "", {"channel": "chat", "userId": "alex"}, id="create"),
+    pytest.param("PUT", "?restart=true", {"channel": "chat", "userId": "alex"}, id="restart"),
+    pytest.param("PUT", "?takeover=true", {"channel": "chat", "userId": "alex"}, id="takeover"),
+    pytest.param("DELETE", "", None, id="delete"),
+    pytest.param("POST", "", [{"data": "x"}], id="json"),
+    pytest.param("POST", "", '{"data":"x"}', id="ndjson"),
+    pytest.param("POST", "?channel=chat&userId=alex", [{"data": "x"}], id="join"),
+    pytest.param("POST", "?channel=chat&userId=alex", '{"data":"x"}', id="join-ndjson"),
+    pytest.param("POST", "/finish", {}, id="finish"),
+    pytest.param("POST", "/stop", {}, id="stop"),
+]
+NEXT_GENERATION = {"Run-Generation": "2"}
+
+
+async def begin(app: ControlApp, channel: str, *, has_ended: bool = False) -> None:
+    """Begin the next generation of `r` on a channel."""
+    await app.hub.runs.create("r", Creation(RunOptions((channel,), ("alex",)), CreateMode.RESTART))
+    if has_ended:
+        await app.hub.runs.finish("r", Outcome(RunState.DONE))
+
+
+@asynccontextmanager
+async def beginning_anew(app: ControlApp, channel: str, times: int, *, has_ended: bool = False) -> AsyncIterator[None]:
+    """After each of so many looks at the run, let it begin anew on a channel."""
+    store = app.hub.broker.runs
+    get = store.get
+
+    async def get_slowly(name: str) -> Run | None:
+        nonlocal times
+        found = await get(name)
+        if times:
+            times -= 1
+            if found is not None:  # the store in memory changes the run that it returned
+                found = Run(name, found.options, found.generation, found.log, found.created_at)
+            await begin(app, channel, has_ended=has_ended)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "get", get_slowly)
+        yield
+
+
+async def change(app: ControlApp, method: str, below: str, body: Any, **headers: str) -> httpx.Response:
+    """Make one of CHANGES with the key that is limited to `chat`."""
+    content, json = (body, None) if isinstance(body, str) else (None, body)
+    all_headers = {**CHAT.headers, **(NDJSON if content else {}), **headers}
+    return await app.http.request(method, f"/runs/r{below}", json=json, content=content, headers=all_headers)
+
+
+@pytest.mark.parametrize(("method", "below", "body"), CHANGES)
+@pytest.mark.parametrize("before", [None, "open", "done"])
+@pytest.mark.parametrize("has_ended", [False, True])
 async def test_key_does_not_change_a_run_that_began_while_its_channels_were_checked(
-    path: str, body: Any, content: str | None, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, below: str, body: Any, before: str | None, has_ended: bool, tmp_path: Path
 ) -> None:
     keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", CHAT))
     async with control_app(control_keys=keys) as app:
-        if exists:
-            await app.hub.runs.create("r", RunOptions(("chat",), ("alex",)))
-        store = app.hub.broker.runs
-        get = store.get
-
-        async def get_slowly(name: str) -> Run | None:
-            found = await get(name)
-            if found is not None:  # the store in memory changes the run that it returned
-                found = Run(name, found.options, found.generation, found.log, found.created_at)
-            await app.hub.runs.create("r", RunOptions(("news",), ("alex",)), CreateMode.RESTART)
-            return found
-
-        monkeypatch.setattr(store, "get", get_slowly)
-        headers = {**CHAT.headers, **(NDJSON if content else {})}
-        response = await app.http.post(path, json=body, content=content, headers=headers)
-        monkeypatch.undo()
+        if before is not None:
+            await begin(app, "chat", has_ended=before == "done")
+        async with beginning_anew(app, "news", 1, has_ended=has_ended):
+            response = await change(app, method, below, body)
 
         assert response.status_code in (403, 404, 409)
-        assert (await state(app))[1:3] == ("open", 0)
+        generation, end, events, found = await state(app)
+        assert (generation, found.channels) == (1 if before is None else 2, ("news",))
+        assert (end, events) == ("done" if has_ended else "open", 0)
+
+
+@pytest.mark.parametrize(("method", "below", "body"), [each for each in CHANGES if each.values[0] == "POST"])
+async def test_key_does_not_change_the_next_generation_by_guessing_its_number(
+    method: str, below: str, body: Any, tmp_path: Path
+) -> None:
+    keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", CHAT))
+    async with control_app(control_keys=keys) as app:
+        await begin(app, "chat")
+        async with beginning_anew(app, "news", 1):
+            response = await change(app, method, below, body, **NEXT_GENERATION)
+
+        assert response.status_code in (403, 409)
+        assert (await state(app))[:3] == (2, "open", 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "below", "body"),
+    [each for each in CHANGES if each.id in ("restart", "delete", "join", "finish", "stop")],
+)
+async def test_run_that_begins_anew_on_the_same_channel_is_looked_at_again(
+    method: str, below: str, body: Any, tmp_path: Path
+) -> None:
+    keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", CHAT))
+    async with control_app(control_keys=keys) as app:
+        await begin(app, "chat")
+        async with beginning_anew(app, "chat", 2):
+            response = await change(app, method, below, body)
+        async with beginning_anew(app, "chat", 100):
+            refused = await change(app, method, below, body)
+
+        assert response.is_success and response.json()["generation"] == (4 if below == "?restart=true" else 3)
+        assert (refused.status_code, refused.json()["reason"]) == (409, "stale")
 
 
 async def state(app: ControlApp, name: str = "r") -> tuple[Any, ...]:
@@ -711,7 +777,7 @@ async def test_store_is_not_asked_for_each_run_that_a_key_may_not_see(
     keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", CHAT))
     async with control_app(control_keys=keys) as app:
         for n in range(50):
-            await app.hub.runs.create(f"r{n:02}", RunOptions(("chat" if n == 49 else "news",), ("alex",)))
+            await app.hub.runs.create(f"r{n:02}", Creation(RunOptions(("chat" if n == 49 else "news",), ("alex",))))
         store = app.hub.broker.runs
         list_runs, calls = store.list_runs, 0
 

@@ -12,7 +12,7 @@ from ssehub.fanout.watching import Dialect
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Outcome, Run, RunOptions, RunState
-from ssehub.runs.store import Append, CreateMode, Ticket
+from ssehub.runs.store import Append, CreateMode, Creation, Ticket
 
 NAME = "answer"
 _TICKETS = itertools.count()
@@ -36,7 +36,7 @@ class Producer:
     ) -> Run:
         """Create the run, on `chat` for alex unless told otherwise."""
         created = await self.hub.runs.create(
-            self.name, RunOptions(channels, users, **options), mode, ticket=self.ticket
+            self.name, Creation(RunOptions(channels, users, **options), mode, ticket=self.ticket)
         )
         return created.run
 
@@ -77,5 +77,5 @@ async def watch(
     """Watch a run, on `chat` if no channel or pattern is named. `token` are other fields of `Claims`."""
     sink = sink or FakeSink()
     claims = Claims(user_id, channels or (() if patterns else ("chat",)), patterns=patterns, **token)
-    await hub.find_run(name, claims, wait_seconds)
+    await hub.find_run(name, claims, wait_seconds, address)
     return hub.watch(name, claims, sink, cursor, address, dialect=dialect), sink

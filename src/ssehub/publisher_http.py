@@ -1,8 +1,8 @@
 """An HTTP/1.1 client connection that hears the answer while it still sends the body.
 
 httpx sends the whole body before it reads anything: it raises ReadError where a server answers early and closes the
-connection, so that the answer (the run was stopped, another producer took it over) is never seen. Here the answer is
-read as it arrives, whatever has been sent.
+connection, so that the answer (the run was stopped, another producer took it over) is never seen. This connection reads
+the answer while it sends.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 
 class Node(NamedTuple):
-    """Where a control app is, and what is sent with each request."""
+    """The address of a control app, and the headers of each request."""
 
     url: str
     """For messages: without user name and password."""

@@ -1,4 +1,4 @@
-"""The events of a run that its producer keeps, to send them again: those not known to be stored, and some before them.
+"""The events that the producer of a run keeps to send them again: those not known to be stored, and some before them.
 
     first          stored                     total
       | tail        | waiting                   |

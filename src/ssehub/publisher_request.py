@@ -1,7 +1,4 @@
-"""One append request that stays open: what is sent in it, and when it has to end.
-
-It decides; the writer asks it, sends, and waits.
-"""
+"""One append request that stays open: decides what is sent in it, and when it ends. The writer sends and waits."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ SIGN_OF_LIFE = b"\n"
 
 
 class Rhythm(NamedTuple):
-    """When a writer does something by itself. In seconds."""
+    """The times after which a writer acts without being called, in seconds."""
 
     renew_seconds: float = 5.0
     """How long a request stays open once it has carried something."""

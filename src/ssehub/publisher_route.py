@@ -1,4 +1,4 @@
-"""The way to a hub: the addresses of its nodes, tried in turn, and how long to go on trying."""
+"""The route to a hub: tries the addresses of its nodes in turn, for a limited time."""
 
 from __future__ import annotations
 

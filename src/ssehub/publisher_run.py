@@ -45,6 +45,7 @@ MAX_ERROR_CHARACTERS = 1_000
 """How long an error may be for the control app."""
 MAX_SHORT_BYTES = 65_536
 """How much a short request carries."""
+_JSON = {"Content-Type": "application/json"}
 BUFFERING_REMEMBERED_SECONDS = 600.0
 """How long a publisher believes what it has found out about proxies."""
 
@@ -197,7 +198,7 @@ class HttpWriter:
         """Create the run, and return it. Once the hub may have created it, this goes on even if nobody waits for it."""
         may_exist = False
         body = json.dumps(_fields(self._order)).encode()
-        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
+        headers = {**_JSON, "Idempotency-Key": uuid4().hex}
         while True:
             try:
                 connection = await self._connected()
@@ -293,15 +294,21 @@ class HttpWriter:
         self._is_verified = True
 
     async def _finish(self, outcome: Outcome) -> None:
-        fields: dict[str, object] = {"generation": self._generation}
-        if outcome.state is RunState.FAILED:
-            fields["error"] = (outcome.error or RunState.FAILED)[:MAX_ERROR_CHARACTERS]
-        headers = {"Content-Type": "application/json"}
-        answer = await self._call("POST", run_path(self._name, "/finish"), headers, json.dumps(fields).encode())
-        self._require_available(answer)
-        if answer.status != 200:
-            raise self._refused(answer)
-        self._end = RunState(self._run_in(answer)["state"])
+        """End the run. As `done` it ends by an append, which the hub refuses if it has lost some of the events."""
+        if outcome.state is RunState.DONE:
+            headers = self._append_headers("application/x-ndjson")
+            answer = await self._call("POST", run_path(self._name, "?finish=done"), headers, b"")
+            self._take(answer)
+        else:
+            answer = await self._call("POST", run_path(self._name, "/finish"), _JSON, self._failed(outcome))
+            self._require_available(answer)
+            if answer.status != 200:
+                raise self._refused(answer)
+        self._end = RunState(answer.fields["state"])
+
+    def _failed(self, outcome: Outcome) -> bytes:
+        error = (outcome.error or RunState.FAILED)[:MAX_ERROR_CHARACTERS]
+        return json.dumps({"generation": self._generation, "error": error}).encode()
 
     async def _send_stream(self) -> None:
         """Send events as they come, until it is time to learn what is stored, or the hub answers early."""

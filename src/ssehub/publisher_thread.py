@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for a publisher that blocks."""
+"""An event loop in a thread of its own, for the blocking `Publisher`."""
 
 from __future__ import annotations
 

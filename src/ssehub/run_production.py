@@ -1,4 +1,4 @@
-"""The part of a hub by which applications produce runs in its process: from tasks, from threads, in the background."""
+"""The part of a hub that produces runs in its own process: from a task, from a thread, or in the background."""
 
 from __future__ import annotations
 

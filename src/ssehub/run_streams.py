@@ -1,4 +1,4 @@
-"""The part of a hub by which its runs are watched."""
+"""The part of a hub that opens streams of runs."""
 
 from __future__ import annotations
 
@@ -40,18 +40,21 @@ class RunStreams(Publishing):
     def require_access(self, claims: Claims) -> None:
         """Raise TokenError if these claims grant nothing any more."""
 
-    async def find_run(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
+    async def find_run(
+        self, name: str, claims: Claims, wait_seconds: float | None = None, address: str | None = None
+    ) -> Run:
         """Return the run `name` if `claims` grant it; wait for that, if `wait_seconds` is given, at most so long.
 
-        `watch` it within a second. Raises UnknownRun both if there is no such run and if it is not granted;
-        InvalidRequest; StreamRefused if `max_run_waits` wait already, or the hub drains meanwhile;
-        BrokerUnavailable, and what `start` raises.
+        `wait_seconds` is 1 to 300. Call `watch` within a second. Raises UnknownRun both if there is no such run and if
+        it is not granted; InvalidRequest; StreamRefused if `max_run_waits` clients wait already, if a client from
+        `address` would be one stream too many, or if the hub drains meanwhile; BrokerUnavailable, and what `start`
+        raises.
         """
         check_run_name(name)
         if wait_seconds is not None:
             check_wait_seconds(wait_seconds)
         await self.start()
-        return await self._following().watchers.find(name, claims, wait_seconds)
+        return await self._following().finder.find(name, claims, wait_seconds, address)
 
     def watch(
         self,

@@ -136,7 +136,9 @@ class Streams(Settings):
         None, "maximum lifetime of a stream, of which each gets a random 80 to 100 %; if not set, unlimited", SECONDS
     )
     max_run_waits: int = setting(
-        1_000, "clients that may wait at once for a run to appear; further ones are told to come back", POSITIVE
+        1_000,
+        "clients that may wait at once for a run; beyond that, one of the user with the most is told to come back",
+        POSITIVE,
     )
     allow_all_channels: bool = setting(
         False, "let a stream have the pattern *, with which it receives the events of every channel"
@@ -272,13 +274,17 @@ class RunLimits(Settings):
     """How many runs there may be, how large they may become, and how long a producer has to stop."""
 
     run_bytes: int = setting(
-        8 * 2**20, "largest size of one run, each event counted with 32 bytes more; a larger one fails", POSITIVE
+        8 * 2**20,
+        "largest size of one run, with 32 bytes for each event; a run that would become larger fails",
+        POSITIVE,
     )
-    max_runs: int = setting(20_000, "most runs, those that are kept after their end included", POSITIVE)
+    max_runs: int = setting(20_000, "largest number of runs, including those that are kept after their end", POSITIVE)
     max_runs_bytes: int = setting(
-        512 * 2**20, "size of all runs together above which nothing can be appended", POSITIVE
+        512 * 2**20, "size of all runs together above which nothing can be created or appended", POSITIVE
     )
-    run_stop_seconds: float = setting(5, "how long a producer has to stop before its run ends as stopped", SECONDS)
+    run_stop_seconds: float = setting(
+        5, "how long a producer that is asked to stop may take before its run ends as stopped", SECONDS
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

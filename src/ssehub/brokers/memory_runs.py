@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 
 from ..errors import BrokerUnavailable
 from ..loglimit import limited_logger
-from ..publication import IdempotencyKey
 from ..runs.book import Book, Change
 from ..runs.deadlines import Lateness
 from ..runs.entries import RunEvent
 from ..runs.followers import Followers
-from ..runs.model import Outcome, Run, RunOptions
+from ..runs.model import Outcome, Run
 from ..runs.packed import PackedEvents
-from ..runs.store import Append, Appended, Created, CreateMode, RunFilter, RunListener, RunTotals, Ticket
+from ..runs.store import Append, Appended, Created, Creation, RunFilter, RunListener, RunTotals, Ticket
 from ..settings import RunLimits
 from .numbering import new_log_name
 
@@ -79,17 +78,9 @@ class MemoryRuns:
 
     # Calls
 
-    async def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> Created:
+    async def create(self, name: str, creation: Creation) -> Created:
         self._require_running()
-        created, change = self._book.create(name, options, mode, key=key, ticket=ticket)
+        created, change = self._book.create(name, creation)
         self._apply(change)
         return created
 
@@ -118,9 +109,9 @@ class MemoryRuns:
         self._apply(change)
         return run
 
-    async def delete(self, name: str) -> Run:
+    async def delete(self, name: str, generation: int | None = None) -> Run:
         self._require_running()
-        run, change = self._book.delete(name)
+        run, change = self._book.delete(name, generation)
         self._apply(change)
         return run
 
@@ -178,6 +169,8 @@ class MemoryRuns:
             if events is None:
                 events = self._events[run.name] = PackedEvents()
             events.extend(change.events)
+        if change.claimant is not None:
+            self._followers.claimed(run.name, change.claimant)
         if change.is_gone:
             self._followers.vanished(run)
         elif change.is_told:

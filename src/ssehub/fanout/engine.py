@@ -32,7 +32,8 @@ from .backlogs import Backlogs
 from .clock import Clock, Ticker
 from .comebacks import OpeningRate, Turns
 from .endings import Endings
-from .feeds import Watcher
+from .feeds import RunReader, Watcher
+from .finding import Finder
 from .frames import Batch, Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
@@ -44,12 +45,13 @@ from .registry import Registry
 from .replays import Replays
 from .resume import Start, beginning
 from .rounds import SLICE, Rounds
+from .run_waits import RunWaits
 from .sinks import Chunk, Sink
 from .slices import END_SLICE, SLICE_SECONDS, act_on_slice, each_in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
 from .upkeep import Upkeep
-from .watchers import RunReader, Watchers
+from .watchers import Watchers
 from .watching import Dialect
 
 logger = logging.getLogger("ssehub.hub")
@@ -114,9 +116,10 @@ class Engine:
             spawn,
             monotonic,
             grace_seconds=backpressure.grace_seconds,
-            max_waits=streams.max_run_waits,
         )
         """The streams of runs."""
+        self.finder = Finder(runs, self.watchers.wake, spawn, RunWaits(streams.max_run_waits, counts))
+        """The runs that are followed here."""
         self._replays = Replays(
             self._history,
             self.registry,
@@ -141,6 +144,7 @@ class Engine:
             self.registry,
             self._replays,
             self.watchers,
+            self.finder,
             opening_rate,
             statistics,
             revocations,
@@ -180,7 +184,7 @@ class Engine:
         statistics.waiting_publishers = len(self.gate)
         statistics.history_events = len(self._history)
         statistics.history_bytes = self._history.bytes
-        self.watchers.measure()
+        self.finder.measure(statistics)
         statistics.loop_lag_seconds = self.ticker.lag_seconds
         statistics.memory_bytes, statistics.memory_limit_bytes = self.pressure.reading
         statistics.memory_is_short = self.pressure.is_short
@@ -416,14 +420,14 @@ class Engine:
         dialect: Dialect = Dialect.EVENTS,
         uses_datastar: bool = False,
     ) -> Subscriber:
-        """Register a stream of the run `name`, which `watchers.find` has returned, and write its first frame.
+        """Register a stream of the run `name`, which `finder.find` has returned, and write its first frame.
 
         It begins behind `cursor`. Raises what `attach` raises; UnknownRun if the run is not there any more; TokenError
         if the token has expired, as it may while its client waits for the run.
         """
         if claims.expires_at is not None and claims.expires_at <= self._wall():
             raise TokenError("the token has expired", TokenReason.EXPIRED)
-        feed = self.watchers.require(name, claims)
+        feed = self.finder.require(name, claims)
         self.registry.admit(claims, address, watches=True)
         sent, reset = feed.beginning(None if dialect is Dialect.AI_SDK else cursor)
         watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar)
@@ -454,7 +458,7 @@ class Engine:
         # have passed; the last quarter is for the server to send what it still holds and to close the connections.
         began = self._monotonic()
         self.registry.drain_until = began + window_seconds
-        self.watchers.refuse_waiting()
+        self.finder.refuse_waiting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
@@ -474,7 +478,7 @@ class Engine:
     async def stop(self) -> None:
         """End every stream at once, and the ticker."""
         self.ticker.stop()
-        self.watchers.stop()
+        self.finder.stop()
         try:
             while self.index.all:
                 await each_in_slices(list(self.index.all), self._end_drained, END_SLICE)

@@ -1,29 +1,31 @@
-"""Feeds: the runs that are watched on this hub, each with its watchers and how far it has come.
+"""Feeds: the runs that are watched on this hub, each with its watchers and its last known ordinal.
 
-A watcher is a stream that is sent one run, and a cursor in the log of that run: the ordinal up to which it has been
-sent everything. It is at one of these at any time:
+A watcher is a stream that is sent one run. It has a cursor in the log of that run: the ordinal up to which it has been
+sent everything. At any time it is in one of three states:
 
     up to date  it has everything that the feed was told of; new events are written to it at once
     reading     it is behind, and is sent pages of the run's log, read from the store, until it is up to date
     paused      its connection does not take more. Nothing is kept for it; it reads on from its cursor afterwards
 
 A feed is told of events by the store. It keeps them only until they have been written to the watchers that are up to
-date, a moment later. Whatever is missing there is read from the store by those that need it: so it does not matter if
-the feed is not told of all events, or of some twice.
+date, a moment later. A watcher that needs an earlier event reads it from the store, so it does no harm if the feed is
+not told of some events, or is told of some twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..claims import Claims
 from ..grant import Grant, prefixes_of
 from ..position import Position
 from ..runs.entries import RunEvent
 from ..runs.model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError
+from ..runs.store import RunListener
 from .history import ResetReason
+from .run_waits import RunWait
 from .sinks import Sink
 from .subscriber import State, Subscriber
 from .watching import Dialect, Passage
@@ -86,12 +88,18 @@ class Watcher(Subscriber):
         """The ordinal up to which it has been sent everything."""
         return self.sent[0]
 
+    @property
+    def is_up_to_date(self) -> bool:
+        """True if there is nothing to be written."""
+        feed = self.feed
+        return self.is_current and feed.outcome is None and self.ordinal >= feed.tail
+
     def leave(self) -> None:
         self.feed.watchers.pop(self, None)
 
 
 class News(NamedTuple):
-    """What a feed has been told of since it was last asked."""
+    """The changes of a run since the feed was last asked for its news."""
 
     watchers: Sequence[Watcher]
     generation: int
@@ -107,6 +115,18 @@ class News(NamedTuple):
     """How the run has ended, if it has."""
     loss: RunError | None = None
     """Why its events can't be read any more, if so. A watcher that lacks some of them is told this as the end."""
+
+
+class RunReader(Protocol):
+    """The part of a store of runs that watching needs; see `RunStore`."""
+
+    async def get(self, name: str) -> Run | None: ...
+
+    async def read(self, name: str, log: str, after: int, max_bytes: int) -> list[RunEvent] | None: ...
+
+    async def follow(self, name: str, listener: RunListener) -> Run | None: ...
+
+    def unfollow(self, name: str, listener: RunListener) -> None: ...
 
 
 class Feed:
@@ -147,7 +167,7 @@ class Feed:
         self.told = 0
         """How often the store has told of it."""
         self.watchers: dict[Watcher, None] = {}
-        self.waiting: set[asyncio.Future[None]] = set()
+        self.waiting: set[RunWait] = set()
         """Clients that wait for a run of this name that they may watch. They are woken at each new generation."""
         self.is_unused = False
         """True if nobody watched or waited when the feeds were last looked through."""
@@ -218,6 +238,9 @@ class Feed:
         self._drop_pending()
         self.run, self.log, self.tail, self.outcome = None, "", 0, None
 
+    def claimed(self, connection: str) -> None:
+        pass  # watchers do not see who appends
+
     def _add(self, first: int, events: Sequence[RunEvent]) -> None:
         pending = self._pending
         following = self._first + len(pending)
@@ -240,11 +263,10 @@ class Feed:
         return News(watchers, self.generation, self.log, self._first, pending, characters, self.tail, outcome, loss)
 
     def _wake_waiting(self) -> None:
-        for waiting in self.waiting:
-            if not waiting.done():
-                waiting.set_result(None)
+        for wait in self.waiting:
+            wait.wake()
 
-    # For whoever writes
+    # Writing
 
     def take_news(self) -> list[News]:
         """Return what is to be written, in order; it is not kept any longer."""

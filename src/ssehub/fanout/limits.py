@@ -1,6 +1,7 @@
 """Limits on streams: how many there may be of one user, one address and one channel, and how many may be opened.
 
-A stream counts from `add` to `remove`, which the registry calls when the stream ends, for whatever reason. The rates
+A stream counts from `add` to `remove`, which the registry calls when the stream ends, for whatever reason. So does a
+client that waits for a run, from `add_wait` to `remove_wait`, but on no channel, and not for the rates. The rates
 are token buckets that hold `BURST_SECONDS` of their rate. An address is what `proxies.limit_key` returns: it stands for
 one IPv4 address, or for one IPv6 network of 64 bits, as much as one customer of a provider has.
 """
@@ -62,6 +63,7 @@ class StreamCounts:
         self._by_address: dict[str, int] = {}
         self._by_user: dict[str, dict[Subscriber, None]] = {}
         """The streams of each user, the oldest first."""
+        self._waits_by_user: dict[str, int] = {}
         rate, address_rate = limits.max_new_streams_per_second, limits.max_new_streams_per_second_per_address
         self._rate = TokenBucket(rate, BURST_SECONDS, monotonic) if rate is not None else None
         self._address_rates = (
@@ -71,7 +73,7 @@ class StreamCounts:
     def __len__(self) -> int:
         """Return how many users and addresses are remembered."""
         rates = 0 if self._address_rates is None else len(self._address_rates)
-        return len(self._by_user) + len(self._by_address) + rates
+        return len(self._by_user) + len(self._waits_by_user) + len(self._by_address) + rates
 
     def admit(self, claims: Claims, address: str, *, watches: bool = False) -> Subscriber | None:
         """Count a stream as opened, for the rates; return the stream that it replaces, if any.
@@ -90,11 +92,17 @@ class StreamCounts:
     def _replaced(self, user_id: str) -> Subscriber | None:
         """Return the oldest stream of a user who has as many as allowed. Raises StreamRefused by another policy."""
         most = self._limits.max_streams_per_user
-        if most is None or len(streams := self._by_user.get(user_id, {})) < most:
+        if most is None:
             return None
+        streams = self._by_user.get(user_id, {})
         if not self._replaces:
+            self._check_user(user_id, len(streams) + self._waits_by_user.get(user_id, 0))
+        return next(iter(streams)) if len(streams) >= most else None
+
+    def _check_user(self, user_id: str, count: int) -> None:
+        most = self._limits.max_streams_per_user
+        if most is not None and count >= most:
             raise StreamRefused(Refusal.USER, f"user {user_id!r} is at max_streams_per_user ({most})")
-        return next(iter(streams))
 
     def _check_address(self, address: str, replaced: Subscriber | None) -> None:
         most = self._limits.max_streams_per_address
@@ -131,7 +139,7 @@ class StreamCounts:
         """Count an open stream."""
         if self._limits.max_streams_per_address is not None:
             self._addresses[subscriber] = address
-            self._by_address[address] = self._by_address.get(address, 0) + 1
+            self._enter_address(address)
         if self._limits.max_streams_per_user is not None:
             self._by_user.setdefault(subscriber.user_id, {})[subscriber] = None
 
@@ -139,11 +147,41 @@ class StreamCounts:
         """Stop counting `subscriber`. A stream that was not counted is ignored."""
         address = self._addresses.pop(subscriber, None)
         if address is not None:
-            left = self._by_address[address] - 1
-            if left:
-                self._by_address[address] = left
-            else:
-                del self._by_address[address]
+            self._leave_address(address)
         streams = self._by_user.get(subscriber.user_id)
         if streams is not None and streams.pop(subscriber, False) is None and not streams:
             del self._by_user[subscriber.user_id]
+
+    def add_wait(self, user_id: str, address: str) -> None:
+        """Count a client that waits for a run as a stream. Raises StreamRefused if there may not be another one.
+
+        It replaces no stream: only the stream that it waits for does. So where streams are replaced, a user may have as
+        many streams as allowed and as many clients that wait.
+        """
+        waits = self._waits_by_user.get(user_id, 0)
+        streams = 0 if self._replaces else len(self._by_user.get(user_id, ()))
+        self._check_user(user_id, streams + waits)
+        self._check_address(address, None)
+        if self._limits.max_streams_per_user is not None:
+            self._waits_by_user[user_id] = waits + 1
+        if self._limits.max_streams_per_address is not None:
+            self._enter_address(address)
+
+    def remove_wait(self, user_id: str, address: str) -> None:
+        """Stop counting a client that `add_wait` has counted."""
+        if self._limits.max_streams_per_user is not None:
+            _decrease(self._waits_by_user, user_id)
+        if self._limits.max_streams_per_address is not None:
+            self._leave_address(address)
+
+    def _enter_address(self, address: str) -> None:
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+
+    def _leave_address(self, address: str) -> None:
+        _decrease(self._by_address, address)
+
+
+def _decrease(counts: dict[str, int], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

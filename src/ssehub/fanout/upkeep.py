@@ -13,6 +13,7 @@ from ..revocations import Revocations
 from .backlogs import Backlogs
 from .clock import Clock
 from .comebacks import OpeningRate
+from .finding import Finder
 from .history import History
 from .pressure import Pressure
 from .registry import Registry
@@ -29,6 +30,8 @@ EXPIRE_SLICE = 5_000
 """Revocations that are looked at before the loop goes on."""
 EVICT_SLICE = 500
 """Events that leave history before the loop goes on."""
+SWEEP_SECONDS = 2.0
+"""How often the feeds of runs are looked through: one that has not been used since the last time is dropped."""
 
 
 class Upkeep:
@@ -43,6 +46,7 @@ class Upkeep:
         registry: Registry,
         replays: Replays,
         watchers: Watchers,
+        finder: Finder,
         opening_rate: OpeningRate,
         statistics: Statistics,
         revocations: Revocations,
@@ -60,6 +64,7 @@ class Upkeep:
         self._registry = registry
         self._replays = replays
         self._watchers = watchers
+        self._finder = finder
         self._opening_rate = opening_rate
         self._statistics = statistics
         self._revocations = revocations
@@ -72,13 +77,17 @@ class Upkeep:
         self._is_relieving = False
         """True while streams are being ended because memory is short."""
         self._revocations_expire_at = 0.0
+        self._sweep_at = 0.0
 
     def advance(self, slice_size: int | None = END_SLICE) -> None:
         """Do the work of one tick, in slices of `slice_size`: among others, send the next share of the heartbeats."""
         now, wall = self._monotonic(), self._wall()
         self._replays.advance_all()
         self._watchers.make_room(now)
-        self._watchers.sweep()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            self._watchers.drop_pages()
+            self._finder.sweep()
         self._opening_rate.observe(self._statistics.connected)
         self._relieve(now, slice_size)
         self._expire_history()

@@ -1,71 +1,41 @@
-"""Watchers: writes runs to the streams that watch them.
+"""Writes what happens to runs to the streams that watch them.
 
-Each run that is watched here has a feed (feeds.py), however many watch it. What the store tells a feed within one turn
-of the event loop is written together, in slices of watchers, so that the loop goes on in between. Watchers that are
-behind take turns to read a page of the run's log each. The pages that were read last are kept for those who need the
-same ones: a thousand clients that come back at once read a run once.
+Each run that is watched here has one feed (`feeds.py`), whatever the number of its watchers. Everything that the store
+tells a feed within one turn of the event loop is written together, in slices of watchers, so that the loop goes on in
+between. A watcher that lacks earlier events is left to the reader (`reading.py`) until it is up to date.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterator
 from time import perf_counter
-from typing import Protocol
 
-from ..claims import Claims
-from ..errors import BrokerUnavailable, StreamRefused, UnknownRun
 from ..loglimit import limited_logger
-from ..position import Position
-from ..runs.entries import RunEvent
-from ..runs.model import Outcome, Run, RunState
-from ..runs.store import RunListener
+from ..runs.model import Outcome, RunState
 from .backlogs import Backlogs
-from .feeds import Feed, News, Watcher, grant_of, granted_channels, passages
+from .delivery import Delivery
+from .feeds import Feed, News, RunReader, Watcher, passages
 from .history import ResetReason
 from .index import Index
-from .limits import Refusal
+from .reading import END_COST, Reader
 from .registry import Registry
 from .slices import END_SLICE, SLICE_SECONDS, act_on_slice
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
-from .watching import Dialect, Passage, farewell, run_hello
+from .watching import Dialect, Passage, run_hello
 
 logger = limited_logger("ssehub.hub")
 
 SLICE = 100
 """Watchers written to before the loop goes on, as in a round."""
-END_COST = 2
-"""To end a watcher takes as long as to write to so many."""
-PAGE_BYTES = 32 * 2**10
-"""How much of a run is read from the store at once, apart from a single event that is larger."""
-MAX_PAGES_BYTES = 4 * 2**20
-"""The size of the pages that are kept, until the feeds are looked through the next time."""
-MAX_READERS = 8
-"""Most pages that are being read at the same time, and so the most that are encoded in one turn of the event loop."""
-TOLD_SECONDS = 2.0
-"""How long a feed may take to be told of a run that the store has. 404, at which a browser stops for good, is wrong."""
-RETRY_SECONDS = 0.25
-"""How soon a page is read again if the store could not be reached, or lacks what it has told of."""
-SWEEP_SECONDS = 2.0
-"""How often feeds are looked through. One that nobody has used since the last time is dropped."""
-
-
-class RunReader(Protocol):
-    """What is needed of a store of runs; see `RunStore`."""
-
-    async def get(self, name: str) -> Run | None: ...
-
-    async def read(self, name: str, log: str, after: int, max_bytes: int) -> list[RunEvent] | None: ...
-
-    async def follow(self, name: str, listener: RunListener) -> Run | None: ...
-
-    def unfollow(self, name: str, listener: RunListener) -> None: ...
 
 
 class Watchers:
-    """All feeds of a hub. `spawn` runs a task that ends with the hub. Times are seconds of the monotonic clock."""
+    """Owns the news that are to be written, and knows which watchers are paused.
+
+    `spawn` runs a task that ends with the hub. Times are seconds of the monotonic clock.
+    """
 
     def __init__(
         self,
@@ -78,165 +48,31 @@ class Watchers:
         monotonic: Callable[[], float],
         *,
         grace_seconds: float,
-        max_waits: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._runs = runs
         self._registry = registry
-        self._index = index
         self._backlogs = backlogs
-        self._statistics = statistics
-        self._spawn = spawn
         self._monotonic = monotonic
         self._grace_seconds = grace_seconds
-        self._max_waits = max_waits
-        self._feeds: dict[str, Feed] = {}
+        self._delivery = Delivery(registry, index, statistics)
+        self._reader = Reader(runs, self._delivery, registry, statistics, spawn)
         self._woken: dict[Feed, None] = {}
         """The feeds that have news."""
         self._visits: Iterator[tuple[Watcher, list[Passage], News]] | None = None
-        """What is left to do of the news that are being written; None if nothing is being written."""
-        self._reading: deque[Watcher] = deque()
-        """Watchers that wait for their turn to read a page."""
-        self._readers = 0
-        self._pages: OrderedDict[tuple[str, str, int, Dialect], Passage] = OrderedDict()
-        self._pages_bytes = 0
+        """The rest of the news that are being written; None if nothing is being written."""
         self._paused: dict[Watcher, tuple[int, float]] = {}
         """For each watcher whose sink is paused: its backlog when it was last seen to read, and when that was."""
-        self._waits: set[asyncio.Future[None]] = set()
-        self._refuses_waiting = False
-        self._swept_at = 0.0
 
     @property
     def is_idle(self) -> bool:
         """True if everything that was told has been written to the watchers whose connections take it."""
-        return self._visits is None and not self._readers
+        return self._visits is None and self._reader.is_idle
 
-    def measure(self) -> None:
-        """Write the current values into the statistics."""
-        self._statistics.watched_runs = len(self._feeds)
-        self._statistics.watchers = sum([len(feed.watchers) for feed in self._feeds.values()])
-        self._statistics.run_waits = len(self._waits)
-
-    # Finding a run
-
-    async def find(self, name: str, claims: Claims, wait_seconds: float | None = None) -> Run:
-        """Return the run `name` if `claims` grant it, else wait so long for that.
-
-        It is followed from then on, and for some seconds at least: long enough to `begin`. Raises UnknownRun, whether
-        there is none or it is not granted; StreamRefused if too many wait already, or the hub drains meanwhile.
-        """
-        if wait_seconds is None or len(self._waits) >= self._max_waits:
-            try:
-                return await self._find_now(name, claims)
-            except UnknownRun:
-                if wait_seconds is None:
-                    raise
-                limit = f"{self._max_waits} clients wait for runs already (max_run_waits)"
-                raise StreamRefused(Refusal.RUN_WAITS, limit) from None
-        return await self._wait(name, claims, wait_seconds)
-
-    async def _find_now(self, name: str, claims: Claims) -> Run:
-        known = self._feeds.get(name)
-        is_known = known is not None and _is_granted(known.run, claims)
-        # What nobody may watch is not followed, and so takes nothing.
-        if not is_known and not _is_granted(await self._runs.get(name), claims):
-            raise UnknownRun(name)
-        feed = await self._follow(name)
-        if feed.run is not None and _is_granted(feed.run, claims):
-            return feed.run
-        try:
-            return await self._wait(name, claims, TOLD_SECONDS)
-        except UnknownRun:
-            raise StreamRefused(Refusal.UNAVAILABLE, f"run {name!r} was not told of in time") from None
-
-    async def _wait(self, name: str, claims: Claims, seconds: float) -> Run:
-        """Return the run `name` as soon as `claims` grant it."""
-        woken: asyncio.Future[None] = self._loop.create_future()
-        self._waits.add(woken)
-        feed: Feed | None = None
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    feed = await self._follow(name)
-                    if feed.run is not None and _is_granted(feed.run, claims):
-                        return feed.run
-                    if self._refuses_waiting:  # since before this, or since it was woken by the run
-                        raise _draining()
-                    feed.waiting.add(woken)
-                    await woken
-                    feed.waiting.discard(woken)
-                    self._waits.discard(woken)
-                    woken = self._loop.create_future()
-                    self._waits.add(woken)
-        except TimeoutError:
-            raise UnknownRun(name) from None
-        finally:
-            self._waits.discard(woken)
-            if feed is not None:
-                feed.waiting.discard(woken)
-
-    def refuse_waiting(self) -> None:
-        """The hub drains: tell the clients that wait for a run to come back, and those that would wait from now on."""
-        self._refuses_waiting = True
-        for woken in self._waits:
-            if not woken.done():
-                woken.set_exception(_draining())
-                woken.exception()  # it may not be asked for: asyncio would log that
-
-    def stop(self) -> None:
-        """Follow nothing any more: the hub stops, and its store may be used again."""
-        self.refuse_waiting()
-        for feed in self._feeds.values():
-            self._runs.unfollow(feed.name, feed)
-        self._feeds.clear()
-
-    async def _follow(self, name: str) -> Feed:
-        """Return the feed of the run `name`, which the store tells of the run from then on."""
-        feed = self._feeds.get(name)
-        if feed is None:
-            feed = self._feeds[name] = Feed(name, self._loop.create_future(), self._wake)
-            self._spawn(self._begin_feed(feed))
-        feed.is_unused = False
-        await asyncio.shield(feed.ready)
-        return feed
-
-    async def _begin_feed(self, feed: Feed) -> None:
-        try:
-            feed.begin(await self._runs.follow(feed.name, feed))
-            feed.ready.set_result(None)
-        except BaseException as exc:
-            self._feeds.pop(feed.name, None)
-            self._runs.unfollow(feed.name, feed)
-            error = exc if isinstance(exc, Exception) else BrokerUnavailable("the hub has been closed meanwhile")
-            feed.ready.set_exception(error)
-            feed.ready.exception()  # asyncio logs those that nobody has asked for
-            if not isinstance(exc, Exception):
-                raise
-
-    def sweep(self) -> None:
-        """Drop the pages that were kept, and the feeds that nobody has used for a while."""
-        now = self._monotonic()
-        if now < self._swept_at + SWEEP_SECONDS:
-            return
-        self._swept_at = now
-        self._pages.clear()
-        self._pages_bytes = 0
-        for feed in [feed for feed in self._feeds.values() if not feed.is_used]:
-            if feed.is_unused:
-                del self._feeds[feed.name]
-                self._runs.unfollow(feed.name, feed)
-            feed.is_unused = True
+    def drop_pages(self) -> None:
+        """Free the pages of runs that are kept for other watchers."""
+        self._reader.drop_pages()
 
     # Beginning
-
-    def require(self, name: str, claims: Claims) -> Feed:
-        """Return the feed of a run that was found. Raises UnknownRun if `claims` do not grant it any more."""
-        feed = self._feeds.get(name)
-        if feed is None or not feed.ready.done():
-            raise StreamRefused(Refusal.UNAVAILABLE, f"run {name!r} is not followed any more")
-        if not _is_granted(feed.run, claims):
-            raise UnknownRun(name)
-        return feed
 
     def begin(self, watcher: Watcher, reset: ResetReason | None, retry_milliseconds: int | None) -> None:
         """Enter `watcher` in its feed, and write its first frames; all that it is to be sent follows."""
@@ -249,18 +85,13 @@ class Watchers:
             self._registry.send_frame(watcher, hello, position)
             if reset is not None:
                 self._registry.send_reset(watcher, reset)
-        if not self._is_up_to_date(watcher):
-            self._read_on(watcher)
-
-    @staticmethod
-    def _is_up_to_date(watcher: Watcher) -> bool:
-        """True if there is nothing to be written."""
-        feed = watcher.feed
-        return watcher.is_current and feed.outcome is None and watcher.ordinal >= feed.tail
+        if not watcher.is_up_to_date:
+            self._reader.read_on(watcher)
 
     # Writing news
 
-    def _wake(self, feed: Feed) -> None:
+    def wake(self, feed: Feed) -> None:
+        """Write the news of `feed` soon."""
         self._woken[feed] = None
         if self._visits is None:
             self._visits = self._all_visits()
@@ -303,187 +134,26 @@ class Watchers:
             return END_COST
         if watcher not in watcher.feed.watchers:  # its run is gone meanwhile: the last news are still to come
             if watcher.generation == news.generation:
-                self._write(watcher, made)
+                self._delivery.write(watcher, made)
             return 1
-        if not watcher.is_current and not self._renew(watcher):
+        if not watcher.is_current and not self._delivery.renew(watcher):
             return END_COST
         if watcher.is_reading:
             return 0
-        self._write(watcher, made)
-        return self._go_on(watcher)
+        self._delivery.write(watcher, made)
+        return self._reader.go_on(watcher)
 
     def _visit_last(self, watcher: Watcher, made: list[Passage], news: News) -> None:
         """The events of this run can't be read any more: write what is here, and then the end."""
         is_known = watcher.generation == news.generation and watcher.sent.log == news.log
         if is_known:  # else it may not be for this client
-            self._write(watcher, made, even_if_paused=True)
+            self._delivery.write(watcher, made, even_if_paused=True)
         if watcher.state is not State.ENDED:
             has_all = is_known and watcher.ordinal >= news.tail
             if news.outcome is None or not has_all:
-                self._finish(watcher, Outcome(RunState.FAILED, news.loss), news.tail)
+                self._delivery.finish(watcher, Outcome(RunState.FAILED, news.loss), news.tail)
             else:
-                self._finish(watcher, news.outcome, news.tail)
-
-    def _write(self, watcher: Watcher, made: list[Passage], *, even_if_paused: bool = False) -> None:
-        """Write what follows on what `watcher` has, as far as its connection takes it."""
-        for passage in made:
-            sent = watcher.sent
-            if sent.log != passage.position.log or passage.last <= sent[0]:
-                continue
-            if passage.first > sent[0] + 1 or (watcher.sink.is_paused and not even_if_paused):
-                return
-            rest = passage if passage.first == sent[0] + 1 else passage.after(sent[0])
-            if rest.data and not watcher.send(rest, rest.position):  # as a chunk, nothing would be the last one
-                self._registry.end_failed(watcher, FAILED)
-                return
-            watcher.sent = rest.position
-            self._statistics.delivered += rest.count
-            self._statistics.delivered_bytes += len(rest.data)
-
-    def _go_on(self, watcher: Watcher) -> int:
-        """Let `watcher` read if it is behind, or end it if it has everything; return what that cost."""
-        feed = watcher.feed
-        if watcher.state is State.ENDED or watcher.sink.is_paused or watcher not in feed.watchers:
-            return 1
-        if not watcher.is_current and not self._renew(watcher):
-            return END_COST
-        if watcher.ordinal < feed.tail:
-            self._read_on(watcher)
-        elif feed.outcome is not None and watcher.ordinal > feed.tail:
-            # Its cursor is that of the end, which this node had not been told of yet. It is not told twice.
-            self._registry.end(watcher, CloseReason.FINISHED)
-            return END_COST
-        elif feed.outcome is not None:
-            self._finish(watcher, feed.outcome, feed.tail)
-            return END_COST
-        return 1
-
-    def _finish(self, watcher: Watcher, outcome: Outcome, tail: int) -> None:
-        """End a watcher that has all events, of which the last one has the ordinal `tail`."""
-        end = Position(tail + 1, 0, watcher.sent.log)
-        self._registry.send_frame(watcher, farewell(outcome, end, watcher.dialect), end)
-        self._registry.end(watcher, CloseReason.FINISHED)
-
-    def _renew(self, watcher: Watcher) -> bool:
-        """Another generation of the run has begun, or the store has lost a part of it and continues it in another log.
-
-        Tell `watcher`. Return False if that ended it, or has to wait.
-        """
-        feed = watcher.feed
-        if feed.run is None:
-            return False
-        channels = granted_channels(feed.run, watcher.user_id, watcher.grant)
-        if not channels:
-            self._registry.revoke(watcher)
-            return False
-        is_same_log = watcher.sent.log == feed.log
-        if watcher.is_bare and not is_same_log:
-            self._registry.end(watcher, CloseReason.RESTARTED)
-            return False
-        if channels != watcher.channels:
-            self._index.relocate(watcher, channels)
-        if watcher.sink.is_paused:
-            return False
-        is_restarted, watcher.generation = watcher.generation != feed.generation, feed.generation
-        if not is_same_log:
-            watcher.sent = Position(0, 0, feed.log)
-            self._registry.send_reset(watcher, ResetReason.RESTARTED if is_restarted else ResetReason.LOG_LOST)
-        if not watcher.is_bare:
-            hello = run_hello(feed.name, feed.generation, watcher.sent)
-            self._registry.send_frame(watcher, hello, watcher.sent)
-        return watcher.state is not State.ENDED
-
-    # Reading pages
-
-    def _read_on(self, watcher: Watcher) -> None:
-        """Let `watcher` read when it is its turn."""
-        if not watcher.is_reading:
-            watcher.is_reading = True
-            self._take_turn(watcher)
-
-    def _take_turn(self, watcher: Watcher) -> None:
-        if watcher.state is State.ENDED:
-            return
-        self._reading.append(watcher)
-        if self._readers < MAX_READERS:
-            self._readers += 1
-            self._spawn(self._read())
-
-    async def _read(self) -> None:
-        """Read pages for the watchers whose turn it is, one page in each turn of the event loop."""
-        try:
-            while self._reading:
-                watcher = self._reading.popleft()
-                try:
-                    await self._read_page(watcher)
-                except BrokerUnavailable:
-                    self._loop.call_later(RETRY_SECONDS, self._take_turn, watcher)
-                except Exception:
-                    logger.exception("reading a run failed, so a stream of it ends")
-                    self._registry.end_failed(watcher, FAILED)
-                await asyncio.sleep(0)
-        finally:
-            self._readers -= 1
-
-    async def _read_page(self, watcher: Watcher) -> None:
-        """Write one page to `watcher`, and let it read on if that was not all."""
-        feed = watcher.feed
-        if not self._needs_page(watcher):
-            return
-        log, after = watcher.sent.log, watcher.ordinal
-        if log == feed.log and after < feed.tail:
-            page = self._pages.get((feed.name, log, after, watcher.dialect))
-            page = page or await self._page(feed, log, after, watcher.dialect)
-            if not self._needs_page(watcher):
-                return
-            if page is not None:
-                delivered = self._statistics.delivered
-                self._write(watcher, [page])
-                self._statistics.replayed += self._statistics.delivered - delivered
-            elif log == feed.log:
-                await self._check(feed)
-                self._loop.call_later(RETRY_SECONDS, self._take_turn, watcher)
-                return
-        watcher.is_reading = False
-        self._go_on(watcher)
-
-    def _needs_page(self, watcher: Watcher) -> bool:
-        """True if `watcher`, which is reading, still may and can be written to. Else it does not read any more."""
-        feed = watcher.feed
-        has_left = watcher.state is State.ENDED or watcher not in feed.watchers
-        if has_left or watcher.sink.is_paused or (not watcher.is_current and not self._renew(watcher)):
-            watcher.is_reading = False
-        return watcher.is_reading
-
-    async def _page(self, feed: Feed, log: str, after: int, dialect: Dialect) -> Passage | None:
-        """Read the events after the ordinal `after`; return None if there are none, or it is another log by now.
-
-        Events of which the feed has not been told yet are left out: they may be of the next generation, which may be
-        for others, and the store notices that it has lost events only if it has told of them.
-        """
-        events = await self._runs.read(feed.name, log, after, PAGE_BYTES)
-        if not events or log != feed.log or after >= feed.tail:
-            return None
-        page = Passage.of(events[: feed.tail - after], after + 1, log, dialect)
-        key = feed.name, log, after, dialect
-        if key not in self._pages:  # else another reader was faster
-            self._pages[key] = page
-            self._pages_bytes += len(page.data)
-        while self._pages_bytes > MAX_PAGES_BYTES:
-            _, oldest = self._pages.popitem(last=False)
-            self._pages_bytes -= len(oldest.data)
-        return page
-
-    async def _check(self, feed: Feed) -> None:
-        """The store lacks events that it told of: ask it for the run, in case something was not told."""
-        told = feed.told
-        run = await self._runs.get(feed.name)
-        if feed.told != told:  # what it has told meanwhile is newer
-            return
-        if run is not None:
-            feed.advanced(run, run.events + 1, ())
-        elif feed.run is not None:
-            feed.vanished(feed.run)
+                self._delivery.finish(watcher, news.outcome, news.tail)
 
     # Sinks
 
@@ -495,7 +165,7 @@ class Watchers:
         """The sink takes more."""
         self._paused.pop(watcher, None)
         if not watcher.is_reading:
-            self._go_on(watcher)
+            self._reader.go_on(watcher)
 
     def overdue(self, now: float) -> Iterator[Watcher]:
         """Yield the watchers that are behind and have read nothing for the grace time."""
@@ -503,7 +173,7 @@ class Watchers:
             backlog = watcher.sink.backlog
             if watcher.state is State.ENDED or not watcher.sink.is_paused:
                 self._paused.pop(watcher, None)
-            elif backlog < unread or self._is_up_to_date(watcher):
+            elif backlog < unread or watcher.is_up_to_date:
                 self._paused[watcher] = backlog, now
             elif now - since >= self._grace_seconds:
                 yield watcher
@@ -519,16 +189,8 @@ class Watchers:
         self._registry.end(subscriber, CloseReason.SLOW)
 
 
-def _draining() -> StreamRefused:
-    return StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop")
-
-
-def _is_granted(run: Run | None, claims: Claims) -> bool:
-    return bool(granted_channels(run, claims.user_id, grant_of(claims)))
-
-
 def _passages(news: News, dialect: Dialect) -> list[Passage]:
-    """Return the events of `news`, none if they can't be encoded: whoever reads them then ends."""
+    """Return the events of `news`, or none if they can't be encoded: a watcher that reads them then ends."""
     try:
         return passages(news, dialect)
     except Exception:

@@ -1,4 +1,4 @@
-"""Watching: the bytes that the watchers of a run are sent, in the dialect of their clients."""
+"""The bytes that watchers of a run are sent, in the dialect of their clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DONE = "[DONE]"
 
 
 class Dialect(Enum):
-    """What a client understands."""
+    """The format that a client understands."""
 
     EVENTS = "events"
     """Events with types and ids, and the hub's own."""

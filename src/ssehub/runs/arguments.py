@@ -13,11 +13,11 @@ from .producer import make_event
 from .store import CreateMode
 
 PRODUCED_IDLE_SECONDS = 60.0
-"""After how long without a sign of life a run fails whose producer sends one every 15 s."""
+"""Seconds without a sign of life after which a run fails. Its producer sends one every 15 s."""
 
 
 class RunArguments(TypedDict, total=False):
-    """How a run is created; see `Hub.run`."""
+    """The keyword arguments that create a run; see `Hub.run`."""
 
     channel: Required[str | Sequence[str]]
     user_id: Required[str | Sequence[str]]

@@ -1,11 +1,11 @@
-"""The rules of runs: what every call and every deadline does to them. For stores that decide in Python.
+"""The rules of runs: the effect of each call and each deadline. For stores that decide in Python.
 
 The book knows everything about the runs except their events: their states, claims, sizes and deadlines. It does no I/O
 and tells nobody. Each method either raises and changes nothing, or changes the book and returns what has changed:
 
     decide   call a method of the book; collect its Change
     store    write down the Change, if the store outlives the process
-    tell     the listeners and `on_transition`, then whoever called; raise `Change.refusal` if there is one
+    tell     the listeners and `on_transition`, then the caller; raise `Change.refusal` if there is one
 
 A store that commits several changes at once collects them first. If the commit fails, the book is ahead of what is
 stored: build another one from that, with `load` and `bury`. A book is used by one thread at a time.
@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..errors import ConflictReason, IdempotencyConflict, Overloaded, UnknownRun
-from ..publication import IdempotencyKey
 from ..settings import RunLimits
 from .conflicts import KEY_CONFLICT, conflict, end_reason, run_conflict, stale
 from .deadlines import Deadlines, Tombstones
@@ -36,12 +35,11 @@ from .model import (
     Outcome,
     Run,
     RunError,
-    RunOptions,
     RunState,
 )
 from .names import NameIndex
 from .records import Change, Claim, Record
-from .store import Append, Appended, Created, CreateMode, RunFilter, RunTotals, Ticket
+from .store import Append, Appended, Created, CreateMode, Creation, RunFilter, RunTotals, Ticket
 
 __all__ = ["KEY_CONFLICT", "Book", "Change", "Claim", "Record", "run_conflict"]
 
@@ -94,20 +92,16 @@ class Book:
 
     # Calls of the store, see `RunStore`
 
-    def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> tuple[Created, Change | None]:
+    def create(self, name: str, creation: Creation) -> tuple[Created, Change | None]:
         old = self.records.get(name)
+        _, mode, key, ticket, expected = creation
         if old is None:
-            self._require_room_for_run()
-            return self._begin(name, options, None, mode, key, ticket)
+            if expected:
+                raise UnknownRun(name)
+            return self._begin(name, creation, None)
         run = old.run
+        if expected is not None and expected != run.generation:
+            raise stale(run, expected)
         if key is not None and old.key is not None and old.key.name == key.name:
             if old.key.body != key.body:
                 raise IdempotencyConflict(KEY_CONFLICT)
@@ -120,7 +114,7 @@ class Book:
             return Created(run, False), None
         if mode is CreateMode.NEW and not run.state.is_end:
             raise conflict(run, ConflictReason.OPEN)
-        return self._begin(name, options, old, mode, key, ticket)
+        return self._begin(name, creation, old)
 
     def append(self, name: str, step: Append) -> tuple[Appended, Change | None]:
         record = self.records.get(name)
@@ -148,23 +142,20 @@ class Book:
                 change = Change(record, first, is_transition=True, refusal=refusal)
                 return Appended(run.generation, run.events, run.state), change
             if self._bytes + size > self._limits.max_runs_bytes:
-                raise Overloaded(
-                    f"all runs together have {self._bytes} bytes, and max_runs_bytes allows "
-                    f"{self._limits.max_runs_bytes}: delete runs, keep them for a shorter time, or raise it"
-                )
+                raise self._full()
             run.events += len(events)
             run.bytes += size
             self._bytes += size
         record.since = self._monotonic()
-        if is_claimed:
-            record.claim = Claim(step.ticket, True)
+        claimant = self._claim(record, step.ticket) if is_claimed else None
         if step.outcome is not None:
             self._end(record, step.outcome, step.ticket.producer)
-            return Appended(run.generation, run.events, run.state), Change(record, first, events, is_transition=True)
+            change = Change(record, first, events, is_transition=True, claimant=claimant)
+            return Appended(run.generation, run.events, run.state), change
         appended = Appended(run.generation, run.events, OPEN)
         if not events and not is_claimed:
             return appended, None
-        return appended, Change(record, first, events, is_told=bool(events))
+        return appended, Change(record, first, events, is_told=bool(events), claimant=claimant)
 
     def release(self, name: str, ticket: Ticket) -> Change | None:
         record = self.records.get(name)
@@ -197,8 +188,8 @@ class Book:
         self._enter_state(record, STOPPING)
         return run, self._told(record)
 
-    def delete(self, name: str) -> tuple[Run, Change]:
-        record = self._find(name)
+    def delete(self, name: str, generation: int | None = None) -> tuple[Run, Change]:
+        record = self._find(name, generation)
         was_open = not record.run.state.is_end
         if was_open:
             self._end(record, Outcome(FAILED, RunError.DELETED))
@@ -255,7 +246,7 @@ class Book:
 
     # Inside
 
-    def _find(self, name: str, generation: int | None = None) -> Record:
+    def _find(self, name: str, generation: int | None) -> Record:
         record = self.records.get(name)
         if record is None:
             raise UnknownRun(name)
@@ -263,28 +254,29 @@ class Book:
             raise stale(record.run, generation)
         return record
 
-    def _require_room_for_run(self) -> None:
-        if len(self.records) >= self._limits.max_runs:
+    def _require_room(self, creation: Creation, old: Record | None) -> None:
+        """Raise Overloaded if there is no room for a run, in place of `old`, if there is one."""
+        if old is None and len(self.records) >= self._limits.max_runs:
             raise Overloaded(
                 f"there are {len(self.records)} runs, and max_runs allows {self._limits.max_runs}: delete runs, keep "
                 "them for a shorter time, or raise it"
             )
-        if self._bytes >= self._limits.max_runs_bytes:
-            raise Overloaded(
-                f"all runs together have {self._bytes} bytes, and max_runs_bytes allows {self._limits.max_runs_bytes}: "
-                "delete runs, keep them for a shorter time, or raise it"
-            )
+        growth = creation.options.size
+        if old is not None:
+            growth -= old.run.options.size + (0 if creation.mode is CreateMode.TAKEOVER else old.run.bytes)
+        if growth > 0 and self._bytes + growth > self._limits.max_runs_bytes:
+            raise self._full()
 
-    def _begin(
-        self,
-        name: str,
-        options: RunOptions,
-        old: Record | None,
-        mode: CreateMode,
-        key: IdempotencyKey | None,
-        ticket: Ticket | None,
-    ) -> tuple[Created, Change]:
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"all runs together have {self._bytes} bytes, and max_runs_bytes allows {self._limits.max_runs_bytes}: "
+            "delete runs, keep them for a shorter time, or raise it"
+        )
+
+    def _begin(self, name: str, creation: Creation, old: Record | None) -> tuple[Created, Change]:
         """Begin the next generation."""
+        self._require_room(creation, old)
+        options, mode, key, ticket, _ = creation
         before = None if old is None else old.run
         generation = 1 + (self._tombstones.generation(name) if before is None else before.generation)
         kept = before if mode is CreateMode.TAKEOVER else None
@@ -310,8 +302,13 @@ class Book:
         """Let `ticket` hold an open run."""
         if ticket is None or record.run.state is not OPEN or record.claim == (ticket, True):
             return None
-        record.claim = Claim(ticket, True)
-        return self._told(record)._replace(is_told=False)
+        claimant = self._claim(record, ticket)
+        return self._told(record)._replace(is_told=False, claimant=claimant)
+
+    def _claim(self, record: Record, ticket: Ticket) -> str | None:
+        """Let `ticket` hold the run. Return its connection if another one held it."""
+        before, record.claim = record.claim, Claim(ticket, True)
+        return ticket.connection if before is not None and before.is_held and before.ticket != ticket else None
 
     def _check_claim(self, record: Record, step: Append) -> bool:
         """Return True if the step claims the run for its connection: see the table at the head of this file."""
@@ -371,7 +368,7 @@ class Book:
         self.records[run.name] = record
         self._names.add(run.name, run.options.users)
         self._counts[run.state] += 1
-        self._bytes += run.bytes
+        self._bytes += run.bytes + run.options.size
         self._watch(record)
 
     def _leave(self, record: Record) -> None:
@@ -380,7 +377,7 @@ class Book:
         del self.records[run.name]
         self._names.remove(run.name, run.options.users)
         self._counts[run.state] -= 1
-        self._bytes -= run.bytes
+        self._bytes -= run.bytes + run.options.size
         self._deadlines.forget(record)
 
     def _remove(self, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Why a call about a run is refused, in words: for every store."""
+"""The messages of refused calls about runs. All stores use them."""
 
 from __future__ import annotations
 

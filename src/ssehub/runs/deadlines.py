@@ -1,4 +1,4 @@
-"""Deadlines of many items, most of which are put off again and again; and tombstones, which all last the same time."""
+"""Deadlines that are mostly postponed before they are reached; and tombstones, which all last the same time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who follows which run on this node, for stores to tell."""
+"""The listeners of each run on this node, which its store tells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..loglimit import limited_logger
 from .entries import RunEvent
@@ -51,12 +51,19 @@ class Followers:
 
     def vanished(self, run: Run) -> None:
         """Tell those that follow `run`: see RunListener."""
-        listeners = self._by_name.get(run.name)
+        self._tell(run.name, lambda listener: listener.vanished(run))
+
+    def claimed(self, name: str, connection: str) -> None:
+        """Tell those that follow the run `name`: see RunListener."""
+        self._tell(name, lambda listener: listener.claimed(connection))
+
+    def _tell(self, name: str, tell: Callable[[RunListener], None]) -> None:
+        listeners = self._by_name.get(name)
         if listeners is None:
             return
         for listener in list(listeners):
             if listener in listeners:
                 try:
-                    listener.vanished(run)
+                    tell(listener)
                 except Exception:
                     logger.exception("a listener of a run failed")

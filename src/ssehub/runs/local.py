@@ -35,7 +35,7 @@ from .entries import RunEvent
 from .model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError, RunState
 from .producer import Opened, ended, logger
 from .runs import Runs
-from .store import Append, Appended, Ticket
+from .store import Append, Appended, Creation, Ticket
 
 BEAT_SECONDS = 15.0
 """How long a run may be silent before its producer shows a sign of life; a quarter of `idle`, if that is less."""
@@ -131,7 +131,8 @@ class LocalWriter:
     async def _open(self, opened: asyncio.Future[Opened], opening: asyncio.Future[None]) -> None:
         """Create the run, also if nobody waits for it any more: then it ends at once."""
         try:
-            created = await self._runs.create(self._name, self._order.options, self._order.mode, ticket=self._ticket)
+            creation = Creation(self._order.options, self._order.mode, ticket=self._ticket)
+            created = await self._runs.create(self._name, creation)
             self._generation, self._stored = created.run.generation, created.run.events
             result = Opened(self._generation, self._stored)
             self._heard_at = self._owner.monotonic()
@@ -238,6 +239,11 @@ class LocalWriter:
     def vanished(self, run: Run) -> None:
         if self._outcome is None:
             self._fail(StaleRun(f"run {self._name!r} was deleted, or the store has lost it"))
+
+    def claimed(self, connection: str) -> None:
+        if connection != self._ticket.connection and self._failure is None:
+            self._wants_beat = True  # the store refuses it if the run is another producer's now
+            self._write()
 
     def _look_at(self, run: Run | None) -> None:
         """Interrupt the producer if the run is not its own any more. If it is ending the run, `finish` finds out."""
@@ -402,6 +408,6 @@ def _ended_elsewhere(name: str, state: str, error: str | None) -> str:
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Pass `error` to whoever waits, who may have been cancelled: then nobody retrieves it, and that is no bug."""
+    """Set `error` on the future of a caller. If the caller has been cancelled, asyncio must not log the error."""
     future.set_exception(error)
     future.exception()

@@ -1,4 +1,4 @@
-"""What a run is: its name, what was asked for when it was created, its state, and the positions of its events.
+"""The model of a run: its name, its options, its state, and the positions of its events.
 
     state      meaning                                                        next
     OPEN       events may be appended                                         STOPPING, DONE, FAILED, STOPPED
@@ -6,7 +6,7 @@
     DONE, FAILED, STOPPED: it has ended                                       OPEN, as the next generation
 
 A run is created with a *generation*, a number that grows with each creation, restart and takeover under its name, also
-after the run has been deleted. It fences: whoever gives the number of an older one changes nothing. Its *log* is a
+after the run has been deleted. It fences: a call with the number of an older generation changes nothing. Its *log* is a
 random name, new for each generation that begins without events, or takes over a run that has ended. An event's position
 is its ordinal, counted from 1, in that log: `7-0.loh23qqu`. The end is an entry with an ordinal, too, one above that of
 the last event. (If such a run is taken over, that ordinal is an event's. A client whose cursor is the end would miss
@@ -32,6 +32,10 @@ TOMBSTONE_SECONDS = 86_400.0
 MAX_TOMBSTONES = 100_000
 EVENT_OVERHEAD_BYTES = 32
 """What each event counts for in the size of a run, besides its fields."""
+NAME_OVERHEAD_BYTES = 256
+"""What each channel and user of a run counts for in the size of all runs, besides its name. Runs are found by their
+users: that takes up to 350 bytes for each in memory, and 150 in Redis.
+"""
 
 
 class RunState(StrEnum):
@@ -50,7 +54,7 @@ class RunState(StrEnum):
 
 
 class RunError(StrEnum):
-    """Why a run has failed, where the hub says so itself. Otherwise the producer gives a text of its own."""
+    """The errors with which the hub itself ends a run as failed. A producer may give any other text."""
 
     IDLE = "idle"
     TOO_LARGE = "too-large"
@@ -78,7 +82,7 @@ def check_run_name(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a run is created with. Raises InvalidEvent, which calls each field by its name on the wire.
+    """The options that a run is created with. Raises InvalidEvent, which calls each field by its name on the wire.
 
     Clients that could hear an event for `users` on `channels` may watch the run. `keep` is how long it is kept after
     its end, and `idle` after how long without an event or a sign of life it fails; both in seconds. `announce` is the
@@ -103,6 +107,12 @@ class RunOptions:
             check_type("announce", self.announce)
         if not isinstance(self.stoppable, bool):
             raise InvalidEvent(f"stoppable must be true or false, not {self.stoppable!r:.40}")
+
+    @property
+    def size(self) -> int:
+        """What they count for in the size of all runs."""
+        names = (*self.channels, *self.users)
+        return len("".join(names).encode()) + len(names) * NAME_OVERHEAD_BYTES
 
 
 def _check_seconds(name: str, value: object, *, least: float) -> None:

@@ -1,4 +1,4 @@
-"""The names of runs in order, and by user, for listings."""
+"""The names of runs, sorted, for listings of all runs and of the runs of one user."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The events of a run in memory: few objects, and less than they count for in the size of the run.
+"""The events of a run in memory, packed into few objects, in less space than `run_bytes` counts for them.
 
 A string is 49 bytes besides its text, and a tuple of four 88: much for events of one word. So every BLOCK_EVENTS events
-are packed into a block, where an event takes about 13 bytes besides its text. The newest are kept as they are. Neither
-has anything that the garbage collector looks at again.
+are packed into a block, where an event takes about 13 bytes besides its text. The newest are kept as they are. The
+garbage collector does not look at either of them again.
 """
 
 from __future__ import annotations

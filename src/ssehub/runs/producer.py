@@ -14,7 +14,7 @@ Three things make that safe:
 - A block that is left without an exception has ended its run as DONE. If the run was stopped at the very end, or was
   somebody else's by then, the block raises that.
 
-How events reach the run is the business of a `Writer`: `local.py` writes into the store of a hub in this process.
+A `Writer` brings the events to the run: that of `local.py` writes into the store of a hub in this process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Writer(Protocol):
 
 
 class Production:
-    """What the producer of a run knows of it, in a task or in a thread."""
+    """A run as far as its producer knows it, in a task or in a thread."""
 
     def __init__(self, name: str, writer: Writer) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""The producers that append to runs on this node at present, whom a drain ends."""
+"""The producers that are appending to runs on this node. A drain ends them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import random
 import time
 from typing import Protocol
-
-from .store import Ticket
 
 DRAIN_STEP_SECONDS = 0.05
 DRAINED_PER_STEP = 5
@@ -17,17 +15,6 @@ DRAINED_PER_STEP = 5
 class Producer(Protocol):
     """Appends to one run. Called synchronously in the event loop; may not raise."""
 
-    @property
-    def run_name(self) -> str:
-        """The run that it appends to."""
-
-    @property
-    def ticket(self) -> Ticket:
-        """Who it is for the store."""
-
-    def on_superseded(self) -> None:
-        """The same producer has another connection to the run, on this node."""
-
     def on_drain(self) -> None:
         """The hub is about to stop: come to an end."""
 
@@ -36,37 +23,23 @@ class Producers:
     """The only list of them. Each counts from `add` to `remove`."""
 
     def __init__(self) -> None:
-        self._by_run: dict[str, dict[Producer, None]] = {}
-        self._count = 0
+        self._producers: set[Producer] = set()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._producers)
 
     def add(self, producer: Producer) -> None:
-        """Enter a producer. Once it has claimed its run, it tells `claimed`."""
-        self._by_run.setdefault(producer.run_name, {})[producer] = None
-        self._count += 1
+        self._producers.add(producer)
 
     def remove(self, producer: Producer) -> None:
-        """Remove a producer that was entered."""
-        others = self._by_run[producer.run_name]
-        del others[producer]
-        if not others:
-            del self._by_run[producer.run_name]
-        self._count -= 1
-
-    def claimed(self, name: str, ticket: Ticket) -> None:
-        """Tell the older connections of the producer of `ticket` to the run `name`."""
-        for other in list(self._by_run.get(name, ())):
-            if other.ticket.producer == ticket.producer and other.ticket != ticket:
-                other.on_superseded()
+        self._producers.remove(producer)
 
     async def drain(self, window_seconds: float) -> None:
         """End all that are here now, in random order and spread over the window. From now on nobody may be entered.
 
         Most of them go on elsewhere, and would all arrive there at once.
         """
-        waiting = [producer for others in self._by_run.values() for producer in others]
+        waiting = list(self._producers)
         random.shuffle(waiting)
         end = time.monotonic() + window_seconds
         while waiting:
@@ -74,7 +47,7 @@ class Producers:
             steps_left = max(1, int((end - time.monotonic()) / DRAIN_STEP_SECONDS))
             share = max(DRAINED_PER_STEP, -(-len(waiting) // steps_left))
             for producer in waiting[:share]:
-                if producer in self._by_run.get(producer.run_name, ()):
+                if producer in self._producers:
                     producer.on_drain()
             del waiting[:share]
             await asyncio.sleep(DRAIN_STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""What a store knows of a run, besides its events, and what a step has changed of it."""
+"""Records: the state of a run in a store, apart from its events, and the changes that a step makes to it."""
 
 from __future__ import annotations
 
@@ -61,3 +61,5 @@ class Change(NamedTuple):
     """True if the run is not there any more: its generation is kept as a tombstone."""
     refusal: RunConflict | None = None
     """Raised to the caller although the run has changed."""
+    claimant: str | None = None
+    """The connection that has claimed the run, if another one held it."""

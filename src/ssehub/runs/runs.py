@@ -1,4 +1,4 @@
-"""The runs of one hub: its broker's store, with what belongs to the hub added to it."""
+"""The runs of one hub: the store of its broker, which starts the hub and announces the runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 from ..errors import HubClosed
 from ..event import Event
 from ..fields import json_text
-from ..publication import IdempotencyKey
 from .entries import RunEvent
-from .model import Outcome, Run, RunOptions
-from .store import Append, Appended, Created, CreateMode, RunFilter, RunListener, RunStore, RunTotals, Ticket
+from .model import Outcome, Run
+from .store import Append, Appended, Created, Creation, RunFilter, RunListener, RunStore, RunTotals, Ticket
 
 
 class Runs:
@@ -41,20 +40,12 @@ class Runs:
         """True if runs are there after the process has ended."""
         return self._store.outlives_process
 
-    async def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> Created:
+    async def create(self, name: str, creation: Creation) -> Created:
         """Create a run: see `RunStore.create`. Raises HubClosed if the hub is draining."""
         await self._start()
         if self._is_draining():
             raise HubClosed("the hub is draining and about to stop: create the run at another node, or try again later")
-        return await self._store.create(name, options, mode, key=key, ticket=ticket)
+        return await self._store.create(name, creation)
 
     async def append(self, name: str, step: Append) -> Appended:
         """Append to a run: see `RunStore.append`."""
@@ -74,10 +65,10 @@ class Runs:
         await self._start()
         return await self._store.stop(name, generation)
 
-    async def delete(self, name: str) -> Run:
+    async def delete(self, name: str, generation: int | None = None) -> Run:
         """Delete a run: see `RunStore.delete`."""
         await self._start()
-        return await self._store.delete(name)
+        return await self._store.delete(name, generation)
 
     async def get(self, name: str) -> Run | None:
         """Return a run: see `RunStore.get`."""

@@ -46,6 +46,21 @@ class Ticket(NamedTuple):
     connection: str
 
 
+class Creation(NamedTuple):
+    """How a run is created.
+
+    A producer that gives its `ticket` holds the run from then on. The same `key` again creates nothing, whatever became
+    of the run, until it is gone or created anew by another call. `expected`, if given, is the generation that the run
+    must have before this, 0 if there must be none: so a caller that has looked at a run replaces no other.
+    """
+
+    options: RunOptions
+    mode: CreateMode = CreateMode.NEW
+    key: IdempotencyKey | None = None
+    ticket: Ticket | None = None
+    expected: int | None = None
+
+
 class Append(NamedTuple):
     """What one step of an append is about.
 
@@ -87,6 +102,7 @@ class RunTotals(NamedTuple):
 
     states: dict[RunState, int]
     bytes: int
+    """The size of all runs: of their events, as in `Run.bytes`, and of their options."""
 
 
 class RunListener(Protocol):
@@ -105,6 +121,12 @@ class RunListener(Protocol):
         A run that was deleted while it was open is FAILED here, with RunError.DELETED.
         """
 
+    def claimed(self, connection: str) -> None:
+        """The run is claimed by `connection`, which has taken it over from another connection that held it.
+
+        It may be told more than once, and late: a connection that appends to the run asks the store if it still may.
+        """
+
 
 class RunStore(Protocol):
     """The runs of one deployment. A name is used with `/` and control characters excluded: see `check_run_name`.
@@ -121,21 +143,12 @@ class RunStore(Protocol):
     outlives_process: bool
     """True if runs are there after the process has ended."""
 
-    async def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> Created:
-        """Create the run `name`. A producer that gives its `ticket` holds the run from then on.
+    async def create(self, name: str, creation: Creation) -> Created:
+        """Create the run `name`.
 
-        The same `key` again creates nothing, whatever became of the run, until it is gone or created anew by another
-        call.
-        Raises RunConflict if it is open, see CreateMode, or if JOIN finds another producer alive; IdempotencyConflict
-        if the key was used with another body; Overloaded if there are too many runs or bytes.
+        Raises RunConflict if it is open, see CreateMode, if JOIN finds another producer alive, or if the run has
+        another generation than `expected`; UnknownRun if that is given, and there is no run; IdempotencyConflict if the
+        key was used with another body; Overloaded if there are too many runs or bytes.
         """
 
     async def append(self, name: str, step: Append) -> Appended:
@@ -166,10 +179,10 @@ class RunStore(Protocol):
         to a run that has ended, or is STOPPING already. Raises UnknownRun; RunConflict if it has another generation.
         """
 
-    async def delete(self, name: str) -> Run:
+    async def delete(self, name: str, generation: int | None = None) -> Run:
         """End the run if it is open, as FAILED with RunError.DELETED, and forget it except for its generation.
 
-        Returns it as it was at last. Raises UnknownRun.
+        Returns it as it was at last. Raises UnknownRun; RunConflict if it has another generation.
         """
 
     async def get(self, name: str) -> Run | None:

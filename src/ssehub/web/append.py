@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -25,9 +25,10 @@ from ..fields import check_name
 from ..hub import Hub
 from ..loglimit import limited_logger
 from ..rights import NO_KEY, ControlKey, Right
+from ..runs.conflicts import stale
 from ..runs.model import Outcome, RunOptions, check_run_name
 from ..runs.runs import Runs
-from ..runs.store import Appended, CreateMode, Ticket
+from ..runs.store import Appended, Created, CreateMode, Creation, Ticket
 from ..settings import Limits, RequestLimits
 from .appending import Appending, LineLimits
 from .feed import EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
@@ -45,6 +46,7 @@ from .requests import (
     request_headers,
     require_identity,
 )
+from .run_access import change_run
 from .run_answers import append_error, append_refusal, appended_object
 from .run_calls import OPTION_FIELDS, fields_of, generation_of, options_of, outcome_of
 from .transport import connection_of
@@ -59,7 +61,7 @@ _CONNECTIONS = count()
 
 
 class _Wish(NamedTuple):
-    """What an append asks for besides its events."""
+    """The parameters of an append."""
 
     options: RunOptions | None
     """Not None if the run is to be created unless it is open."""
@@ -166,7 +168,6 @@ class AppendToRun:
         offset = headers.get(OFFSET)
         return Appending(
             self._runs,
-            self._hub.producers,
             name,
             Ticket(producer, connection),
             generation=wish.generation,
@@ -223,16 +224,21 @@ class AppendToRun:
         A key that is limited to channels appends to no other generation than the one that was found to have them.
         """
         name, run = appending.run_name, None
-        if key.grant is not None:
-            run = await self._runs.get(name)
-            if run is not None:
-                key.require_channels(run.options.channels)
-            elif wish.options is None:
-                raise UnknownRun(name)
         if wish.options is not None:
-            run = (await self._runs.create(name, wish.options, CreateMode.JOIN, ticket=appending.ticket)).run
+            creation = Creation(wish.options, CreateMode.JOIN, ticket=appending.ticket)
+
+            def create(expected: int | None) -> Awaitable[Created]:
+                return self._runs.create(name, creation._replace(expected=expected))
+
+            run = (await change_run(self._runs, name, key, create)).run
+        elif key.grant is not None:
+            run = await self._runs.get(name)
+            if run is None:
+                raise UnknownRun(name)
             key.require_channels(run.options.channels)
         if key.grant is not None and run is not None:
+            if wish.generation not in (None, run.generation):
+                raise stale(run, wish.generation)
             appending.expect(run.generation)
 
     async def _release(self, appending: Appending) -> None:

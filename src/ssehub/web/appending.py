@@ -21,7 +21,6 @@ from ..errors import ConflictReason, HubClosed, InvalidRequest, LineTimeout, Run
 from ..runs.book import run_conflict
 from ..runs.entries import RunEvent
 from ..runs.model import Outcome, Run, RunError, RunState
-from ..runs.producers import Producers
 from ..runs.runs import Runs
 from ..runs.store import Append, Appended, Ticket
 from .feed import Feed
@@ -86,7 +85,6 @@ class Appending:
         "_line_began",
         "_loop",
         "_offset",
-        "_producers",
         "_rates",
         "_runs",
         "_stepped_at",
@@ -100,7 +98,6 @@ class Appending:
     def __init__(
         self,
         runs: Runs,
-        producers: Producers,
         name: str,
         ticket: Ticket,
         *,
@@ -119,7 +116,6 @@ class Appending:
         self.stored = 0
         """How many events of this body are in the run."""
         self._runs = runs
-        self._producers = producers
         self._generation = generation
         self._offset = offset
         self._rates = rates
@@ -169,9 +165,10 @@ class Appending:
         """The run is gone."""
         self._interrupt()
 
-    def on_superseded(self) -> None:
-        """The same producer has connected again."""
-        self._interrupt()
+    def claimed(self, connection: str) -> None:
+        """A connection, perhaps this one, has taken the run over from another."""
+        if connection != self.ticket.connection:
+            self._interrupt()
 
     def on_drain(self) -> None:
         """The hub is about to stop."""
@@ -206,7 +203,6 @@ class Appending:
         if self._is_first:
             self._is_first = False
             self._generation = appended.generation
-            self._producers.claimed(self.run_name, self.ticket)
         self._appended = appended
         self._stepped_at = self._loop.time()
         if self._ahead > appended.events:

@@ -80,7 +80,11 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
         ("revocations", "Revocations in force.", stats.revocations),
         ("revocations_max", "Revocations of which the table is full, so that no more are accepted.", MAX_REVOCATIONS),
-        ("run_bytes", "Bytes of all runs, with 32 bytes for each event.", stats.run_bytes),
+        (
+            "run_bytes",
+            "Bytes of all runs, with 32 bytes for each event, and 256 for each user and channel.",
+            stats.run_bytes,
+        ),
         ("run_producers", "Producers that append to runs at present.", stats.run_producers),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
         (

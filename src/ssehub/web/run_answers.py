@@ -1,4 +1,4 @@
-"""What the control app answers about runs: JSON, for errors as well."""
+"""Responses of the control app about runs. All are JSON, errors included."""
 
 from __future__ import annotations
 

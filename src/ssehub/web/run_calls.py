@@ -1,10 +1,11 @@
-"""The calls about runs whose whole body is read first: to create, end, stop, delete, look up and list them."""
+"""Calls of the control app that create, end, stop, delete, look up and list runs. Their bodies are read whole."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -17,12 +18,13 @@ from ..publication import IdempotencyKey
 from ..rights import ControlKey, Right
 from ..runs.entries import RunEvent
 from ..runs.model import DEFAULT_IDLE_SECONDS, DEFAULT_KEEP_SECONDS, Outcome, Run, RunOptions, RunState, check_run_name
-from ..runs.store import CreateMode, RunFilter
+from ..runs.store import Created, CreateMode, Creation, RunFilter
 from ..settings import Limits
 from .endpoint import Endpoint
 from .forms import names, read_fields, refuse_null, urlencoded, whole_number
 from .pace import pace_for
 from .requests import ControlRequest, RequestHeaders, idempotency_key
+from .run_access import change_run
 from .run_answers import run_error, run_object
 from .transport import closing_of
 
@@ -57,16 +59,6 @@ class RunCall(Endpoint):
             raise UnknownRun(name)
         request.key.require_channels(run.options.channels)
         return run
-
-    async def _check_key(self, request: ControlRequest) -> tuple[str, int | None]:
-        """Return the run's name and, if the key is limited to channels, the generation that it may change.
-
-        Raises what `_find` raises then.
-        """
-        if request.key.grant is not None:
-            run = await self._find(request)
-            return run.name, run.generation
-        return check_run_name(request.name), None
 
 
 async def fields_of(request: ControlRequest, known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -117,11 +109,13 @@ class CreateRun(RunCall):
         fields = await fields_of(request, CREATE_FIELDS)
         options, mode = options_of(fields), _mode(fields)
         request.key.require_channels(options.channels)
-        if request.key.grant is not None and (before := await self._runs.get(name)) is not None:
-            request.key.require_channels(before.options.channels)
-        key = _key_for(request, name, options, mode)
-        run = (await self._runs.create(name, options, mode, key=key)).run
-        return JSONResponse(run_object(run), 201)
+        creation = Creation(options, mode, _key_for(request, name, options, mode))
+
+        def create(expected: int | None) -> Awaitable[Created]:
+            return self._runs.create(name, creation._replace(expected=expected))
+
+        created = await change_run(self._runs, name, request.key, create)
+        return JSONResponse(run_object(created.run), 201)
 
 
 def _mode(fields: Mapping[str, Any]) -> CreateMode:
@@ -157,8 +151,9 @@ class DeleteRun(RunCall):
     method = "DELETE"
 
     async def respond(self, request: ControlRequest) -> Response:
-        name, _ = await self._check_key(request)
-        return JSONResponse(run_object(await self._runs.delete(name)))
+        name = check_run_name(request.name)
+        run = await change_run(self._runs, name, request.key, partial(self._runs.delete, name))
+        return JSONResponse(run_object(run))
 
 
 class FinishRun(RunCall):
@@ -167,12 +162,11 @@ class FinishRun(RunCall):
     method = "POST"
 
     async def respond(self, request: ControlRequest) -> Response:
-        name, permitted = await self._check_key(request)
+        name = check_run_name(request.name)
         fields = await fields_of(request, ("generation", "error"))
+        finish = partial(self._runs.finish, name, outcome_of(fields.get("error")))
         generation = generation_of(request.headers, fields)
-        outcome = outcome_of(fields.get("error"))
-        run = await self._runs.finish(name, outcome, permitted if generation is None else generation)
-        return JSONResponse(run_object(run))
+        return JSONResponse(run_object(await change_run(self._runs, name, request.key, finish, generation)))
 
 
 def outcome_of(error: object) -> Outcome:
@@ -193,9 +187,10 @@ class StopRun(RunCall):
     method = "POST"
 
     async def respond(self, request: ControlRequest) -> Response:
-        name, permitted = await self._check_key(request)
+        name = check_run_name(request.name)
         generation = generation_of(request.headers, await fields_of(request, ("generation",)))
-        return JSONResponse(run_object(await self._runs.stop(name, permitted if generation is None else generation)))
+        run = await change_run(self._runs, name, request.key, partial(self._runs.stop, name), generation)
+        return JSONResponse(run_object(run))
 
 
 class ListRuns(RunCall):

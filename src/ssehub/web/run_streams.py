@@ -26,7 +26,7 @@ AI_SDK_HEADERS = {"x-vercel-ai-ui-message-stream": "v1", "Connection": "close"}
 
 
 class RunRequest(NamedTuple):
-    """What a client asks for with `run=`."""
+    """The parameters of a request with `run=`."""
 
     name: str
     cursor: str | None
@@ -81,7 +81,7 @@ async def run_stream(
         if wanted.wait_seconds is None or is_head:
             run: Run | None = await hub.find_run(wanted.name, claims)
         else:
-            run = await _wait_for_run(hub, wanted, claims, receive)
+            run = await _wait_for_run(hub, wanted, claims, address, receive)
     except UnknownRun:
         return await unknown_runs.response(scope, began)
     if run is None or wanted.has_all(run):
@@ -132,9 +132,11 @@ class RunStream(StreamResponse):
         )
 
 
-async def _wait_for_run(hub: Hub, wanted: RunRequest, claims: Claims, receive: Receive) -> Run | None:
+async def _wait_for_run(
+    hub: Hub, wanted: RunRequest, claims: Claims, address: str | None, receive: Receive
+) -> Run | None:
     """Return the run when there is one that may be watched, None if the client has left."""
-    finding = asyncio.ensure_future(hub.find_run(wanted.name, claims, wanted.wait_seconds))
+    finding = asyncio.ensure_future(hub.find_run(wanted.name, claims, wanted.wait_seconds, address))
     leaving = asyncio.ensure_future(disconnected(receive))
     try:
         await asyncio.wait((finding, leaving), return_when=asyncio.FIRST_COMPLETED)

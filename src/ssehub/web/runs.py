@@ -1,4 +1,4 @@
-"""`/runs/…` of the control app: which call a path and a method name.
+"""`/runs/…` of the control app: finds the call for a path and a method.
 
     /runs/                GET
     /runs/NAME            PUT, POST, GET, DELETE
@@ -28,7 +28,7 @@ from .rates import PublishRates
 from .requests import NAME
 from .run_calls import CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
 
-NO_PATH = "there is no such path: use /runs/, /runs/NAME, and below it finish, stop or events; a name has no '/'"
+NO_PATH = "unknown path: use /runs/, /runs/NAME, or below it finish, stop or events; a name can't contain '/'"
 MAX_NAME_BYTES = 3 * 4 * 255
 """The longest name, percent-encoded."""
 

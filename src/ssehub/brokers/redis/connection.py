@@ -104,10 +104,11 @@ class Connection:
     async def check_version(self) -> str:
         """Raise BrokerUnavailable if the server is too old. A user without access to INFO is not refused.
 
-        Returns an id that each process of the server has for itself; for such a user, each connection.
+        Returns an id that is new when the server may have lost data: when it has started, or has become a primary. For
+        such a user, each connection has its own.
         """
         try:
-            info = await self.command("INFO", "server")
+            info = await self.command("INFO")
         except ResponseError:
             return secrets.token_hex(20)
         if not isinstance(info, bytes):
@@ -116,7 +117,9 @@ class Connection:
         version = lines.get("redis_version", "")
         if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
             raise BrokerUnavailable(f"Redis {version} is too old: Redis 6.2 or later, or Valkey, is required")
-        return lines.get("run_id") or secrets.token_hex(20)
+        if "run_id" not in lines:
+            return secrets.token_hex(20)
+        return f"{lines['run_id']}:{lines.get('master_replid', '')}"
 
     async def evaluate(self, script: bytes, digest: str, *arguments: str | bytes | int) -> Any:
         """Run `script`, which has this SHA-1 digest, and return the reply; send it only if Redis lacks it."""

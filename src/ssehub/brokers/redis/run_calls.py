@@ -1,6 +1,7 @@
-"""Calls of the script `runs.lua`: whatever waits is one call to Redis, on a connection of its own.
+"""Calls of the script `runs.lua`, on a connection of their own: all operations that wait are one call to Redis.
 
-Everyone is answered in time, whatever Redis does. What only reads is sent again after the connection was lost.
+Each caller is answered in time, even if Redis is not. Operations that only read are sent again after the connection was
+lost.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from ...errors import BrokerUnavailable, Overloaded
 from ...runs.model import RunState
-from ...runs.store import RunTotals
+from ...runs.store import LEASE_SECONDS, RunTotals
 from .connection import REFUSALS, Connection, Server, explain, keep_connected
 from .run_wire import DIGEST, SCRIPT, RunKeys
 from .state import Health
@@ -209,7 +210,7 @@ async def check_access(connection: Connection, keys: RunKeys) -> None:
 
 async def _evaluate(connection: Connection, keys: RunKeys, parts: Sequence[str | bytes | int]) -> list[Any]:
     """Call the script. Its keys, all in the slot of the first, are made of the prefix and of the names in `parts`."""
-    reply = await connection.evaluate(SCRIPT, DIGEST, 1, f"{keys.prefix}runs", *keys, *parts)
+    reply = await connection.evaluate(SCRIPT, DIGEST, 1, f"{keys.prefix}runs", *keys, int(LEASE_SECONDS * 1000), *parts)
     if not isinstance(reply, list) or not reply:
         raise BrokerUnavailable(NOT_REDIS)
     return reply

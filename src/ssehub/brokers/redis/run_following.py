@@ -1,4 +1,4 @@
-"""What this node knows of the runs that are followed here, and how it tells their listeners.
+"""The runs that are followed on this node: their last known state, and their listeners.
 
     following   what happens
     unsynced    the run is looked up as soon as its channel is heard; messages wait until then
@@ -8,7 +8,7 @@ A message that does not fit what is known, or that has left out its events since
 does the loss of the Pub/Sub connection. Then listeners are told what they have not been told.
 
 Redis may lose what it has published already. Ordinals would then be used again for other events. So the node remembers
-the last event that it told, and asks for a new log if there is another one, or none, with that ordinal.
+the last event that it told, and asks for a new log if Redis has another event with that ordinal, or none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...runs.store import RunListener
 from ..numbering import new_log_name
 from .run_calls import CALL_SECONDS, Calls
 from .run_channels import Channels
-from .run_wire import LOOK, Message, load_events, parse_run
+from .run_wire import CLAIM, LOOK, Message, load_events, parse_run
 
 logger = logging.getLogger("ssehub.brokers.redis")
 
@@ -110,6 +110,9 @@ class Followings:
             return
         if content == LOOK:
             self._look_up(following)
+            return
+        if content.startswith(CLAIM):
+            self._followers.claimed(name, content.removeprefix(CLAIM).decode(errors="replace"))
             return
         try:
             message = Message.parse(content)
@@ -223,7 +226,9 @@ class Followings:
                 state, error = (run.state, run.error) if is_end else (RunState.FAILED, RunError.DELETED)
                 self._vanish(following, run, state, error, run.ended_at)
             return True
-        _, record, _, last, entries = reply
+        _, record, _, last, entries, connection = reply
+        if connection is not None and not following.is_new:  # the message may have been lost
+            self._followers.claimed(following.name, connection.decode())
         found = parse_run(following.name, record)
         if run is None or found.log != run.log:
             following.run, following.digest = found, None if last is None else hash(last)

@@ -1,7 +1,7 @@
-"""What a node sends to Redis and receives about runs: the script, the records of runs, and the messages on channels.
+"""The format of runs in Redis: the script, the records of runs, and the messages on channels.
 
 A run is a hash, `{prefix}:run:NAME`, and a stream, `{prefix}:run:NAME/LOG`, whose ids are the ordinals of its events:
-`7-0`. What happens to it is published on the channel `{prefix}:run@DATABASE:NAME`, in the same step.
+`7-0`. Each change is published on the channel `{prefix}:run@DATABASE:NAME`, in the same step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ DIGEST = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
 LOOK = b"?"
 """What is published about a run whose keys are missing."""
+CLAIM = b"!"
+"""What is published before the name of a connection that claims a run, if another one held it."""
 
 
 class RunKeys(NamedTuple):

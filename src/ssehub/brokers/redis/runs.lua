@@ -7,20 +7,25 @@
 --   P runs              a sorted set of the names of all runs, all with the score 0, so that they are in order
 --   P runs-of:USER      the same of the runs for this user, or, with *, for everyone
 --   P run-deadlines     a sorted set: when to look at a run next, in ms; not later than its deadline
---   P run-totals        a hash: the number of runs in each state, and of bytes; and an epoch, new when all was deleted
+--   P run-totals        a hash: the number of runs in each state, and of bytes; an epoch, new when all was deleted; and
+--                       when somebody last swept, and when somebody did so again after a long time, in ms
 --   P run-tombstones    a hash: the last generation of names that are gone; P run-tombstone-ages: when they went, in ms
 --   P run-leases        a sorted set: until when the claims of a node are alive, in ms
 -- Keys of runs expire long after they should have been deleted, in case nobody does.
 --
--- ARGV: P, the prefix of channels, the id of this process of Redis, then for each operation a verb, the number of its arguments, and these.
+-- ARGV: P, the prefix of channels, the id of this Redis, new when it has started or become a primary, and how long a
+-- lease lasts, in ms; then for each operation a verb, the number of its arguments, and these.
 
-local prefix, channels, server = ARGV[1], ARGV[2], ARGV[3]
+local prefix, channels, server, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local totals = prefix .. 'run-totals'
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local now_ms = string.format('%.0f', now)
 local inline_bytes = 32768
 local total_fields = {'bytes', 'open', 'stopping', 'done', 'failed', 'stopped'}
+
+-- Returns what went wrong as text: Redis has raised a table since version 7, and a string before.
+local function error_text(raised) return type(raised) == 'table' and raised.err or tostring(raised) end
 
 -- Adds the arguments from `first` to `last` to the stream of a log with so many events. Returns false if it has others.
 local function add(stream, events, first, last)
@@ -93,13 +98,13 @@ local function make_verbs()
   local verbs = {}
   local index, deadlines, leases = prefix .. 'runs', prefix .. 'run-deadlines', prefix .. 'run-leases'
   local tombstones, tombstone_ages = prefix .. 'run-tombstones', prefix .. 'run-tombstone-ages'
-  local spare_ms = 86400000
+  local spare_ms, away_ms = 86400000, 5000
 
   -- The first nine are the record that nodes are sent.
   local fields = {
     'options', 'generation', 'log', 'state', 'error', 'events', 'bytes', 'created', 'ended', 'producer', 'connection',
     'held', 'since', 'idle', 'keep', 'stop', 'key', 'body', 'creator', 'finisher',
-    'server'
+    'server', 'size'
   }
   local record_fields = 9
 
@@ -112,7 +117,7 @@ local function make_verbs()
     if not (values[1] and values[4]) then return nil end
     local run = {name = name}
     for i, field in ipairs(fields) do run[field] = values[i] end
-    run.events, run.bytes = tonumber(run.events), tonumber(run.bytes)
+    run.events, run.bytes, run.size = tonumber(run.events), tonumber(run.bytes), tonumber(run.size)
     return run
   end
 
@@ -140,8 +145,20 @@ local function make_verbs()
 
   -- Claims
 
+  local function renew(node) redis.call('ZADD', leases, text(now + lease_ms), node) end
+
+  -- Notices if nobody has swept for some time: all nodes were away from Redis, or there were none. The claims that were
+  -- alive then are alive again, and for `away_ms` nothing is due, so that producers can show signs of life.
+  local function notice_absence()
+    local swept = tonumber(redis.call('HGET', totals, 'swept') or now)
+    if now - swept <= away_ms then return end
+    for _, node in ipairs(redis.call('ZRANGEBYSCORE', leases, text(swept), '+inf')) do renew(node) end
+    redis.call('HSET', totals, 'swept', now_ms, 'resumed', now_ms)
+  end
+
   local function is_held(run)
     if not run.held then return false end
+    notice_absence()
     local lease = redis.call('ZSCORE', leases, run.held)
     return lease and tonumber(lease) > now
   end
@@ -150,12 +167,12 @@ local function make_verbs()
     return producer ~= '' and run.producer and run.producer ~= producer and is_held(run)
   end
 
-  local function renew(node, lease_ms) redis.call('ZADD', leases, text(now + lease_ms), node) end
-
+  -- Nobody is told by `publish` who appends. A connection that is passed over may be at another node, and silent.
   local function claim(run, producer, connection, node)
+    if run.held and run.connection ~= connection then redis.call('PUBLISH', channels .. run.name, '!' .. connection) end
     run.producer, run.connection, run.held = producer, connection, node
     redis.call('HSET', key_of(run.name), 'producer', producer, 'connection', connection, 'held', node)
-    renew(node, 10000)
+    renew(node)
   end
 
   -- Returns the reason why the step of a connection is refused, or nil; and true if it has to claim the run.
@@ -188,7 +205,7 @@ local function make_verbs()
 
   local function count(run, number)
     redis.call('HINCRBY', totals, run.state, number)
-    if run.bytes > 0 then redis.call('HINCRBY', totals, 'bytes', text(number * run.bytes)) end
+    redis.call('HINCRBY', totals, 'bytes', text(number * (run.bytes + run.size)))
   end
 
   local function users_of(run) return cjson.decode(run.options).users end
@@ -211,7 +228,7 @@ local function make_verbs()
   -- Forgets everything about a run except for its generation.
   local function remove(run)
     leave(run)
-    redis.call('DEL', key_of(run.name), stream_of(run))
+    redis.call('UNLINK', key_of(run.name), stream_of(run))  -- a stream may have 8 MiB: DEL takes up to a millisecond
     redis.call('ZREM', index, run.name)
     redis.call('ZREM', deadlines, run.name)
     bury(run.name, run.generation)
@@ -269,14 +286,18 @@ local function make_verbs()
 
   -- Operations. `at` is where the verb's number of arguments is.
 
-  -- create NAME MODE OPTIONS IDLE_MS KEEP_MS STOP_MS LOG KEY BODY PRODUCER CONNECTION NODE MAX_RUNS MAX_BYTES
+  -- create NAME GENERATION MODE OPTIONS SIZE IDLE_MS KEEP_MS STOP_MS LOG KEY BODY PRODUCER CONNECTION NODE MAX_RUNS
+  -- MAX_BYTES. GENERATION may be empty, and is 0 if there must be no run. SIZE is that of the options.
   function verbs.create(at)
-    local name, mode, options, idle, keep, stop, log, key, body, producer, connection, node, max_runs, max_bytes =
-      unpack(ARGV, at + 1, at + 14)
+    local name, generation, mode, options, size, idle, keep, stop, log, key, body, producer, connection, node, max_runs,
+      max_bytes = unpack(ARGV, at + 1, at + 16)
+    size = tonumber(size)
     local old = find(name)
+    if generation ~= '' and generation ~= (old and old.generation or '0') then
+      return old and conflict(old, 'stale') or reply('unknown')
+    end
     if not old then
       if redis.call('ZCARD', index) >= tonumber(max_runs) then return reply('runs') end
-      if tonumber(redis.call('HGET', totals, 'bytes') or 0) >= tonumber(max_bytes) then return reply('bytes') end
     else
       local is_same = key ~= '' and old.key == key
       if is_same and old.body ~= body then return reply('key') end
@@ -291,22 +312,26 @@ local function make_verbs()
       if mode == 'join' and producer ~= '' and old.creator == producer then return reply('known', old) end
       if mode == 'new' and not has_ended(old) then return conflict(old, 'open') end
     end
+    local is_kept, growth = old and mode == 'takeover', size
+    if is_kept and old.events > 0 and redis.call('XLEN', stream_of(old)) ~= old.events then is_kept = false end
+    if old then growth = growth - old.size - (is_kept and 0 or old.bytes) end
+    if growth > 0 and (redis.call('HGET', totals, 'bytes') or 0) + growth > tonumber(max_bytes) then
+      return reply('bytes')
+    end
     local run = {
       name = name, options = options, log = log, state = 'open', error = false, events = 0, bytes = 0, created = now_ms,
-      ended = false, since = now_ms, idle = idle, keep = keep, stop = stop
+      ended = false, since = now_ms, idle = idle, keep = keep, stop = stop, size = size
     }
     if old then
       run.generation = text(old.generation + 1)
       leave(old)
-      local is_kept = mode == 'takeover'
-      if is_kept and old.events > 0 and redis.call('XLEN', stream_of(old)) ~= old.events then is_kept = false end
       if is_kept then run.events, run.bytes = old.events, old.bytes end
       if is_kept and not has_ended(old) then
         run.log = old.log
       elseif is_kept and old.events > 0 then
         redis.call('RENAME', stream_of(old), stream_of(run))
       else
-        redis.call('DEL', stream_of(old))
+        redis.call('UNLINK', stream_of(old))
       end
       redis.call('DEL', key_of(name))
     else
@@ -315,7 +340,7 @@ local function make_verbs()
     dig_up(name)
     redis.call('HSET', key_of(name), 'options', options, 'generation', run.generation, 'log', run.log, 'state', 'open',
       'events', text(run.events), 'bytes', text(run.bytes), 'created', now_ms, 'since', now_ms, 'idle', idle,
-      'keep', keep, 'stop', stop, 'server', server)
+      'keep', keep, 'stop', stop, 'server', server, 'size', size)
     if key ~= '' then redis.call('HSET', key_of(name), 'key', key, 'body', body) end
     if producer ~= '' then
       redis.call('HSET', key_of(name), 'creator', producer)
@@ -364,7 +389,7 @@ local function make_verbs()
     local reason, is_claimed = check_claim(run, producer, connection, node, is_first)
     if reason then return conflict(run, reason) end
     if offset and offset > run.events then
-      -- Without a loss its producer is wrong. Redis loses nothing, or all of a run, unless it is started again.
+      -- Without a loss its producer is wrong. Redis loses nothing, or all of a run, unless it has got another id.
       if run.server ~= server and not renew_log(run, log) then return lose(run) end
       return conflict(run, 'offset')
     end
@@ -449,9 +474,9 @@ local function make_verbs()
     return reply('ok', run, is_over)
   end
 
-  -- delete NAME
+  -- delete NAME GENERATION
   function verbs.delete(at)
-    local run, refusal = require_run(ARGV[at + 1], '')
+    local run, refusal = require_run(ARGV[at + 1], ARGV[at + 2])
     if not run then return refusal end
     local was_open = not has_ended(run)
     if was_open then finish(run, 'failed', 'deleted') end
@@ -490,8 +515,8 @@ local function make_verbs()
     return {'ok', page(run, ARGV[at + 3] + 1, tonumber(ARGV[at + 4]))}
   end
 
-  -- look NAME LOG FIRST MAX_BYTES: returns the run, its last event, and those from FIRST on, if this is its log, or else
-  -- all of them; none if they are larger.
+  -- look NAME LOG FIRST MAX_BYTES: returns the run, its last event, those from FIRST on, if this is its log, or else all
+  -- of them, none if they are larger; and the connection that appends, or did last.
   function verbs.look(at)
     local run = find(ARGV[at + 1])
     if not run then return reply('ok') end
@@ -499,7 +524,7 @@ local function make_verbs()
     local entries = page(run, first, tonumber(ARGV[at + 4]))
     if first + #entries <= run.events then entries = {} end
     local last = run.events > 0 and page(run, run.events, 1)[1] or false
-    return reply('ok', run, false, last, entries)
+    return reply('ok', run, false, last, entries, run.connection)
   end
 
   -- lost NAME OLD_LOG LOG: a node knows other events of OLD_LOG than there are.
@@ -553,9 +578,9 @@ local function make_verbs()
       local names = redis.call('ZRANGEBYLEX', index, after, '+', 'LIMIT', 0, 500)
       if #names == 0 then break end
       for _, name in ipairs(names) do
-        local run = redis.call('HMGET', key_of(name), 'state', 'bytes')
+        local run = redis.call('HMGET', key_of(name), 'state', 'bytes', 'size')
         if run[1] then
-          counts[run[1]], bytes = (counts[run[1]] or 0) + 1, bytes + run[2]
+          counts[run[1]], bytes = (counts[run[1]] or 0) + 1, bytes + run[2] + run[3]
         else
           redis.call('ZREM', index, name)
           redis.call('ZREM', deadlines, name)
@@ -567,36 +592,54 @@ local function make_verbs()
     for i = 2, #total_fields do redis.call('HSET', totals, total_fields[i], counts[total_fields[i]] or 0) end
   end
 
-  -- sweep NODE LEASE_MS COUNT TOMBSTONE_MS MAX_TOMBSTONES EPOCH: renews the claims of a node, and does what is due, so
-  -- many runs at a time. Returns whether there may be more to do, the names and records of runs that have ended, and the
-  -- epoch. It is the given one, if there is none, since everything was deleted.
+  -- Does what is due for the run `name`. Returns its record if it has ended, and whether its keys are missing.
+  local function run_out(name)
+    local run = find(name)
+    if not run then
+      redis.call('ZREM', deadlines, name)
+      redis.call('ZREM', index, name)
+      redis.call('PUBLISH', channels .. name, '?')
+      return nil, true
+    end
+    if deadline_of(run) > now then
+      watch(run)
+    elseif has_ended(run) then
+      remove(run)
+    else
+      if run.state == 'open' then finish(run, 'failed', 'idle') else finish(run, 'stopped', false) end
+      publish('+', run)
+      return record_of(run), false
+    end
+    return nil, false
+  end
+
+  -- sweep NODE COUNT TOMBSTONE_MS MAX_TOMBSTONES EPOCH: renews the claims of a node, and does what is due, so many runs
+  -- at a time. Returns whether there may be more to do, the names and records of runs that have ended, the epoch, and an
+  -- error if a run could not be looked at. The epoch is the given one, if there is none, since everything was deleted.
   function verbs.sweep(at)
-    local node, lease_ms, limit, tombstone_ms, max_tombstones, new_epoch = unpack(ARGV, at + 1, at + 6)
+    local node, limit, tombstone_ms, max_tombstones, new_epoch = unpack(ARGV, at + 1, at + 5)
     local epoch = redis.call('HGET', totals, 'epoch')
     if not epoch then
       epoch = new_epoch
       redis.call('HSET', totals, 'epoch', epoch)
     end
-    renew(node, lease_ms)
+    notice_absence()
+    redis.call('HSET', totals, 'swept', now_ms)
+    renew(node)
     redis.call('ZREMRANGEBYSCORE', leases, '-inf', text(now - 60000))
-    local ended, is_missing = {}, false
-    local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now_ms, 'LIMIT', 0, limit)
+    local due, ended, is_any_missing, failure = {}, {}, false, false
+    if now >= (redis.call('HGET', totals, 'resumed') or 0) + away_ms then
+      due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now_ms, 'LIMIT', 0, limit)
+    end
     for _, name in ipairs(due) do
-      local run = find(name)
-      if not run then
-        redis.call('ZREM', deadlines, name)
-        redis.call('ZREM', index, name)
-        redis.call('PUBLISH', channels .. name, '?')
-        is_missing = true
-      elseif deadline_of(run) > now then
-        watch(run)
-      elseif has_ended(run) then
-        remove(run)
-      else
-        if run.state == 'open' then finish(run, 'failed', 'idle') else finish(run, 'stopped', false) end
-        publish('+', run)
-        ended[#ended + 1], ended[#ended + 2] = name, record_of(run)
+      local is_done, record, is_missing = pcall(run_out, name)
+      if not is_done then
+        redis.call('ZADD', deadlines, text(now + 60000), name)  -- the others must not wait for it
+        failure = error_text(record)
+      elseif record then
+        ended[#ended + 1], ended[#ended + 2] = name, record
       end
+      is_any_missing = is_any_missing or is_missing
     end
     local old = redis.call('ZRANGEBYSCORE', tombstone_ages, '-inf', text(now - tombstone_ms), 'LIMIT', 0, 500)
     local over = math.min(redis.call('ZCARD', tombstone_ages) - max_tombstones, 500)
@@ -604,12 +647,12 @@ local function make_verbs()
     for _, name in ipairs(old) do dig_up(name) end
     local all = 0
     for i = 2, #total_fields do all = all + (redis.call('HGET', totals, total_fields[i]) or 0) end
-    if is_missing or all ~= redis.call('ZCARD', index) then
+    if is_any_missing or all ~= redis.call('ZCARD', index) then
       -- Keys were deleted, or evicted: what they counted for is unknown.
       if now - (redis.call('HGET', totals, 'counted') or 0) > 60000 then count_all() end
     end
     local has_more = (#due == tonumber(limit) or #old >= 500) and 1 or 0
-    return {'ok', has_more, ended, epoch}
+    return {'ok', has_more, ended, epoch, failure}
   end
 
   -- leave NODE: the claims of this node are not alive any more.
@@ -642,7 +685,7 @@ local function make_verbs()
     redis.call('ZRANGEBYLEX', key, '-', '+')
     redis.call('ZREMRANGEBYSCORE', key, 0, 0)
     redis.call('ZREM', key, 'n')
-    redis.call('DEL', key, other)
+    redis.call('UNLINK', key, other)
     redis.call('PUBLISH', channels .. '/', '')
     return reply('ok')
   end
@@ -650,7 +693,7 @@ local function make_verbs()
   return verbs
 end
 
-local replies, at, finish, verbs = {}, 4, #ARGV, nil
+local replies, at, finish, verbs = {}, 5, #ARGV, nil
 while at < finish do
   local verb, reply = ARGV[at], nil
   if verb == 'append' then reply = append_quickly(at + 1) end
@@ -658,7 +701,12 @@ while at < finish do
     verbs = verbs or make_verbs()
     count_bytes()
     local is_done, result = pcall(verbs[verb], at + 1)
-    reply = is_done and result or {'error', type(result) == 'table' and result.err or tostring(result)}
+    if not is_done then
+      result = error_text(result)
+      -- The node has to find the primary: it connects again after an error of the whole call.
+      if string.find(result, 'READONLY', 1, true) then return redis.error_reply(result) end
+    end
+    reply = is_done and result or {'error', result}
   end
   replies[#replies + 1] = reply
   at = at + 2 + ARGV[at + 1]

@@ -3,7 +3,7 @@
 Every call is one operation of the script `runs.lua`, which numbers the events, decides by the rules of
 `ssehub.runs.book`, and publishes what has changed, all in one step. A node has two connections for all its runs: one
 for these calls, and one on which it hears of those that are followed on it. The claims of a node's producers are alive
-while its lease is, which it renews. Whatever is due, any node does.
+while its lease is, which it renews. Any node ends the runs whose deadline has passed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ...errors import BrokerUnavailable, ConflictReason, IdempotencyConflict, Overloaded, Unavailable, UnknownRun
-from ...publication import IdempotencyKey
+from ...loglimit import limited_logger
 from ...runs.conflicts import KEY_CONFLICT, conflict, stale
 from ...runs.entries import RunEvent
 from ...runs.model import (
@@ -27,15 +27,13 @@ from ...runs.model import (
     TOMBSTONE_SECONDS,
     Outcome,
     Run,
-    RunOptions,
     RunState,
 )
 from ...runs.store import (
-    LEASE_SECONDS,
     Append,
     Appended,
     Created,
-    CreateMode,
+    Creation,
     RunFilter,
     RunListener,
     RunTotals,
@@ -49,9 +47,12 @@ from .run_channels import Channels
 from .run_following import Followings
 from .run_wire import dump_error, dump_options, load_events, parse_run
 
+logger = limited_logger("ssehub.brokers.redis")
+
 SWEEP_SECONDS = 0.5
 """How often a node does what is due."""
 SWEEP_RUNS = 100
+"""How many runs it ends, or releases, at a time."""
 LIST_RUNS = 200
 """Runs that are looked at in one call."""
 CALL_EVENTS = 10_000
@@ -132,18 +133,29 @@ class RedisRuns:
             tasks.calls.close()
 
     async def _sweep_forever(self, tasks: _Tasks) -> None:
+        problem: str | None = None
         while True:
-            has_more = False
-            with contextlib.suppress(Unavailable):
-                await self._release_again()
+            has_more, known_problem = False, problem
+            try:
                 has_more = await self._sweep(tasks)
+                has_more = await self._release_again() or has_more
+                problem = None
+            except Unavailable as exc:
+                problem = str(exc)
+                is_connected = tasks.calls.health.problem is None  # otherwise that has been logged
+                if is_connected and problem != known_problem:
+                    logger.warning("cannot do what is due for runs: %s", problem)
+            except Exception:
+                logger.exception("unexpected error while doing what is due for runs: trying again")
             await asyncio.sleep(0 if has_more else SWEEP_SECONDS * random.uniform(0.8, 1.2))
 
     async def _sweep(self, tasks: _Tasks) -> bool:
         """Do what is due, and renew the lease. Returns True if there may be more to do."""
         tombstones = int(TOMBSTONE_SECONDS * 1000), MAX_TOMBSTONES
-        arguments = (tasks.node, int(LEASE_SECONDS * 1000), SWEEP_RUNS, *tombstones, secrets.token_hex(8))
-        _, has_more, ended, epoch = await tasks.calls.call("sweep", *arguments)
+        arguments = (tasks.node, SWEEP_RUNS, *tombstones, secrets.token_hex(8))
+        _, has_more, ended, epoch, failure = await tasks.calls.call("sweep", *arguments)
+        if failure is not None:
+            logger.warning("cannot do what is due for a run: %s", failure.decode(errors="replace"))
         if tasks.epoch not in (None, epoch):
             tasks.followings.look_up_all()  # Redis has deleted everything, and told nobody
         tasks.epoch = epoch
@@ -151,10 +163,12 @@ class RedisRuns:
             self.on_transition(parse_run(name.decode(), record))
         return bool(has_more)
 
-    async def _release_again(self) -> None:
-        while self._releases:
+    async def _release_again(self) -> bool:
+        """Repeat releases, not so many that the lease lapses meanwhile. Returns True if there may be more."""
+        for _ in range(min(SWEEP_RUNS, len(self._releases))):
             (name, ticket), _ = self._releases.popitem(last=False)
             await self.release(name, ticket)
+        return bool(self._releases)
 
     def _running(self) -> _Tasks:
         if self._tasks is None:
@@ -163,22 +177,17 @@ class RedisRuns:
 
     # Calls
 
-    async def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> Created:
+    async def create(self, name: str, creation: Creation) -> Created:
         tasks, limits = self._running(), self._limits
+        options, mode, key, ticket, expected = creation
         times = options.idle, options.keep, limits.run_stop_seconds
         reply = await tasks.calls.call(
             "create",
             name,
+            "" if expected is None else expected,
             mode.value,
             dump_options(options),
+            options.size,
             *[int(seconds * 1000) for seconds in times],
             new_log_name(),
             *(key or ("", "")),
@@ -187,7 +196,7 @@ class RedisRuns:
             limits.max_runs,
             limits.max_runs_bytes,
         )
-        return Created(self._run(name, reply), reply[0] == b"ok")
+        return Created(self._run(name, reply, expected), reply[0] == b"ok")
 
     async def append(self, name: str, step: Append) -> Appended:
         events: list[bytes] = []
@@ -256,8 +265,9 @@ class RedisRuns:
         reply = await self._running().calls.call("stop", name, "" if generation is None else generation)
         return self._run(name, reply, generation)
 
-    async def delete(self, name: str) -> Run:
-        return self._run(name, await self._running().calls.call("delete", name))
+    async def delete(self, name: str, generation: int | None = None) -> Run:
+        reply = await self._running().calls.call("delete", name, "" if generation is None else generation)
+        return self._run(name, reply, generation)
 
     async def get(self, name: str) -> Run | None:
         return self._run_or_none(name, await self._running().calls.call("get", name, is_read=True))

@@ -1,4 +1,4 @@
-"""The runs as they have been decided, and how they are stored: from the book's changes to those of the file."""
+"""Translates changes of the book of runs into changes of their file."""
 
 from __future__ import annotations
 

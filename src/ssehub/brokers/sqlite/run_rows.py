@@ -1,4 +1,4 @@
-"""The events of runs as rows of their file: a row has events that were appended in one step."""
+"""The events of runs as rows of their file. The events of a row were appended in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task that decides about runs and commits what was decided, many calls in one transaction.
+"""The task that decides calls about runs and commits the changes, many calls in one transaction.
 
     waiting    calls wait for the transaction before them; at rest there is none
     deciding   the book decides about each of them, in their order; what it changes is collected

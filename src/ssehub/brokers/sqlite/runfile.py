@@ -73,7 +73,7 @@ class Stored(NamedTuple):
 
 
 class Tombstone(NamedTuple):
-    """What is kept of a run that is gone. `at` is when it went, in Unix time."""
+    """The tombstone of a run that is gone since `at`, in Unix time."""
 
     name: str
     generation: int
@@ -94,7 +94,7 @@ class Loaded(NamedTuple):
 
 @dataclass(slots=True)
 class Changes:
-    """What one transaction is to change."""
+    """The changes of one transaction."""
 
     records: dict[str, tuple[int, str] | None] = field(default_factory=dict)
     """By name the number and the record, or None if there is no such run any more."""

@@ -1,7 +1,7 @@
 """The runs of the SQLite broker, in a file of their own beside the log.
 
-A file of their own, since what the two have in common is little: the log's bound in bytes means the log alone, an older
-file of a log needs no change, a run of many megabytes that is deleted delays no publisher, and damage to one is not
+The file is separate because the two have little in common: the bound of the log in bytes is for the log alone, the file
+of an older log needs no change, a run of many megabytes that is deleted delays no publisher, and damage to one is not
 damage to the other. It costs an fsync for each, where events and runs are written at the same moment. Both are locked
 by the lock of the log.
 """
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ...errors import BrokerUnavailable
-from ...publication import IdempotencyKey
 from ...runs.book import Book, Change
 from ...runs.entries import RunEvent
-from ...runs.model import Outcome, Run, RunOptions, RunState
-from ...runs.store import Append, Appended, Created, CreateMode, RunFilter, RunListener, RunTotals, Ticket
+from ...runs.model import Outcome, Run, RunState
+from ...runs.store import Append, Appended, Created, Creation, RunFilter, RunListener, RunTotals, Ticket
 from ...settings import RunLimits
 from ..numbering import new_log_name
 from .run_ledger import Ledger
@@ -105,16 +104,8 @@ class SqliteRuns:
 
     # Calls
 
-    async def create(
-        self,
-        name: str,
-        options: RunOptions,
-        mode: CreateMode = CreateMode.NEW,
-        *,
-        key: IdempotencyKey | None = None,
-        ticket: Ticket | None = None,
-    ) -> Created:
-        run, is_new = await self._call(lambda book: book.create(name, options, mode, key=key, ticket=ticket))
+    async def create(self, name: str, creation: Creation) -> Created:
+        run, is_new = await self._call(lambda book: book.create(name, creation))
         return Created(self._told.told(run), is_new)
 
     async def append(self, name: str, step: Append) -> Appended:
@@ -129,8 +120,8 @@ class SqliteRuns:
     async def stop(self, name: str, generation: int | None = None) -> Run:
         return self._told.told(await self._call(lambda book: book.stop(name, generation)))
 
-    async def delete(self, name: str) -> Run:
-        return await self._call(lambda book: book.delete(name))
+    async def delete(self, name: str, generation: int | None = None) -> Run:
+        return await self._call(lambda book: book.delete(name, generation))
 
     async def get(self, name: str) -> Run | None:
         self._running()

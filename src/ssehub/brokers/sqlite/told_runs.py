@@ -51,10 +51,12 @@ class ToldRuns:
     def tell(self, telling: Telling) -> None:
         """Make a change known."""
         change = telling.change
-        if not change.is_told:
-            return
         decided = change.record.run
         name = decided.name
+        if change.claimant is not None:
+            self._followers.claimed(name, change.claimant)
+        if not change.is_told:
+            return
         run = self._runs.get(name)
         if run is None or run.generation != decided.generation:
             run = self._runs[name] = _copy(decided)
