@@ -539,7 +539,9 @@ async def test_events_that_a_store_has_stored_and_lost_are_sent_again(start_hub:
         server.kill()
 
 
-async def test_run_does_not_end_without_events_that_its_store_has_lost(start_hub: StartHub, valkey: RedisServer) -> None:
+async def test_run_does_not_end_without_events_that_its_store_has_lost(
+    start_hub: StartHub, valkey: RedisServer
+) -> None:
     hub = start_hub("--broker", valkey.url)
     async with new_run(runs_at(hub.control_port, rhythm=RHYTHM._replace(life_seconds=60.0)), "shortened") as run:
         await run.append_events([RunEvent(word) for word in words(100)])
