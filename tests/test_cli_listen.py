@@ -106,7 +106,7 @@ def test_listener_goes_on_after_a_restart_without_gap_or_repetition(start_hub: S
         again.emit(data="3")
         command.wait_for("1", "2", "3")
 
-    assert any("reconnecting" in note for note in command.notes)
+    assert command.notes[0] == "ssehub: the hub is about to stop: reconnecting"
     assert [note for note in command.notes if "stream-reset" in note] == []
 
 

@@ -23,6 +23,12 @@ LONGEST_WAIT_SECONDS = 5.0
 FINISHED_BEFORE = 204
 """The status with which a hub answers a client that comes back to a run that it has all of."""
 TEMPORARY_STATUSES = (408, 429, 500, 502, 503, 504)
+FAREWELLS = {
+    "stream-busy": "the hub is full, or not ready",
+    "stream-drain": "the hub is about to stop",
+    "stream-lifetime": "the stream has reached its maximum lifetime",
+}
+"""Why a client is to come back, by the event that says so. Then the connection is cut or ends."""
 
 
 class Refused(Exception):
@@ -61,6 +67,8 @@ class Follower:
         """Attempts in a row that brought no frame."""
         self._retry_seconds: float | None = None
         """How long the server has asked to wait."""
+        self._farewell: str | None = None
+        """Why the server has asked to come back."""
 
     def events(self) -> Iterator[ServerSentEvent]:
         """Yield the events, also those of the hub's own, until the hub says that there are no more.
@@ -69,7 +77,7 @@ class Follower:
         """
         while True:
             problem = "the stream has ended"
-            self._retry_seconds = None
+            self._retry_seconds = self._farewell = None
             try:
                 with connect_sse(
                     self._client, "GET", self._path, headers=self._headers(), params=dict(self._parameters)
@@ -86,7 +94,7 @@ class Follower:
                 problem = tls_problem(exc) or str(exc) or type(exc).__name__
                 if tls_problem(exc):
                     self._fail(problem)
-            self._wait(problem)
+            self._wait(self._farewell or problem)
 
     def _read(self, events: Iterator[ServerSentEvent]) -> Iterator[ServerSentEvent]:
         self._has_been_open = True
@@ -97,6 +105,7 @@ class Follower:
                 self._cursor = event.id
             if event.retry is not None:
                 self._retry_seconds = event.retry / 1000
+            self._farewell = FAREWELLS.get(event.event)
             if event.data:
                 yield event
 
