@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 UNUSABLE, UNREACHABLE = 2, 3
 """The exit codes, as those of a start."""
 _URLS = ("broker", "jwks")
+_READ_FROM_FILES = ("control_key",)
+"""Settings that have a value without being given, if another one names a file."""
 
 
 @command()
@@ -93,7 +95,7 @@ def _show_settings(config: Config, sources: dict[str, str]) -> None:
 
 def _shown(config: Config, name: str, source: str) -> str:
     value: Any = getattr(config, name)
-    if name == "control_key" and source == DEFAULT:  # it comes from control_key_file
+    if name in _READ_FROM_FILES and source == DEFAULT:
         return "not set"
     if isinstance(value, SecretStr):
         return "set, not shown"
