@@ -95,7 +95,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "token-no-secret-and-no-hub": (
         ["token", "--user-id", "a", "--channel", "b", "--control-url", "http://127.0.0.1:1", "--retries", "0"],
         1,
-        "http://127.0.0.1:1 can't be reached",
+        "there is no secret here to sign a token with, and http://127.0.0.1:1 can't be reached",
     ),
     "inspect-nothing": (["token", "--inspect"], 2, "which token? give it by --token-file, by --token - on"),
     "inspect-file": (["token", "--inspect", "--token-file", "/nonexistent"], 2, "can't be read: No such file"),

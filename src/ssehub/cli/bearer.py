@@ -78,4 +78,7 @@ def new_token(
         "patterns": list(patterns) or None,
         "exp": max(1, round(expires_at - time.time())),
     }
-    return str(hub.call("POST", "/token/", fields)["token"])
+    try:
+        return str(hub.call("POST", "/token/", fields)["token"])
+    except click.ClickException as exc:
+        raise click.ClickException(f"there is no secret here to sign a token with, and {exc.message}") from exc

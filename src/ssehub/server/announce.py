@@ -22,8 +22,6 @@ def announce(config: Config, certificates: Certificates, client: SocketName, con
     """Log where browsers and publishers connect, the limits, and a curl command to begin with."""
     logger.info("listening for browsers on %s/events/", _url(client, certificates.client))
     _warn_of_plain_http(config, "bind", config.bind, certificates.client)
-    for name in kubernetes_variables():
-        logger.info("%s is ignored: Kubernetes sets it for a Service", name)
     announce_control(config, certificates.control, control)
     streams = config.workers * max_streams(config)
     logger.info("broker %s, at most %d streams", without_password(config.broker), streams)
@@ -33,6 +31,8 @@ def announce(config: Config, certificates: Certificates, client: SocketName, con
 
 def announce_control(config: Config, certificate: ServerCertificate | None, name: SocketName) -> None:
     logger.info("listening for publishers on %s/", _url(name, certificate))
+    for name in kubernetes_variables():
+        logger.info("%s is ignored: Kubernetes sets it for a Service", name)
     if config.control_bind is not None:
         _warn_of_plain_http(config, "control_bind", config.control_bind, certificate)
 
