@@ -270,7 +270,7 @@ async def test_error_of_async_publisher_says_that_nothing_was_sent(dead_url: str
             await publisher.emit(channel="chat", user_id="*", data="x")
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.only_soak)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.only_soak])])
 def test_call_survives_the_restart_of_a_hub(start_hub: Callable[..., RunningHub], seconds: float) -> None:
     """Its supervisor restarts the hub, which takes some seconds."""
     before = start_hub()
