@@ -272,6 +272,17 @@ def test_help_is_printed(arguments: list[str]) -> None:
     assert "ssehub" in result.stdout
 
 
+def test_help_shows_options_in_sections_with_variables_defaults_and_choices() -> None:
+    text = " ".join(run("serve", "--help").stdout.split())
+
+    assert "--log-level [debug|info|warning|error]" in text
+    assert "--user-limit-policy [replace|refuse]" in text and "--comeback-end [auto|clean|cut]" in text
+    assert "[env var: SSEHUB_BIND; default: 127.0.0.1:8000]" in text
+    sections = ["Options:", "Tokens:", "TLS:", "Streams:", "Limits of streams:", "Resuming:", "Runs:", "Redis:"]
+    places = [text.index(section) for section in sections]
+    assert places == sorted(places)
+
+
 def test_emit_publishes_to_a_running_hub_and_prints_the_id(
     start_hub: Callable[..., RunningHub], tmp_path: Path
 ) -> None:
