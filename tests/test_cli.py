@@ -97,10 +97,10 @@ BAD: dict[str, tuple[list[str], int, str]] = {
         1,
         "there is no secret here to sign a token with, and http://127.0.0.1:1 can't be reached",
     ),
-    "inspect-nothing": (["token", "--inspect"], 2, "which token? give it by --token-file, by --token - on"),
+    "inspect-nothing": (["token", "--inspect"], 2, "no token is given: use --token-file, --token - for"),
     "inspect-file": (["token", "--inspect", "--token-file", "/nonexistent"], 2, "can't be read: No such file"),
     "token-of-a-new-one": (["token", "--user-id", "a", "--token-file", "x"], 2, "are for --inspect"),
-    "listen-nothing": (["listen"], 2, "which token? give it by --token-file"),
+    "listen-nothing": (["listen"], 2, "no token is given: use --token-file"),
     "listen-both": (
         ["listen", "--token-file", "/etc/hostname", "--user-id", "a"],
         2,

@@ -27,7 +27,7 @@ token_file_option = option(
 )
 NO_ACCESS = 4
 """The exit code if a token is not accepted, or not any more."""
-NO_TOKEN = f"give it by --token-file, by --token - on standard input, or in {TOKEN_VARIABLE}"
+NO_TOKEN = f"no token is given: use --token-file, --token - for standard input, or {TOKEN_VARIABLE}"
 
 
 def given_token(token: str | None, token_file: str | None) -> str | None:

@@ -131,7 +131,7 @@ def _tokens(config: Config) -> Iterable[str]:
 
     tokens = tokens_of(config)
     if tokens is None:
-        yield "a random secret, for each start another one"
+        yield "a random secret, generated at each start"
         return
     if config.secret is not None:
         yield "one secret"
@@ -155,7 +155,7 @@ def _control_keys(config: Config) -> Iterable[str]:
 
     keys = create_control_keys(config)
     if not keys.is_required:
-        yield "none: whoever reaches the control app from this machine may use it"
+        yield "none: every program on this machine may use the control app"
     if config.control_key is not None:
         yield "control_key, with all rights"
     for entry in parse_keys(keys.last_good["control_keys_file"]) if config.control_keys_file is not None else ():

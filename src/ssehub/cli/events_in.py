@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..errors import ControlKeyError, Forbidden, InvalidRequest, SSEHubError, Unavailable
+from ..errors import ControlKeyError, Forbidden, InvalidRequest, Unavailable
 from .hub import ControlApp, explained
 
 MAX_BATCH_EVENTS = 500
@@ -68,7 +68,7 @@ def _publish_whole(hub: ControlApp, lines: Sequence[Line]) -> Iterator[str] | No
         raise click.ClickException(explained(exc)) from exc
     except (InvalidRequest, Forbidden):
         return None
-    except SSEHubError as exc:
+    except Unavailable as exc:
         raise _stopped(exc, lines[0].number, lines[-1].number) from exc
     return iter(ids)
 
@@ -80,14 +80,13 @@ def _publish_one(hub: ControlApp, line: Line, event: Mapping[str, Any], key: str
         raise click.ClickException(explained(exc)) from exc
     except (InvalidRequest, Forbidden) as exc:
         return {"error": str(exc)}
-    except SSEHubError as exc:
+    except Unavailable as exc:
         raise _stopped(exc, line.number, line.number) from exc
 
 
-def _stopped(exc: SSEHubError, first: int, last: int) -> click.ClickException:
+def _stopped(exc: Unavailable, first: int, last: int) -> click.ClickException:
     which = f"line {first}" if first == last else f"lines {first} to {last}"
-    certainty = "may or may not be stored" if isinstance(exc, Unavailable) else "is not known to be stored"
-    return click.ClickException(f"{which} {certainty}, and nothing after that was sent: {exc}")
+    return click.ClickException(f"{which} may or may not be stored, and nothing after that was sent: {exc}")
 
 
 def _batches(descriptor: int, defaults: Mapping[str, object], most: int) -> Iterator[list[Line]]:

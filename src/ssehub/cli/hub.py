@@ -200,7 +200,9 @@ def url_of(address: Address, *, is_tls: bool) -> str:
     """Return the URL at which this machine reaches a server that listens on `address`."""
     if address.path is not None:
         if is_tls:
-            raise click.UsageError(f"{address} has TLS on a Unix socket, which no command speaks: use curl, or a port")
+            raise click.UsageError(
+                f"{address} is a Unix socket with TLS, which commands do not support: use curl, or a port"
+            )
         return str(address)
     host = address.host or "127.0.0.1"
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

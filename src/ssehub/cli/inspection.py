@@ -28,7 +28,7 @@ def show_token(config: Config, token: str) -> int:
         parts = take_apart(token)
         claims = json_object("claims", parts.claims)
     except TokenError as exc:
-        raise click.ClickException(f"{exc}") from exc
+        raise click.ClickException(str(exc)) from exc
     valid, reason = _validity(config, token)
     shown: dict[str, Any] = {
         "header": parts.header.fields,

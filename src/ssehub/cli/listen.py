@@ -76,7 +76,7 @@ def listen(
         raise click.UsageError("--user-id and --pattern are for a new token: remove them, or the token")
     given = given or (None if is_new else token_of_environment())
     if given is None and not channels and not patterns:
-        raise click.UsageError(f"which token? {NO_TOKEN}; or give --channel or --pattern for a new one")
+        raise click.UsageError(f"{NO_TOKEN}; or give --channel or --pattern for a new one")
     parameters: dict[str, str | list[str]] = {}
     if given is not None and channels:
         parameters["channel"] = list(channels)

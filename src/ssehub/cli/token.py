@@ -53,7 +53,7 @@ def token(
     if inspect:
         given = given_token(token, token_file) or token_of_environment()
         if given is None:
-            raise click.UsageError(f"which token? {NO_TOKEN}")
+            raise click.UsageError(NO_TOKEN)
         return show_token(hub.config, given)
     if token is not None or token_file is not None:
         raise click.UsageError("--token and --token-file are for --inspect: add that")
