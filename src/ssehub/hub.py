@@ -56,6 +56,8 @@ REFUSED_MILLISECONDS = 5_000
 class Hub(RunStreams, RunProduction):
     """Fans out events to the streams of this process, in one event loop: inside `async with`, or from its first use.
 
+    Its first use is there: `publish_sync`, which is for other threads, does not start it.
+
     `broker` carries and stores the events; without one, they live in the memory of this process. A URL, such as
     `sqlite:///events.db`, stands for `brokers.create_broker(url, retention=retention)`. The settings are described in
     `ssehub.settings`. `leeway_seconds` is how far the clocks of machines that sign tokens may differ from that of the
