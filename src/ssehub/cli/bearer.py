@@ -63,20 +63,22 @@ def token_of_environment() -> str | None:
 
 
 def new_token(
-    hub: ControlApp, user_id: str, channels: Sequence[str], patterns: Sequence[str], expires_at: float
+    hub: ControlApp, user_id: str, channels: Sequence[str], patterns: Sequence[str], expires_at: float | None = None
 ) -> str:
     """Return a token that is signed here if there is a secret, else by the hub.
 
+    If `expires_at` is not given, the setting token_lifetime_seconds says how long it is valid.
     Raises ConfigError, InvalidEvent or click.ClickException.
     """
     tokens = signing_tokens(hub.config)
     if tokens is not None:
-        return tokens.issue(user_id, channels, patterns=patterns, expires_at=expires_at)
+        end = time.time() + hub.config.token_lifetime_seconds if expires_at is None else expires_at
+        return tokens.issue(user_id, channels, patterns=patterns, expires_at=end)
     fields: dict[str, object] = {
         "userId": user_id,
         "channels": list(channels) or None,
         "patterns": list(patterns) or None,
-        "exp": max(1, round(expires_at - time.time())),
+        "exp": None if expires_at is None else max(1, round(expires_at - time.time())),
     }
     try:
         return str(hub.call("POST", "/token/", fields)["token"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from httpx_sse import ServerSentEvent
 
 _USER = "ssehub-listen"
-_LIFETIME_SECONDS = 86_400
 _QUIET = ("stream-hello", "stream-position", "stream-busy", "stream-drain", "stream-lifetime")
 """Events of the hub's own that matter to nobody who reads along; `Follower` does what they ask."""
 
@@ -84,7 +82,7 @@ def listen(
         parameters["since"] = since
     if run is not None:
         parameters["run"] = run
-    used = given or new_token(hub, user_id or _USER, channels, patterns, time.time() + _LIFETIME_SECONDS)
+    used = given or new_token(hub, user_id or _USER, channels, patterns)
     with _client(hub.client_url(url)) as client:
         return _print_all(client, used, parameters, hub.retries, as_json=as_json)
 

@@ -27,7 +27,11 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
     "--pattern", "patterns", multiple=True, help="pattern of channels the token grants, 'orders.*'; may be repeated"
 )
 @option("--exp", type=float, metavar="UNIX-TIME", help="when the token expires")
-@option("--expires-in", default=None, help="how long the token is valid, such as 3600, 15m, 24h or 7d  [default: 24h]")
+@option(
+    "--expires-in",
+    default=None,
+    help="how long the token is valid, such as 3600, 15m, 24h or 7d  [default: token_lifetime_seconds, 24h]",
+)
 @option("--inspect", is_flag=True, help="show what is in a token that exists, and whether it is valid")
 @token_option
 @token_file_option
@@ -70,8 +74,8 @@ def token(
     return None
 
 
-def _expires_at(exp: float | None, expires_in: str | None) -> float:
-    """Return a Unix time. Raises click.UsageError."""
+def _expires_at(exp: float | None, expires_in: str | None) -> float | None:
+    """Return a Unix time, None if neither is given. Raises click.UsageError."""
     from ..tokens import MAX_LIFETIME_SECONDS
 
     if exp is not None and expires_in is not None:
@@ -85,7 +89,9 @@ def _expires_at(exp: float | None, expires_in: str | None) -> float:
                 f"--exp {exp:g} is more than ten years from now: give a Unix time in seconds, now is {int(now)}"
             )
         return exp
-    match = _DURATION.fullmatch(expires_in or "24h")
+    if expires_in is None:
+        return None
+    match = _DURATION.fullmatch(expires_in)
     if match is None or not float(match[1]):
         raise click.UsageError(f"--expires-in {expires_in!r} is not a duration: use e.g. 3600, 15m, 24h or 7d")
     lifetime = float(match[1]) * _UNIT_SECONDS[match[2]]
