@@ -27,7 +27,7 @@ from ssehub.errors import ConflictReason, RunConflict, RunLost, Unavailable
 from ssehub.hub import Hub
 from ssehub.runs.entries import RunEvent
 from ssehub.runs.model import Outcome, RunOptions, RunState
-from ssehub.runs.store import Append, Ticket
+from ssehub.runs.store import Append, Creation, Ticket
 from ssehub.settings import RedisOptions
 from watched_runs import NAME, watch
 
@@ -63,7 +63,7 @@ class Producer:
         """How many events were answered, and how many the run had, each time that it had fewer."""
 
     async def create(self) -> None:
-        await self._hub.runs.create(NAME, RunOptions(("chat",), ("alex",)), ticket=self._ticket)
+        await self._hub.runs.create(NAME, Creation(RunOptions(("chat",), ("alex",)), ticket=self._ticket))
 
     async def append_up_to(self, last: int, outcome: Outcome | None = None) -> None:
         """Append until the run has `last` events, and has ended if an `outcome` is given."""

@@ -115,44 +115,43 @@ async def test_next_append_raises_that_the_run_was_stopped() -> None:
         assert await data_of(hub, "job") == ["1"]
 
 
+async def stop_while_it_looks(hub: Hub, when_stopped: Callable[[], None]) -> SyncProducedRun:
+    """Stop a run whose thread looks at `is_stopped`, and then calls `when_stopped` inside the block."""
+    runs = list[SyncProducedRun]()
+
+    def work() -> None:
+        with hub.run_sync("job", **ADDRESS) as run:
+            runs.append(run)
+            deadline = time.monotonic() + WAIT_SECONDS
+            while not run.is_stopped and time.monotonic() < deadline:
+                time.sleep(0.001)
+            when_stopped()
+
+    working = asyncio.create_task(asyncio.to_thread(work))
+    await until(lambda: runs)
+    await hub.runs.stop("job")
+    try:
+        await working
+    except RunStopped:
+        return runs[0]
+    raise AssertionError("leaving the block did not raise RunStopped")
+
+
 async def test_thread_that_looks_at_is_stopped_ends_early_and_leaving_says_so() -> None:
     async with Hub() as hub:
-        runs = list[SyncProducedRun]()
-
-        def work() -> None:
-            with hub.run_sync("job", **ADDRESS) as run:
-                runs.append(run)
-                for _ in range(1_000):
-                    if run.is_stopped:
-                        return
-                    time.sleep(0.005)
-
-        working = asyncio.create_task(asyncio.to_thread(work))
-        await until(lambda: runs)
-        await hub.runs.stop("job")
-        with pytest.raises(RunStopped):
-            await working
+        run = await stop_while_it_looks(hub, lambda: None)
 
         assert await ending(hub, "job") == ("stopped", None)
-        assert runs[0].state is RunState.STOPPED
+        assert run.state is RunState.STOPPED
 
 
 async def test_exception_after_the_stop_is_raised_and_the_run_has_stopped() -> None:
+    def fail() -> None:
+        raise KeyError("of the job")
+
     async with Hub() as hub:
-        runs = list[SyncProducedRun]()
-
-        def work() -> None:
-            with hub.run_sync("job", **ADDRESS) as run:
-                runs.append(run)
-                while not run.is_stopped:
-                    time.sleep(0.001)
-                raise KeyError("of the job")
-
-        working = asyncio.create_task(asyncio.to_thread(work))
-        await until(lambda: runs)
-        await hub.runs.stop("job")
         with pytest.raises(KeyError):
-            await working
+            await stop_while_it_looks(hub, fail)
 
         assert await ending(hub, "job") == ("stopped", None)
 
@@ -217,6 +216,14 @@ def refuse_event(hub: Hub) -> None:
         run.append(data=object())
 
 
+def refuse_keyword(hub: Hub) -> None:
+    hub.run_sync("job", **ADDRESS, chanel="chat")  # type: ignore[call-arg]
+
+
+def refuse_missing_channel(hub: Hub) -> None:
+    hub.run_sync("job", user_id="alex")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize(
     ("use", "error"),
     [
@@ -224,6 +231,8 @@ def refuse_event(hub: Hub) -> None:
         (refuse_second_entry, InvalidRequest),
         (refuse_early_append, InvalidRequest),
         (refuse_event, InvalidEvent),
+        (refuse_keyword, TypeError),
+        (refuse_missing_channel, TypeError),
     ],
 )
 async def test_wrong_use_in_a_thread_is_refused(use: Callable[[Hub], None], error: type[Exception]) -> None:

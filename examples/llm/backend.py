@@ -55,7 +55,7 @@ class Backend:
 
     async def show_page(self, request: Request) -> Response:
         page = self._page.replace("{{hub}}", self._hub.url)
-        response = HTMLResponse(page.replace("{{can_be_killed}}", str(self._hub.can_be_killed).lower()))
+        response = HTMLResponse(page.replace("{{can_be_killed}}", str(self._hub.kill is not None).lower()))
         if request.cookies.get("session") not in self._sessions:
             session = secrets.token_urlsafe(16)
             self._sessions[session] = {}
@@ -92,7 +92,7 @@ class Backend:
 
     async def kill(self, request: Request) -> Response:
         _, questions = self._session_of(request)
-        if questions is None or not self._hub.can_be_killed:
+        if questions is None or self._hub.kill is None:
             return Response(status_code=404)
         await self._hub.kill()
         return Response(status_code=204)

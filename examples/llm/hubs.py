@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,14 +34,15 @@ class AnswersHub(Protocol):
     """Where pages reach it."""
     routes: Sequence[BaseRoute]
     """What is mounted into the backend."""
-    can_be_killed: bool
+
+    @property
+    def kill(self) -> Callable[[], Awaitable[None]] | None:
+        """Kills the hub as `kill -9` does, and starts it again after a second; None if it can't be killed."""
 
     async def token(self, user_id: str) -> str: ...
 
     async def start(self, run: str, words: AsyncIterator[str], user_id: str) -> None:
         """Begin to write `words` into a run. A run of that name begins anew, even if it is still being written."""
-
-    async def kill(self) -> None: ...
 
     async def aclose(self) -> None: ...
 
@@ -50,7 +51,7 @@ class HubInProcess:
     """A hub in this process, mounted below /sse. Its runs are in memory."""
 
     url = "/sse"
-    can_be_killed = False
+    kill = None
 
     def __init__(self) -> None:
         self._hub = Hub()
@@ -63,9 +64,6 @@ class HubInProcess:
     async def start(self, run: str, words: AsyncIterator[str], user_id: str) -> None:
         await self._hub.start_run(run, words, user_id=user_id, restart=True, **OPTIONS)
 
-    async def kill(self) -> None:
-        raise NotImplementedError
-
     async def aclose(self) -> None:
         await self._hub.aclose()
 
@@ -74,7 +72,6 @@ class HubOfItsOwn:
     """`ssehub serve` with its runs in SQLite. The words are sent to it over HTTP."""
 
     routes = ()
-    can_be_killed = True
 
     def __init__(self, port: int, control_port: int, origins: str, database: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -95,7 +92,6 @@ class HubOfItsOwn:
         self._spawn(self._write(run, words, user_id))
 
     async def kill(self) -> None:
-        """Kill the hub as `kill -9` does, and start it again after a second."""
         self._process.kill()
         self._process.wait()
         self._spawn(self._revive())

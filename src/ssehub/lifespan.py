@@ -93,6 +93,9 @@ class Lifespan:
         except TimeoutError:
             waiting.cancel()
             raise BrokerUnavailable(f"no answer in {timeout_seconds:g} s: the event may or may not be stored") from None
+        except KeyboardInterrupt:
+            waiting.cancel()
+            raise
 
     async def reach(self, cursor: str | None) -> None:
         """Wait until the log has been read up to `cursor`, or to its end, but at most REACH_SECONDS."""

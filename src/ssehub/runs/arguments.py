@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Required, TypedDict
+from typing import NamedTuple, Required, TypedDict, Unpack
 
 from ..errors import InvalidRequest
 from ..fields import one_or_many
@@ -37,22 +37,26 @@ class Order(NamedTuple):
     mode: CreateMode
 
 
-def make_order(
-    name: str,
-    *,
-    channel: str | Sequence[str],
-    user_id: str | Sequence[str],
-    keep: float = DEFAULT_KEEP_SECONDS,
-    idle: float = PRODUCED_IDLE_SECONDS,
-    announce: str | None = None,
-    stoppable: bool = False,
-    restart: bool = False,
-    takeover: bool = False,
-) -> Order:
-    """Return the order with these arguments. Raises InvalidRequest."""
+def make_order(name: str, **arguments: Unpack[RunArguments]) -> Order:
+    """Return the order with these arguments. Raises InvalidRequest, and TypeError for arguments that no run has."""
+    for argument in arguments:
+        if argument not in RunArguments.__annotations__:
+            expected = ", ".join(RunArguments.__annotations__)
+            raise TypeError(f"a run got an unexpected keyword argument {argument!r}: expected {expected}")
+    for argument in ("channel", "user_id"):
+        if argument not in arguments:
+            raise TypeError(f"a run needs the keyword argument {argument!r}: it says who may watch the run")
+    restart, takeover = arguments.get("restart", False), arguments.get("takeover", False)
     if restart and takeover:
         raise InvalidRequest("restart drops the events of an open run, and takeover keeps them: give one of them")
-    options = RunOptions(one_or_many(channel), one_or_many(user_id), keep, idle, announce, stoppable)
+    options = RunOptions(
+        one_or_many(arguments["channel"]),
+        one_or_many(arguments["user_id"]),
+        arguments.get("keep", DEFAULT_KEEP_SECONDS),
+        arguments.get("idle", PRODUCED_IDLE_SECONDS),
+        arguments.get("announce"),
+        arguments.get("stoppable", False),
+    )
     mode = CreateMode.RESTART if restart else CreateMode.TAKEOVER if takeover else CreateMode.NEW
     return Order(check_run_name(name), options, mode)
 
