@@ -233,6 +233,17 @@ def test_call_is_sent_again_if_the_hub_can_not_serve_it_at_present(status: int, 
     assert server.requests == tries
 
 
+@pytest.mark.anyio
+async def test_call_that_waits_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with FailingServer(503, count=3) as server:
+        async with AsyncPublisher(f"{server.url}/") as publisher:
+            await publisher.emit(channel="chat", user_id="*", data="x")
+
+    assert server.requests == 4
+    lines = [record.getMessage() for record in caplog.records if record.name == "ssehub.publisher"]
+    assert lines == [f"{server.url} can't be used at present (it responded with 503): trying again"]
+
+
 def test_publisher_over_its_rate_waits_as_long_as_the_hub_asks() -> None:
     began = time.monotonic()
     with FailingServer(429, retry_after="1", count=1) as server, Publisher(server.url) as publisher:
