@@ -129,7 +129,8 @@ def test_lost_events_are_told(start_hub: StartHub) -> None:
     ports = ["--bind", f"127.0.0.1:{before.port}", "--control-bind", f"127.0.0.1:{before.control_port}"]
     with running("listen", *where(before), "--json", "--channel", "chat", SSEHUB_SECRET=SECRET) as command:
         before.wait_for("ssehub_subscribers", 1)
-        before.emit(data="1")
+        id = before.emit(data="1")
+        command.wait_for(json.dumps({"id": id, "event": "message", "data": "1"}))
         before.process.kill()
         before.wait()
         after = start_hub(*ports)
