@@ -16,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from .brokers import create_broker
 from .brokers.base import Broker
 from .brokers.memory import MemoryBroker
 from .claims import Claims
@@ -68,14 +69,17 @@ REFUSED_MILLISECONDS = 5_000
 class Hub(RunStreams, RunProduction):
     """Fans out events to the streams of this process, in one event loop: inside `async with`, or from its first use.
 
-    `broker` carries and stores the events; without one, they live in the memory of this process. The settings are
-    described in `ssehub.settings`. `leeway_seconds` is how far the clocks of machines that sign tokens may differ from
-    that of the log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
+    Its first use is there: `publish_sync`, which is for other threads, does not start it.
+
+    `broker` carries and stores the events; without one, they live in the memory of this process. A URL, such as
+    `sqlite:///events.db`, stands for `brokers.create_broker(url, retention=retention)`. The settings are described in
+    `ssehub.settings`. `leeway_seconds` is how far the clocks of machines that sign tokens may differ from that of the
+    log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
     """
 
     def __init__(
         self,
-        broker: Broker | None = None,
+        broker: Broker | str | None = None,
         *,
         retention: Retention = Retention(),
         backpressure: Backpressure = Backpressure(),
@@ -87,7 +91,7 @@ class Hub(RunStreams, RunProduction):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(broker, str):
-            raise ConfigError(f"Hub takes a broker, not a URL: use Hub(ssehub.brokers.create_broker({broker!r}))")
+            broker = create_broker(broker, retention=retention)
         super().__init__(broker or MemoryBroker(now=now, monotonic=monotonic))
         try:
             LEEWAY.check(leeway_seconds)

@@ -31,7 +31,7 @@ from ..grant import MAX_PATTERNS, check_pattern
 from ..report import CHECK_OF_REASON, RAISE, TOKEN_CHECKS, Check, Findings, Report
 from ..settings import LEEWAY, SECONDS
 from ..watched import NOTHING_YET, LastGood
-from .access import MAX_CHANNELS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
+from .access import MAX_CHANNELS, MAX_LIFETIME_SECONDS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
 from .cache import VerifiedTokens
 from .compact import MAX_TOKEN_LENGTH, CompactToken, decoded, json_object, take_apart
 from .facts import facts_of
@@ -250,6 +250,11 @@ class Tokens:
         if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
             example = int(issued_at) + 86_400
             raise InvalidEvent(f"exp {expires_at!r:.40} is not a Unix time in seconds, such as {example}")
+        if expires_at < MAX_LIFETIME_SECONDS < issued_at:
+            raise InvalidEvent(
+                f"exp {expires_at:g} is a duration, not a Unix time: give time.time() + {expires_at:g}, now "
+                f"{int(issued_at + expires_at)}"
+            )
         most = self._times.max_token_seconds
         if most is not None and int(expires_at) - issued_at > most:
             lifetime = int(expires_at) - issued_at
