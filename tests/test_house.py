@@ -598,6 +598,8 @@ ROOMS: dict[str, set[str]] = {
         "runs.producer",
         "runs.threads",
     },
+    "publisher_answers": {"errors", "publisher_http", "publisher_route", "runs.model"},
+    "publisher_buffering": set(),
     "publisher_calls": {"errors", "publisher_http", "trust"},
     "publisher_client": {"errors", "fields", "loglimit", "publisher_calls", "publisher_http", "trust", "urls"},
     "publisher_http": {"errors"},
@@ -606,6 +608,8 @@ ROOMS: dict[str, set[str]] = {
     "publisher_route": {"errors", "publisher_http", "trust"},
     "publisher_run": {
         "errors",
+        "publisher_answers",
+        "publisher_buffering",
         "publisher_http",
         "publisher_kept",
         "publisher_request",

@@ -15,7 +15,7 @@ import pytest
 from conftest import until
 from run_stores import ADDRESS, data_of, ending, faulty_hub, run_of
 from run_worlds import OPTIONS_BYTES
-from ssehub import Hub, RunState, SyncProducedRun
+from ssehub import AsyncPublisher, Hub, RunState, SyncProducedRun
 from ssehub.errors import HubClosed, InvalidEvent, InvalidRequest, RunConflict, RunStopped, StaleRun, WrongEventLoop
 from ssehub.runs.model import RunOptions
 from ssehub.runs.store import CreateMode, Creation
@@ -239,6 +239,13 @@ async def test_wrong_use_in_a_thread_is_refused(use: Callable[[Hub], None], erro
     async with Hub() as hub:
         with pytest.raises(error):
             await asyncio.to_thread(use, hub)
+
+
+def test_misspelled_argument_is_named_with_those_there_are() -> None:
+    hub = Hub()
+    for call in (hub.run, hub.run_sync, AsyncPublisher().run):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'chanel': expected channel, user_id, keep"):
+            call("job", **ADDRESS, chanel="chat")  # type: ignore[call-arg]
 
 
 def test_hub_that_does_not_run_produces_nothing() -> None:

@@ -20,13 +20,14 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from .errors import ConflictReason, RunConflict, RunLost, RunStopped, SSEHubError, StaleRun, Unavailable
-from .publisher_http import TEMPORARY_STATUSES, Answer, Connection, Node, refusal, run_path
+from .errors import RunLost, SSEHubError, StaleRun, Unavailable
+from .publisher_answers import RunAnswers, log_of
+from .publisher_buffering import Buffering
+from .publisher_http import Answer, Connection, Node, run_path
 from .publisher_kept import KeptEvents
 from .publisher_request import MAX_REQUEST_BYTES, OpenRequest, Rhythm
 from .publisher_route import Patience, Route, TryAgain
@@ -46,37 +47,6 @@ MAX_ERROR_CHARACTERS = 1_000
 MAX_SHORT_BYTES = 65_536
 """How much a short request carries."""
 _JSON = {"Content-Type": "application/json"}
-BUFFERING_REMEMBERED_SECONDS = 600.0
-"""How long a publisher believes what it has found out about proxies."""
-
-
-class Buffering:
-    """What the runs of one publisher know of a proxy on the way to the hub. It is checked anew after ten minutes."""
-
-    def __init__(self) -> None:
-        self._is_found = False
-        self._checked_at: float | None = None
-        self._has_warned = False
-
-    @property
-    def is_known(self) -> bool:
-        return self._checked_at is not None and time.monotonic() - self._checked_at < BUFFERING_REMEMBERED_SECONDS
-
-    @property
-    def is_found(self) -> bool:
-        """True if a proxy holds what is sent until the end of the request."""
-        return self._is_found and self.is_known
-
-    def note(self, url: str, *, is_found: bool) -> None:
-        self._is_found = is_found
-        self._checked_at = time.monotonic()
-        if is_found and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%s: a proxy holds what is sent until the request ends, so runs are sent in many short requests, which "
-                "costs more; in nginx, set proxy_request_buffering off and proxy_http_version 1.1",
-                url,
-            )
 
 
 class HttpRuns:
@@ -115,6 +85,7 @@ class HttpWriter:
         self._order = order
         self._name = order.name
         self._url = runs.nodes[0].url
+        self._answers = RunAnswers(order.name, self._url)
         self._buffering = runs.buffering
         self._tasks = runs.tasks
         self._patience = runs.patience
@@ -189,7 +160,7 @@ class HttpWriter:
 
     async def _create(self, opened: asyncio.Future[Opened]) -> None:
         run = await self._created(opened)
-        self._generation, self._log = run["generation"], _log_of(run)
+        self._generation, self._log = run["generation"], log_of(run)
         self._kept = KeptEvents(run["events"])
         if not opened.done():
             opened.set_result(Opened(self._generation, run["events"]))
@@ -205,7 +176,7 @@ class HttpWriter:
                 may_exist = True
                 connection.begin("PUT", run_path(self._name), headers, body)
                 answer = await self._answer(connection)
-                self._require_available(answer)
+                self._answers.require_available(answer)
             except (OSError, TryAgain) as problem:
                 self._disconnect()
                 if opened.done() and not may_exist:
@@ -213,22 +184,7 @@ class HttpWriter:
                 await self._route.failed(problem)
                 continue
             self._route.succeeded()
-            if answer.status not in (200, 201):
-                raise self._refusal(answer)
-            return self._run_in(answer)
-
-    def _refusal(self, answer: Answer) -> SSEHubError:
-        fields = answer.fields
-        if answer.status != 409 or fields.get("reason") not in set(ConflictReason):
-            return refusal(self._url, answer.status, answer.reason)
-        return RunConflict(
-            ConflictReason(fields["reason"]),
-            answer.reason,
-            generation=fields.get("generation", 0),
-            state=fields.get("state", ""),
-            events=fields.get("events", 0),
-            error=fields.get("runError"),
-        )
+            return self._answers.created(answer)
 
     async def _work(self, opened: asyncio.Future[Opened]) -> None:
         """Create the run and send its events, and reconnect, until it has ended or can't be continued."""
@@ -277,20 +233,8 @@ class HttpWriter:
 
     async def _verify(self) -> None:
         answer = await self._call("GET", run_path(self._name), {}, b"")
-        self._require_available(answer)
-        if answer.status == 404:
-            raise RunLost(
-                f"{self._url} does not have run {self._name!r} any more: it was deleted, or the hub was restarted and "
-                "keeps runs in memory only"
-            )
-        if answer.status != 200:
-            raise refusal(self._url, answer.status, answer.reason)
-        run = self._run_in(answer)
-        if run["generation"] > self._generation:
-            raise StaleRun(f"run {self._name!r} was restarted or taken over meanwhile")
-        if run["generation"] < self._generation or _log_of(run) != self._log:
-            raise RunLost(f"run {self._name!r} was lost: the hub has another run of that name by now")
-        self._acknowledge(run["events"])
+        self._answers.require_available(answer)
+        self._acknowledge(self._answers.count(answer, self._generation, self._log))
         self._is_verified = True
 
     async def _finish(self, outcome: Outcome) -> None:
@@ -301,9 +245,8 @@ class HttpWriter:
             self._take(answer)
         else:
             answer = await self._call("POST", run_path(self._name, "/finish"), _JSON, self._failed(outcome))
-            self._require_available(answer)
-            if answer.status != 200:
-                raise self._refused(answer)
+            self._answers.require_available(answer)
+            self._answers.require_accepted(answer)
         self._end = RunState(answer.fields["state"])
 
     def _failed(self, outcome: Outcome) -> bytes:
@@ -382,14 +325,11 @@ class HttpWriter:
 
     def _take(self, answer: Answer) -> None:
         """Take the answer to an append."""
-        events = answer.fields.get("events")
-        if answer.status == 200 and not isinstance(events, int):
-            raise Unavailable(f"{self._url} is not a hub: unexpected response {answer.reason[:80]!r}")
-        if isinstance(events, int) and answer.fields.get("generation") == self._generation:
+        events = self._answers.appended(answer, self._generation)
+        if events is not None:
             self._acknowledge(events)
-        self._require_available(answer)
-        if answer.status != 200:
-            raise self._refused(answer)
+        self._answers.require_available(answer)
+        self._answers.require_accepted(answer)
         self._route.succeeded()
 
     def _acknowledge(self, events: int) -> None:
@@ -401,39 +341,6 @@ class HttpWriter:
             self._route.succeeded()
         self._kept.acknowledge(events)
         self._has_room.set()
-
-    def _refused(self, answer: Answer) -> SSEHubError:
-        """Return what is raised for an answer after which nothing more can be appended. Raises TryAgain if it can."""
-        fields = answer.fields
-        reason = fields.get("reason")
-        if answer.status == 404:
-            return StaleRun(f"run {self._name!r} was deleted")
-        if answer.status != 409:
-            return refusal(self._url, answer.status, answer.reason)
-        # Only this writer has its identity. If it is superseded, an old request of its own has arrived late, or the
-        # store has forgotten this connection, with its last events.
-        if reason in (ConflictReason.OFFSET, ConflictReason.SUPERSEDED):
-            raise TryAgain(answer.reason)
-        if reason == ConflictReason.STOPPED:
-            return RunStopped(f"run {self._name!r} was stopped")
-        if reason == ConflictReason.TOO_LARGE:
-            return self._refusal(answer)
-        if fields.get("runError") == RunError.IDLE:
-            return RunLost(f"run {self._name!r} has failed: the hub had heard nothing of its producer for too long")
-        return StaleRun(answer.reason)
-
-    def _require_available(self, answer: Answer) -> None:
-        """Raises TryAgain if the hub, or a proxy in front of it, can't serve requests at present."""
-        if answer.status in (*TEMPORARY_STATUSES, 408, 429):
-            raise TryAgain(f"it responded with {answer.status}: {answer.reason}")
-
-    def _run_in(self, answer: Answer) -> dict[str, Any]:
-        run = answer.fields
-        if not all(
-            isinstance(run.get(name), kind) for name, kind in (("generation", int), ("events", int), ("position", str))
-        ):
-            raise Unavailable(f"{self._url} is not a hub with runs: unexpected response {answer.reason[:80]!r}")
-        return run
 
     async def _call(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Send a request and return its answer. Raises OSError."""
@@ -479,8 +386,3 @@ def _fields(order: Order) -> dict[str, object]:
     if order.mode is not CreateMode.NEW:
         fields[order.mode.value] = True
     return fields
-
-
-def _log_of(run: Mapping[str, Any]) -> str:
-    """Return the name of a run's log."""
-    return str(run["position"]).rpartition(".")[2]
