@@ -79,7 +79,7 @@ async def test_b33_broken_file_replaces_nothing_and_is_logged_and_counted_once(
     keys.measure(statistics)
 
     assert name_of(keys, ORDERS.key) == "orders"
-    assert statistics.key_file_failures["control_keys_file"] == 1
+    assert statistics.reload_failures["control_keys_file"] == 1
     (line,) = caplog.messages
     assert line.startswith(f"control_keys_file {path}: ") and line.endswith("; what was read before stays in use")
     assert keys.problem is None
