@@ -87,7 +87,7 @@ def test_failed_connection_and_invalid_option_are_one_sentence() -> None:
 
     results = [
         run_bench(closed),
-        run_bench(closed, "--token", "t"),
+        run_bench(closed, SSEHUB_TOKEN="t"),
         run_bench("ftp://127.0.0.1"),
         run_bench(closed, "--batch", "0"),
     ]
@@ -170,13 +170,13 @@ def test_options_that_exclude_each_other_are_one_sentence() -> None:
 
     with faulty_server() as url:
         no_process = run_bench(url, "--server-pid", str(ended.pid))
-        two_users = run_bench(url, "--token", "t", "--users", "2")
-        two_channels = run_bench(url, "--token", "t", "--channels", "2")
+        two_users = run_bench(url, "--users", "2", SSEHUB_TOKEN="t")
+        two_channels = run_bench(url, "--channels", "2", SSEHUB_TOKEN="t")
 
     assert [result.returncode for result in (no_process, two_users, two_channels)] == [2, 2, 2]
     assert no_process.stderr == f"ssehub: --server-pid {ended.pid}: no such process on this machine\n"
-    assert "--token is for one user on one channel" in two_users.stderr
-    assert "--token is for one user on one channel" in two_channels.stderr
+    assert "a token is for one user on one channel" in two_users.stderr
+    assert "a token is for one user on one channel" in two_channels.stderr
 
 
 def test_server_that_never_responds_is_given_up() -> None:

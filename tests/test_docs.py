@@ -80,7 +80,7 @@ def test_command_and_its_options_are_documented(name: str) -> None:
     options_of_settings = {f"--{setting.replace('_', '-')}" for setting in Config.model_fields}
 
     for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
-        if name == "serve" and option.opts[0] in options_of_settings:
+        if name in ("serve", "check") and option.opts[0] in options_of_settings:
             continue
         assert f"`{option.opts[0]}" in section
 
@@ -244,7 +244,7 @@ async def test_login_of_the_library_page_grants_a_channel() -> None:
 def test_settings_of_the_library_page_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert isinstance(run_block(code_with("create_broker"))["hub"], Hub)
+    assert isinstance(run_block(code_with("streams=Streams("))["hub"], Hub)
 
 
 def test_subscription_of_the_library_page_prints_a_message() -> None:

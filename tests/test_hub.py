@@ -128,9 +128,16 @@ async def test_hub_closes_when_it_has_been_left_as_often_as_it_was_entered() -> 
     assert still_open and sink.is_closed
 
 
-async def test_hub_takes_a_broker_and_not_a_url() -> None:
-    with pytest.raises(ConfigError, match=r"create_broker\('memory://'\)"):
-        Hub("memory://")  # type: ignore[arg-type]
+async def test_hub_takes_the_url_of_a_broker(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/events.db"
+    async with Hub(url) as hub:
+        (before,) = await publish(hub, "x")
+    async with Hub(url) as hub:
+        (after,) = await publish(hub, "y")
+    with pytest.raises(ConfigError, match=r"unknown broker 'kafka://h': use memory://, sqlite:///PATH"):
+        Hub("kafka://alex:mackerel@h")
+
+    assert before < after
 
 
 async def test_hub_is_full_at_its_limit_of_connections() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import email.utils
 import gc
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,9 +74,9 @@ class LossyProxy:
 
 
 class FailingServer:
-    """Responds to every POST with the same status, and counts the requests."""
+    """Responds to the first `count` POST requests with the same status, then as a hub does, and counts the requests."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *, retry_after: str | None = None, count: int = 1_000) -> None:
         self.requests = 0
         outer = self
 
@@ -80,10 +84,14 @@ class FailingServer:
             def do_POST(self) -> None:
                 outer.requests += 1
                 self.rfile.read(int(self.headers["Content-Length"]))
-                self.send_response(status)
-                self.send_header("Content-Length", "9")
+                has_recovered = outer.requests > count
+                body = b'{"id": "1-0.x", "token": "x"}' if has_recovered else b"try later"
+                self.send_response(200 if has_recovered else status)
+                if retry_after is not None and not has_recovered:
+                    self.send_header("Retry-After", retry_after)
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(b"try later")
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -151,7 +159,7 @@ async def test_next_of_several_urls_is_used_if_one_fails(hub: RunningHub, dead_u
         assert await asynchronous.emit(channel="chat", user_id="alex", data="one")
         assert await asynchronous.token("alex", "chat")
     with (
-        Publisher([dead_url, dead_url]) as publisher,
+        Publisher([dead_url, dead_url], retries=2) as publisher,
         pytest.raises(Unavailable, match=f"{dead_url}, {dead_url} can't"),
     ):
         publisher.emit(channel="chat", user_id="alex", data="one")
@@ -189,7 +197,7 @@ async def test_closed_publisher_sends_nothing(hub: RunningHub) -> None:
 
 def test_error_says_that_nothing_was_sent_if_the_hub_is_not_there(dead_url: str) -> None:
     with (
-        Publisher(dead_url) as publisher,
+        Publisher(dead_url, retries=1) as publisher,
         pytest.raises(Unavailable, match="nothing was sent"),
     ):
         publisher.emit(channel="chat", user_id="*", data="x")
@@ -200,16 +208,21 @@ def test_error_leaves_open_if_the_event_was_stored_when_there_is_no_response() -
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         accepting = threading.Thread(target=lambda: silent.accept()[0].close())
         accepting.start()
-        with Publisher(url, timeout_seconds=0.5) as publisher, pytest.raises(Unavailable, match="may or may not"):
+        with (
+            Publisher(url, timeout_seconds=0.5, retries=1) as publisher,
+            pytest.raises(Unavailable, match="may or may not"),
+        ):
             publisher.emit(channel="chat", user_id="*", data="x")
         accepting.join()
 
 
-@pytest.mark.parametrize(("status", "is_event", "tries"), [(500, True, 1), (503, True, 3), (503, False, 1)])
-def test_only_calls_that_are_safe_to_repeat_are_sent_again(status: int, is_event: bool, tries: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "is_event", "tries"), [(500, True, 1), (503, True, 3), (429, True, 3), (503, False, 3)]
+)
+def test_call_is_sent_again_if_the_hub_can_not_serve_it_at_present(status: int, is_event: bool, tries: int) -> None:
     with (
         FailingServer(status) as server,
-        Publisher(server.url) as publisher,
+        Publisher(server.url, retries=2) as publisher,
         pytest.raises(Unavailable, match=f"responded with {status}: try later"),
     ):
         if is_event:
@@ -220,9 +233,30 @@ def test_only_calls_that_are_safe_to_repeat_are_sent_again(status: int, is_event
     assert server.requests == tries
 
 
-def test_publisher_over_its_rate_is_overloaded() -> None:
+@pytest.mark.anyio
+async def test_call_that_waits_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with FailingServer(503, count=3) as server:
+        async with AsyncPublisher(f"{server.url}/") as publisher:
+            await publisher.emit(channel="chat", user_id="*", data="x")
+
+    assert server.requests == 4
+    lines = [record.getMessage() for record in caplog.records if record.name == "ssehub.publisher"]
+    assert lines == [f"{server.url} can't be used at present (it responded with 503): trying again"]
+
+
+def test_publisher_over_its_rate_waits_as_long_as_the_hub_asks() -> None:
+    began = time.monotonic()
+    with FailingServer(429, retry_after="1", count=1) as server, Publisher(server.url) as publisher:
+        publisher.emit(channel="chat", user_id="*", data="x")
+    waited = time.monotonic() - began
+
+    assert server.requests == 2
+    assert waited >= 1
+
+
+def test_publisher_that_stays_over_its_rate_is_overloaded() -> None:
     with (
-        FailingServer(429) as server,
+        FailingServer(429, retry_after="61") as server,
         Publisher(server.url) as publisher,
         pytest.raises(Overloaded, match="responded with 429: try later"),
     ):
@@ -231,11 +265,60 @@ def test_publisher_over_its_rate_is_overloaded() -> None:
     assert server.requests == 1
 
 
+def test_refused_date_in_retry_after_is_waited_for() -> None:
+    soon = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    with FailingServer(503, retry_after=soon, count=1) as server, Publisher(server.url) as publisher:
+        began = time.monotonic()
+        publisher.token("alex", "chat")
+
+    assert time.monotonic() - began > 0.9
+
+
 @pytest.mark.anyio
 async def test_error_of_async_publisher_says_that_nothing_was_sent(dead_url: str) -> None:
-    async with AsyncPublisher(dead_url) as publisher:
+    async with AsyncPublisher(dead_url, retries=1) as publisher:
         with pytest.raises(Unavailable, match="nothing was sent"):
             await publisher.emit(channel="chat", user_id="*", data="x")
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.only_soak])])
+def test_call_survives_the_restart_of_a_hub(start_hub: Callable[..., RunningHub], seconds: float) -> None:
+    """Its supervisor restarts the hub, which takes some seconds."""
+    before = start_hub()
+    address = f"127.0.0.1:{before.control_port}"
+    ids: list[str] = []
+    with Publisher(before.control_url) as publisher:
+        publisher.emit(channel="chat", user_id="*", data="before")
+        before.stop()
+        calling = threading.Thread(
+            target=lambda: ids.append(publisher.emit(channel="chat", user_id="*", data="meanwhile"))
+        )
+        calling.start()
+        time.sleep(seconds)
+        start_hub("--control-bind", address)
+        calling.join()
+
+    assert len(ids) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves it open
+@pytest.mark.anyio
+async def test_publishers_use_a_unix_socket(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    start_hub("--control-bind", f"unix:{path}", "--control-key", CONTROL_KEY)
+    urls = [f"unix:{tmp_path}/none.sock", f"unix:{path}"]
+
+    with Publisher(urls, control_key=CONTROL_KEY) as publisher:
+        assert publisher.emit(channel="chat", user_id="*", data="x")
+        with publisher.run("answer", channel="chat", user_id="*") as run:
+            run.append(data="x")
+    async with AsyncPublisher(urls, control_key=CONTROL_KEY) as in_loop:
+        assert await in_loop.emit(channel="chat", user_id="*", data="x")
+        async with in_loop.run("other", channel="chat", user_id="*") as other:
+            await other.append(data="x")
+    with Publisher(urls[0], retries=0) as nowhere, pytest.raises(Unavailable, match=r"none\.sock can't be reached"):
+        nowhere.token("alex", "chat")
+    gc.collect()
 
 
 def test_c10_event_without_a_response_is_sent_again_and_published_once(hub: RunningHub) -> None:
@@ -283,7 +366,9 @@ def test_async_publisher_continues_in_a_new_event_loop_once_the_old_one_is_close
     gc.collect()
 
 
-@pytest.mark.parametrize("url", ["", None, "127.0.0.1:8001", "ftp://x", "http://[::1", "http://"])
+@pytest.mark.parametrize(
+    "url", ["", None, "127.0.0.1:8001", "ftp://x", "http://[::1", "http://", "http://h:99999", "unix:"]
+)
 def test_invalid_url_is_refused_at_once(url: Any) -> None:
     with pytest.raises(SSEHubError, match="is not a URL such as"):
         Publisher(url)

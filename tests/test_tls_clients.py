@@ -106,7 +106,8 @@ def test_commands_trust_the_ca_that_ssl_cert_file_names(hub: RunningHub, ca: Cer
     assert (published.returncode, revoked.returncode) == (0, 0), published.stderr + revoked.stderr
     assert untrusted.returncode == 1
     assert re.fullmatch(
-        r"ssehub: https://\S+ can't be used: its certificate can't be verified: .* \(SSL_CERT_FILE may name .*\)\n",
+        r"ssehub: https://\S+ can't be reached \(its certificate can't be verified: .* \(SSL_CERT_FILE may .*\)\): "
+        r"nothing was sent\n",
         untrusted.stderr,
     )
 
@@ -121,8 +122,8 @@ def test_commands_say_which_scheme_would_do(hub: RunningHub, start_hub: StartHub
     to_tls = run("emit", *options, "--control-url", hub.control_url.replace("https", "http"))
 
     assert to_plain.returncode == to_tls.returncode == 1
-    assert to_plain.stderr.endswith("it does not speak TLS: use http:// instead of https://\n")
-    assert "rejected the event: 400" in to_tls.stderr and "https" in to_tls.stderr
+    assert "it does not speak TLS: use http:// instead of https://" in to_plain.stderr
+    assert "responded with 400" in to_tls.stderr and "https" in to_tls.stderr
 
 
 @pytest.mark.soak
@@ -136,8 +137,7 @@ def test_bench_measures_a_hub_with_tls(hub: RunningHub, ca: CertificateAuthority
         for more in (("--server-pid", pid), ("--subscribers", "40", "--publishers", "3", "--processes", "2"))
     ]
     untrusted = run_bench(hub.url, *options, control_url=hub.control_url)
-    token = ("--token", "t")
-    no_stream = run_bench(hub.url, *options, *token, control_url=hub.control_url)
+    no_stream = run_bench(hub.url, *options, control_url=hub.control_url, SSEHUB_TOKEN="t")
 
     for result in trusted:
         assert result.returncode == 0, result.stdout + result.stderr

@@ -383,6 +383,13 @@ def test_token_with_an_exp_that_would_not_verify_is_not_issued(expires_at: Any) 
         TOKENS.issue("a", ["chat"], expires_at=expires_at)
 
 
+def test_duration_in_place_of_a_time_makes_no_token_that_has_expired() -> None:
+    tokens = Tokens(SECRET, now=lambda: 1_700_000_000)
+
+    with pytest.raises(InvalidEvent, match=r"exp 3600 is a duration, not a Unix time: give time\.time\(\) \+ 3600"):
+        tokens.issue("alex", ["chat"], expires_at=3600)
+
+
 def test_b16_no_mutation_of_a_token_verifies() -> None:
     """Each of 2,000 seeded mutations is refused, unless it left the token as it was."""
     chance = random.Random(16)

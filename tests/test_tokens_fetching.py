@@ -353,13 +353,6 @@ def test_http_is_accepted_on_loopback(host: str) -> None:
     tokens_by(f"http://{host}:8080/jwks.json")
 
 
-def test_missing_httpx_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "httpx", None)
-
-    with pytest.raises(ConfigError, match=r"pip install 'ssehub\[jwks\]'"):
-        tokens_by("https://login.example/jwks.json")
-
-
 async def test_http_server_on_loopback_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")

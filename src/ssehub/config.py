@@ -42,7 +42,12 @@ C = TypeVar("C", bound=BaseSettings)
 
 PREFIX = "SSEHUB_"
 CONFIG_VARIABLE = "SSEHUB_CONFIG"
+CONTROL_URL_VARIABLE = "SSEHUB_CONTROL_URL"
+TOKEN_VARIABLE = "SSEHUB_TOKEN"
+COMMAND_VARIABLES = (CONFIG_VARIABLE, CONTROL_URL_VARIABLE, TOKEN_VARIABLE)
+"""Variables of commands, which are not settings of a hub."""
 OFF = "off"
+DEFAULT = "default"
 GROUPS: tuple[type[Settings], ...] = (
     Streams,
     StreamLimits,
@@ -57,6 +62,12 @@ GROUPS: tuple[type[Settings], ...] = (
     RedisOptions,
     TcpOptions,
 )
+_HINTS = {f"{PREFIX}{name}": f"set {PREFIX}BIND=HOST:PORT" for name in ("PORT", "HOST")}
+_SERVICE = re.compile(
+    rf"{PREFIX}(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|"
+    r"PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_SERVICE_URL = re.compile(rf"{PREFIX}(?:[A-Z0-9_]+_)?PORT=(?:tcp|udp|sctp)://.*")
 _GROUP_SETTINGS = {setting.name: setting for group in GROUPS for setting in settings_of(group)}
 _PYDANTIC_WORDING = re.compile(r"^Value error, |^((?:Input|String) should)\b")
 """The beginnings of pydantic's messages: `Input should be greater than 0` becomes `must be greater than 0`."""
@@ -284,8 +295,7 @@ def load_config(overrides: Mapping[str, object], *, config_file: Path | None = N
     what is wrong with it and what is expected.
     """
     _reject_unknown_variables()
-    if config_file is None and CONFIG_VARIABLE in os.environ:
-        config_file = Path(os.environ[CONFIG_VARIABLE])
+    config_file = config_file or _file_of_environment()
     from_file = _read_file(config_file) if config_file else {}
     environment = {name.upper() for name in os.environ}
     used = {name: value for name, value in from_file.items() if variable_of(name) not in environment}
@@ -296,14 +306,50 @@ def load_config(overrides: Mapping[str, object], *, config_file: Path | None = N
     return _with_files(config)
 
 
+def sources_of(overrides: Mapping[str, object], *, config_file: Path | None = None) -> dict[str, str]:
+    """Return where each setting comes from that `load_config` returns: an option, a variable, the file or its default.
+
+    Raises ConfigError if the file can't be read.
+    """
+    config_file = config_file or _file_of_environment()
+    from_file = _read_file(config_file) if config_file else {}
+    variables = {name.upper(): name for name in os.environ}
+
+    def source(name: str) -> str:
+        if name in overrides:
+            return option_of(name)
+        if variable_of(name) in variables:
+            return variables[variable_of(name)]
+        return str(config_file) if name in from_file else DEFAULT
+
+    return {name: source(name) for name in Config.model_fields}
+
+
+def _file_of_environment() -> Path | None:
+    return Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None
+
+
 def _reject_unknown_variables() -> None:
-    known = list(map(variable_of, Config.model_fields))
+    known = [*map(variable_of, Config.model_fields), *COMMAND_VARIABLES]
+    ignored = kubernetes_variables()
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name.upper() not in known and name != CONFIG_VARIABLE:
+        if name.startswith(PREFIX) and name.upper() not in known and name not in ignored:
             raise ConfigError(f"unknown variable {name}: {_suggestion(name, known)}")
 
 
+def kubernetes_variables() -> list[str]:
+    """Return the variables that Kubernetes sets in every pod because a Service is named `ssehub`, or `ssehub-…`."""
+    settings = set(map(variable_of, Config.model_fields))
+    return [
+        name
+        for name, value in sorted(os.environ.items())
+        if name not in settings and (_SERVICE.fullmatch(name) or _SERVICE_URL.fullmatch(f"{name}={value}"))
+    ]
+
+
 def _suggestion(name: str, known: Iterable[str]) -> str:
+    if name in _HINTS:
+        return _HINTS[name]
     close = difflib.get_close_matches(name, known, 1)
     return f"did you mean {close[0]}?" if close else "there is no such setting"
 

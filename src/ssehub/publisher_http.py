@@ -62,6 +62,8 @@ class Node(NamedTuple):
     """What comes before `/runs/`; without a slash at its end."""
     tls: ssl.SSLContext | None
     headers: Mapping[str, str]
+    socket_path: str | None = None
+    """The Unix socket that it listens on, in place of host and port."""
 
 
 class Connection(asyncio.Protocol):

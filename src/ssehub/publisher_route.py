@@ -12,6 +12,9 @@ from .errors import Unavailable
 from .publisher_http import Connection, Node
 from .trust import tls_problem
 
+DEFAULT_RETRIES = 10
+"""Further attempts of a call. Together they take at least 10 s, as long as a hub may take to restart."""
+
 
 class Patience(NamedTuple):
     """In seconds. Each wait before another attempt is twice as long as the one before, and shortened at random."""
@@ -29,6 +32,8 @@ class TryAgain(Exception):
 
 
 class _Address(NamedTuple):
+    """`host` is the path of the socket if `family` is AF_UNIX."""
+
     node: Node
     host: str
     family: int
@@ -53,17 +58,9 @@ class Route:
         node = address.node
         try:
             async with asyncio.timeout(self._patience.answer_seconds):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(node, on_change),
-                    address.host,
-                    node.port,
-                    family=address.family,
-                    ssl=node.tls,
-                    server_hostname=node.host if node.tls else None,
-                )
+                return await _connection(address, lambda: Connection(node, on_change))
         except TimeoutError:
             raise TimeoutError(f"no connection within {self._patience.answer_seconds:g} s") from None
-        return connection
 
     async def _address(self) -> _Address:
         """Resolve the names anew, since they may lead elsewhere by now."""
@@ -71,6 +68,9 @@ class Route:
         found: list[_Address] = []
         failures: list[OSError] = []
         for node in self._nodes:
+            if node.socket_path is not None:
+                found.append(_Address(node, node.socket_path, socket.AF_UNIX))
+                continue
             try:
                 places = await loop.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
             except OSError as exc:
@@ -102,3 +102,19 @@ class Route:
         if self._turn % self._count == 0:  # every address has been tried
             await asyncio.sleep(self._wait_seconds * random.uniform(0.5, 1.0))
             self._wait_seconds = min(2 * self._wait_seconds, self._patience.longest_wait_seconds)
+
+
+async def _connection(address: _Address, create: Callable[[], Connection]) -> Connection:
+    """Raises OSError."""
+    loop, node = asyncio.get_running_loop(), address.node
+    if address.family == socket.AF_UNIX:
+        return (await loop.create_unix_connection(create, address.host))[1]
+    transport_and_connection = await loop.create_connection(
+        create,
+        address.host,
+        node.port,
+        family=address.family,
+        ssl=node.tls,
+        server_hostname=node.host if node.tls else None,
+    )
+    return transport_and_connection[1]

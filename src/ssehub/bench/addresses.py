@@ -6,7 +6,7 @@ import functools
 import ipaddress
 import ssl
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from ..errors import ConfigError
 from ..trust import client_context
@@ -14,13 +14,17 @@ from ..urls import without_credentials
 
 PORTS_PER_ADDRESS = 25_000
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_UNIX = "unix:"
 _context = functools.cache(client_context)
 
 
 class Address(NamedTuple):
+    """A host and a port, or the path of a Unix socket."""
+
     host: str
     port: int
     is_tls: bool = False
+    path: str | None = None
 
     @property
     def tls(self) -> ssl.SSLContext | None:
@@ -29,7 +33,9 @@ class Address(NamedTuple):
 
 
 def address_of(url: str) -> Address:
-    """Return the address of `url`; raises ConfigError unless it is an http or https URL without a user name."""
+    """Return the address of `url`, which may be unix:PATH; raises ConfigError for any other one, or a user name."""
+    if url.startswith(_UNIX) and url != _UNIX:
+        return Address("localhost", 0, path=url.removeprefix(_UNIX))
     shown = without_credentials(url)
     try:
         parts = urlsplit(url)
@@ -41,6 +47,11 @@ def address_of(url: str) -> Address:
     if "@" in parts.netloc:
         raise ConfigError(f"invalid URL {shown!r}: the load test can't send the user name and password, remove them")
     return Address(host, port, is_tls=parts.scheme == "https")
+
+
+def parts_of(url: str) -> SplitResult:
+    """Return the parts of `url` for requests. Those to a Unix socket have no path, and are for localhost."""
+    return urlsplit("http://localhost" if url.startswith(_UNIX) else url)
 
 
 def source_address(host: str, number: int) -> tuple[str, int] | None:

@@ -7,10 +7,9 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 from ..trust import tls_problem
-from .addresses import address_of
+from .addresses import address_of, parts_of
 from .plan import BenchError, Plan
 
 CONTENT_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded", "raw": "text/plain"}
@@ -26,7 +25,7 @@ class Poster:
         self._reader = reader
         self._writer = writer
         self._url = plan.control_url
-        parts = urlsplit(plan.control_url)
+        parts = parts_of(plan.control_url)
         key = f"Authorization: Bearer {plan.control_key}\r\n" if plan.control_key else ""
         self._prefix = parts.path.rstrip("/")
         self._head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}"
@@ -71,7 +70,10 @@ async def connected(plan: Plan) -> AsyncIterator[Poster]:
     """Connect to the control app for the length of the `with` block; raises BenchError if that fails."""
     address = address_of(plan.control_url)
     try:
-        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=address.tls)
+        if address.path is not None:
+            reader, writer = await asyncio.open_unix_connection(address.path)
+        else:
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=address.tls)
     except OSError as exc:
         reason = tls_problem(exc) or exc.strerror or exc
         raise BenchError(f"cannot connect to {plan.control_url}: {reason}") from exc

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from ..platform import loop_factory, raise_descriptor_limit
 from ..trust import tls_problem
-from .addresses import Address, address_of, source_address
+from .addresses import Address, address_of, parts_of, source_address
 from .listener import Group, Listener
 from .messages import Order, Tally
 
@@ -64,16 +63,19 @@ async def _open(
     connecting: asyncio.Semaphore,
 ) -> None:
     """Open one subscriber, and wait until its response's head has arrived."""
-    settled = asyncio.Event()
+    loop, settled = asyncio.get_running_loop(), asyncio.Event()
     async with connecting:
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: Listener(request, group, settled.set),
-                address.host,
-                address.port,
-                ssl=address.tls,
-                local_addr=source,
-            )
+            if address.path is not None:
+                await loop.create_unix_connection(lambda: Listener(request, group, settled.set), address.path)
+            else:
+                await loop.create_connection(
+                    lambda: Listener(request, group, settled.set),
+                    address.host,
+                    address.port,
+                    ssl=address.tls,
+                    local_addr=source,
+                )
             await settled.wait()
         except OSError as exc:
             group.refused[tls_problem(exc) or exc.strerror or str(exc)] += 1
@@ -81,7 +83,7 @@ async def _open(
 
 def stream_request(url: str, token: str) -> bytes:
     """Return the request for a stream of the hub at `url`."""
-    parts = urlsplit(url)
+    parts = parts_of(url)
     path = parts.path.rstrip("/") + "/events/"
     accept = f"Accept: text/event-stream\r\nAuthorization: Bearer {token}\r\n"
     return f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{accept}\r\n".encode()

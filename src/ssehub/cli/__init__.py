@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import metadata
 from typing import NoReturn
 
 import click
 
 from ..errors import AddressError, BrokerUnavailable, SSEHubError
 from .bench import bench
+from .check import check
+from .disconnect import disconnect
 from .emit import emit
 from .flags import double_dashes
 from .key import key
+from .listen import listen
 from .log import log
 from .revoke import revoke
+from .runs import runs
 from .serve import serve
 from .token import token
+from .version import versions
 
 HELP = ["--help", "-h"]
+_HINTS = dict.fromkeys(("--port", "-p", "--host"), "--bind HOST:PORT, and --control-bind for the private port")
 
 
 class _Group(click.Group):
@@ -32,7 +38,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": HELP, "max_content_width": 100})
-@click.version_option(version("ssehub"), message="ssehub %(version)s")
+@click.version_option(metadata.version("ssehub"), message="ssehub %(version)s")
 def ssehub() -> None:
     """A Server-Sent Events hub: backends publish events, browsers receive them at once.
 
@@ -40,7 +46,7 @@ def ssehub() -> None:
     """
 
 
-for _command in (serve, token, emit, revoke, key, log, bench):
+for _command in (serve, token, emit, listen, disconnect, revoke, runs, key, log, check, bench, versions):
     ssehub.add_command(_command)
 
 
@@ -55,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # keeps the interpreter from reporting the broken pipe once more at exit
         sys.exit(1)
+    except click.NoSuchOption as exc:
+        hint = _HINTS.get(exc.option_name)
+        _fail(f"{exc.format_message()}{f' Use {hint}.' if hint else ''}", exc.exit_code)
     except click.ClickException as exc:
         _fail(exc.format_message(), exc.exit_code)
     except (AddressError, BrokerUnavailable) as exc:

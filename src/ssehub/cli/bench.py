@@ -7,12 +7,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_option, control_key_option, load, secret_file_option, secret_option, signing_tokens
+from .bearer import given_token, token_file_option, token_of_environment, token_option
+from .help import command, option
+from .hub import ControlApp, client_url_option, uses_hub
+from .options import secret_file_option, secret_option, signing_tokens
 
 if TYPE_CHECKING:
     from ..bench import Plan, Progress, Report
@@ -23,42 +25,35 @@ COUNT_OR_NONE = click.IntRange(0)
 RATE = click.FloatRange(0, min_open=True)
 
 
-@click.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="URL where browsers connect")
-@click.option("--control-url", default="http://127.0.0.1:8001", show_default=True, help="URL of the control app")
-@click.option("--subscribers", type=COUNT_OR_NONE, default=1_000, show_default=True, help="streams to open")
-@click.option("--events", type=COUNT_OR_NONE, default=1_000, show_default=True, help="events to publish")
-@click.option("--rate", type=RATE, help="events per second; if not given, as many as the hub accepts")
-@click.option(
-    "--publishers", type=click.IntRange(1, 999), default=1, show_default=True, help="connections that publish"
-)
-@click.option("--batch", type=COUNT, default=1, show_default=True, help="events per request")
-@click.option("--size", type=click.IntRange(35), default=100, show_default=True, help="bytes of data per event")
-@click.option(
+@command()
+@option("--subscribers", type=COUNT_OR_NONE, default=1_000, show_default=True, help="streams to open")
+@option("--events", type=COUNT_OR_NONE, default=1_000, show_default=True, help="events to publish")
+@option("--rate", type=RATE, help="events per second; if not given, as many as the hub accepts")
+@option("--publishers", type=click.IntRange(1, 999), default=1, show_default=True, help="connections that publish")
+@option("--batch", type=COUNT, default=1, show_default=True, help="events per request")
+@option("--size", type=click.IntRange(35), default=100, show_default=True, help="bytes of data per event")
+@option(
     "--users",
     type=COUNT,
     default=1,
     show_default=True,
     help="users; with more than one, each event is for one of them, in turn, else for everyone",
 )
-@click.option("--channels", type=COUNT, default=1, show_default=True, help="channels, used in turn")
-@click.option(
-    "--token",
-    help="token of all subscribers; if not given, tokens are signed with --secret or requested from the hub",
-)
+@option("--channels", type=COUNT, default=1, show_default=True, help="channels, used in turn")
+@token_option
+@token_file_option
 @secret_option
 @secret_file_option
-@control_key_option
-@click.option("--processes", type=COUNT, default=1, show_default=True, help="processes that subscribe")
-@click.option("--server-pid", type=COUNT, help="process of the hub, to report its CPU time and memory too")
-@click.option(
+@option("--processes", type=COUNT, default=1, show_default=True, help="processes that subscribe")
+@option("--server-pid", type=COUNT, help="process of the hub, to report its CPU time and memory too")
+@option(
     "--body",
     type=click.Choice(["json", "form", "raw"]),
     default="json",
     show_default=True,
     help="format in which events are published; raw is the data alone, for other kinds of servers",
 )
-@click.option(
+@option(
     "--patience",
     "patience_seconds",
     type=RATE,
@@ -67,31 +62,29 @@ RATE = click.FloatRange(0, min_open=True)
     metavar="SECONDS",
     help="how long to wait while nothing arrives before giving up",
 )
-@click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
-@config_option
+@option("--json", "as_json", is_flag=True, help="print the report as JSON")
+@client_url_option
+@uses_hub
 def bench(
-    config_file: Path | None,
-    token: str | None,
-    secret: str | None,
-    secret_file: str | None,
-    control_key: str | None,
-    as_json: bool,
-    **options: Any,
+    hub: ControlApp, url: str | None, token: str | None, token_file: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Load-test a hub and count lost, repeated and reordered events."""
+    """Load-test a hub and count lost, repeated and reordered events.
+
+    All subscribers have the same token if one is given. Else tokens are signed with the secret, or requested from the
+    hub.
+    """
     from ..bench import BenchError, Plan, measure, table
 
-    config = load(config_file, {"secret": secret, "secret_file": secret_file, "control_key": control_key})
-    key = config.control_key.get_secret_value() if config.control_key is not None else None
-    signing = signing_tokens(config)
-    plan = Plan(control_key=key, **options)
+    signing = signing_tokens(hub.config)
+    given = given_token(token, token_file) or token_of_environment()
+    plan = Plan(url=hub.client_url(url), control_url=hub.url, control_key=hub.control_key, **options)
     if plan.batch > 1 and plan.body != "json":
         raise click.UsageError("--batch needs --body json")
-    if token is not None and plan.audience_count > 1:
-        raise click.UsageError("--token is for one user on one channel: remove --users and --channels, or --token")
+    if given is not None and plan.audience_count > 1:
+        raise click.UsageError("a token is for one user on one channel: remove --users and --channels, or the token")
 
     async def run() -> Report:
-        tokens = [token] if token is not None else await _tokens(plan, signing)
+        tokens = [given] if given is not None else await _tokens(plan, signing)
         with _progress(not as_json) as progress:
             return await measure(plan, tokens, progress)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..key_file import entry_text
+from .help import command, option
 
 KEY_BYTES = 32
 _OWNER_ONLY = 0o600
@@ -19,15 +20,15 @@ def key() -> None:
     """Named control keys, which control_keys_file lists by their hashes."""
 
 
-@key.command()
+@command()
 @click.argument("name")
-@click.option("--rights", required=True, metavar="LIST", help="publish, token, disconnect, revoke, read, admin")
-@click.option(
+@option("--rights", required=True, metavar="LIST", help="publish, token, disconnect, revoke, read, admin")
+@option(
     "--channels",
     metavar="LIST",
     help="channels, and patterns such as orders.*, that it may publish to and issue tokens for  [default: all]",
 )
-@click.option(
+@option(
     "--key-file",
     type=click.Path(path_type=Path),
     help="write the key to this new file, for its owner only, instead of standard error",
@@ -47,6 +48,9 @@ def new(name: str, rights: str, channels: str | None, key_file: Path | None) -> 
     click.echo(f"\n{entry}", nl=False)  # the file may not end with a line end
     if key_file is None:
         click.echo(f"ssehub: the key of {name}, which is shown this once: {made}", err=True)
+
+
+key.add_command(new)
 
 
 def _listed(text: str) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from ..config import CONFIG_VARIABLE, Config, load_config, option_of, variable_of
+from ..config import CONFIG_VARIABLE, GROUPS, Config, load_config, option_of, variable_of
+from ..settings import Pattern, Settings, settings_of
+from .help import HUB, OWN, TOKEN, note, option
 
 if TYPE_CHECKING:
     from ..tokens import Tokens
@@ -23,28 +26,36 @@ EVERYDAY = (
     "control_keys_file",
     "broker",
 )
+_TOKENS = re.compile(
+    r"jwks|issuer|audience|(user|channel|pattern)_claim|grant_templates|leeway_seconds|require_exp|.*token_.*"
+)
 ALIASES = {"control_bind": ("--bindctl",), "user_id": ("--userId",)}
 _METAVARS = {"bind": "ADDRESS", "file": "FILE", "seconds": "SECONDS", "bytes": "BYTES"}
 
-config_option = click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help=f"TOML file of settings  [{CONFIG_VARIABLE}]"
+config_option = option(
+    "--config",
+    "config_file",
+    section=HUB,
+    type=click.Path(path_type=Path),
+    help=f"TOML file of settings{note(CONFIG_VARIABLE)}",
 )
-secret_option = click.option(
+secret_option = option(
     "--secret",
+    section=TOKEN,
     default=None,
-    help=f"secret that signs tokens (visible in ps: prefer a file)  [{variable_of('secret')}]",
+    help=f"secret that signs tokens (visible in ps: prefer a file){note(variable_of('secret'))}",
 )
-secret_file_option = click.option(
-    "--secret-file", default=None, help=f"file of secrets, of which the first signs  [{variable_of('secret_file')}]"
-)
-control_key_option = click.option(
-    "--control-key",
+secret_file_option = option(
+    "--secret-file",
+    section=TOKEN,
     default=None,
-    help=f"control key of the hub (visible in ps: prefer a file)  [{variable_of('control_key')}]",
+    help=f"file of secrets, of which the first signs{note(variable_of('secret_file'))}",
 )
-control_key_file_option = click.option(
-    "--control-key-file", default=None, help=f"file that contains the control key  [{variable_of('control_key_file')}]"
-)
+
+
+def user_option(help: str, **options: Any) -> Callable[..., Any]:
+    """Return the option for a user, in both spellings."""
+    return option("--user-id", *ALIASES["user_id"], help=help, **options)
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,24 +69,62 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _setting_option(name: str) -> Callable[..., Any]:
     setting = Config.model_fields[name]
     flag = option_of(name)
-    help = f"{setting.description}  [{variable_of(name)}{_default(setting.default)}]"
+    help = f"{setting.description}{note(variable_of(name), setting.default)}"
+    section = section_of(name)
     if setting.annotation is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help)
+        return option(f"{flag}/--no-{flag[2:]}", name, section=section, default=None, help=help)
+    return option(flag, *ALIASES.get(name, ()), name, section=section, default=None, metavar=_metavar(name), help=help)
+
+
+def _metavar(name: str) -> str:
+    """Return the choices of a setting, or a word for its values."""
+    annotation = Config.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return f"[{'|'.join(get_args(annotation))}]"
+    group = _GROUPS.get(name)
+    limit = None if group is None else next(each.limit for each in settings_of(group) if each.name == name)
+    if isinstance(limit, Pattern) and re.fullmatch(r"[\w|]+", limit.regex):
+        return f"[{limit.regex}]"
     last_word = name.rpartition("_")[2]
-    metavar = _METAVARS.get(last_word, last_word.upper())
-    return click.option(flag, *ALIASES.get(name, ()), name, default=None, metavar=metavar, help=help)
+    return _METAVARS.get(last_word, last_word.upper())
 
 
-def _default(value: object) -> str:
-    if value is None or value == []:
-        return ""
-    return f"; default {str(value).lower() if isinstance(value, bool) else value}"
+_GROUPS: Mapping[str, type[Settings]] = {setting.name: group for group in GROUPS for setting in settings_of(group)}
+_SECTIONS = {
+    "Streams": "Streams",
+    "StreamLimits": "Limits of streams",
+    "Retention": "Resuming",
+    "Backpressure": "Slow clients",
+    "Memory": "Slow clients",
+    "Limits": "Requests",
+    "RequestLimits": "Requests",
+    "Idempotency": "The log of events",
+    "LogRetention": "The log of events",
+    "RunLimits": "Runs",
+    "RedisOptions": "Redis",
+    "TcpOptions": "Connections",
+}
+
+
+def section_of(name: str) -> str:
+    """Return the section of `--help` that a setting is in."""
+    if name in EVERYDAY:
+        return OWN
+    if name in _GROUPS:
+        return _SECTIONS[_GROUPS[name].__name__]
+    if "tls" in name:
+        return "TLS"
+    return "Tokens" if _TOKENS.fullmatch(name) else "Browsers, proxies and the process"
 
 
 def load(config_file: Path | None, options: Mapping[str, object]) -> Config:
     """Return the settings; of `options` those count that were given. Raises ConfigError."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return load_config(given, config_file=config_file)
+    return load_config(given(options), config_file=config_file)
+
+
+def given(options: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def signing_tokens(config: Config) -> Tokens | None:

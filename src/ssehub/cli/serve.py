@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
-
+from .help import command
 from .options import config_option, load, setting_options
 
 
-@click.command()
+@command()
 @setting_options
 @config_option
 def serve(config_file: Path | None, **settings: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..address import LOOPBACK_HOSTS, Address
 from ..brokers import without_password
-from ..config import Config
+from ..config import Config, kubernetes_variables
 from .apps import max_streams
 from .certificates import Certificates, ServerCertificate
 
@@ -31,8 +31,17 @@ def announce(config: Config, certificates: Certificates, client: SocketName, con
 
 def announce_control(config: Config, certificate: ServerCertificate | None, name: SocketName) -> None:
     logger.info("listening for publishers on %s/", _url(name, certificate))
+    for name in kubernetes_variables():
+        logger.info("%s is ignored: Kubernetes sets it for a Service", name)
     if config.control_bind is not None:
         _warn_of_plain_http(config, "control_bind", config.control_bind, certificate)
+
+
+def warn_of_plain_http(config: Config, certificates: Certificates) -> None:
+    """Log a warning for each port on which secrets could be read on their way."""
+    _warn_of_plain_http(config, "bind", config.bind, certificates.client)
+    if config.control_bind is not None:
+        _warn_of_plain_http(config, "control_bind", config.control_bind, certificates.control)
 
 
 def _warn_of_plain_http(config: Config, setting: str, address: Address, certificate: ServerCertificate | None) -> None:

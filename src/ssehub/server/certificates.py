@@ -80,6 +80,11 @@ class ServerCertificate:
         return self._pair.names
 
     @property
+    def ends_at(self) -> datetime.datetime:
+        """When it is not valid any more."""
+        return self._pair.not_after
+
+    @property
     def last_good(self) -> LastGood:
         """The contents of both files that are in use, by their settings."""
         return self._files.contents

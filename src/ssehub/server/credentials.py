@@ -86,7 +86,22 @@ def create_tokens(config: Config, last_good: LastGood = NOTHING_YET) -> Tokens:
     identity provider only.
     """
     given = _secrets(config)
-    tokens = Tokens(
+    tokens = _tokens(config, given, last_good)
+    text = tokens.last_good.get("secret_file")
+    for secret in given if text is None else secrets_of(text):
+        _warn_about("secret", secret)
+    return tokens
+
+
+def tokens_of(config: Config) -> Tokens | None:
+    """Return what verifies the tokens of `config` without a hub; None if a hub would generate a random secret."""
+    if not config.has_secret and config.jwks is None:
+        return None
+    return _tokens(config, () if config.secret is None else (config.secret.get_secret_value(),), NOTHING_YET)
+
+
+def _tokens(config: Config, given: Sequence[str], last_good: LastGood) -> Tokens:
+    return Tokens(
         given,
         secret_file=config.secret_file,
         jwks=config.jwks,
@@ -101,10 +116,6 @@ def create_tokens(config: Config, last_good: LastGood = NOTHING_YET) -> Tokens:
         max_token_seconds=config.max_token_seconds,
         last_good=last_good,
     )
-    text = tokens.last_good.get("secret_file")
-    for secret in given if text is None else secrets_of(text):
-        _warn_about("secret", secret)
-    return tokens
 
 
 def _secrets(config: Config) -> tuple[str, ...]:

@@ -78,11 +78,7 @@ def serve_by_workers(config: Config) -> int:
 
     Raises ConfigError, AddressError, or the error with which the first worker failed to start.
     """
-    if config.has_log_of_one_process:
-        raise ConfigError(
-            f"{config.workers} workers need a log that they can share, such as --broker redis://127.0.0.1:6379: "
-            f"{without_password(config.broker)} lives in one process"
-        )
+    check_shared_log(config)
     control_bind = control_address(config)
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(config.log_level))
@@ -93,6 +89,15 @@ def serve_by_workers(config: Config) -> int:
         control = stack.enter_context(_endpoint(config, control_bind, CONTROL_MODE))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssehub-")))
         return asyncio.run(_Group(config, credentials, (client, control), folder).run())
+
+
+def check_shared_log(config: Config) -> None:
+    """Raise ConfigError if workers can't share the broker's log."""
+    if config.has_log_of_one_process:
+        raise ConfigError(
+            f"{config.workers} workers need a log that they can share, such as --broker redis://127.0.0.1:6379: "
+            f"{without_password(config.broker)} lives in one process"
+        )
 
 
 @contextmanager

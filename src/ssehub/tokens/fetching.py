@@ -52,7 +52,7 @@ class FetchedKeys:
     """The set at `url`. `apply` puts its text to use, and returns a summary of it for the log.
 
     `apply` raises ConfigError for a text that can't be used, and then changes nothing. `content` is what another
-    process has fetched last. Raises ConfigError if the URL can't be used, or httpx is not installed.
+    process has fetched last. Raises ConfigError if the URL can't be used.
     """
 
     def __init__(
@@ -67,10 +67,8 @@ class FetchedKeys:
         self._url = url
         self._apply = apply
         self._monotonic = monotonic
-        try:
-            import httpx
-        except ImportError:
-            raise ConfigError("a jwks URL needs httpx: pip install 'ssehub[jwks]'") from None
+        import httpx  # a hub without a URL need not load it
+
         self._httpx = httpx
         self.failures = 0
         self.content: str | None = None
