@@ -99,7 +99,7 @@ def test_metric_of_the_page_is_counted_shown_and_documented(copy: Path) -> None:
     insert_line(fanout / "statistics.py", "loop_lag_seconds:", code_with("round_writes: int"))
     insert_line(fanout / "engine.py", "statistics.loop_lag_seconds =", code_with("round_writes = self._rounds"))
     insert_line(copy / "src/ssehub/web/metrics.py", '("loop_lag_seconds"', code_with('("round_writes"'))
-    insert_line(copy / "docs/control-api.md", "| `ssehub_loop_lag", code_with("| `ssehub_round_writes`"))
+    insert_line(copy / "docs/monitoring.md", "| `ssehub_loop_lag", code_with("| `ssehub_round_writes`"))
     insert_line(tests / "test_web_metrics.py", '"ssehub_lagging 0.0"', code_with('"ssehub_round_writes '))
     rounds = tests / "test_fanout_rounds.py"
     rounds.write_text(f"{rounds.read_text()}\n\n{code_with('def test_writes_of_the_latest_round')}")

@@ -79,10 +79,17 @@ async def test_b33_broken_file_replaces_nothing_and_is_logged_and_counted_once(
     keys.measure(statistics)
 
     assert name_of(keys, ORDERS.key) == "orders"
-    assert statistics.key_file_failures["control_keys_file"] == 1
+    assert statistics.reload_failures["control_keys_file"] == 1
+    assert statistics.reload_failed["control_keys_file"]
     (line,) = caplog.messages
     assert line.startswith(f"control_keys_file {path}: ") and line.endswith("; what was read before stays in use")
     assert keys.problem is None
+
+    write_keys(path, ORDERS, OPS)
+    await keys.reload()
+    keys.measure(statistics)
+
+    assert not statistics.reload_failed["control_keys_file"]
 
 
 async def test_hash_of_control_key_in_the_file_is_refused(path: Path) -> None:

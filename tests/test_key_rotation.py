@@ -119,8 +119,8 @@ def test_f7_b22_sighup_reads_secrets_and_keys_at_once_and_broken_ones_replace_no
     replace(secret_file, f"{OLD}\nchangeme\n")
     replace(jwks_file, json.dumps({"keys": [FIRST.jwk | {"d": "private"}]}))
     hub.signal(signal.SIGHUP)
-    hub.wait_for('ssehub_key_file_failures_total{file="secret_file"}', 1)
-    hub.wait_for('ssehub_key_file_failures_total{file="jwks"}', 1)
+    hub.wait_for('ssehub_reload_failures_total{file="secret_file"}', 1)
+    hub.wait_for('ssehub_reload_failures_total{file="jwks"}', 1)
 
     assert [status(hub, token) for token in (by_secret(NEW), SECOND.token())] == [200, 200]
     assert [status(hub, token) for token in (by_secret(OLD), FIRST.token())] == [401, 401]

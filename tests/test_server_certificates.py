@@ -158,7 +158,7 @@ async def test_b35_certificate_that_cannot_be_used_is_refused_and_replaces_nothi
     assert running.context is context and presented(context, ca) == good.serial
     statistics = Statistics()
     running.measure(statistics)
-    assert statistics.key_file_failures["tls_cert_file"] == 1
+    assert statistics.reload_failures["tls_cert_file"] == 1
     for text in (str(refused.value), caplog.text):
         assert not any(line in text for line in key_pem(good.key).decode().splitlines()[1:-1])
 

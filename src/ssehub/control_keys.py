@@ -117,7 +117,7 @@ class ControlKeys:
     def measure(self, statistics: Statistics) -> None:
         """Add what has been counted since this was last called. Several apps of one hub may have keys of their own."""
         if self._file is not None:
-            statistics.key_file_failures[FILE] = self._file.failures
+            self._file.measure(statistics)
         for name in self._removed:
             statistics.control_requests.pop(name, None)
             statistics.control_refused.pop(name, None)

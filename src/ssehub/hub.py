@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -105,6 +106,7 @@ class Hub(RunStreams, RunProduction):
         opening_rate = OpeningRate(monotonic, stream_limits.max_new_streams_per_second)
         self._turns = Turns(opening_rate, monotonic)
         """When the clients come back that were refused. Those whose streams ended do not wait behind them."""
+        self._statistics.set_limits(streams, retention, backpressure, self.broker.runs.limits)
         self._announcements = Announcements(self.publish_events)
         self.runs = Runs(self.broker.runs, self.start, self._announcements.add, lambda: self.is_draining)
         """The streams with an end."""
@@ -124,6 +126,8 @@ class Hub(RunStreams, RunProduction):
             runs=self.runs,
             spawn=self.spawn,
         )
+        self.control_responses: defaultdict[int, int] = defaultdict(int)
+        """How often the control app has responded, by status. It counts that itself."""
         self.producers = Producers()
         """Who appends to runs here."""
         self._producing = Producing(
@@ -252,6 +256,7 @@ class Hub(RunStreams, RunProduction):
         self._statistics.runs = {state.value: count for state, count in runs.states.items()}
         self._statistics.run_bytes = runs.bytes
         self._statistics.run_producers = len(self.producers)
+        self._statistics.control_responses = {str(status): count for status, count in self.control_responses.items()}
         self._statistics.clock_skew_seconds = self.broker.clock_skew_seconds
         for companion in self._companions:
             companion.measure(self._statistics)

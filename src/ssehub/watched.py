@@ -22,9 +22,12 @@ import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .fanout.statistics import Statistics
 
 logger = logging.getLogger("ssehub.watched")
 
@@ -121,6 +124,12 @@ class WatchedFiles:
 
     def _look(self) -> list[Signature | str]:
         return [_look(path) for path in self._paths.values()]
+
+    def measure(self, statistics: Statistics) -> None:
+        """Write how often the files could not be used, and whether that is so now, under the first of the settings."""
+        name = next(iter(self._paths))
+        statistics.reload_failures[name] = self.failures
+        statistics.reload_failed[name] = self.problem is not None
 
     async def look(self) -> float:
         """Read the files if one has changed and settled. Return in how many seconds to look again."""

@@ -30,6 +30,7 @@ class MemoryRuns:
     def __init__(self, limits: RunLimits, *, now: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self.on_transition: Callable[[Run], None] = lambda run: None
         self.outlives_process = False
+        self.limits = limits
         self._book = Book(limits, wall=now, monotonic=monotonic, new_log=new_log_name)
         self._events: dict[str, PackedEvents] = {}
         """The events by run, for those that have any."""

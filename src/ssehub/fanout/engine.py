@@ -331,8 +331,10 @@ class Engine:
                 self._loop.call_soon(self._write_slice, work)
 
     def _finish_round(self) -> None:
-        self._statistics.count_round(self._rounds.finish(self._monotonic()))
-        self.registry.settled = self._rounds.last
+        now, rounds = self._monotonic(), self._rounds
+        self._statistics.count_round(rounds.finish(now))
+        self._statistics.count_deliveries(now - rounds.arrived_at, rounds.events)
+        self.registry.settled = rounds.last
         self._schedule_round()
 
     def _finish_ending(self) -> None:

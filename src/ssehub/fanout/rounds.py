@@ -77,6 +77,10 @@ class Rounds:
         """The end of the round that is under way, or of the latest one."""
         self.writes = 0
         """The number of writes in that round so far."""
+        self.events = 0
+        """The number of events in it."""
+        self.arrived_at = 0.0
+        """When the log stored the first of them."""
 
     @property
     def is_under_way(self) -> bool:
@@ -136,6 +140,7 @@ class Rounds:
             waiting.popleft()
         self.waiting_bytes -= size
         self.last = frames[-1].position
+        self.events, self.arrived_at = len(frames), frames[0].arrived_at
         self._began = now
         self.writes = 0
         return frames

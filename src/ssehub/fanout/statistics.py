@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..errors import ConflictReason, TokenReason
+from ..revocations import MAX_REVOCATIONS
 from ..runs.model import RunState
+from ..settings import Backpressure, Retention, RunLimits, Streams
 from .history import ResetReason
 from .limits import Refusal
 from .subscriber import CloseReason
 
 ROUND_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds, in seconds, of the histogram of round durations."""
+DELIVERY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""The same for the time from publishing to written. Positions have milliseconds, so that no bound is lower."""
 
 
 class Logout(StrEnum):
@@ -41,9 +45,13 @@ class AppendRefusal(StrEnum):
 
 @dataclass(slots=True)
 class Statistics:
-    """Totals since the hub was made, and the current value of everything else."""
+    """Totals since the hub was made, and the current value of everything else.
+
+    `…_max` is the limit of a number, None if there is none.
+    """
 
     subscribers: int = 0
+    subscribers_max: int | None = None
     channels: int = 0
     patterns: int = 0
     watchers: int = 0
@@ -51,6 +59,7 @@ class Statistics:
     watched_runs: int = 0
     run_waits: int = 0
     """Clients that wait for a run to appear."""
+    run_waits_max: int | None = None
     connected: int = 0
     endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
     refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})
@@ -62,22 +71,33 @@ class Statistics:
     replayed: int = 0
     resets: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in ResetReason})
     history_events: int = 0
+    history_events_max: int | None = None
     history_bytes: int = 0
+    history_bytes_max: int | None = None
     backlog_bytes: int = 0
+    backlog_bytes_max: int | None = None
     lagging: int = 0
     waiting_bytes: int = 0
+    waiting_bytes_max: int | None = None
     waiting_publishers: int = 0
+    waiting_publishers_max: int | None = None
     round_bounds: tuple[float, ...] = ROUND_BOUNDS
     round_counts: list[int] = field(default_factory=lambda: [0] * (len(ROUND_BOUNDS) + 1))
     round_seconds: float = 0.0
+    delivery_bounds: tuple[float, ...] = DELIVERY_BOUNDS
+    delivery_counts: list[int] = field(default_factory=lambda: [0] * (len(DELIVERY_BOUNDS) + 1))
+    delivery_seconds: float = 0.0
     loop_lag_seconds: float = 0.0
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
     memory_is_short: bool = False
     broker_ready: bool = True
     revocations: int = 0
+    revocations_max: int = MAX_REVOCATIONS
     runs: dict[str, int] = field(default_factory=lambda: {state.value: 0 for state in RunState})
+    runs_max: int | None = None
     run_bytes: int = 0
+    run_bytes_max: int | None = None
     run_events: int = 0
     """Events that were appended to runs here, those that a producer has sent again included."""
     run_producers: int = 0
@@ -87,17 +107,43 @@ class Statistics:
     )
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0
-    key_file_failures: dict[str, int] = field(default_factory=lambda: {"secret_file": 0, "jwks": 0})
+    reload_failures: dict[str, int] = field(default_factory=lambda: {"secret_file": 0, "jwks": 0})
+    """How often files could not be used when they were read again, by the first setting that names them."""
+    reload_failed: dict[str, bool] = field(default_factory=lambda: {"secret_file": False, "jwks": False})
+    """True while that is so: what was read before is in use."""
     control_requests: dict[str, dict[str, int]] = field(default_factory=dict)
     """Requests to the control app that were admitted, by the name of the key, then by right."""
     control_refused: dict[str, dict[str, int]] = field(default_factory=dict)
     """Those that were refused because of the key, by its name, then by reason."""
+    control_responses: dict[str, int] = field(default_factory=dict)
+    """Responses of the control app, by status."""
     tls_not_after: dict[str, float] = field(default_factory=dict)
     """When the certificates end, in Unix time, by port: `client`, `control`."""
     jwks_fetch_failures: int = 0
     jwks_age_seconds: float = 0.0
+    process: dict[str, float] = field(default_factory=dict)
+    """What the process uses, by the names of its metrics: see `web/process_metrics.py`."""
+    build: dict[str, str] = field(default_factory=dict)
+    """What the process runs: `version`, `python`, `broker`."""
+
+    def set_limits(self, streams: Streams, retention: Retention, backpressure: Backpressure, runs: RunLimits) -> None:
+        """Set each `…_max` to what the settings allow."""
+        self.subscribers_max = streams.max_connections
+        self.run_waits_max = streams.max_run_waits
+        self.history_events_max = retention.history_events
+        self.history_bytes_max = retention.history_bytes
+        self.backlog_bytes_max = backpressure.max_total_backlog_bytes
+        self.waiting_bytes_max = backpressure.max_waiting_bytes
+        self.waiting_publishers_max = backpressure.max_waiting_publishers
+        self.runs_max = runs.max_runs
+        self.run_bytes_max = runs.max_runs_bytes
 
     def count_round(self, seconds: float) -> None:
         """Add a round of this duration to the histogram."""
         self.round_seconds += seconds
         self.round_counts[bisect_left(self.round_bounds, seconds)] += 1
+
+    def count_deliveries(self, seconds: float, events: int) -> None:
+        """Add so many events, written this long after they were published, to the histogram."""
+        self.delivery_seconds += seconds * events
+        self.delivery_counts[bisect_left(self.delivery_bounds, seconds)] += events

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from ..publication import IdempotencyKey
+from ..settings import RunLimits
 from .entries import RunEvent
 from .model import Outcome, Run, RunOptions, RunState
 
@@ -142,6 +143,8 @@ class RunStore(Protocol):
 
     outlives_process: bool
     """True if runs are there after the process has ended."""
+
+    limits: RunLimits
 
     async def create(self, name: str, creation: Creation) -> Created:
         """Create the run `name`.

@@ -106,7 +106,7 @@ class ServerCertificate:
 
     def measure(self, statistics: Statistics) -> None:
         """Write what `/metrics` shows of it."""
-        statistics.key_file_failures[self._cert_name] = self._files.failures
+        self._files.measure(statistics)
         statistics.tls_not_after[self._port] = self._pair.not_after.timestamp()
 
     async def _remind(self) -> None:

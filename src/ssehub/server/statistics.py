@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..fanout.statistics import Statistics
 from ..hub import Hub
+from ..web.process_metrics import measured
 
 _TIMEOUT_SECONDS = 1.0
 
@@ -31,7 +32,7 @@ class WorkerStatistics:
         """Inside the context, send the statistics of `hub` to every process that connects to this worker's socket."""
 
         async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(json.dumps(dataclasses.asdict(hub.statistics)).encode())
+            writer.write(json.dumps(dataclasses.asdict(await measured(hub))).encode())
             writer.close()
 
         self._path(self._number).unlink(missing_ok=True)  # left by a worker that died
@@ -41,9 +42,9 @@ class WorkerStatistics:
     async def gather(self, hub: Hub) -> dict[str, Statistics]:
         """Return the statistics by worker: those of `hub`, and of the other workers that answer in time."""
         others = [number for number in range(self._workers) if number != self._number]
-        answers = await asyncio.gather(*map(self._read, others))
+        own, answers = await asyncio.gather(measured(hub), asyncio.gather(*map(self._read, others)))
         found = {number: answer for number, answer in zip(others, answers, strict=True) if answer is not None}
-        found[self._number] = hub.statistics
+        found[self._number] = own
         return {str(number): found[number] for number in sorted(found)}
 
     async def _read(self, number: int) -> Statistics | None:

@@ -73,7 +73,8 @@ class KeySources:
 
     def measure(self, statistics: Statistics) -> None:
         """Write what `/metrics` shows of it."""
-        statistics.key_file_failures |= {name: file.failures for name, file in self._files.items()}
+        for file in self._files.values():
+            file.measure(statistics)
         if self.fetched is not None:
             statistics.jwks_fetch_failures = self.fetched.failures
             statistics.jwks_age_seconds = self.fetched.age_seconds

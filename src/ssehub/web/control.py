@@ -37,6 +37,7 @@ from .metrics import GatherStatistics, Metrics
 from .pace import pace_for
 from .rates import PublishRates
 from .requests import ControlRequest
+from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 
@@ -100,7 +101,11 @@ def create_control_app(
     routes[2:2] = runs.routes()
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts)],
+        middleware=[
+            Middleware(counting_responses, hub=hub),
+            Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts),
+        ],
+        exception_handlers={Exception: counting_failures(hub)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

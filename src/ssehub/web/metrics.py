@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from ..fanout.statistics import Statistics
 from ..hub import Hub
-from ..revocations import MAX_REVOCATIONS
 from ..rights import Right
 from .endpoint import Endpoint
+from .process_metrics import measured, process_metrics
 from .requests import ControlRequest
 
 GatherStatistics = Callable[[], Awaitable[Mapping[str, Statistics]]]
@@ -33,10 +34,11 @@ class Metrics(Endpoint):
         self._gather = gather
 
     async def respond(self, request: ControlRequest) -> Response:
-        statistics = {"": self._hub.statistics} if self._gather is None else await self._gather()
+        statistics = {"": await measured(self._hub)} if self._gather is None else await self._gather()
         registry = CollectorRegistry()
         registry.register(HubCollector(statistics))
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"Content-Type": content_type, "Vary": "Accept"})
 
 
 class HubCollector(Collector):
@@ -63,28 +65,53 @@ class HubCollector(Collector):
 def _metrics(stats: Statistics) -> Iterator[Metric]:
     for name, help, value in (
         ("subscribers", "Open streams.", stats.subscribers),
+        ("subscribers_max", "Most open streams of the process (max_connections).", stats.subscribers_max),
         ("watchers", "Open streams of runs, which count as subscribers, too.", stats.watchers),
         ("watched_runs", "Runs that are followed for their watchers.", stats.watched_runs),
         ("run_waits", "Clients that wait for a run to appear.", stats.run_waits),
+        ("run_waits_max", "Most clients that may wait for a run (max_run_waits).", stats.run_waits_max),
         ("channels", "Channels with at least one open stream.", stats.channels),
         ("patterns", "Patterns with at least one open stream.", stats.patterns),
         ("lagging", "Streams whose backlog is over its bound.", stats.lagging),
         ("backlog_bytes", "Bytes in backlogs, which connections have not accepted yet.", stats.backlog_bytes),
+        (
+            "backlog_bytes_max",
+            "Bytes in backlogs above which streams end (max_total_backlog_bytes).",
+            stats.backlog_bytes_max,
+        ),
         ("waiting_bytes", "Bytes of events that wait for a round.", stats.waiting_bytes),
+        (
+            "waiting_bytes_max",
+            "Bytes of waiting events above which publishers wait (max_waiting_bytes).",
+            stats.waiting_bytes_max,
+        ),
         (
             "waiting_publishers",
             "Publishers that wait for capacity, or for slow clients of their channels.",
             stats.waiting_publishers,
         ),
+        (
+            "waiting_publishers_max",
+            "Most publishers that may wait (max_waiting_publishers).",
+            stats.waiting_publishers_max,
+        ),
         ("history_events", "Retained events.", stats.history_events),
+        ("history_events_max", "Most retained events (history_events).", stats.history_events_max),
         ("history_bytes", "Bytes held by retained events.", stats.history_bytes),
+        ("history_bytes_max", "Most bytes held by retained events (history_bytes).", stats.history_bytes_max),
         ("revocations", "Revocations in force.", stats.revocations),
-        ("revocations_max", "Revocations of which the table is full, so that no more are accepted.", MAX_REVOCATIONS),
+        (
+            "revocations_max",
+            "Revocations of which the table is full, so that no more are accepted.",
+            stats.revocations_max,
+        ),
+        ("runs_max", "Most runs, in all states together (max_runs).", stats.runs_max),
         (
             "run_bytes",
             "Bytes of all runs, with 32 bytes for each event, and 256 for each user and channel.",
             stats.run_bytes,
         ),
+        ("run_bytes_max", "Most bytes of all runs (max_runs_bytes).", stats.run_bytes_max),
         ("run_producers", "Producers that append to runs at present.", stats.run_producers),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
         (
@@ -113,6 +140,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"ssehub_{name}", help, value)
     yield _runs(stats)
     yield _tls_not_after(stats)
+    yield _reload_failed(stats)
     for name, help, value in (
         ("streams", "Streams opened.", stats.connected),
         ("events_published", "Events published through this hub and stored.", stats.published),
@@ -134,12 +162,13 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("tokens_refused", "Tokens refused by the client app, by reason.", "reason", stats.refused_tokens),
         ("resets", "Clients told that they may have missed events, by reason.", "reason", stats.resets),
         (
-            "key_file_failures",
-            "Times a file of secrets or keys could not be used when it was read again, by setting.",
+            "reload_failures",
+            "Times a file of secrets, keys or certificates could not be used when it was read again, by setting.",
             "file",
-            stats.key_file_failures,
+            stats.reload_failures,
         ),
         ("appends_refused", "Appends refused or ended by the hub, by reason.", "reason", stats.refused_appends),
+        ("control_responses", "Responses of the control app, by status.", "status", stats.control_responses),
         ("logouts", "Back-channel logouts, by result.", "result", stats.logouts),
     ):
         yield _by(label, name, help, counts)
@@ -150,13 +179,40 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         "reason",
         stats.control_refused,
     )
-    yield _round_seconds(stats)
+    yield _histogram(
+        "round_seconds", "Duration of rounds.", stats.round_bounds, stats.round_counts, stats.round_seconds
+    )
+    yield _histogram(
+        "delivery_seconds",
+        "Seconds from when the log stored an event until it was written to the last of its streams here.",
+        stats.delivery_bounds,
+        stats.delivery_counts,
+        stats.delivery_seconds,
+    )
+    yield _build_info(stats)
+    yield from process_metrics(stats)
 
 
 def _runs(stats: Statistics) -> Metric:
     family = GaugeMetricFamily("ssehub_runs", "Runs, including those that are kept after their end.", labels=["state"])
     for state, count in stats.runs.items():
         family.add_metric([state], count)
+    return family
+
+
+def _reload_failed(stats: Statistics) -> Metric:
+    help = "1 while a file that has been read again can't be used, so that what was read before is in use."
+    family = GaugeMetricFamily("ssehub_reload_failed", help, labels=["file"])
+    for file, has_failed in stats.reload_failed.items():
+        family.add_metric([file], has_failed)
+    return family
+
+
+def _build_info(stats: Statistics) -> Metric:
+    help = "Always 1. The labels say which versions this is, and which broker it has."
+    family = GaugeMetricFamily("ssehub_build_info", help, labels=list(stats.build))
+    if stats.build:
+        family.add_metric(list(stats.build.values()), 1)
     return family
 
 
@@ -183,9 +239,9 @@ def _by_key(name: str, help: str, label: str, counts: Mapping[str, Mapping[str, 
     return family
 
 
-def _round_seconds(stats: Statistics) -> Metric:
+def _histogram(name: str, help: str, bounds: Sequence[float], counts: Sequence[int], seconds: float) -> Metric:
     total, buckets = 0, []
-    for bound, count in zip((*stats.round_bounds, "+Inf"), stats.round_counts, strict=True):
+    for bound, count in zip((*bounds, "+Inf"), counts, strict=True):
         total += count
         buckets.append((str(bound), total))
-    return HistogramMetricFamily("ssehub_round_seconds", "Duration of rounds.", buckets, stats.round_seconds)
+    return HistogramMetricFamily(f"ssehub_{name}", help, buckets, seconds)

@@ -96,7 +96,7 @@ class RedisRuns:
         self.on_transition: Callable[[Run], None] = lambda run: None
         self.outlives_process = True
         self._server = server
-        self._limits = limits
+        self.limits = limits
         self._probe_seconds = probe_seconds
         self._releases: OrderedDict[tuple[str, Ticket], None] = OrderedDict()
         """Claims whose release Redis has not confirmed: it is tried again."""
@@ -178,7 +178,7 @@ class RedisRuns:
     # Calls
 
     async def create(self, name: str, creation: Creation) -> Created:
-        tasks, limits = self._running(), self._limits
+        tasks, limits = self._running(), self.limits
         options, mode, key, ticket, expected = creation
         times = options.idle, options.keep, limits.run_stop_seconds
         reply = await tasks.calls.call(
@@ -219,7 +219,7 @@ class RedisRuns:
 
     async def _append(self, name: str, step: Append, events: list[bytes], sizes: list[int]) -> Appended:
         """Append what has been encoded, in one call."""
-        tasks, limits = self._running(), self._limits
+        tasks, limits = self._running(), self.limits
         ticket, outcome = step.ticket, step.outcome
         reply = await tasks.calls.call(
             "append",
@@ -343,12 +343,12 @@ class RedisRuns:
             raise IdempotencyConflict(KEY_CONFLICT)
         if status == b"runs":
             raise Overloaded(
-                f"there are as many runs as max_runs allows, {self._limits.max_runs}: delete runs, keep them for a "
+                f"there are as many runs as max_runs allows, {self.limits.max_runs}: delete runs, keep them for a "
                 "shorter time, or raise it"
             )
         if status == b"bytes":
             raise Overloaded(
-                f"all runs together are as large as max_runs_bytes allows, {self._limits.max_runs_bytes} bytes: delete "
+                f"all runs together are as large as max_runs_bytes allows, {self.limits.max_runs_bytes} bytes: delete "
                 "runs, keep them for a shorter time, or raise it"
             )
         if run is None or status == b"unknown":

@@ -53,7 +53,7 @@ class SqliteRuns:
     ) -> None:
         self.outlives_process = True
         self._path = path_of_runs(path)
-        self._limits = limits
+        self.limits = limits
         self._now = now
         self._monotonic = monotonic
         self._told = ToldRuns()
@@ -96,7 +96,7 @@ class SqliteRuns:
                     await writer.stop()
 
     def _build(self, loaded: Loaded) -> Ledger:
-        book = Book(self._limits, wall=self._now, monotonic=self._monotonic, new_log=new_log_name)
+        book = Book(self.limits, wall=self._now, monotonic=self._monotonic, new_log=new_log_name)
         try:
             return Ledger(book, loaded, self._now)
         except BrokerUnavailable as exc:
