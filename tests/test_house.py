@@ -294,7 +294,7 @@ ROOMS: dict[str, set[str]] = {
     "cli.log": {"brokers", "cli.options", "config", "event", "publication", "settings"},
     "cli.options": {"config", "tokens"},
     "cli.revoke": {"cli.control", "cli.options"},
-    "cli.serve": {"cli.options", "server.process", "server.workers"},
+    "cli.serve": {"cli.options", "server.demo", "server.process", "server.workers"},
     "cli.token": {"cli.options", "errors", "grant", "settings", "tokens"},
     "companions": {"fanout.statistics"},
     "config": {"address", "errors", "settings", "urls"},
@@ -657,6 +657,7 @@ ROOMS: dict[str, set[str]] = {
         "watched",
     },
     "server.deadlines": set(),
+    "server.demo": {"address", "config", "errors", "server.announce", "server.apps", "server.process", "web.demo"},
     "server.embedded": {
         "config",
         "errors",
@@ -889,6 +890,7 @@ ROOMS: dict[str, set[str]] = {
         "web.logins",
         "web.origins",
     },
+    "web.demo": {"address", "tokens"},
     "web.denials": {"errors", "hub", "loglimit", "web.addresses"},
     "web.emit": {
         "errors",
@@ -1052,6 +1054,7 @@ FOREIGN: dict[str, set[str]] = {
         "web.backchannel",
         "web.client",
         "web.control",
+        "web.demo",
         "web.cookie_login",
         "web.denials",
         "web.emit",
