@@ -58,8 +58,20 @@ def test_demo_page_gives_no_token_under_a_foreign_name(demo: RunningHub) -> None
     assert "token" not in response.text
 
 
-def test_a_hub_without_demo_serves_no_page(hub: RunningHub) -> None:
-    assert httpx.get(hub.url + "/").status_code == 404
+@pytest.mark.parametrize("path", ["/", "/token/", "/nothing"])
+def test_without_demo_the_client_port_says_where_things_are(path: str, hub: RunningHub) -> None:
+    response = httpx.get(hub.url + path)
+
+    assert response.status_code == 404
+    assert "/events/" in response.text and "control_bind" in response.text
+
+
+@pytest.mark.parametrize("path", ["/", "/events/"])
+def test_the_control_port_says_where_things_are(path: str, hub: RunningHub) -> None:
+    response = httpx.get(hub.control_url + path)
+
+    assert response.status_code == 404
+    assert "/emit/" in response.text and "127.0.0.1:8000" in response.text
 
 
 @pytest.mark.parametrize(

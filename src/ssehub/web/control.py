@@ -33,6 +33,7 @@ from .forms import (
 )
 from .guard import Guard
 from .metrics import GatherStatistics, Metrics
+from .not_found import not_found
 from .pace import pace_for
 from .rates import PublishRates
 from .requests import ControlRequest
@@ -41,6 +42,10 @@ from .runs import RunCalls
 
 logger = limited_logger("ssehub.control")
 
+_ELSEWHERE = (
+    "not found: this is the control app, with /token/, /emit/, /disconnect/, /revoke/, /runs/, /healthz, /readyz and "
+    "/metrics; streams are at /events/ of the client app, on another port (bind, by default 127.0.0.1:8000)\n"
+)
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
@@ -96,6 +101,7 @@ def create_control_app(
     routes[2:2] = runs.routes()
     app = Starlette(
         routes=routes,
+        exception_handlers={404: not_found(_ELSEWHERE)},
         middleware=[Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts)],
         lifespan=lifespan,
     )
