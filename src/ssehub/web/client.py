@@ -63,8 +63,8 @@ _REFUSED: Mapping[str, str] = {reason: f"stream refused, {reason}: %s; from %s" 
 SHOWN_LENGTH = 80
 """How much a log line shows of a channel that is not granted: it may be a token that was sent as one by mistake."""
 _ELSEWHERE = (
-    "not found: this port serves streams, at /events/; tokens and events are POSTed to /token/ and /emit/ of the control "
-    "app, which listens on another port (control_bind, by default 127.0.0.1:8001)\n"
+    "not found: this port serves streams, at /events/; tokens and events are POSTed to /token/ and /emit/ of the "
+    "control app, which listens on another port (control_bind, by default 127.0.0.1:8001)\n"
 )
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 
