@@ -94,7 +94,9 @@ def test_c6_body_of_unclear_length_is_refused_and_not_published(headers: list[st
     [
         pytest.param(f"{EMIT}Content-Length: {len(FORM)}\r\n\r\n{FORM}", b"OK", id="answer"),
         pytest.param(
-            "GET /nothing/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"Not Found", id="close"
+            "GET /nothing/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            b"127.0.0.1:8000)\n",
+            id="close",
         ),
         pytest.param("HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n\r\n", id="head alone"),
         pytest.param("HEAD /healthz HTTP/1.0\r\n\r\n", b"\r\n\r\n", id="head alone, and the end"),

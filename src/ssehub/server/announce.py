@@ -20,7 +20,7 @@ SocketName = str | tuple[Any, ...]
 
 def announce(config: Config, certificates: Certificates, client: SocketName, control: SocketName) -> None:
     """Log where browsers and publishers connect, the limits, and a curl command to begin with."""
-    logger.info("listening for browsers on %s/events/", _url(client, certificates.client))
+    logger.info("listening for browsers on %s/events/", url_of(client, certificates.client))
     _warn_of_plain_http(config, "bind", config.bind, certificates.client)
     announce_control(config, certificates.control, control)
     streams = config.workers * max_streams(config)
@@ -30,7 +30,7 @@ def announce(config: Config, certificates: Certificates, client: SocketName, con
 
 
 def announce_control(config: Config, certificate: ServerCertificate | None, name: SocketName) -> None:
-    logger.info("listening for publishers on %s/", _url(name, certificate))
+    logger.info("listening for publishers on %s/", url_of(name, certificate))
     for name in kubernetes_variables():
         logger.info("%s is ignored: Kubernetes sets it for a Service", name)
     if config.control_bind is not None:
@@ -61,7 +61,7 @@ def _warn_of_plain_http(config: Config, setting: str, address: Address, certific
 
 def _curl(config: Config, certificate: ServerCertificate | None, name: SocketName) -> tuple[str, str]:
     """Return the options that curl needs to call the control app on this socket, and the URL."""
-    options, url = "", _url(name, certificate)
+    options, url = "", url_of(name, certificate)
     if isinstance(name, str):
         options += f"--unix-socket {shlex.quote(name)} "
         url = "http://localhost" if certificate is None else "https://localhost"
@@ -94,7 +94,7 @@ def _trusting(config: Config, certificate: ServerCertificate, name: SocketName, 
     return options, url
 
 
-def _url(name: SocketName, certificate: ServerCertificate | None) -> str:
+def url_of(name: SocketName, certificate: ServerCertificate | None) -> str:
     """Return the URL of a socket. For one that listens on every interface, that is its URL on loopback."""
     if isinstance(name, str):
         return f"unix:{name}"

@@ -23,7 +23,7 @@ from ..hub import Hub
 from ..platform import loop_factory
 from ..proxies import TrustedProxies
 from ..settings import RequestLimits, TcpOptions
-from .announce import announce
+from .announce import SocketName, announce
 from .apps import Apps, create_apps, max_client_connections, max_control_connections
 from .collector import collecting
 from .health import HealthChecks
@@ -38,9 +38,10 @@ Sockets = tuple[socket.socket, socket.socket]
 """The sockets on which the client app and the control app are served."""
 
 
-def serve(config: Config) -> int:
+def serve(config: Config, *, add_pages: Callable[[Apps, SocketName, SocketName], None] | None = None) -> int:
     """Run the hub until a signal stops it; return the exit code.
 
+    `add_pages` is called with the apps and the names of the client and control sockets, before anything is served.
     Raises ConfigError, AddressError, or BrokerUnavailable if the broker can't be opened.
     """
     control_bind = control_address(config)
@@ -49,6 +50,8 @@ def serve(config: Config) -> int:
         apps = create_apps(config, drains_on_exit=False)
         client = stack.enter_context(listen(config.bind, options=options, mode=CLIENT_MODE))
         control = stack.enter_context(listen(control_bind, options=options, mode=CONTROL_MODE))
+        if add_pages is not None:
+            add_pages(apps, client.getsockname(), control.getsockname())
         certificates = apps.credentials.certificates
         on_ready = partial(announce, config, certificates, client.getsockname(), control.getsockname())
         return run(apps, config, (client, control), on_ready=on_ready)

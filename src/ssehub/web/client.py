@@ -45,6 +45,7 @@ from .ends import is_cut
 from .logins import Authenticate, Login, StreamRequest, TokenLogin, choose_login
 from .masking import Masking
 from .methods import STREAM_METHODS, ByMethod
+from .not_found import not_found
 from .origins import ANY, OriginWatch, check_origins
 from .query import QUERY_BOUNDS, RUN, Query
 from .run_stop import STOP, RunStop
@@ -59,6 +60,10 @@ _REFUSED: Mapping[str, str] = {reason: f"stream refused, {reason}: %s; from %s" 
 """A template for each reason, as the rate of lines is limited by their templates."""
 SHOWN_LENGTH = 80
 """How much a log line shows of a channel that is not granted: it may be a token that was sent as one by mistake."""
+_ELSEWHERE = (
+    "not found: this port serves streams, at /events/; tokens and events are POSTed to /token/ and /emit/ of the "
+    "control app, which listens on another port (control_bind, by default 127.0.0.1:8001)\n"
+)
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 
 
@@ -131,6 +136,7 @@ def create_client_app(
 
     app = Starlette(
         routes=routes,
+        exception_handlers={404: not_found(_ELSEWHERE)},
         middleware=[
             Middleware(Masking),
             *([Middleware(BelievingProxies, proxies=proxies)] if proxies else []),

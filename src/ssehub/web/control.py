@@ -34,6 +34,7 @@ from .forms import (
 )
 from .guard import Guard
 from .metrics import GatherStatistics, Metrics
+from .not_found import not_found
 from .pace import pace_for
 from .rates import PublishRates
 from .requests import ControlRequest
@@ -43,6 +44,10 @@ from .runs import RunCalls
 
 logger = limited_logger("ssehub.control")
 
+_ELSEWHERE = (
+    "not found: this is the control app, with /token/, /emit/, /disconnect/, /revoke/, /runs/, /healthz, /readyz and "
+    "/metrics; streams are at /events/ of the client app, on another port (bind, by default 127.0.0.1:8000)\n"
+)
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
@@ -105,7 +110,7 @@ def create_control_app(
             Middleware(counting_responses, hub=hub),
             Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts),
         ],
-        exception_handlers={Exception: counting_failures(hub)},
+        exception_handlers={404: not_found(_ELSEWHERE), Exception: counting_failures(hub)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
