@@ -343,6 +343,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.index",
         "fanout.intake",
         "fanout.limits",
+        "fanout.origin",
         "fanout.pressure",
         "fanout.registry",
         "fanout.replays",
@@ -364,6 +365,7 @@ ROOMS: dict[str, set[str]] = {
     "fanout.feeds": {
         "claims",
         "fanout.history",
+        "fanout.origin",
         "fanout.run_waits",
         "fanout.sinks",
         "fanout.subscriber",
@@ -408,6 +410,7 @@ ROOMS: dict[str, set[str]] = {
         "report",
         "settings",
     },
+    "fanout.origin": set(),
     "fanout.pressure": {"memory"},
     "fanout.reading": {
         "errors",
@@ -451,7 +454,7 @@ ROOMS: dict[str, set[str]] = {
     "fanout.sinks": set(),
     "fanout.slices": set(),
     "fanout.statistics": {"errors", "fanout.history", "fanout.limits", "fanout.subscriber", "runs.model"},
-    "fanout.subscriber": {"claims", "fanout.frames", "fanout.sinks", "grant", "loglimit", "position"},
+    "fanout.subscriber": {"claims", "fanout.frames", "fanout.origin", "fanout.sinks", "grant", "loglimit", "position"},
     "fanout.upkeep": {
         "fanout.backlogs",
         "fanout.clock",
@@ -497,6 +500,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.comebacks",
         "fanout.engine",
         "fanout.limits",
+        "fanout.origin",
         "fanout.registry",
         "fanout.resume",
         "fanout.sinks",
@@ -588,6 +592,7 @@ ROOMS: dict[str, set[str]] = {
         "claims",
         "errors",
         "fanout.engine",
+        "fanout.origin",
         "fanout.sinks",
         "fanout.subscriber",
         "fanout.watching",
@@ -795,7 +800,7 @@ ROOMS: dict[str, set[str]] = {
     "urls": set(),
     "watched": {"errors"},
     "web": set(),
-    "web.addresses": {"proxies"},
+    "web.addresses": {"fanout.origin", "proxies"},
     "web.append": {
         "control_keys",
         "errors",
@@ -848,6 +853,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "fanout.frames",
         "fanout.limits",
+        "fanout.origin",
         "fanout.resume",
         "fields",
         "hub",
@@ -1024,6 +1030,7 @@ ROOMS: dict[str, set[str]] = {
     "web.run_streams": {
         "claims",
         "errors",
+        "fanout.origin",
         "fanout.sinks",
         "fanout.subscriber",
         "fanout.watching",
@@ -1047,6 +1054,7 @@ ROOMS: dict[str, set[str]] = {
     "web.stream": {
         "claims",
         "event",
+        "fanout.origin",
         "fanout.resume",
         "fanout.sinks",
         "fanout.statistics",

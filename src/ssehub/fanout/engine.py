@@ -40,6 +40,7 @@ from .history import History, ResetReason
 from .index import Index
 from .intake import Intake
 from .limits import StreamCounts
+from .origin import Origin
 from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
@@ -392,7 +393,14 @@ class Engine:
         return Prospect(await self._replays.count(claims, sent), reset)
 
     def attach(
-        self, claims: Claims, sink: Sink, start: Start, address: str | None = None, *, uses_datastar: bool = False
+        self,
+        claims: Claims,
+        sink: Sink,
+        start: Start,
+        address: str | None = None,
+        *,
+        uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> Subscriber:
         """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed.
 
@@ -401,7 +409,7 @@ class Engine:
         self.registry.admit(claims, address)
         now = self._monotonic()
         sent, reset = beginning(self._history, self.head, claims, start, now)
-        subscriber = Subscriber(claims, sink, self.head, sent, uses_datastar=uses_datastar)
+        subscriber = Subscriber(claims, sink, self.head, sent, uses_datastar=uses_datastar, origin=origin)
         sink.owner = _SinkOwner(self, subscriber)
         self.registry.add(subscriber, now, self._wall(), address)
         # An id before the reset would let a client that is disconnected between the two come back without a reset.
@@ -424,6 +432,7 @@ class Engine:
         *,
         dialect: Dialect = Dialect.EVENTS,
         uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> Subscriber:
         """Register a stream of the run `name`, which `finder.find` has returned, and write its first frame.
 
@@ -435,7 +444,7 @@ class Engine:
         feed = self.finder.require(name, claims)
         self.registry.admit(claims, address, watches=True)
         sent, reset = feed.beginning(None if dialect is Dialect.AI_SDK else cursor)
-        watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar)
+        watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar, origin=origin)
         sink.owner = _SinkOwner(self, watcher)
         self.registry.add(watcher, self._monotonic(), self._wall(), address)
         self.watchers.begin(watcher, reset, self._retry_milliseconds(cursor))

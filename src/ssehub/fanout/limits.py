@@ -176,7 +176,7 @@ class StreamCounts:
         waits = self._waits_by_user.get(user_id, 0)
         streams = 0 if self._replaces else len(self._by_user.get(user_id, ()))
         self._check_user(user_id, streams + waits, RAISE)
-        self._check_address(address, None)
+        self._check_address(address, None, RAISE)
         if self._limits.max_streams_per_user is not None:
             self._waits_by_user[user_id] = waits + 1
         if self._limits.max_streams_per_address is not None:

@@ -90,6 +90,7 @@ class Registry:
         if self.counts is not None and address is not None:
             self.counts.add(subscriber, address)
         self._statistics.connected += 1
+        subscriber.number = self._statistics.connected
 
     def position_of(self, subscriber: Subscriber) -> Position:
         """Return the position up to which everything for `subscriber` has been written."""
