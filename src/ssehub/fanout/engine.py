@@ -481,6 +481,7 @@ class Engine:
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
         end = began + window_seconds * 3 / 4
+        drained = self._statistics.endings[CloseReason.DRAINED]
         while self.index.all:
             # Each step ends its share: the streams that are left, divided by the steps that fit into the time left. A
             # step that was late makes the next ones larger; when the time is over, one step ends all.
@@ -488,17 +489,25 @@ class Engine:
             share = list(islice(self.index.all, math.ceil(len(self.index) / steps_left)))
             await each_in_slices(share, self._end_drained, END_SLICE)
             await asyncio.sleep(DRAIN_STEP_SECONDS)
+        self._log_drained(drained, began)
+
+    def _log_drained(self, before: int, began: float) -> None:
+        """Log one line about the streams that were drained, after the `before` that had been at `began`."""
+        if drained := self._statistics.endings[CloseReason.DRAINED] - before:
+            logger.info("streams drained: %d in %.1f s", drained, self._monotonic() - began)
 
     async def stop(self) -> None:
         """End every stream at once, and the ticker."""
         self.ticker.stop()
         self.finder.stop()
+        began, drained = self._monotonic(), self._statistics.endings[CloseReason.DRAINED]
         try:
             while self.index.all:
                 await each_in_slices(list(self.index.all), self._end_drained, END_SLICE)
         finally:
             for subscriber in list(self.index.all):  # there are none, unless this was cancelled
                 self._end_drained(subscriber)
+            self._log_drained(drained, began)
 
     def _end_drained(self, subscriber: Subscriber) -> None:
         self.registry.end(subscriber, CloseReason.DRAINED)
