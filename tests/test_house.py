@@ -927,7 +927,7 @@ ROOMS: dict[str, set[str]] = {
         "web.requests",
         "web.strict_json",
     },
-    "web.endpoint": {"errors", "loglimit", "rights", "web.forms", "web.requests"},
+    "web.endpoint": {"errors", "loglimit", "rights", "web.addresses", "web.forms", "web.requests"},
     "web.ends": {"errors", "settings"},
     "web.escapes": set(),
     "web.explain": {
@@ -964,7 +964,9 @@ ROOMS: dict[str, set[str]] = {
         "control_keys",
         "errors",
         "fanout.statistics",
+        "loglimit",
         "rights",
+        "web.addresses",
         "web.endpoint",
         "web.masking",
         "web.origins",

@@ -161,3 +161,17 @@ def test_log_lines_about_a_stream_say_where_it_comes_from_and_what_it_was_sent(s
     about = "user 'alex', channels 'chat', from 127.0.0.1, 'page/1.0'"
     assert f"stream opened: {about}\n" in hub.log
     assert re.search(rf"stream ended: {about}, \d+\.\d s, 1 events, \d\d bytes, disconnected\n", hub.log)
+
+
+def test_requests_that_the_control_app_refuses_leave_a_line_with_the_address(start_hub: StartHub) -> None:
+    hub = start_hub()
+
+    assert httpx.post(f"{hub.control_url}/emit/", data={"chanel": "hidden"}).status_code == 400
+    assert httpx.get(f"{hub.control_url}/emit/").status_code == 405
+    assert httpx.post(f"{hub.control_url}/emit/", headers={"Origin": "https://evil.example"}).status_code == 403
+    wait_until(lambda: "refused with 403" in hub.log)
+
+    assert re.search(r"request refused with 400: POST /emit/?, from 127\.0\.0\.1\n", hub.log)
+    assert "request refused with 405: " in hub.log
+    assert re.search(r"refused with 403: a web page of another origin .*, from 127\.0\.0\.1\n", hub.log)
+    assert "hidden" not in hub.log
