@@ -39,7 +39,7 @@ def take_away(kind: str, tls: ssl.SSLContext | None, *options: str) -> None:
             hub.emit_batch([{"userId": "*", "channel": "chat", "data": "x" * 10_000}] * 20)
         set_loopback("down")
         begin = time.monotonic()
-        wait_until(lambda: "stream ended: disconnected" in hub.log, 30)
+        wait_until(lambda: "bytes, disconnected" in hub.log, 30)
         sys.stdout.write(f"{time.monotonic() - begin}\n")
         stream.close()
     finally:

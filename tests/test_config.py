@@ -224,3 +224,8 @@ def test_bad_variable_is_one_line_that_names_it(
         load_config({})
 
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level", ["INFO", "info", "Info"])
+def test_log_level_is_accepted_in_any_case(level: str) -> None:
+    assert load_config({"log_level": level}).log_level == "info"

@@ -173,23 +173,25 @@ def test_of_several_reasons_the_first_counts(caplog: pytest.LogCaptureFixture) -
 
     assert one.reason is CloseReason.REVOKED
     assert [record.getMessage() for record in caplog.records] == [
-        "stream ended: revoked, user 'alex' on ('chat',), after 2.5 s"
+        "stream opened: user 'alex', channels 'chat', from this process",
+        "stream ended: user 'alex', channels 'chat', from this process, 2.5 s, 0 events, 0 bytes, revoked",
     ]
 
 
 @pytest.mark.parametrize(
     ("channels", "patterns", "shown"),
     [
-        ((), ("orders.*",), "patterns ('orders.*',)"),
-        (("b", "a"), ("*", "o*"), "('a', 'b'), patterns ('*', 'o*')"),
+        ((), ("orders.*",), "patterns 'orders.*'"),
+        (("b", "a"), ("*", "o*"), "channels 'a', 'b', patterns '*', 'o*'"),
         (
             tuple(f"c{number}" for number in range(100, 1_100)),
             (),
-            "('c100', 'c1000', 'c1001', 'c1002', 'c1003', 'c1004', 'c1005', 'c1006', 'c1007', 'c1008') and 990 more",
+            "channels 'c100', 'c1000', 'c1001', 'c1002', 'c1003', 'c1004', 'c1005', 'c1006', 'c1007', "
+            "'c1008' and 990 more",
         ),
     ],
 )
-def test_log_line_about_the_end_of_a_stream_names_a_few_channels_and_patterns(
+def test_log_lines_about_a_stream_name_a_few_channels_and_patterns(
     channels: tuple[str, ...], patterns: tuple[str, ...], shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "ssehub.hub")
@@ -199,7 +201,9 @@ def test_log_line_about_the_end_of_a_stream_names_a_few_channels_and_patterns(
 
     registry.end(one, CloseReason.EXPIRED)
 
-    assert f"user 'alex' on {shown}, after" in caplog.text
+    lines = [record.message for record in caplog.records]
+    assert [line.partition(",")[0] for line in lines] == ["stream opened: user 'alex'", "stream ended: user 'alex'"]
+    assert all(f"user 'alex', {shown}, from this process" in line for line in lines)
 
 
 def test_subscriber_of_another_hub_is_left_alone() -> None:

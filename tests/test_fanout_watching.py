@@ -998,7 +998,8 @@ async def test_log_names_the_run_of_a_stream_that_ends(caplog: pytest.LogCapture
         await producer.finish()
         await hub.flush()
 
-    assert "stream ended: finished, user 'alex' on run 'answer', ('chat',), after 0.0 s" in caplog.text
+    about = "user 'alex', run 'answer', channels 'chat', from this process"
+    assert f"stream ended: {about}, 0.0 s, 0 events, 0 bytes, finished" in caplog.text
 
 
 async def test_recording_of_a_run() -> None:

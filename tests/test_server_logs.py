@@ -87,7 +87,7 @@ def test_c16_names_cannot_break_a_log_line(start_hub: StartHub) -> None:
 
     line = next(line for line in hub.log.split("\n") if "stream ended" in line)
     assert "\x1b" not in hub.log and "\u2028" not in hub.log and "\x85" not in hub.log
-    assert "evil" in line and line.endswith(" s")
+    assert "evil" in line and line.endswith(" bytes, disconnected")
 
 
 def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
@@ -144,3 +144,34 @@ def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.Log
     assert BURST <= len(caplog.messages) < 2 * BURST
     for module in (connection, client, endpoint, stream, registry, subscriber):
         assert LIMIT in module.logger.filters
+
+
+def test_log_lines_about_a_stream_say_where_it_comes_from_and_what_it_was_sent(start_hub: StartHub) -> None:
+    hub = start_hub()
+    with httpx.stream(
+        "GET", f"{hub.url}/events/", params={"token": hub.token()}, headers={"User-Agent": "page/1.0"}
+    ) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        event = {"userId": "*", "channel": "chat", "data": "hello"}
+        httpx.post(f"{hub.control_url}/emit/", json=event).raise_for_status()
+        next(line for line in lines if line == "data: hello")
+    wait_until(lambda: "stream ended" in hub.log)
+
+    about = "user 'alex', channels 'chat', from 127.0.0.1, 'page/1.0'"
+    assert f"stream opened: {about}\n" in hub.log
+    assert re.search(rf"stream ended: {about}, \d+\.\d s, 1 events, \d\d bytes, disconnected\n", hub.log)
+
+
+def test_requests_that_the_control_app_refuses_leave_a_line_with_the_address(start_hub: StartHub) -> None:
+    hub = start_hub()
+
+    assert httpx.post(f"{hub.control_url}/emit/", data={"chanel": "hidden"}).status_code == 400
+    assert httpx.get(f"{hub.control_url}/emit/").status_code == 405
+    assert httpx.post(f"{hub.control_url}/emit/", headers={"Origin": "https://evil.example"}).status_code == 403
+    wait_until(lambda: "refused with 403" in hub.log)
+
+    assert re.search(r"request refused with 400: POST /emit/?, from 127\.0\.0\.1\n", hub.log)
+    assert "request refused with 405: " in hub.log
+    assert re.search(r"refused with 403: a web page of another origin .*, from 127\.0\.0\.1\n", hub.log)
+    assert "hidden" not in hub.log

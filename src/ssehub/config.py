@@ -85,6 +85,10 @@ def _address_or_off(value: object) -> object:
     return None if value == OFF else _address(value)
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _list(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -93,6 +97,7 @@ ListeningAddress = Annotated[Address, NoDecode, BeforeValidator(_address), Plain
 OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(_address_or_off), PlainSerializer(str)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_list)]
 PositiveInt = Annotated[int, Field(gt=0)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 Seconds = Annotated[float, Field(gt=0, lt=2**31, allow_inf_nan=False)]
 
 
@@ -220,8 +225,8 @@ class Config(BaseSettings):
         False, description="require the PROXY protocol (version 1 or 2) of connections from trusted_proxies"
     )
     drain_seconds: Seconds = Field(10, description="time to end all streams and close all connections after SIGTERM")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe messages logged to stderr: debug, info, warning or error"
+    log_level: LogLevel = Field(
+        "info", description="least severe messages logged to stderr: debug, info, warning or error, in any case"
     )
 
     def group(self, kind: type[G]) -> G:

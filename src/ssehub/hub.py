@@ -35,6 +35,7 @@ from .errors import (
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
 from .fanout.limits import OF_ONE_CLIENT, Refusal
+from .fanout.origin import Origin
 from .fanout.registry import RESTART_SECONDS
 from .fanout.resume import NOW, Prospect, Start
 from .fanout.sinks import CUT_SECONDS, Chunk, Sink
@@ -489,17 +490,18 @@ class Hub(RunStreams, RunProduction):
         address: str | None = None,
         *,
         uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> Subscriber:
         """Open a stream that writes to `sink`, for a server's response; the hub closes `sink` when the stream ends.
 
         It receives everything that `claims` grant, from `start` on. Raises HubClosed, BrokerUnavailable if the log is
         not being read yet, and what `require_access` raises. The limits on streams apply if there is an `address`,
         which stands for the client; then this also raises StreamRefused. With `uses_datastar` a reset is also sent in
-        the way that Datastar applies by itself.
+        the way that Datastar applies by itself. `origin` is where the client is, for log lines.
         """
         engine = self._following()
         self.require_access(claims)
-        return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar)
+        return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar, origin=origin)
 
     def require_access(self, claims: Claims, report: Report = RAISE) -> None:
         """Report a TokenError if the token of `claims` has been revoked, or grants every channel and none may."""

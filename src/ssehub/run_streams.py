@@ -8,6 +8,7 @@ from functools import partial
 from .claims import Claims
 from .errors import BrokerUnavailable, InvalidRequest
 from .fanout.engine import Engine
+from .fanout.origin import Origin
 from .fanout.sinks import Sink
 from .fanout.subscriber import Subscriber
 from .fanout.watching import Dialect
@@ -66,6 +67,7 @@ class RunStreams(Publishing):
         *,
         dialect: Dialect = Dialect.EVENTS,
         uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> Subscriber:
         """Open a stream that writes the run `name` to `sink`, for a server's response; see `attach`.
 
@@ -74,7 +76,9 @@ class RunStreams(Publishing):
         """
         engine = self._following()
         self.require_access(claims)
-        return engine.watch(name, claims, sink, cursor, address, dialect=dialect, uses_datastar=uses_datastar)
+        return engine.watch(
+            name, claims, sink, cursor, address, dialect=dialect, uses_datastar=uses_datastar, origin=origin
+        )
 
     async def _prepare_run(self, name: str, claims: Claims, cursor: str | None, wait_seconds: float | None) -> Attach:
         """Return what attaches a stream of the run for Python code, as soon as there is that run."""

@@ -40,6 +40,7 @@ class Delivery:
                 self._registry.end_failed(watcher, FAILED)
                 return
             watcher.sent = rest.position
+            watcher.written += rest.tally
             self._statistics.delivered += rest.count
             self._statistics.delivered_bytes += len(rest.data)
 

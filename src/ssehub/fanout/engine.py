@@ -40,6 +40,7 @@ from .history import History, ResetReason
 from .index import Index
 from .intake import Intake
 from .limits import StreamCounts
+from .origin import Origin
 from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
@@ -394,7 +395,14 @@ class Engine:
         return Prospect(await self._replays.count(claims, sent), reset)
 
     def attach(
-        self, claims: Claims, sink: Sink, start: Start, address: str | None = None, *, uses_datastar: bool = False
+        self,
+        claims: Claims,
+        sink: Sink,
+        start: Start,
+        address: str | None = None,
+        *,
+        uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> Subscriber:
         """Register a stream, and write its first frame and what it has missed. When it ends, `sink` is closed.
 
@@ -403,7 +411,7 @@ class Engine:
         self.registry.admit(claims, address)
         now = self._monotonic()
         sent, reset = beginning(self._history, self.head, claims, start, now)
-        subscriber = Subscriber(claims, sink, self.head, sent, uses_datastar=uses_datastar)
+        subscriber = Subscriber(claims, sink, self.head, sent, uses_datastar=uses_datastar, origin=origin)
         sink.owner = _SinkOwner(self, subscriber)
         self.registry.add(subscriber, now, self._wall(), address)
         # An id before the reset would let a client that is disconnected between the two come back without a reset.
@@ -426,6 +434,7 @@ class Engine:
         *,
         dialect: Dialect = Dialect.EVENTS,
         uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> Subscriber:
         """Register a stream of the run `name`, which `finder.find` has returned, and write its first frame.
 
@@ -437,7 +446,7 @@ class Engine:
         feed = self.finder.require(name, claims)
         self.registry.admit(claims, address, watches=True)
         sent, reset = feed.beginning(None if dialect is Dialect.AI_SDK else cursor)
-        watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar)
+        watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar, origin=origin)
         sink.owner = _SinkOwner(self, watcher)
         self.registry.add(watcher, self._monotonic(), self._wall(), address)
         self.watchers.begin(watcher, reset, self._retry_milliseconds(cursor))
@@ -474,6 +483,7 @@ class Engine:
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
         end = began + window_seconds * 3 / 4
+        drained = self._statistics.endings[CloseReason.DRAINED]
         while self.index.all:
             # Each step ends its share: the streams that are left, divided by the steps that fit into the time left. A
             # step that was late makes the next ones larger; when the time is over, one step ends all.
@@ -481,17 +491,25 @@ class Engine:
             share = list(islice(self.index.all, math.ceil(len(self.index) / steps_left)))
             await each_in_slices(share, self._end_drained, END_SLICE)
             await asyncio.sleep(DRAIN_STEP_SECONDS)
+        self._log_drained(drained, began)
+
+    def _log_drained(self, before: int, began: float) -> None:
+        """Log one line about the streams that were drained, after the `before` that had been at `began`."""
+        if drained := self._statistics.endings[CloseReason.DRAINED] - before:
+            logger.info("streams drained: %d in %.1f s", drained, self._monotonic() - began)
 
     async def stop(self) -> None:
         """End every stream at once, and the ticker."""
         self.ticker.stop()
         self.finder.stop()
+        began, drained = self._monotonic(), self._statistics.endings[CloseReason.DRAINED]
         try:
             while self.index.all:
                 await each_in_slices(list(self.index.all), self._end_drained, END_SLICE)
         finally:
             for subscriber in list(self.index.all):  # there are none, unless this was cancelled
                 self._end_drained(subscriber)
+            self._log_drained(drained, began)
 
     def _end_drained(self, subscriber: Subscriber) -> None:
         self.registry.end(subscriber, CloseReason.DRAINED)

@@ -25,6 +25,7 @@ from ..runs.entries import RunEvent
 from ..runs.model import EVENT_OVERHEAD_BYTES, Outcome, Run, RunError
 from ..runs.store import RunListener
 from .history import ResetReason
+from .origin import Origin
 from .run_waits import RunWait
 from .sinks import Sink
 from .subscriber import State, Subscriber
@@ -53,8 +54,9 @@ class Watcher(Subscriber):
         dialect: Dialect,
         *,
         uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> None:
-        super().__init__(claims, sink, head, sent, uses_datastar=uses_datastar)
+        super().__init__(claims, sink, head, sent, uses_datastar=uses_datastar, origin=origin)
         self.state = State.WATCHING
         self.is_bare = dialect is Dialect.AI_SDK
         self.granted = claims.channels

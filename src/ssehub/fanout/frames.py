@@ -56,12 +56,14 @@ class Ending(NamedTuple):
 class Batch(Chunk):
     """The frames of one round for one audience, joined once for all subscribers who share them."""
 
-    __slots__ = ("_rest", "count", "final_position", "first", "frames", "holders", "last")
+    __slots__ = ("_rest", "count", "final_position", "first", "frames", "holders", "last", "tally")
 
     def __init__(self, frames: Sequence[Frame], last: Position) -> None:
         super().__init__(frames[0].data if len(frames) == 1 else b"".join([frame.data for frame in frames]))
         self.frames = frames
         self.count = len(frames)
+        self.tally = complex(self.count, len(self.data))
+        """Its events and bytes: see `Subscriber.written`."""
         self.first = frames[0].position
         self.last = last
         """Where the round ends: a subscriber that has this batch has received everything up to there."""

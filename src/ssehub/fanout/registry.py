@@ -38,7 +38,7 @@ DRAIN_LINGER_SECONDS = 1.0
 """How much longer than the drain window a client has to read what was written before its stream ended."""
 
 SHOWN = 10
-"""Most channels, and most patterns, of a stream that the log line about its end names."""
+"""Most channels, and most patterns, of a stream that log lines name."""
 
 
 class Registry:
@@ -90,6 +90,10 @@ class Registry:
         if self.counts is not None and address is not None:
             self.counts.add(subscriber, address)
         self._statistics.connected += 1
+        subscriber.number = self._statistics.connected
+        logger.info(
+            "stream opened: user %r, %s, from %s", subscriber.user_id, _Shown(subscriber), _origin_of(subscriber)
+        )
 
     def position_of(self, subscriber: Subscriber) -> Position:
         """Return the position up to which everything for `subscriber` has been written."""
@@ -144,13 +148,17 @@ class Registry:
         self.close(subscriber, subscriber.sink, reason)
         self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
-        logger.info(
-            "stream ended: %s, user %r on %s, after %.1f s",
-            reason.value,
-            subscriber.user_id,
-            _Shown(subscriber),
-            self._monotonic() - subscriber.connected_at,
-        )
+        if reason is not CloseReason.DRAINED:  # those are all streams: the engine logs one line about them
+            logger.info(
+                "stream ended: user %r, %s, from %s, %.1f s, %d events, %d bytes, %s",
+                subscriber.user_id,
+                _Shown(subscriber),
+                _origin_of(subscriber),
+                self._monotonic() - subscriber.connected_at,
+                subscriber.events,
+                subscriber.bytes,
+                reason.value,
+            )
 
     def revoke(self, subscriber: Subscriber, retry_milliseconds: int | None = None) -> None:
         """End one stream with `stream-revoked`; one that is not registered here is left alone.
@@ -232,14 +240,18 @@ class _Shown:
         run = self._subscriber.run_name
         shown = [f"run {run!r}"] if run is not None else []
         if channels:
-            shown.append(_first(channels))
+            shown.append(f"channels {_first(channels)}")
         if prefixes:
             shown.append(f"patterns {_first([prefix + WILDCARD for prefix in prefixes])}")
         return ", ".join(shown)
 
 
 def _first(names: Sequence[str]) -> str:
-    return f"{tuple(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _origin_of(subscriber: Subscriber) -> object:
+    return subscriber.origin or "this process"
 
 
 def _abort(sink: Sink) -> None:

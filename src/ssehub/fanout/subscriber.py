@@ -29,6 +29,7 @@ from ..grant import prefixes_of
 from ..loglimit import limited_logger
 from ..position import Position
 from .frames import Batch
+from .origin import Origin
 from .sinks import Chunk, Sink
 
 logger = limited_logger("ssehub.subscriber")
@@ -89,6 +90,8 @@ class Subscriber:
         "jti",
         "known_position",
         "lifetime_ends_at",
+        "number",
+        "origin",
         "prefixes",
         "read_at",
         "reason",
@@ -100,10 +103,18 @@ class Subscriber:
         "unread_bytes",
         "user_id",
         "uses_datastar",
+        "written",
     )
 
     def __init__(
-        self, claims: Claims, sink: Sink, head: Position, sent: Position, *, uses_datastar: bool = False
+        self,
+        claims: Claims,
+        sink: Sink,
+        head: Position,
+        sent: Position,
+        *,
+        uses_datastar: bool = False,
+        origin: Origin | None = None,
     ) -> None:
         self.user_id = claims.user_id
         self.channels = claims.channels if len(claims.channels) == 1 else tuple(sorted(set(claims.channels)))
@@ -119,6 +130,15 @@ class Subscriber:
         """True if a reset is to be sent in the way that Datastar applies by itself, too."""
         self.is_bare = False
         """True if its client is sent no events of the hub's own, and takes every complete response for a clean end."""
+        self.origin = origin
+        """Where it comes from; None if that is this process."""
+        self.number = 0
+        """Counts the streams of this node, from 1; given by Registry."""
+        self.written = 0j
+        """The events that were written to it, apart from the hub's own, and their bytes, as real and imaginary part.
+
+        One addition counts both, at every event of every stream. Both are exact up to 2**53.
+        """
         self.sink = sink
         self.state = State.LIVE if sent == head else State.REPLAYING
         self.reason: CloseReason | None = None
@@ -145,6 +165,16 @@ class Subscriber:
         """The run that it is sent, None if it is sent the hub's log."""
         return None
 
+    @property
+    def events(self) -> int:
+        """How many events were written to it, apart from the hub's own."""
+        return int(self.written.real)
+
+    @property
+    def bytes(self) -> int:
+        """The size of these events."""
+        return int(self.written.imag)
+
     def enter(self, state: State) -> None:
         """Change the state. The table above says which state may follow which."""
         assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
@@ -161,6 +191,7 @@ class Subscriber:
         if not self.send(rest, rest.final_position):
             return FAILED
         self.sent = rest.last
+        self.written += rest.tally
         return rest.count
 
     def send(self, chunk: Chunk, position: Position | None) -> bool:

@@ -35,12 +35,13 @@ class Dialect(Enum):
 class Passage(Chunk):
     """Events of a run that follow one another, encoded once for all watchers with one dialect."""
 
-    __slots__ = ("count", "first", "frames", "last", "position")
+    __slots__ = ("count", "first", "frames", "last", "position", "tally")
 
     def __init__(self, frames: Sequence[bytes], first: int, log: str) -> None:
         super().__init__(frames[0] if len(frames) == 1 else b"".join(frames))
         self.frames = frames
         self.count = len(frames)
+        self.tally = complex(self.count, len(self.data))
         self.first = first
         """The ordinal of its first event."""
         self.last = first + self.count - 1

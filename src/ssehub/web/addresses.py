@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..fanout.origin import Origin, origin
 from ..proxies import TrustedProxies, limit_key
 
 
@@ -34,3 +36,9 @@ def address_of(scope: Scope) -> str:
 def client_of(scope: Scope) -> str:
     """Return the client's address for a log line."""
     return address_of(scope) or "a Unix socket"
+
+
+def origin_of(scope: Scope, headers: Headers) -> Origin:
+    """Return where the request comes from, for log lines and listings: the address itself, not that of limits."""
+    client = scope.get("client")
+    return origin(client[0] if client and client[0] else "", headers.get("user-agent", ""))

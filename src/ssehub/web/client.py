@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
+from ..fanout.origin import Origin
 from ..fanout.resume import Start
 from ..fields import check_id
 from ..hub import Hub
@@ -37,7 +38,7 @@ from ..position import Position
 from ..proxies import TrustedProxies
 from ..settings import ComebackEnd
 from ..tokens import Tokens
-from .addresses import BelievingProxies, address_of, client_of
+from .addresses import BelievingProxies, address_of, client_of, origin_of
 from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
 from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
 from .denials import Denials
@@ -220,7 +221,8 @@ class EventsEndpoint:
             uses_datastar = _uses_datastar(request.headers, fields)
             if RUN in fields:
                 wanted = RunRequest.parse(query, _cursor(request.headers, fields))
-                return await self._respond_with_run(wanted, claims, scope, receive, cuts, uses_datastar)
+                origin = origin_of(scope, request.headers)
+                return await self._respond_with_run(wanted, claims, origin, scope, receive, cuts, uses_datastar)
             start = _start(request.headers, fields)
             if query.has_channels:
                 claims = claims.narrowed(query.channels())
@@ -233,10 +235,25 @@ class EventsEndpoint:
         if method == "GET":
             await self._hub.make_ready()
             start = await self._hub.prepare(claims, start)
-        return EventStream(self._hub, claims, start, self._address_of(scope), cuts=cuts, uses_datastar=uses_datastar)
+        return EventStream(
+            self._hub,
+            claims,
+            start,
+            self._address_of(scope),
+            origin_of(scope, request.headers),
+            cuts=cuts,
+            uses_datastar=uses_datastar,
+        )
 
     async def _respond_with_run(
-        self, wanted: RunRequest, claims: Claims, scope: Scope, receive: Receive, cuts: bool, uses_datastar: bool
+        self,
+        wanted: RunRequest,
+        claims: Claims,
+        origin: Origin,
+        scope: Scope,
+        receive: Receive,
+        cuts: bool,
+        uses_datastar: bool,
     ) -> ASGIApp:
         is_head = scope["method"] == "HEAD"
         if not is_head:
@@ -246,6 +263,7 @@ class EventsEndpoint:
             wanted,
             claims,
             self._address_of(scope),
+            origin,
             scope,
             receive,
             self._unknown_runs,

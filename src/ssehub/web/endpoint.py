@@ -13,12 +13,15 @@ from starlette.types import Receive, Scope, Send
 from ..errors import ControlKeyError, KeyForbidden, SSEHubError, TooManyRequests, Unavailable
 from ..loglimit import limited_logger
 from ..rights import NO_KEY, ControlKey, Right
+from .addresses import client_of
 from .forms import JSON, NDJSON
 from .requests import HEADERS, KEY, NAME, ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
 
 logger = limited_logger("ssehub.control")
 
 RETRY_AFTER_SECONDS = "1"
+LOGGED_WITH_REASON = (401, 403, 429, 503)
+"""Of these `error_response` and the guard log the reason."""
 
 
 class Endpoint:
@@ -50,6 +53,7 @@ class Endpoint:
         key: ControlKey = scope.get(KEY, NO_KEY)
         response: Response
         if scope["method"] != self.method and (scope["method"], self.method) != ("HEAD", "GET"):
+            self._log_invalid(405, scope)
             response = PlainTextResponse(f"method not allowed: use {self.method}\n", 405, {"Allow": self.method})
         else:
             try:
@@ -59,14 +63,21 @@ class Endpoint:
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
+                self._log_invalid(exc.status, scope)
                 await self._dropped.refuse(self.refusal(exc, headers), receive, send)
                 return
             try:
                 request = ControlRequest(scope["query_string"], headers, body, key, scope.get(NAME, ""))
                 response = await self.respond(request)
             except SSEHubError as exc:
+                self._log_invalid(exc.status, scope)
                 response = self.refusal(exc, headers)
         await response(scope, receive, send)
+
+    def _log_invalid(self, status: int, scope: Scope) -> None:
+        """Log a request that was refused because of what it says. The message may contain a part of it: not logged."""
+        if status not in LOGGED_WITH_REASON:
+            logger.info("request refused with %d: %s %s, from %s", status, self.method, self.path, client_of(scope))
 
 
 class Methods:

@@ -12,11 +12,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..control_keys import ControlKeys
 from ..errors import Forbidden, SSEHubError
 from ..fanout.statistics import AppendRefusal
+from ..loglimit import limited_logger
 from ..rights import ControlKey
+from .addresses import client_of
 from .endpoint import error_response
 from .masking import masked
 from .origins import is_cross_origin
 from .requests import HEADERS, KEY, REFUSED_SECONDS, DroppedBodies, RequestHeaders, request_headers
+
+logger = limited_logger("ssehub.control")
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
@@ -69,6 +73,8 @@ class Guard:
     async def _refuse(
         self, exc: SSEHubError, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        if isinstance(exc, Forbidden):
+            logger.info("request refused with 403: %s, from %s", exc, client_of(scope))
         if _is_about_runs(scope):  # it may be an append, whose client looks at the answer when the connection is closed
             await self._dropped.refuse(error_response(exc, headers, {"reason": AppendRefusal.FORBIDDEN}), receive, send)
         else:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..claims import Claims
 from ..errors import InvalidRequest, UnknownRun
+from ..fanout.origin import Origin
 from ..fanout.sinks import Sink
 from ..fanout.subscriber import Subscriber
 from ..fanout.watching import Dialect
@@ -64,6 +65,7 @@ async def run_stream(
     wanted: RunRequest,
     claims: Claims,
     address: str | None,
+    origin: Origin,
     scope: Scope,
     receive: Receive,
     unknown_runs: UnknownRuns,
@@ -86,7 +88,7 @@ async def run_stream(
         return await unknown_runs.response(scope, began)
     if run is None or wanted.has_all(run):
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    return RunStream(hub, wanted, claims, address, unknown_runs, began, cuts=cuts, uses_datastar=uses_datastar)
+    return RunStream(hub, wanted, claims, address, origin, unknown_runs, began, cuts=cuts, uses_datastar=uses_datastar)
 
 
 class RunStream(StreamResponse):
@@ -98,6 +100,7 @@ class RunStream(StreamResponse):
         wanted: RunRequest,
         claims: Claims,
         address: str | None,
+        origin: Origin,
         unknown_runs: UnknownRuns,
         began: float,
         *,
@@ -109,6 +112,7 @@ class RunStream(StreamResponse):
         self._wanted = wanted
         self._claims = claims
         self._address = address
+        self._origin = origin
         self._unknown_runs = unknown_runs
         self._began = began
         self._uses_datastar = uses_datastar
@@ -129,6 +133,7 @@ class RunStream(StreamResponse):
             self._address,
             dialect=self._wanted.dialect,
             uses_datastar=self._uses_datastar,
+            origin=self._origin,
         )
 
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..claims import Claims
 from ..event import SEPARATOR
+from ..fanout.origin import Origin
 from ..fanout.resume import Start
 from ..fanout.sinks import LINGER_SECONDS, Sink, TaskSink, TransportSink
 from ..fanout.statistics import Statistics
@@ -135,6 +136,7 @@ class EventStream(StreamResponse):
         claims: Claims,
         start: Start,
         address: str | None,
+        origin: Origin,
         *,
         cuts: bool = False,
         uses_datastar: bool = False,
@@ -143,10 +145,18 @@ class EventStream(StreamResponse):
         self._claims = claims
         self._start = start
         self._address = address
+        self._origin = origin
         self._uses_datastar = uses_datastar
 
     def attach(self, sink: Sink) -> Subscriber:
-        return self._hub.attach(self._claims, sink, self._start, self._address, uses_datastar=self._uses_datastar)
+        return self._hub.attach(
+            self._claims,
+            sink,
+            self._start,
+            self._address,
+            uses_datastar=self._uses_datastar,
+            origin=self._origin,
+        )
 
 
 class BusyResponse:
