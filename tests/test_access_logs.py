@@ -122,12 +122,14 @@ def test_c17_no_token_of_a_refused_websocket_is_in_the_access_log_of_another_ser
 def test_c17_no_control_key_is_in_the_access_log_of_another_server() -> None:
     with served(LOGGING_SERVERS["uvicorn"], "ssehub.asgi:control_app", SSEHUB_CONTROL_KEY=CONTROL_KEY) as hub:
         answer = httpx.post(f"{hub.url}/emit/?key={KEY}")
-        wait_until(lambda: "POST /emit" in hub.log)
+        authorized = {"Authorization": f"Bearer {CONTROL_KEY}"}
+        refused = httpx.post(f"{hub.url}/explain/?token={TOKEN}", headers=authorized)
+        wait_until(lambda: "POST /explain" in hub.log)
         log = hub.log
 
-    assert answer.status_code == 401
-    assert "/emit/?key=..." in log
-    assert KEY not in log and CONTROL_KEY not in log
+    assert (answer.status_code, refused.status_code) == (401, 400)
+    assert "/emit/?key=..." in log and "/explain/?token=..." in log
+    assert KEY not in log and CONTROL_KEY not in log and TOKEN not in log
 
 
 @pytest.mark.parametrize(

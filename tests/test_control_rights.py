@@ -28,10 +28,11 @@ RIGHTS = {
     ("POST", "/revoke/"): "revoke",
     ("DELETE", "/revoke/"): "revoke",
     ("GET", "/revoke/"): "read",
+    ("POST", "/explain/"): "read",
     ("GET", "/metrics"): "read",
 }
 OPEN = ("/healthz", "/readyz")
-PATHS = ("/emit/", "/token/", "/disconnect/", "/revoke/", "/metrics", *OPEN)
+PATHS = ("/emit/", "/token/", "/disconnect/", "/revoke/", "/explain/", "/metrics", *OPEN)
 CHANNELS = ("orders.1", "orders.", "orders", "news", "news.1", "billing.7", "alerts", "elsewhere")
 PATTERNS = ("orders.*", "orders.eu.*", "order*", "news*", "billing.*", "billing.7.*", "alerts*", "b*")
 
@@ -94,6 +95,7 @@ def calls() -> Iterator[Call]:
         yield Call(f"alerts billing.* {pattern}", "POST", "/token/", body, JSON["content-type"], ["alerts"], [pattern])
     yield Call("of a user", "POST", "/revoke/", "userId={key}")
     yield Call("of a user", "DELETE", "/revoke/", "userId={key}")
+    yield Call("of a user", "POST", "/explain/", "userId=sam&channel=elsewhere")
 
 
 @pytest.fixture(scope="module")

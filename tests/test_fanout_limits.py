@@ -89,6 +89,16 @@ async def test_a15_new_streams_a_second_are_limited_in_all_and_by_address() -> N
         assert later == [None, None, "rate"]
 
 
+async def test_stream_that_is_refused_by_the_rate_of_all_takes_nothing_from_that_of_its_address() -> None:
+    async with manual_hub(max_new_streams_per_second=1, max_new_streams_per_second_per_address=0.5) as hub:
+        for number in range(10):
+            open_stream(hub, "a", f"2.2.2.{number}")
+
+        assert [refusal(hub) for _ in range(5)] == ["rate"] * 5
+        hub.clock.pass_seconds(1)
+        assert refusal(hub) is None
+
+
 async def test_stream_that_is_replaced_makes_room_at_its_address_and_on_its_channel() -> None:
     """The user's connection was lost unnoticed: the new one must not wait until that has been noticed."""
     async with manual_hub(max_streams_per_user=1, max_streams_per_address=1, max_streams_per_channel=1) as hub:

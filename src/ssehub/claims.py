@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
-from .errors import InvalidEvent
+from .errors import InvalidEvent, NotGranted
 from .fields import check_name
-from .grant import MAX_PATTERNS, check_pattern
+from .grant import MAX_PATTERNS, Grant, check_pattern
+from .report import RAISE, Report
 
 _NUMBERS = (int, float)  # faster than the union of both, which would be made for each token
 
@@ -59,6 +62,14 @@ class Claims:
         expires_at = self.expires_at
         if expires_at is not None and (not isinstance(expires_at, _NUMBERS) or math.isnan(expires_at)):
             raise InvalidEvent(f"expires_at must be a Unix time in seconds, not {self.expires_at!r}")
+
+    def narrowed(self, channels: Sequence[str], report: Report = RAISE) -> Self:
+        """Return these claims for `channels` only. Reports each that they do not grant, as NotGranted."""
+        grant = Grant.of(self.channels, self.patterns)
+        for channel in channels:
+            if not grant.covers(channel):
+                report.fail(NotGranted(channel))
+        return replace(self, channels=tuple(channels), patterns=())
 
     def _check_patterns(self) -> None:
         if isinstance(self.patterns, str):

@@ -18,7 +18,8 @@ SSEHubError
 │   └── UnknownKey (401)            no key that verifies tokens has the token's key id and algorithm
 ├── ControlKeyError (401)           the control key is missing or wrong
 ├── Forbidden (403)                 the request comes from a foreign web page, or its Host is not allowed
-│   └── KeyForbidden (403)          the control key lacks a right, or may not use a channel
+│   ├── KeyForbidden (403)          the control key lacks a right, or may not use a channel
+│   └── NotGranted (403)            a client requests a channel that its token does not grant
 ├── ConfigError                     a setting can't be used; the command exits with code 2
 ├── AddressError                    an address can't be bound; the command exits with code 3
 ├── WrongEventLoop                  the call would block its own event loop, or belongs in another one
@@ -184,6 +185,15 @@ class Forbidden(SSEHubError):
 
 class KeyForbidden(Forbidden):
     pass
+
+
+class NotGranted(Forbidden):
+    def __init__(self, channel: str) -> None:
+        super().__init__(
+            f"channel {channel!r} is not granted: request only channels that the token grants, or leave channel out to "
+            "receive all of them"
+        )
+        self.channel = channel
 
 
 class ConfigError(SSEHubError):

@@ -20,20 +20,31 @@ from .brokers.base import Broker
 from .brokers.memory import MemoryBroker
 from .claims import Claims
 from .companions import Companion
-from .errors import ConfigError, HubClosed, InvalidRequest, TokenError, TokenReason, WrongEventLoop
+from .errors import (
+    ConfigError,
+    HubClosed,
+    InvalidRequest,
+    StreamRefused,
+    TokenError,
+    TokenReason,
+    Unavailable,
+    WrongEventLoop,
+)
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
-from .fanout.limits import OF_ONE_CLIENT
+from .fanout.limits import OF_ONE_CLIENT, Refusal
 from .fanout.registry import RESTART_SECONDS
-from .fanout.resume import NOW, Start
+from .fanout.resume import NOW, Prospect, Start
 from .fanout.sinks import CUT_SECONDS, Chunk, Sink
 from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
 from .fields import one_or_many
 from .grant import WILDCARD
 from .lifespan import Lifespan
+from .loglimit import limited_logger
 from .memory import MemoryMeter
 from .position import Position
+from .report import RAISE, Report
 from .run_production import RunProduction
 from .run_streams import RunStreams
 from .runs.announcements import Announcements
@@ -43,6 +54,8 @@ from .runs.producing import Producing
 from .runs.runs import Runs
 from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams
 from .subscription import Attach, Subscription
+
+logger = limited_logger("ssehub.hub")
 
 PRODUCERS_SECONDS = 5.0
 """How long a hub that is being closed waits for the producers of runs, after they were interrupted."""
@@ -383,6 +396,39 @@ class Hub(RunStreams, RunProduction):
         """True since `drain` was called."""
         return self._lifespan is not None and self._lifespan.is_draining
 
+    async def make_ready(self, report: Report = RAISE) -> None:
+        """Start at the first use. Reports a StreamRefused, or what `start` raises, if no stream can be opened now."""
+        if self.is_short_of_memory:
+            report.fail(StreamRefused(Refusal.MEMORY, "memory is short"))
+        elif self.is_full:
+            report.fail(StreamRefused(Refusal.FULL, "the hub has as many streams as it may have"))
+        if self.is_draining:
+            report.fail(StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop"))
+        try:
+            await self.start()
+        except Unavailable as exc:
+            logger.warning("the hub can't start: %s", exc)
+            report.fail(exc)
+        else:
+            if not self.is_following:
+                report.fail(StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet"))
+            elif not self.broker.is_current:
+                message = "the log cannot be read now, so that revocations may be missing"
+                report.fail(StreamRefused(Refusal.UNAVAILABLE, message))
+
+    def check_limits(self, claims: Claims, address: str | None, report: Report) -> bool:
+        """Report the limits that keep a stream from being opened. Nothing is counted as opened.
+
+        Returns True if it would end the oldest stream of its user. Without an `address`, its limits are left out.
+        """
+        counts = self._engine.registry.counts if self._engine is not None else None
+        return counts is not None and counts.check(claims, address, report) is not None
+
+    async def foresee(self, claims: Claims, start: Start) -> Prospect:
+        """Return what a stream with these `claims` would begin with. Raises what `attach` raises, but for limits."""
+        start = await self.prepare(claims, start)
+        return await self._following().foresee(claims, start)
+
     def comeback(self, reason: str) -> Comeback:
         """Return how a client that is refused for `reason`, one of `ssehub.fanout.limits.Refusal`, should reconnect."""
         registry = self._engine.registry if self._engine is not None else None
@@ -446,12 +492,12 @@ class Hub(RunStreams, RunProduction):
         self.require_access(claims)
         return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar)
 
-    def require_access(self, claims: Claims) -> None:
-        """Raise TokenError if the token of `claims` has been revoked, or grants every channel and none may do that."""
+    def require_access(self, claims: Claims, report: Report = RAISE) -> None:
+        """Report a TokenError if the token of `claims` has been revoked, or grants every channel and none may."""
         if claims.patterns and WILDCARD in claims.patterns and not self._allows_all_channels:
-            raise TokenError("the token grants every channel, without allow_all_channels", TokenReason.CLAIMS)
+            report.fail(TokenError("the token grants every channel, without allow_all_channels", TokenReason.CLAIMS))
         if self.broker.revocations.refuses(claims, self.leeway_seconds):
-            raise TokenError("the token has been revoked", TokenReason.REVOKED)
+            report.fail(TokenError("the token has been revoked", TokenReason.REVOKED))
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""

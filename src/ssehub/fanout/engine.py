@@ -43,7 +43,7 @@ from .limits import StreamCounts
 from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
-from .resume import Start, beginning
+from .resume import Prospect, Start, beginning
 from .rounds import SLICE, Rounds
 from .run_waits import RunWaits
 from .sinks import Chunk, Sink
@@ -385,6 +385,11 @@ class Engine:
     async def search(self, claims: Claims, count: int) -> Position | None:
         """Return where the last `count` events begin, if `attach` would have to search all of history for that."""
         return await self._replays.search(self.head, claims, count)
+
+    async def foresee(self, claims: Claims, start: Start) -> Prospect:
+        """Return what a stream that is attached now would begin with."""
+        sent, reset = beginning(self._history, self.head, claims, start, self._monotonic())
+        return Prospect(await self._replays.count(claims, sent), reset)
 
     def attach(
         self, claims: Claims, sink: Sink, start: Start, address: str | None = None, *, uses_datastar: bool = False

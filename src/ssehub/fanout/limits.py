@@ -15,6 +15,7 @@ from ..buckets import Buckets, TokenBucket
 from ..claims import Claims
 from ..errors import StreamRefused
 from ..grant import prefix_of
+from ..report import RAISE, Report
 from ..settings import StreamLimits
 from .index import Index, Topic
 from .subscriber import Subscriber
@@ -82,37 +83,56 @@ class StreamCounts:
 
         Raises StreamRefused if there may not be another one, which then does not count.
         """
-        replaced = self._replaced(claims.user_id)
-        self._check_address(address, replaced)
-        if not watches:
-            self._check_topics(claims, replaced)
-        self._spend(address)
+        replaced = self.check(claims, address, RAISE, watches=watches)
+        # Only now: what may not be opened must not take from the rate of all others.
+        if self._address_rates is not None:
+            self._address_rates.spend(address)
+        if self._rate is not None:
+            self._rate.spend()
         return replaced
 
-    def _replaced(self, user_id: str) -> Subscriber | None:
-        """Return the oldest stream of a user who has as many as allowed. Raises StreamRefused by another policy."""
+    def check(self, claims: Claims, address: str | None, report: Report, *, watches: bool = False) -> Subscriber | None:
+        """Report each limit that another stream would exceed, and return the stream that it would replace, if any.
+
+        Without an `address`, the limits of addresses are left out. Nothing is counted.
+        """
+        replaced = self._replaced(claims.user_id, report)
+        if address is not None:
+            self._check_address(address, replaced, report)
+        if not watches:
+            self._check_topics(claims, replaced, report)
+        if address is not None and self._address_rates is not None and self._address_rates.wait_seconds(address):
+            message = "the address is at max_new_streams_per_second_per_address"
+            report.fail(StreamRefused(Refusal.ADDRESS_RATE, message))
+        if self._rate is not None and self._rate.wait_seconds():
+            report.fail(StreamRefused(Refusal.RATE, "max_new_streams_per_second is reached"))
+        return replaced
+
+    def _replaced(self, user_id: str, report: Report) -> Subscriber | None:
+        """Return the oldest stream of a user who has as many as allowed; by another policy, report that."""
         most = self._limits.max_streams_per_user
         if most is None:
             return None
         streams = self._by_user.get(user_id, {})
         if not self._replaces:
-            self._check_user(user_id, len(streams) + self._waits_by_user.get(user_id, 0))
+            self._check_user(user_id, len(streams) + self._waits_by_user.get(user_id, 0), report)
+            return None
         return next(iter(streams)) if len(streams) >= most else None
 
-    def _check_user(self, user_id: str, count: int) -> None:
+    def _check_user(self, user_id: str, count: int, report: Report) -> None:
         most = self._limits.max_streams_per_user
         if most is not None and count >= most:
-            raise StreamRefused(Refusal.USER, f"user {user_id!r} is at max_streams_per_user ({most})")
+            report.fail(StreamRefused(Refusal.USER, f"user {user_id!r} is at max_streams_per_user ({most})"))
 
-    def _check_address(self, address: str, replaced: Subscriber | None) -> None:
+    def _check_address(self, address: str, replaced: Subscriber | None, report: Report) -> None:
         most = self._limits.max_streams_per_address
         if most is None:
             return
         leaving = replaced is not None and self._addresses[replaced] == address
         if self._by_address.get(address, 0) - leaving >= most:
-            raise StreamRefused(Refusal.ADDRESS, f"the address is at max_streams_per_address ({most})")
+            report.fail(StreamRefused(Refusal.ADDRESS, f"the address is at max_streams_per_address ({most})"))
 
-    def _check_topics(self, claims: Claims, replaced: Subscriber | None) -> None:
+    def _check_topics(self, claims: Claims, replaced: Subscriber | None, report: Report) -> None:
         """A pattern counts as one more channel, however many channels it stands for."""
         most = self._limits.max_streams_per_channel
         if most is None:
@@ -122,18 +142,13 @@ class StreamCounts:
         for channel in claims.channels:
             topic = channels.get(channel)
             if topic is not None and topic.count - (topic in leaving) >= most:
-                raise StreamRefused(Refusal.CHANNEL, f"channel {channel!r} is at max_streams_per_channel ({most})")
+                message = f"channel {channel!r} is at max_streams_per_channel ({most})"
+                report.fail(StreamRefused(Refusal.CHANNEL, message))
         for pattern in claims.patterns:
             topic = prefixes.get(prefix_of(pattern))
             if topic is not None and topic.count - (topic in leaving) >= most:
-                raise StreamRefused(Refusal.CHANNEL, f"pattern {pattern!r} is at max_streams_per_channel ({most})")
-
-    def _spend(self, address: str) -> None:
-        # The address comes first: what it may not open must not take from the rate of all others.
-        if self._address_rates is not None and not self._address_rates.spend(address):
-            raise StreamRefused(Refusal.ADDRESS_RATE, "the address is at max_new_streams_per_second_per_address")
-        if self._rate is not None and not self._rate.spend():
-            raise StreamRefused(Refusal.RATE, "max_new_streams_per_second is reached")
+                message = f"pattern {pattern!r} is at max_streams_per_channel ({most})"
+                report.fail(StreamRefused(Refusal.CHANNEL, message))
 
     def add(self, subscriber: Subscriber, address: str) -> None:
         """Count an open stream."""
@@ -160,8 +175,8 @@ class StreamCounts:
         """
         waits = self._waits_by_user.get(user_id, 0)
         streams = 0 if self._replaces else len(self._by_user.get(user_id, ()))
-        self._check_user(user_id, streams + waits)
-        self._check_address(address, None)
+        self._check_user(user_id, streams + waits, RAISE)
+        self._check_address(address, None, RAISE)
         if self._limits.max_streams_per_user is not None:
             self._waits_by_user[user_id] = waits + 1
         if self._limits.max_streams_per_address is not None:

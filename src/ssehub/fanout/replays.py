@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 
 from ..claims import Claims
+from ..grant import prefixes_of
 from ..position import Position
 from .history import History, ResetReason, must_walk
 from .registry import Registry
-from .resume import LastEvents, next_part
+from .resume import PART_EVENTS, LastEvents, next_part
 from .statistics import Statistics
 from .subscriber import FAILED, State, Subscriber
 
@@ -57,6 +58,7 @@ class Replays:
         self._spent_seconds = 0.0
         self._is_scheduled = False
         self._searching = asyncio.Lock()
+        self._counting = asyncio.Lock()
 
     async def search(self, head: Position, claims: Claims, count: int) -> Position | None:
         """Return the position after which come the last `count` events, None if finding it takes no search.
@@ -71,6 +73,22 @@ class Replays:
                 while not search.advance(self._monotonic()):  # noqa: ASYNC110  # the search itself is the work
                     await asyncio.sleep(0)
         return search.after
+
+    async def count(self, claims: Claims, after: Position) -> int:
+        """Return how many events a stream that begins after this position would be replayed.
+
+        There is one count at a time, and one part of it in each pass of the event loop.
+        """
+        channels, prefixes = claims.channels, prefixes_of(claims.patterns)
+        events, is_last = 0, False
+        async with self._counting:
+            while not is_last and not self._history.has_evicted(after, channels, prefixes):
+                frames, after, is_last = self._history.replay(
+                    after, channels, claims.user_id, prefixes, now=self._monotonic(), max_visits=PART_EVENTS
+                )
+                events += len(frames)
+                await asyncio.sleep(0)
+        return events
 
     def add(self, subscriber: Subscriber) -> None:
         """Begin to replay to a subscriber that is REPLAYING."""

@@ -88,6 +88,13 @@ def beginning(history: History, head: Position, claims: Claims, start: Start, no
     return Beginning(head, None)
 
 
+class Prospect(NamedTuple):
+    """What a stream would begin with: how many events are replayed, and why others may be missing, if so."""
+
+    events: int
+    reset: ResetReason | None
+
+
 class LastEvents:
     """A search for the last `count` events that `claims` grant, from `head` back, part by part."""
 

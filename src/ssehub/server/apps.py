@@ -137,6 +137,7 @@ def _control_app(
         limits=config.group(Limits),
         request_limits=config.group(RequestLimits),
         statistics=statistics,
+        cors_origins=config.cors_origins,
     )
 
 

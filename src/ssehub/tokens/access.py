@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..claims import Claims
 from ..errors import InvalidEvent, TokenError, TokenReason
+from ..report import RAISE, Report
 from .compact import Header
 from .grants import GrantTemplate
 
@@ -41,34 +42,34 @@ class TimeRules:
     leeway_seconds: float
     max_token_seconds: float | None
 
-    def check_lifetime(self, expires_at: float | None, issued_at: float | None) -> None:
-        """Raise TokenError if the token has no `exp` where it needs one, or is valid for too long."""
+    def check_lifetime(self, expires_at: float | None, issued_at: float | None, report: Report) -> None:
+        """Report a token that is valid for too long. Raises TokenError if it has no `exp` where it needs one."""
         if expires_at is None and self.require_exp:
             raise TokenError("the token has no exp", TokenReason.CLAIMS)
         most = self.max_token_seconds
         if most is None:
             return
         if expires_at is None or issued_at is None:
-            raise TokenError("the token has no exp or no iat, which max_token_seconds needs", TokenReason.LIFETIME)
-        if expires_at - issued_at > most:
-            raise TokenError(
-                f"the token is valid for {expires_at - issued_at:g} s, more than max_token_seconds",
-                TokenReason.LIFETIME,
+            report.fail(
+                TokenError("the token has no exp or no iat, which max_token_seconds needs", TokenReason.LIFETIME)
             )
+        elif expires_at - issued_at > most:
+            message = f"the token is valid for {expires_at - issued_at:g} s, more than max_token_seconds"
+            report.fail(TokenError(message, TokenReason.LIFETIME))
 
-    def claims_at(self, now: float, access: Access) -> Claims:
-        """Return what `access` grants at the Unix time `now`. Raises TokenError.
+    def claims_at(self, now: float, access: Access, report: Report) -> Claims:
+        """Return what `access` grants at the Unix time `now`. Reports a token that is not valid then.
 
         Access ends at `exp` or, if that has passed already, at the end of the leeway after it. Otherwise a token within
         its leeway would open streams that end at once, and their clients would reconnect.
         """
         if access.not_before > now + self.leeway_seconds:
-            raise TokenError("the token's nbf or iat is in the future", TokenReason.NOT_YET_VALID)
+            report.fail(TokenError("the token's nbf or iat is in the future", TokenReason.NOT_YET_VALID))
         expires_at = access.claims.expires_at
         if expires_at is None or expires_at > now:
             return access.claims
         if expires_at + self.leeway_seconds <= now:
-            raise TokenError("the token has expired", TokenReason.EXPIRED)
+            report.fail(TokenError("the token has expired", TokenReason.EXPIRED))
         return replace(access.claims, expires_at=expires_at + self.leeway_seconds)
 
 
@@ -83,14 +84,14 @@ class ProviderRules:
     grant_templates: Sequence[GrantTemplate]
     pattern_claim: str | None = None
 
-    def check_issuer(self, claims: Mapping[str, Any]) -> None:
-        """Raise TokenError for tokens of another issuer, or for somebody else (RFC 8725, 3.8 and 3.9)."""
+    def check_issuer(self, claims: Mapping[str, Any], report: Report = RAISE) -> None:
+        """Report tokens of another issuer, or for somebody else (RFC 8725, 3.8 and 3.9)."""
         if claims.get("iss") != self.issuer:
-            raise TokenError("the token's iss is not the issuer", TokenReason.ISSUER)
+            report.fail(TokenError("the token's iss is not the issuer", TokenReason.ISSUER))
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if not all(isinstance(each, str) for each in audiences) or self.audiences.isdisjoint(audiences):
-            raise TokenError("the token's aud is not the audience", TokenReason.AUDIENCE)
+            report.fail(TokenError("the token's aud is not the audience", TokenReason.AUDIENCE))
 
     def grants(self, claims: Mapping[str, Any]) -> Granted:
         """Return the user, the channels and the patterns, not yet checked."""
@@ -115,25 +116,25 @@ def _listed(claims: Mapping[str, Any], name: str | None, kind: str) -> list[str]
     return listed
 
 
-def check_type(header: Header, claims: Mapping[str, Any]) -> None:
-    """Raise TokenError for tokens that are not meant to grant access, such as logout tokens (RFC 8725, 3.11)."""
+def check_type(header: Header, claims: Mapping[str, Any], report: Report) -> None:
+    """Report tokens that are not meant to grant access, such as logout tokens (RFC 8725, 3.11)."""
     kind = header.fields.get("typ", "JWT")
     if kind != "JWT" and (not isinstance(kind, str) or kind.lower().removeprefix("application/") not in _TYPES):
-        raise TokenError("the token's typ is neither JWT nor at+jwt", TokenReason.TYPE)
+        report.fail(TokenError("the token's typ is neither JWT nor at+jwt", TokenReason.TYPE))
     if "events" in claims:
-        raise TokenError("the token has events: it reports them, and grants nothing", TokenReason.TYPE)
+        report.fail(TokenError("the token has events: it reports them, and grants nothing", TokenReason.TYPE))
 
 
-def access(claims: Mapping[str, Any], times: TimeRules, provider: ProviderRules | None) -> Access:
+def access(claims: Mapping[str, Any], times: TimeRules, provider: ProviderRules | None, report: Report) -> Access:
     """Return what the claims of a verified token grant. Without `provider`, the token is one by secret.
 
-    Raises TokenError.
+    What does not keep it from being read is reported. Raises TokenError for everything else.
     """
     if provider is not None:
-        provider.check_issuer(claims)
+        provider.check_issuer(claims, report)
     get = claims.get
     expires_at, issued_at, not_before = seconds(claims, "exp"), seconds(claims, "iat"), seconds(claims, "nbf")
-    times.check_lifetime(expires_at, issued_at)
+    times.check_lifetime(expires_at, issued_at, report)
     user_id, channels, patterns = _grants(claims) if provider is None else provider.grants(claims)
     if not channels and not patterns:
         raise TokenError("the token grants no channel and no pattern", TokenReason.CLAIMS)

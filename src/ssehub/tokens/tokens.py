@@ -13,6 +13,7 @@ import hmac
 import secrets as randomness
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,11 +28,13 @@ from ..credentials import SHORT_SECRET_BYTES, check_secret, is_short
 from ..errors import ConfigError, InvalidEvent, KeysUnavailable, TokenError, TokenReason, UnknownKey
 from ..fields import check_name, one_or_many
 from ..grant import MAX_PATTERNS, check_pattern
+from ..report import CHECK_OF_REASON, RAISE, TOKEN_CHECKS, Check, Findings, Report
 from ..settings import LEEWAY, SECONDS
 from ..watched import NOTHING_YET, LastGood
 from .access import MAX_CHANNELS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
 from .cache import VerifiedTokens
 from .compact import MAX_TOKEN_LENGTH, CompactToken, decoded, json_object, take_apart
+from .facts import facts_of
 from .grants import GrantTemplate
 from .keys import ASYMMETRIC
 from .keyset import KeySet
@@ -264,28 +267,64 @@ class Tokens:
         Nothing but the header is parsed before the signature has been verified, so refusing a forged token costs no
         more than accepting a valid one of its length.
         """
+        return self._claims(token, RAISE)
+
+    def _claims(self, token: str, report: Report) -> Claims:
+        """Return what `token` grants or, if a defect was reported that does not prevent it, says that it grants."""
         ring, parts = self._ring, take_apart(token)
         if parts.header.alg in _HMAC:
-            return self._times.claims_at(self._now(), self._access(parts, token, ring, None))
-        digest = ring.verified.digest(token)
-        granted = ring.verified.find(digest)
-        if granted is None:
-            granted = self._access(parts, token, ring, self._provider)
-            ring.verified.add(digest, granted)
-        return self._times.claims_at(self._now(), granted)
+            granted = self._access(parts, token, ring, None, report)
+        else:
+            digest = ring.verified.digest(token)
+            found = ring.verified.find(digest)
+            if found is None:
+                granted = self._access(parts, token, ring, self._provider, report)
+                if report is RAISE:  # else it may have defects
+                    ring.verified.add(digest, granted)
+            else:
+                granted = found
+        return self._times.claims_at(self._now(), granted, report)
 
-    def _access(self, parts: CompactToken, token: str, ring: _KeyRing, provider: ProviderRules | None) -> Access:
-        claims = self._signed_claims(parts, token, ring)
-        check_type(parts.header, claims)
-        return access(claims, self._times, provider)
+    def _access(
+        self, parts: CompactToken, token: str, ring: _KeyRing, provider: ProviderRules | None, report: Report
+    ) -> Access:
+        claims = self._signed_claims(parts, token, ring, report)
+        check_type(parts.header, claims, report)
+        return access(claims, self._times, provider, report)
 
     async def authenticate(self, token: str) -> Claims:
         """Do what `verify` does, but if the token's key is unknown, `ask_for_keys` first."""
         try:
-            return self.verify(token)
+            return self._claims(token, RAISE)
         except (UnknownKey, KeysUnavailable):
             await self.ask_for_keys()
-        return self.verify(token)
+        return self._claims(token, RAISE)
+
+    async def examine(self, token: str, findings: Findings) -> Claims | None:
+        """Do what `authenticate` does, but collect what is wrong with the token, as far as it can be read.
+
+        Returns what the token says that it grants, whoever has made it: it grants that only if there are no errors.
+        None if it can't be read.
+        """
+        with suppress(TokenError):  # it is among what is collected below
+            try:
+                await self.authenticate(token)
+            except KeysUnavailable as exc:
+                findings.fail(exc)
+        claims, reached = None, TOKEN_CHECKS
+        try:
+            claims = self._claims(token, findings)
+        except TokenError as exc:
+            findings.fail(exc)
+            reached = TOKEN_CHECKS[: TOKEN_CHECKS.index(CHECK_OF_REASON[exc.reason]) + 1]
+        facts = dict(facts_of(token, claims, self._provider, self._times, self._now()))
+        findings.facts |= {check: facts.get(check, "") for check in reached}
+        if self._times.max_token_seconds is None:
+            findings.skip(Check.LIFETIME, "max_token_seconds is not set")
+        if Check.ISSUER in reached and take_apart(token).header.alg in _HMAC:
+            findings.skip(Check.ISSUER, "a token by secret needs no iss")
+            findings.skip(Check.AUDIENCE, "a token by secret needs no aud")
+        return claims
 
     async def ask_for_keys(self) -> None:
         """Fetch the keys behind a URL, because a token's key is unknown. Without a URL, this does nothing.
@@ -313,17 +352,17 @@ class Tokens:
         parts = take_apart(token)
         if parts.header.alg in _HMAC:
             raise TokenError("the token is signed with a secret, not by a key of the JWKS", TokenReason.ALGORITHM)
-        return SignedToken(parts.header.fields, self._signed_claims(parts, token, self._ring))
+        return SignedToken(parts.header.fields, self._signed_claims(parts, token, self._ring, RAISE))
 
-    def _signed_claims(self, parts: CompactToken, token: str, ring: _KeyRing) -> dict[str, Any]:
+    def _signed_claims(self, parts: CompactToken, token: str, ring: _KeyRing, report: Report) -> dict[str, Any]:
         """Return the claims, after the signature has been verified."""
         if parts.header.alg in _HMAC:
-            self._check_hmac(parts, ring)
+            self._check_hmac(parts, ring, report)
         else:
-            self._check_signature(parts, token, ring)
+            self._check_signature(parts, token, ring, report)
         return json_object("claims", parts.claims)
 
-    def _check_hmac(self, parts: CompactToken, ring: _KeyRing) -> None:
+    def _check_hmac(self, parts: CompactToken, ring: _KeyRing, report: Report) -> None:
         if not ring.secrets:
             raise TokenError("the token is signed with a secret, and there is none", TokenReason.ALGORITHM)
         digest, signature = _HMAC[parts.header.alg], decoded("signature", parts.signature)
@@ -331,20 +370,25 @@ class Tokens:
         for secret in ring.secrets:  # python-jose would take twice as long
             if hmac.compare_digest(hmac.digest(secret, signed, digest), signature):
                 return
-        raise TokenError("the token's signature is wrong", TokenReason.SIGNATURE)
+        report.fail(TokenError("the token's signature is wrong", TokenReason.SIGNATURE))
 
-    def _check_signature(self, parts: CompactToken, token: str, ring: _KeyRing) -> None:
+    def _check_signature(self, parts: CompactToken, token: str, ring: _KeyRing, report: Report) -> None:
         algorithm = parts.header.alg
         if self._provider is None or algorithm not in ASYMMETRIC:
             raise TokenError("no token with this algorithm is accepted", TokenReason.ALGORITHM)
         if ring.key_set is None:
-            raise KeysUnavailable("the keys of the identity provider are not known yet: try again")
-        key = ring.key_set.find(parts.header.kid, algorithm)
+            report.fail(KeysUnavailable("the keys of the identity provider are not known yet: try again"))
+            return
+        try:
+            key = ring.key_set.find(parts.header.kid, algorithm)
+        except UnknownKey as exc:
+            report.fail(exc)
+            return
         decoded("signature", parts.signature)  # python-jose also accepts what is not canonical
         try:
             jws.verify(token, key, algorithms=[algorithm])
-        except JOSEError as exc:
-            raise TokenError("the token's signature is wrong", TokenReason.SIGNATURE) from exc
+        except JOSEError:
+            report.fail(TokenError("the token's signature is wrong", TokenReason.SIGNATURE))
 
 
 def _check(name: str, check: Callable[[Any], None], value: object) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import get_args
 
 from starlette.applications import Starlette
@@ -20,10 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..claims import Claims
 from ..errors import (
     ConfigError,
-    Forbidden,
     InvalidEvent,
     InvalidRequest,
     KeysUnavailable,
+    NotGranted,
     StreamRefused,
     TokenError,
     Unavailable,
@@ -32,7 +31,6 @@ from ..fanout.frames import control_event
 from ..fanout.limits import Refusal
 from ..fanout.resume import Start
 from ..fields import check_id
-from ..grant import Grant
 from ..hub import Hub
 from ..loglimit import limited_logger
 from ..position import Position
@@ -219,11 +217,15 @@ class EventsEndpoint:
                 return await self._respond_with_run(wanted, claims, scope, receive, cuts, uses_datastar)
             start = _start(request.headers, fields)
             if query.has_channels:
-                claims = self._narrowed(claims, query.channels(), scope)
-        except (InvalidRequest, Forbidden) as exc:
+                claims = claims.narrowed(query.channels())
+        except NotGranted as exc:
+            self._hub.count_refusal(Refusal.NOT_GRANTED)
+            logger.info(_REFUSED[Refusal.NOT_GRANTED], f"channel {exc.channel!r:.{SHOWN_LENGTH}}", client_of(scope))
+            return PlainTextResponse(f"{exc}\n", exc.status)
+        except InvalidRequest as exc:
             return PlainTextResponse(f"{exc}\n", exc.status)
         if method == "GET":
-            await self._make_ready()
+            await self._hub.make_ready()
             start = await self._hub.prepare(claims, start)
         return EventStream(self._hub, claims, start, self._address_of(scope), cuts=cuts, uses_datastar=uses_datastar)
 
@@ -232,7 +234,7 @@ class EventsEndpoint:
     ) -> ASGIApp:
         is_head = scope["method"] == "HEAD"
         if not is_head:
-            await self._make_ready()
+            await self._hub.make_ready()
         response = await run_stream(
             self._hub,
             wanted,
@@ -246,44 +248,12 @@ class EventsEndpoint:
             uses_datastar=uses_datastar,
         )
         if not is_head:  # it may have waited
-            await self._make_ready()
+            await self._hub.make_ready()
         return response
 
     def _address_of(self, scope: Scope) -> str | None:
         """Return what the limits on streams take for the client, None if there are no limits."""
         return address_of(scope) if self._hub.limits_streams else None
-
-    def _narrowed(self, claims: Claims, channels: tuple[str, ...], scope: Scope) -> Claims:
-        """Return `claims` for these channels only. Raises Forbidden if they do not grant one of them."""
-        grant = Grant.of(claims.channels, claims.patterns)
-        for channel in channels:
-            if not grant.covers(channel):
-                self._hub.count_refusal(Refusal.NOT_GRANTED)
-                shown = f"channel {channel!r:.{SHOWN_LENGTH}}"
-                logger.info(_REFUSED[Refusal.NOT_GRANTED], shown, client_of(scope))
-                raise Forbidden(
-                    f"channel {channel!r} is not granted: request only channels that the token grants, or leave "
-                    "channel out to receive all of them"
-                )
-        return replace(claims, channels=channels, patterns=())
-
-    async def _make_ready(self) -> None:
-        """Start the hub at its first use. Raises StreamRefused if no stream can be opened now."""
-        if self._hub.is_short_of_memory:
-            raise StreamRefused(Refusal.MEMORY, "memory is short")
-        if self._hub.is_full:
-            raise StreamRefused(Refusal.FULL, "the hub has as many streams as it may have")
-        if self._hub.is_draining:
-            raise StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop")
-        try:
-            await self._hub.start()
-        except Unavailable as exc:
-            logger.warning("the hub can't start: %s", exc)
-            raise
-        if not self._hub.is_following:
-            raise StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet")
-        if not self._hub.broker.is_current:
-            raise StreamRefused(Refusal.UNAVAILABLE, "the log cannot be read now, so that revocations may be missing")
 
     def _busy(self, exc: Unavailable, scope: Scope) -> ASGIApp:
         """Return a short stream that tells the client to come back later, or 503 where that would do harm."""

@@ -24,6 +24,7 @@ from ..settings import Limits, RequestLimits
 from ..tokens import Tokens
 from .emit import Emit
 from .endpoint import Endpoint, Methods
+from .explain import Explain
 from .forms import (
     lifetime_seconds,
     names,
@@ -57,6 +58,7 @@ def create_control_app(
     limits: Limits = Limits(),
     request_limits: RequestLimits = RequestLimits(),
     statistics: GatherStatistics | None = None,
+    cors_origins: Sequence[str] | None = None,
     now: Callable[[], float] = time.time,
 ) -> Starlette:
     """Return the app that issues `tokens` and publishes to `hub`.
@@ -67,7 +69,8 @@ def create_control_app(
     another one.
 
     Of `request_limits`, the deadline of a body is that of a line of an append; the others are for the server.
-    `statistics` returns what `/metrics` shows, if this hub is one of several workers. `now` returns Unix time.
+    `statistics` returns what `/metrics` shows, if this hub is one of several workers. `cors_origins` are those of the
+    client app, which `/explain/` compares an origin with. `now` returns Unix time.
     Raises ConfigError for a control key that is empty, well known or shorter than 16 bytes.
     """
     if control_key is not None and control_keys is not None:
@@ -81,6 +84,7 @@ def create_control_app(
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
         Disconnect(hub, limits),
         Methods(Revoke(hub, tokens, limits), TakeBack(hub, tokens, limits), ListRevocations(hub)),
+        Explain(hub, tokens, cors_origins, limits, now),
         Health(),
         Readiness(hub),
         Metrics(hub, statistics),

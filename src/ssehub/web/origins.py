@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import ConfigError, Forbidden
+from ..errors import ConfigError, Forbidden, InvalidRequest
 from ..loglimit import limited_logger
 
 logger = limited_logger("ssehub.client")
@@ -47,6 +47,19 @@ def _is_foreign(headers: Mapping[str, str]) -> bool:
     Where the browser says that the page is of the same origin, it knows better. No page can set `Sec-Fetch-Site`.
     """
     return headers.get("sec-fetch-site") != "same-origin" and is_cross_origin(headers)
+
+
+def is_allowed(origin: str, origins: Collection[str]) -> bool:
+    """True if pages of `origin` may read responses, as one of `origins`."""
+    return ANY in origins or origin in origins
+
+
+def require_origin(origin: object) -> str:
+    """Return `origin` if a page can have it. Raises InvalidRequest."""
+    problem = _problem(origin, with_cookies=False)
+    if not isinstance(origin, str) or origin == ANY or problem is not None:
+        raise InvalidRequest(f"origin {origin!r:.200}: {problem or 'give that of one page'}")
+    return origin
 
 
 def check_origins(origins: Sequence[str], *, with_cookies: bool) -> None:
@@ -150,6 +163,4 @@ class OriginWatch:
         return self._app(scope, receive, send)
 
     def _is_refused(self, origin: str, headers: Headers) -> bool:
-        if ANY in self._origins or origin in self._origins:
-            return False
-        return _is_foreign(headers)
+        return not is_allowed(origin, self._origins) and _is_foreign(headers)
