@@ -1119,6 +1119,7 @@ FOREIGN: dict[str, set[str]] = {
         "web.run_stop",
         "web.run_streams",
         "web.runs",
+        "web.statistics",
         "web.stream",
         "web.transport",
         "web.unknown_run",
