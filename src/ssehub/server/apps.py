@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -14,7 +12,6 @@ from ..address import LOOPBACK_HOSTS
 from ..brokers import create_broker
 from ..config import Config
 from ..control_keys import ControlKeys
-from ..fanout.statistics import Statistics
 from ..hub import Hub
 from ..memory import SHARE, available_bytes
 from ..platform import raise_descriptor_limit
@@ -33,12 +30,11 @@ from ..settings import (
 )
 from ..tokens import Tokens
 from ..watched import NOTHING_YET, LastGood
+from ..web.board import Board
 from ..web.client import create_client_app
 from ..web.control import create_control_app
 from .credentials import Credentials, create_credentials
 
-GatherStatistics = Callable[[Hub], Awaitable[Mapping[str, Statistics]]]
-"""Returns the statistics of all workers by their names; its argument is the hub of this worker."""
 SPARE_DESCRIPTORS = 2_000
 """Descriptors left for publishers, the broker, the log and everything else that the process opens."""
 SPARE_CONNECTIONS = (100, 500)
@@ -68,12 +64,12 @@ def create_apps(
     config: Config,
     *,
     drains_on_exit: bool,
-    gather: GatherStatistics | None = None,
+    board: Board | None = None,
     last_good: LastGood = NOTHING_YET,
 ) -> Apps:
     """Build everything that `config` describes, without starting it. Raises ConfigError.
 
-    `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `gather` is given if the hub
+    `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `board` is given if the hub
     belongs to one of several workers; `last_good` is what their parent has read last.
     """
     credentials = create_credentials(config, last_good)
@@ -93,13 +89,12 @@ def create_apps(
         max_busy_waits=max(1, spare_connections(config) // 2),
         drains_on_exit=drains_on_exit,
     )
-    statistics = partial(gather, hub) if gather is not None else None
     # Without a key the control part of the combined app would be open to the public.
     never_open = keys if keys.is_required else ControlKeys(secrets.token_urlsafe(32))
-    behind_key = _control_app(config, hub, tokens, never_open, statistics)
+    behind_key = _control_app(config, hub, tokens, never_open, board)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
-    return Apps(hub, credentials, client, _control_app(config, hub, tokens, keys, statistics), combined)
+    return Apps(hub, credentials, client, _control_app(config, hub, tokens, keys, board), combined)
 
 
 def _hub(config: Config) -> Hub:
@@ -126,7 +121,7 @@ def _control_app(
     hub: Hub,
     tokens: Tokens,
     keys: ControlKeys,
-    statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None,
+    board: Board | None,
 ) -> Starlette:
     return create_control_app(
         hub,
@@ -136,7 +131,7 @@ def _control_app(
         token_lifetime_seconds=config.token_lifetime_seconds,
         limits=config.group(Limits),
         request_limits=config.group(RequestLimits),
-        statistics=statistics,
+        board=board,
         cors_origins=config.cors_origins,
     )
 

@@ -34,12 +34,12 @@ from ..settings import TcpOptions
 from ..watched import LastGood
 from .announce import SocketName, announce
 from .apps import create_apps
+from .board import WorkerBoard
 from .credentials import Credentials, create_credentials, random_secret
 from .logs import logging_to_stderr
 from .process import control_address, run
 from .signals import Signals
 from .sockets import CLIENT_MODE, CONTROL_MODE, listen
-from .statistics import WorkerStatistics
 
 logger = logging.getLogger("ssehub.workers")
 
@@ -292,11 +292,11 @@ def _work(
 ) -> None:
     """Be one worker; runs in a process of its own."""
     os.setsid()  # so that Ctrl-C reaches the parent only, which then signals the workers
-    statistics = WorkerStatistics(folder, number, config.workers)
+    board = WorkerBoard(folder, number, config.workers)
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(config.log_level, f"[worker {number}] "))
         try:
-            apps = create_apps(config, drains_on_exit=False, gather=statistics.gather, last_good=last_good)
+            apps = create_apps(config, drains_on_exit=False, board=board, last_good=last_good)
             client, control = (
                 one.sock
                 or stack.enter_context(
@@ -304,7 +304,7 @@ def _work(
                 )
                 for one in endpoints
             )
-            beside = _beside(statistics, apps.hub, parent)
+            beside = _beside(board, apps.hub, parent)
             code = run(apps, config, (client, control), on_ready=partial(parent.send, None), beside=beside)
         except SSEHubError as exc:
             parent.send(exc)
@@ -313,8 +313,8 @@ def _work(
 
 
 @asynccontextmanager
-async def _beside(statistics: WorkerStatistics, hub: Hub, parent: Connection) -> AsyncIterator[None]:
-    """Serve this worker's statistics to the others, answer the parent's checks, and stop if the parent dies."""
+async def _beside(board: WorkerBoard, hub: Hub, parent: Connection) -> AsyncIterator[None]:
+    """Answer the other workers' questions and the parent's checks, and stop if the parent dies."""
     loop = asyncio.get_running_loop()
 
     def answer() -> None:
@@ -327,7 +327,7 @@ async def _beside(statistics: WorkerStatistics, hub: Hub, parent: Connection) ->
 
     loop.add_reader(parent.fileno(), answer)
     try:
-        async with statistics.serving(hub):
+        async with board.serving(hub):
             yield
     finally:
         loop.remove_reader(parent.fileno())

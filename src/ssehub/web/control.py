@@ -22,6 +22,7 @@ from ..loglimit import limited_logger
 from ..rights import Right
 from ..settings import Limits, RequestLimits
 from ..tokens import Tokens
+from .board import Board, LocalBoard
 from .emit import Emit
 from .endpoint import Endpoint, Methods
 from .explain import Explain
@@ -33,7 +34,7 @@ from .forms import (
     required,
 )
 from .guard import Guard
-from .metrics import GatherStatistics, Metrics
+from .metrics import Metrics
 from .not_found import not_found
 from .pace import pace_for
 from .rates import PublishRates
@@ -41,6 +42,7 @@ from .requests import ControlRequest
 from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
+from .statistics import GetStatistics
 
 logger = limited_logger("ssehub.control")
 
@@ -63,7 +65,7 @@ def create_control_app(
     token_lifetime_seconds: float = 86_400,
     limits: Limits = Limits(),
     request_limits: RequestLimits = RequestLimits(),
-    statistics: GatherStatistics | None = None,
+    board: Board | None = None,
     cors_origins: Sequence[str] | None = None,
     now: Callable[[], float] = time.time,
 ) -> Starlette:
@@ -75,7 +77,7 @@ def create_control_app(
     another one.
 
     Of `request_limits`, the deadline of a body is that of a line of an append; the others are for the server.
-    `statistics` returns what `/metrics` shows, if this hub is one of several workers. `cors_origins` are those of the
+    `board` asks all workers, if this hub is one of several. `cors_origins` are those of the
     client app, which `/explain/` compares an origin with. `now` returns Unix time.
     Raises ConfigError for a control key that is empty, well known or shorter than 16 bytes.
     """
@@ -84,6 +86,7 @@ def create_control_app(
     keys = control_keys or ControlKeys(control_key)
     hub.accompany(tokens)
     hub.accompany(keys)
+    asked = board or LocalBoard(hub)
     rates = PublishRates(hub, limits.max_publishes_per_second)
     endpoints: list[Endpoint | Methods] = [
         Emit(hub, limits, rates),  # the most frequent call, so it is matched first
@@ -93,7 +96,8 @@ def create_control_app(
         Explain(hub, tokens, cors_origins, limits, now),
         Health(),
         Readiness(hub),
-        Metrics(hub, statistics),
+        Metrics(asked),
+        GetStatistics(asked),
     ]
 
     @asynccontextmanager

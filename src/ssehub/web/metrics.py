@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -11,14 +11,11 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from ..fanout.statistics import Statistics
-from ..hub import Hub
 from ..rights import Right
+from .board import Board, statistics_by_worker
 from .endpoint import Endpoint
-from .process_metrics import measured, process_metrics
+from .process_metrics import process_metrics
 from .requests import ControlRequest
-
-GatherStatistics = Callable[[], Awaitable[Mapping[str, Statistics]]]
-"""Returns the statistics of all workers, by worker."""
 
 
 class Metrics(Endpoint):
@@ -28,13 +25,14 @@ class Metrics(Endpoint):
     method = "GET"
     right = Right.READ
 
-    def __init__(self, hub: Hub, gather: GatherStatistics | None) -> None:
+    def __init__(self, board: Board) -> None:
         super().__init__()
-        self._hub = hub
-        self._gather = gather
+        self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        statistics = {"": await measured(self._hub)} if self._gather is None else await self._gather()
+        workers, missing = await statistics_by_worker(self._board)
+        is_of_one = len(workers) + len(missing) == 1
+        statistics = {"" if is_of_one else name: one for name, one in workers.items()}
         registry = CollectorRegistry()
         registry.register(HubCollector(statistics))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
