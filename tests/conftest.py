@@ -66,6 +66,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# A shell starts jobs in the background with SIGINT ignored, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # httpx reads the machine's certificates for every client, and so for every `httpx.get`: 40 ms of a processor. The tests
 # make thousands of clients.
 vars(transports)["create_ssl_context"] = functools.cache(vars(transports)["create_ssl_context"])

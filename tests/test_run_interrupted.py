@@ -14,11 +14,6 @@ from proxy import Mode, Proxy
 
 EXIT_SECONDS = 20.0
 
-AT_A_TERMINAL = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-"""
-"""A shell starts its background jobs with SIGINT ignored, and their children inherit that."""
 
 IN_PROCESS = """
 import asyncio, sys, threading, time
@@ -68,7 +63,7 @@ with Publisher(sys.argv[1]) as publisher:
 
 def interrupt(script: str, *arguments: str, after_seconds: float) -> tuple[int, str, str]:
     """Run a program, and send it SIGINT some time after its first line. Return its exit code and its output."""
-    command = [sys.executable, "-c", AT_A_TERMINAL + script, *arguments]
+    command = [sys.executable, "-c", script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

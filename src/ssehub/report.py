@@ -57,7 +57,10 @@ class Report:
     __slots__ = ()
 
     def fail(self, error: SSEHubError) -> None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame by its traceback: a cycle, which only the collector would remove
 
 
 RAISE = Report()
