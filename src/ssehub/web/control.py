@@ -33,7 +33,7 @@ from .forms import (
     refuse_null,
     required,
 )
-from .guard import Guard
+from .guard import RUNS, Guard
 from .metrics import Metrics
 from .not_found import not_found
 from .pace import pace_for
@@ -45,11 +45,6 @@ from .runs import RunCalls
 from .statistics import GetStatistics
 
 logger = limited_logger("ssehub.control")
-
-_ELSEWHERE = (
-    "not found: this is the control app, with /token/, /emit/, /disconnect/, /revoke/, /runs/, /healthz, /readyz and "
-    "/metrics; streams are at /events/ of the client app, on another port (bind, by default 127.0.0.1:8000)\n"
-)
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
 TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
@@ -106,6 +101,11 @@ def create_control_app(
             yield
 
     runs = RunCalls(hub, keys, limits, request_limits, rates)
+    served = ", ".join(f"{path}/" for path in [*(endpoint.path for endpoint in endpoints), RUNS])
+    elsewhere = (
+        f"not found: this is the control app, with {served}; streams are at /events/ of the client app, on another "
+        "port (bind, by default 127.0.0.1:8000)\n"
+    )
     routes = [Route(endpoint.path + slash, endpoint) for endpoint in endpoints for slash in ("/", "")]
     routes[2:2] = runs.routes()
     app = Starlette(
@@ -114,7 +114,7 @@ def create_control_app(
             Middleware(counting_responses, hub=hub),
             Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts),
         ],
-        exception_handlers={404: not_found(_ELSEWHERE), Exception: counting_failures(hub)},
+        exception_handlers={404: not_found(elsewhere), Exception: counting_failures(hub)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

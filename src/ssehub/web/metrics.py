@@ -136,9 +136,17 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("memory_short", "1 while memory is short and new streams are told to come back.", stats.memory_is_short),
     ):
         yield GaugeMetricFamily(f"ssehub_{name}", help, value)
-    yield _runs(stats)
-    yield _tls_not_after(stats)
-    yield _reload_failed(stats)
+    for name, help, label, values in (
+        ("runs", "Runs, including those that are kept after their end.", "state", stats.runs),
+        ("tls_not_after_seconds", "When the certificate of the port ends, in Unix time.", "port", stats.tls_not_after),
+        (
+            "reload_failed",
+            "1 while a file that has been read again can't be used, so that what was read before is in use.",
+            "file",
+            stats.reload_failed,
+        ),
+    ):
+        yield _by(label, name, help, values, GaugeMetricFamily)
     for name, help, value in (
         ("streams", "Streams opened.", stats.connected),
         ("events_published", "Events published through this hub and stored.", stats.published),
@@ -191,21 +199,6 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
     yield from process_metrics(stats)
 
 
-def _runs(stats: Statistics) -> Metric:
-    family = GaugeMetricFamily("ssehub_runs", "Runs, including those that are kept after their end.", labels=["state"])
-    for state, count in stats.runs.items():
-        family.add_metric([state], count)
-    return family
-
-
-def _reload_failed(stats: Statistics) -> Metric:
-    help = "1 while a file that has been read again can't be used, so that what was read before is in use."
-    family = GaugeMetricFamily("ssehub_reload_failed", help, labels=["file"])
-    for file, has_failed in stats.reload_failed.items():
-        family.add_metric([file], has_failed)
-    return family
-
-
 def _build_info(stats: Statistics) -> Metric:
     help = "Always 1. The labels say which versions this is, and which broker it has."
     family = GaugeMetricFamily("ssehub_build_info", help, labels=list(stats.build))
@@ -214,18 +207,16 @@ def _build_info(stats: Statistics) -> Metric:
     return family
 
 
-def _tls_not_after(stats: Statistics) -> Metric:
-    help = "When the certificate of the port ends, in Unix time."
-    family = GaugeMetricFamily("ssehub_tls_not_after_seconds", help, labels=["port"])
-    for port, seconds in stats.tls_not_after.items():
-        family.add_metric([port], seconds)
-    return family
-
-
-def _by(label: str, name: str, help: str, counts: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(f"ssehub_{name}", help, labels=[label])
-    for value, count in counts.items():
-        family.add_metric([value], count)
+def _by(
+    label: str,
+    name: str,
+    help: str,
+    values: Mapping[str, float],
+    family_of: type[CounterMetricFamily | GaugeMetricFamily] = CounterMetricFamily,
+) -> Metric:
+    family = family_of(f"ssehub_{name}", help, labels=[label])
+    for value_of_label, value in values.items():
+        family.add_metric([value_of_label], value)
     return family
 
 

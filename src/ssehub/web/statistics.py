@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -64,7 +64,7 @@ class GetStatistics(Endpoint):
         return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
 
-def total(workers: Iterable[Statistics]) -> dict[str, Any]:
+def total(workers: Collection[Statistics]) -> dict[str, Any]:
     """Return the sums over `workers` of what each has of its own, by the names of the wire."""
     return {_camel(name): _sum([getattr(statistics, name) for statistics in workers]) for name in SUMMED}
 
