@@ -971,7 +971,6 @@ ROOMS: dict[str, set[str]] = {
         "web.run_stop",
         "web.run_streams",
         "web.stream",
-        "web.streams",
         "web.unknown_run",
     },
     "web.control": {
@@ -1148,7 +1147,6 @@ ROOMS: dict[str, set[str]] = {
         "runs.model",
         "web.query",
         "web.stream",
-        "web.streams",
         "web.unknown_run",
     },
     "web.runs": {
