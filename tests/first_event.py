@@ -7,8 +7,8 @@ It needs git, make, curl, and python3 with venv, and for `page` Chromium or Fire
 each way begins with a clone of this checkout, of what is committed, in a new folder, and pip may not use its cache. The
 ports are those of the README, so 8000, 8001 and 3000 must be free.
 
-- `page`: the hub with `--cors-origins`, and the README's `<script>` in a page of http://localhost:3000 in a browser. What
-  the page writes to its console is heard.
+- `page`: the hub with `--cors-origins`, and the README's `<script>` in a page of http://localhost:3000, in a browser.
+  The event is heard when the page writes it to its console.
 - `curl`: `make run`, and the three curl commands under "From your backend".
 - `fastapi`: the README's `pip install` into a new virtual environment, and what examples/fastapi_app.py says.
 
@@ -47,12 +47,13 @@ AGAIN_SECONDS = 0.5
 
 def commands(text: str = README) -> list[str]:
     """Return the lines of the indented blocks of commands."""
-    return re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    return [line[1] for line in re.finditer(r"^    (\S.*)$", text, re.MULTILINE)]
 
 
 def printed(pattern: str, text: str = README) -> str:
     """Return the one piece of inline code, or line of a block, that matches `pattern` as a whole."""
-    found = {code for code in [*re.findall(r"`([^`\n]+)`", text), *commands(text)] if re.fullmatch(pattern, code)}
+    inline = [code[1] for code in re.finditer(r"`([^`\n]+)`", text)]
+    found = {code for code in [*inline, *commands(text)] if re.fullmatch(pattern, code)}
     if len(found) != 1:
         raise SystemExit(f"README.md: expected one command like {pattern!r}, found {sorted(found)}")
     return found.pop()
@@ -64,10 +65,8 @@ def page_of_ones_own(token: str, heard: str) -> str:
     of_same_origin, of_other_origin = re.findall(r"new EventSource\(\"[^\"]+\" \+ token\)", README)
     assert of_same_origin in script
     console = f'console.log = (text) => fetch("{heard}", {{method: "POST", body: text}})'
-    return (
-        f"<!doctype html><title>a page of one's own</title><script>const token = {json.dumps(token)}; {console}</script>"
-        + script.replace(of_same_origin, of_other_origin)
-    )
+    before = f"<!doctype html><script>const token = {json.dumps(token)}; {console}</script>\n"
+    return before + str(script.replace(of_same_origin, of_other_origin))
 
 
 class Heard(NamedTuple):
@@ -104,9 +103,9 @@ class Newcomer:
         return time.monotonic() - self._begun
 
     def run(self, command: str) -> str:
-        done = subprocess.run(["bash", "-c", command], cwd=self.clone, env=self._env, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(["bash", "-c", command], cwd=self.clone, env=self._env, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{command}: exit code {done.returncode}")
+            raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
     def start(self, command: str) -> Callable[[], str]:
@@ -212,6 +211,11 @@ def page_server(page: str) -> Iterator[list[str]]:
             server.shutdown()
 
 
+def tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def require_free_ports() -> None:
     for port in (8000, 8001, PAGE_PORT):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
@@ -227,14 +231,14 @@ def main() -> None:
         if way not in WAYS:
             parser.error(f"unknown way {way!r}: expected {', '.join(WAYS)}")
     system = platform.freedesktop_os_release()["PRETTY_NAME"]
-    print(f"{system}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs")
-    print("way      listening after   first event after", flush=True)
+    tell(f"{system}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs")
+    tell("way      listening after   first event after")
     slowest = 0.0
     for name in options.ways or WAYS:
         require_free_ports()
         with Newcomer() as newcomer:
             heard = WAYS[name](newcomer)
-        print(f"{name:8} {heard.installed:13.1f} s {heard.first_event:17.1f} s", flush=True)
+        tell(f"{name:8} {heard.installed:13.1f} s {heard.first_event:17.1f} s")
         slowest = max(slowest, heard.first_event)
     if slowest > options.within:
         sys.exit(f"one took longer than {options.within:g} s")
