@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits
+from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits, takes_settings
 from .base import Broker, Entry, Follower, without_password
 
 __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
@@ -16,6 +16,7 @@ __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_
 REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel")
 
 
+@takes_settings
 def create_broker(
     url: str,
     *,

@@ -20,7 +20,7 @@ from ..fields import check_names
 from ..hub import Hub
 from ..loglimit import limited_logger
 from ..rights import Right
-from ..settings import Limits, RequestLimits
+from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Board, LocalBoard
 from .emit import Emit
@@ -50,6 +50,7 @@ TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
 
 
+@takes_settings
 def create_control_app(
     hub: Hub,
     *,
