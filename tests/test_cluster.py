@@ -231,6 +231,16 @@ def test_e15_a_rolling_restart_loses_nothing_and_refuses_no_publisher(cluster: R
     assert page.evaluate("window.opened") >= 4  # each page has reconnected
 
 
+def test_without_the_package_redis_the_cluster_says_how_to_install_it() -> None:
+    # Without site-packages there is no redis.
+    cluster = subprocess.run([sys.executable, "-I", "-S", str(EXAMPLE)], capture_output=True, text=True, timeout=20)
+
+    assert cluster.returncode == 1
+    assert cluster.stderr.strip() == (
+        f"cluster: the nodes need the package redis: run {sys.executable} -m pip install 'redis[hiredis]'"
+    )
+
+
 # The compose file, which is only read: the tests have no container engine.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,10 @@ def create_broker(
 
 def _require_redis() -> None:
     if importlib.util.find_spec("redis") is None:
-        raise ConfigError("the Redis broker needs the package redis: pip install 'ssehub[redis]'")
+        raise ConfigError(
+            "the Redis broker needs the package redis, version 8 or newer: "
+            f"{sys.executable} -m pip install 'redis[hiredis]'"
+        )
 
 
 @contextmanager
