@@ -15,7 +15,7 @@ import pytest
 
 from conftest import SECRET, StartHub, free_port, wait_until
 from ssehub.fanout import registry, subscriber
-from ssehub.loglimit import BURST, LIMIT, LINES_PER_SECOND, limited_logger
+from ssehub.loglimit import BURST, LIMIT, LINES_PER_SECOND, LimitedLogger, limited_logger
 from ssehub.server import connection
 from ssehub.web import client, endpoint, stream
 from streams import listen
@@ -130,7 +130,7 @@ def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
 
 
 def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """The filter is on the loggers, because a host has handlers of its own."""
+    """The limit is on the loggers, because a host has handlers of its own."""
     logger = limited_logger("ssehub.client")
     with caplog.at_level("INFO", "ssehub.client"):
         for number in range(1_000):
@@ -143,7 +143,16 @@ def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.Log
     assert summary and int(summary[1]) == 1_000 - (len(caplog.messages) - 1)
     assert BURST <= len(caplog.messages) < 2 * BURST
     for module in (connection, client, endpoint, stream, registry, subscriber):
-        assert LIMIT in module.logger.filters
+        assert isinstance(module.logger, LimitedLogger)
+
+
+def test_limited_line_says_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> None:
+    limited_logger("ssehub.client").warning("a line of this test")
+
+    assert (caplog.records[-1].filename, caplog.records[-1].funcName) == (
+        "test_server_logs.py",
+        "test_limited_line_says_where_it_was_logged",
+    )
 
 
 def test_log_lines_about_a_stream_say_where_it_comes_from_and_what_it_was_sent(start_hub: StartHub) -> None:

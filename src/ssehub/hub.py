@@ -35,6 +35,7 @@ from .errors import (
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
 from .fanout.limits import OF_ONE_CLIENT, Refusal
+from .fanout.listing import Listing
 from .fanout.origin import Origin
 from .fanout.registry import RESTART_SECONDS
 from .fanout.resume import NOW, Prospect, Start
@@ -387,6 +388,11 @@ class Hub(RunStreams, RunProduction):
     def is_following(self) -> bool:
         """True if the log is being read. A hub that waits for its broker takes no streams yet."""
         return self._engine is not None
+
+    @property
+    def listing(self) -> Listing | None:
+        """What describes the open streams, for `GET /streams/`; None if there can't be any yet."""
+        return self._engine.listing if self._engine is not None else None
 
     @property
     def is_full(self) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..node import Node
 from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits, takes_settings
 from .base import Broker, Entry, Follower, without_password
 
@@ -26,26 +27,30 @@ def create_broker(
     retention: Retention = Retention(),
     runs: RunLimits = RunLimits(),
     redis: RedisOptions = RedisOptions(),
+    node: Node | None = None,
 ) -> Broker:
     """Create the broker for `url`, importing no other kind.
 
-    `retention` bounds how much of the log's tail a hub reads when it starts. Raises ConfigError if the scheme is
-    unknown or the URL is invalid.
+    `retention` bounds how much of the log's tail a hub reads when it starts. `node` is this process, or the group of
+    workers that it belongs to, as others that share the log are told. Raises ConfigError if the scheme is unknown or
+    the URL is invalid.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "memory" and not rest:
         from .memory import MemoryBroker
 
-        return MemoryBroker(idempotency, runs=runs)
+        return MemoryBroker(idempotency, runs=runs, node=node)
     if scheme == "sqlite":
         from .sqlite import SqliteBroker
 
-        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention, runs=runs)
+        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention, runs=runs, node=node)
     if scheme in REDIS_SCHEMES and rest:
         _require_redis()
         from .redis import RedisBroker
 
-        return RedisBroker(url, idempotency=idempotency, log=log, retention=retention, runs=runs, options=redis)
+        return RedisBroker(
+            url, idempotency=idempotency, log=log, retention=retention, runs=runs, options=redis, node=node
+        )
     raise ConfigError(f"unknown broker {without_password(url)!r}: use {BROKERS}")
 
 

@@ -5,15 +5,15 @@ Whether the signature is right has been decided before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..claims import Claims
 from ..errors import InvalidEvent, TokenError, TokenReason
-from ..report import RAISE, Report
+from ..report import Report
 from .compact import Header
-from .grants import GrantTemplate
+from .provider import Granted, ProviderRules
 
 MAX_CHANNELS = 1_000
 """Most exact channels of one token. A token of the greatest length has room for so many."""
@@ -71,49 +71,6 @@ class TimeRules:
         if expires_at + self.leeway_seconds <= now:
             report.fail(TokenError("the token has expired", TokenReason.EXPIRED))
         return replace(access.claims, expires_at=expires_at + self.leeway_seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderRules:
-    """What tokens of the identity provider must say: `issuer` and one of `audiences`; and which claims grant what."""
-
-    issuer: str
-    audiences: frozenset[str]
-    user_claim: str
-    channel_claim: str | None
-    grant_templates: Sequence[GrantTemplate]
-    pattern_claim: str | None = None
-
-    def check_issuer(self, claims: Mapping[str, Any], report: Report = RAISE) -> None:
-        """Report tokens of another issuer, or for somebody else (RFC 8725, 3.8 and 3.9)."""
-        if claims.get("iss") != self.issuer:
-            report.fail(TokenError("the token's iss is not the issuer", TokenReason.ISSUER))
-        audience = claims.get("aud")
-        audiences = audience if isinstance(audience, list) else [audience]
-        if not all(isinstance(each, str) for each in audiences) or self.audiences.isdisjoint(audiences):
-            report.fail(TokenError("the token's aud is not the audience", TokenReason.AUDIENCE))
-
-    def grants(self, claims: Mapping[str, Any]) -> Granted:
-        """Return the user, the channels and the patterns, not yet checked."""
-        channels = [template.channel(claims) for template in self.grant_templates]
-        channels += _listed(claims, self.channel_claim, "channel")
-        patterns = _listed(claims, self.pattern_claim, "pattern")
-        return claims.get(self.user_claim), tuple(dict.fromkeys(channels)), tuple(dict.fromkeys(patterns))
-
-
-Granted = tuple[object, tuple[Any, ...], tuple[Any, ...]]
-"""A user, channels and patterns, not yet checked."""
-
-
-def _listed(claims: Mapping[str, Any], name: str | None, kind: str) -> list[str]:
-    """Return what the claim `name` lists, nothing if there is no such claim. Raises TokenError."""
-    if name is None or name not in claims:
-        return []
-    value = claims[name]
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
-        raise TokenError(f"the token's {name[:80]!r} is not a {kind} or a list of {kind}s", TokenReason.CLAIMS)
-    return listed
 
 
 def check_type(header: Header, claims: Mapping[str, Any], report: Report) -> None:

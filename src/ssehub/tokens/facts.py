@@ -9,8 +9,9 @@ from typing import Any
 from ..claims import Claims
 from ..errors import TokenError
 from ..report import Check
-from .access import ProviderRules, TimeRules
+from .access import TimeRules
 from .compact import json_object, take_apart
+from .provider import ProviderRules
 
 SHOWN_CHARACTERS = 100
 SHOWN_NAMES = 10

@@ -9,45 +9,32 @@ algorithm the public keys of the JWKS. So no public key is ever used as a secret
 
 from __future__ import annotations
 
-import hmac
-import secrets as randomness
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jose import jwk, jws, jwt
-from jose.backends.base import Key
+from jose import jwt
 from jose.constants import ALGORITHMS
-from jose.exceptions import JOSEError
 
 from ..claims import Claims
-from ..credentials import SHORT_SECRET_BYTES, check_secret, is_short
+from ..credentials import SHORT_SECRET_BYTES, is_short
 from ..errors import ConfigError, InvalidEvent, KeysUnavailable, TokenError, TokenReason, UnknownKey
-from ..fields import check_name, one_or_many
-from ..grant import MAX_PATTERNS, check_pattern
 from ..report import CHECK_OF_REASON, RAISE, TOKEN_CHECKS, Check, Findings, Report
 from ..settings import LEEWAY, SECONDS
 from ..watched import NOTHING_YET, LastGood
-from .access import MAX_CHANNELS, MAX_LIFETIME_SECONDS, MAX_TIME, Access, ProviderRules, TimeRules, access, check_type
-from .cache import VerifiedTokens
-from .compact import MAX_TOKEN_LENGTH, CompactToken, decoded, json_object, take_apart
+from .access import Access, TimeRules, access, check_type
+from .compact import MAX_TOKEN_LENGTH, CompactToken, take_apart
 from .facts import facts_of
-from .grants import GrantTemplate
-from .keys import ASYMMETRIC
+from .issuing import claims_to_sign
+from .keyring import HMAC, KeyRing
 from .keyset import KeySet
+from .provider import ProviderRules, provider_rules
 from .sources import KeySources, secrets_of
 
 if TYPE_CHECKING:
     from ..fanout.statistics import Statistics
-
-MAX_SECRETS = 16
-"""Each of them costs every forged token one more HMAC."""
-_HMAC = {ALGORITHMS.HS256: "sha256", ALGORITHMS.HS384: "sha384", ALGORITHMS.HS512: "sha512"}
-"""The algorithms of secrets, with their hashes."""
-_JTI_BYTES = 16
 
 
 class SignedToken(NamedTuple):
@@ -55,18 +42,6 @@ class SignedToken(NamedTuple):
 
     header: Mapping[str, Any]
     claims: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _KeyRing:
-    """All keys at one time, and the tokens that they have verified. It is replaced as a whole."""
-
-    secrets: tuple[bytes, ...]
-    """The first one signs."""
-    signing_key: Key | None
-    """Of the first secret. Given the secret itself, python-jose would make a key for every token."""
-    key_set: KeySet | None
-    verified: VerifiedTokens = field(default_factory=VerifiedTokens)
 
 
 class Tokens:
@@ -111,13 +86,11 @@ class Tokens:
         _check("leeway_seconds", LEEWAY.check, leeway_seconds)
         if max_token_seconds is not None:
             _check("max_token_seconds", SECONDS.check, max_token_seconds)
-        if algorithm not in _HMAC:
-            raise ConfigError(f"algorithm {algorithm!r:.40}: must be one of {', '.join(_HMAC)}")
+        if algorithm not in HMAC:
+            raise ConfigError(f"algorithm {algorithm!r:.40}: must be one of {', '.join(HMAC)}")
         self._provider: ProviderRules | None = None
         if jwks is not None:
-            self._provider = _provider_rules(
-                issuer, audience, user_claim, channel_claim, grant_templates, pattern_claim
-            )
+            self._provider = provider_rules(issuer, audience, user_claim, channel_claim, grant_templates, pattern_claim)
         elif grant_templates or any([each is not None for each in (issuer, audience, channel_claim, pattern_claim)]):
             raise ConfigError(
                 "issuer, audience, channel_claim, grant_templates and pattern_claim are for tokens by jwks: set jwks, "
@@ -128,7 +101,7 @@ class Tokens:
         has_others = jwks is not None or secret_file is not None
         self._algorithm = algorithm
         key_set = KeySet.parse(jwks) if isinstance(jwks, Mapping) else None
-        self._ring = _KeyRing((), None, key_set)
+        self._ring = KeyRing(jwks is not None, key_set)
         if secrets != () or not has_others:
             self.replace_secrets(secrets)
         self._times = TimeRules(require_exp, leeway_seconds, max_token_seconds)
@@ -169,16 +142,13 @@ class Tokens:
 
         Raises ConfigError; the old ones are then kept. Open streams are not touched.
         """
-        values = _checked_secrets(secrets)
-        self._ring = _KeyRing(
-            tuple(secret.encode() for secret in values), _hmac_keys(values, self._algorithm)[0], self._ring.key_set
-        )
+        self._ring = self._ring.with_secrets(secrets, self._algorithm)
 
     def replace_keys(self, key_set: KeySet) -> None:
         """Verify the identity provider's tokens with `key_set` from now on. Raises ConfigError without `jwks`."""
         if self._provider is None:
             raise ConfigError("keys of an identity provider need jwks, issuer and audience: set them first")
-        self._ring = _KeyRing(self._ring.secrets, self._ring.signing_key, key_set)
+        self._ring = self._ring.with_key_set(key_set)
 
     def _use_secrets(self, text: str) -> str:
         secrets = secrets_of(text)
@@ -227,17 +197,14 @@ class Tokens:
         key = self._ring.signing_key
         if key is None:
             raise ConfigError("no secret to sign the token with: give one, besides jwks")
-        claims: dict[str, Any] = {"userId": check_name("userId", user_id)}
-        names, granted = _checked_channels(channels), _checked_patterns(patterns)
-        if not names and not granted:
-            raise InvalidEvent("no channel and no pattern given: a token needs one at least")
-        if names:
-            claims |= {"channel": names[0]} if len(names) == 1 else {"channels": names}
-        if granted:
-            claims["patterns"] = granted
-        claims["iat"] = round(self._now(), 3)
-        claims["exp"] = self._checked_exp(expires_at, claims["iat"])
-        claims["jti"] = randomness.token_urlsafe(_JTI_BYTES)
+        claims = claims_to_sign(
+            user_id,
+            channels,
+            patterns,
+            expires_at=expires_at,
+            issued_at=self._now(),
+            max_token_seconds=self._times.max_token_seconds,
+        )
         token: str = jwt.encode(claims, key, algorithm=self._algorithm)
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidEvent(
@@ -245,23 +212,6 @@ class Tokens:
                 "grant fewer channels, or a pattern"
             )
         return token
-
-    def _checked_exp(self, expires_at: float, issued_at: float) -> int:
-        if not isinstance(expires_at, int | float) or not 0 <= expires_at < MAX_TIME:
-            example = int(issued_at) + 86_400
-            raise InvalidEvent(f"exp {expires_at!r:.40} is not a Unix time in seconds, such as {example}")
-        if expires_at < MAX_LIFETIME_SECONDS < issued_at:
-            raise InvalidEvent(
-                f"exp {expires_at:g} is a duration, not a Unix time: give time.time() + {expires_at:g}, now "
-                f"{int(issued_at + expires_at)}"
-            )
-        most = self._times.max_token_seconds
-        if most is not None and int(expires_at) - issued_at > most:
-            lifetime = int(expires_at) - issued_at
-            raise InvalidEvent(
-                f"exp: the token would be valid for {lifetime:.0f} s, more than max_token_seconds ({most:g})"
-            )
-        return int(expires_at)
 
     def verify(self, token: str) -> Claims:
         """Return what `token` grants. Raises TokenError.
@@ -277,7 +227,7 @@ class Tokens:
     def _claims(self, token: str, report: Report) -> Claims:
         """Return what `token` grants or, if a defect was reported that does not prevent it, says that it grants."""
         ring, parts = self._ring, take_apart(token)
-        if parts.header.alg in _HMAC:
+        if parts.header.alg in HMAC:
             granted = self._access(parts, token, ring, None, report)
         else:
             digest = ring.verified.digest(token)
@@ -291,9 +241,9 @@ class Tokens:
         return self._times.claims_at(self._now(), granted, report)
 
     def _access(
-        self, parts: CompactToken, token: str, ring: _KeyRing, provider: ProviderRules | None, report: Report
+        self, parts: CompactToken, token: str, ring: KeyRing, provider: ProviderRules | None, report: Report
     ) -> Access:
-        claims = self._signed_claims(parts, token, ring, report)
+        claims = ring.signed_claims(parts, token, report)
         check_type(parts.header, claims, report)
         return access(claims, self._times, provider, report)
 
@@ -326,7 +276,7 @@ class Tokens:
         findings.facts |= {check: facts.get(check, "") for check in reached}
         if self._times.max_token_seconds is None:
             findings.skip(Check.LIFETIME, "max_token_seconds is not set")
-        if Check.ISSUER in reached and take_apart(token).header.alg in _HMAC:
+        if Check.ISSUER in reached and take_apart(token).header.alg in HMAC:
             findings.skip(Check.ISSUER, "a token by secret needs no iss")
             findings.skip(Check.AUDIENCE, "a token by secret needs no aud")
         return claims
@@ -355,45 +305,9 @@ class Tokens:
         secret are refused.
         """
         parts = take_apart(token)
-        if parts.header.alg in _HMAC:
+        if parts.header.alg in HMAC:
             raise TokenError("the token is signed with a secret, not by a key of the JWKS", TokenReason.ALGORITHM)
-        return SignedToken(parts.header.fields, self._signed_claims(parts, token, self._ring, RAISE))
-
-    def _signed_claims(self, parts: CompactToken, token: str, ring: _KeyRing, report: Report) -> dict[str, Any]:
-        """Return the claims, after the signature has been verified."""
-        if parts.header.alg in _HMAC:
-            self._check_hmac(parts, ring, report)
-        else:
-            self._check_signature(parts, token, ring, report)
-        return json_object("claims", parts.claims)
-
-    def _check_hmac(self, parts: CompactToken, ring: _KeyRing, report: Report) -> None:
-        if not ring.secrets:
-            raise TokenError("the token is signed with a secret, and there is none", TokenReason.ALGORITHM)
-        digest, signature = _HMAC[parts.header.alg], decoded("signature", parts.signature)
-        signed = parts.signed.encode()
-        for secret in ring.secrets:  # python-jose would take twice as long
-            if hmac.compare_digest(hmac.digest(secret, signed, digest), signature):
-                return
-        report.fail(TokenError("the token's signature is wrong", TokenReason.SIGNATURE))
-
-    def _check_signature(self, parts: CompactToken, token: str, ring: _KeyRing, report: Report) -> None:
-        algorithm = parts.header.alg
-        if self._provider is None or algorithm not in ASYMMETRIC:
-            raise TokenError("no token with this algorithm is accepted", TokenReason.ALGORITHM)
-        if ring.key_set is None:
-            report.fail(KeysUnavailable("the keys of the identity provider are not known yet: try again"))
-            return
-        try:
-            key = ring.key_set.find(parts.header.kid, algorithm)
-        except UnknownKey as exc:
-            report.fail(exc)
-            return
-        decoded("signature", parts.signature)  # python-jose also accepts what is not canonical
-        try:
-            jws.verify(token, key, algorithms=[algorithm])
-        except JOSEError:
-            report.fail(TokenError("the token's signature is wrong", TokenReason.SIGNATURE))
+        return SignedToken(parts.header.fields, self._ring.signed_claims(parts, token, RAISE))
 
 
 def _check(name: str, check: Callable[[Any], None], value: object) -> None:
@@ -401,74 +315,3 @@ def _check(name: str, check: Callable[[Any], None], value: object) -> None:
         check(value)
     except (ValueError, TypeError) as exc:
         raise ConfigError(f"{name} {value!r}: {exc}") from None
-
-
-def _checked_secrets(secrets: str | Sequence[str]) -> Sequence[str]:
-    """Return one secret or several as a sequence. Raises ConfigError."""
-    if not isinstance(secrets, Collection) or isinstance(secrets, str | bytes):
-        secrets = (secrets,)
-    if not secrets:
-        raise ConfigError("no secret given: use 32 random bytes or more, e.g. from `openssl rand -base64 32`")
-    if len(secrets) > MAX_SECRETS:
-        raise ConfigError(f"{len(secrets)} secrets: at most {MAX_SECRETS} are accepted")
-    for secret in secrets:
-        check_secret(secret)
-    return tuple(secrets)
-
-
-def _hmac_keys(secrets: Sequence[str], algorithm: str) -> list[Key]:
-    """Return python-jose's keys. Raises ConfigError for a secret that it takes for another kind of key."""
-    try:
-        return [jwk.construct(secret, algorithm) for secret in secrets]
-    except JOSEError:
-        raise ConfigError(
-            "the secret is a PEM or SSH key: tokens are signed with HMAC, choose a random string"
-        ) from None
-
-
-def _provider_rules(
-    issuer: str | None,
-    audience: str | Sequence[str] | None,
-    user_claim: str,
-    channel_claim: str | None,
-    grant_templates: Sequence[str],
-    pattern_claim: str | None,
-) -> ProviderRules:
-    """Raises ConfigError."""
-    if not issuer or not audience:
-        raise ConfigError(
-            "jwks needs issuer and audience: without them, every token of the identity provider would be accepted, "
-            "whoever it was made for"
-        )
-    audiences = one_or_many(audience)
-    for name, values in (("issuer", (issuer,)), ("audience", audiences), ("user_claim", (user_claim,))):
-        if not all(isinstance(value, str) and value for value in values):
-            raise ConfigError(f"{name} must be a string that is not empty, not {values!r:.80}")
-    if channel_claim is None and pattern_claim is None and not grant_templates:
-        raise ConfigError(
-            "jwks needs channel_claim, pattern_claim or grant_templates, such as 'user.{sub}': they say which channels "
-            "a token grants"
-        )
-    for name, claim in (("channel_claim", channel_claim), ("pattern_claim", pattern_claim)):
-        if claim is not None and not (isinstance(claim, str) and claim):
-            raise ConfigError(f"{name} must be the name of a claim, not {claim!r:.40}")
-    templates = tuple(GrantTemplate.parse(text) for text in one_or_many(grant_templates))
-    return ProviderRules(issuer, frozenset(audiences), user_claim, channel_claim, templates, pattern_claim)
-
-
-def _checked_channels(channels: Sequence[str]) -> list[str]:
-    if isinstance(channels, str) or not isinstance(channels, Collection):
-        raise InvalidEvent(f"channels must be a sequence of names, such as ['chat'], not {channels!r:.40}")
-    if len(channels) > MAX_CHANNELS:
-        raise InvalidEvent(
-            f"channel: {len(channels)} names given: a token grants at most {MAX_CHANNELS}, so use a pattern"
-        )
-    return [check_name("channel", channel) for channel in channels]
-
-
-def _checked_patterns(patterns: Sequence[str]) -> list[str]:
-    if isinstance(patterns, str) or not isinstance(patterns, Collection):
-        raise InvalidEvent(f"patterns must be a sequence of patterns, such as ['orders.*'], not {patterns!r:.40}")
-    if len(patterns) > MAX_PATTERNS:
-        raise InvalidEvent(f"patterns: {len(patterns)} given: a token grants at most {MAX_PATTERNS}")
-    return [check_pattern("patterns", pattern) for pattern in patterns]

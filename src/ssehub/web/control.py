@@ -19,6 +19,7 @@ from ..errors import ConfigError, InvalidRequest
 from ..fields import check_names
 from ..hub import Hub
 from ..loglimit import limited_logger
+from ..pace import pace_for
 from ..rights import Right
 from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
@@ -36,13 +37,13 @@ from .forms import (
 from .guard import RUNS, Guard
 from .metrics import Metrics
 from .not_found import not_found
-from .pace import pace_for
 from .rates import PublishRates
 from .requests import ControlRequest
 from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 from .statistics import GetStatistics
+from .streams import ListChannels, ListStreams
 
 logger = limited_logger("ssehub.control")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
@@ -94,6 +95,8 @@ def create_control_app(
         Readiness(hub),
         Metrics(asked),
         GetStatistics(asked),
+        ListStreams(hub, asked),
+        ListChannels(hub, asked),
     ]
 
     @asynccontextmanager

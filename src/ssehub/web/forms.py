@@ -13,9 +13,9 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest, UnsupportedContent
+from ..pace import SMALL_BODY_BYTES, Pace
 from ..tokens import MAX_LIFETIME_SECONDS
 from .escapes import unescape
-from .pace import SMALL_BODY_BYTES, Pace
 from .requests import ControlRequest, RequestHeaders
 from .strict_json import not_utf8, parse_json, read_json
 
