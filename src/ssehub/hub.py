@@ -57,7 +57,7 @@ from .runs.model import check_run_name
 from .runs.producers import Producers
 from .runs.producing import Producing
 from .runs.runs import Runs
-from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams
+from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams, takes_settings
 from .subscription import Attach, Subscription
 
 logger = limited_logger("ssehub.hub")
@@ -81,6 +81,7 @@ class Hub(RunStreams, RunProduction):
     log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
     """
 
+    @takes_settings
     def __init__(
         self,
         broker: Broker | str | None = None,

@@ -21,7 +21,7 @@ from ..hub import Hub
 from ..loglimit import limited_logger
 from ..pace import pace_for
 from ..rights import Right
-from ..settings import Limits, RequestLimits
+from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Board, LocalBoard
 from .emit import Emit
@@ -51,6 +51,7 @@ TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
 
 
+@takes_settings
 def create_control_app(
     hub: Hub,
     *,
