@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,10 +78,14 @@ class Tracer:
         self.wall = wall
         self._traces: list[Trace] = []
 
+    @property
+    def is_full(self) -> bool:
+        return len(self._traces) >= MAX_TRACES
+
     @contextmanager
     def watching(self, wanted: Wanted) -> Iterator[Trace]:
         """Trace the wanted streams inside the context. Raises Overloaded if there are too many traces already."""
-        if len(self._traces) >= MAX_TRACES:
+        if self.is_full:
             raise Overloaded(f"there are {MAX_TRACES} traces already: end one of them first")
         trace = Trace(self, wanted)
         self._traces.append(trace)
@@ -185,7 +189,7 @@ class Trace:
         self._is_over = True
         self._has_news.set()
 
-    async def records(self) -> AsyncIterator[Record]:
+    async def records(self) -> AsyncGenerator[Record, None]:
         """Yield the records until the trace is ended. While the reader takes none, deliveries are not looked for."""
         clock = asyncio.get_running_loop().time
         await self._count_deliveries()  # what there was before the trace is not reported

@@ -71,7 +71,7 @@ async def list_channels(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> 
 
 
 def wanted_of(arguments: Mapping[str, Any]) -> Wanted:
-    """Return which streams the fields of a request, or the arguments of a question, are about. Raises InvalidRequest."""
+    """Return which streams a request, or a question on the board, is about. Raises InvalidRequest."""
     address = arguments.get("address")
     return Wanted(
         arguments.get("userId"), arguments.get("channel"), None if address is None else parse_addresses(address)
