@@ -35,6 +35,7 @@ from .errors import (
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
 from .fanout.limits import OF_ONE_CLIENT
+from .fanout.listing import Listing
 from .fanout.origin import Origin
 from .fanout.refusals import ConnectionRefusal, ControlRefusal, Refusal
 from .fanout.registry import RESTART_SECONDS
@@ -56,7 +57,7 @@ from .runs.model import check_run_name
 from .runs.producers import Producers
 from .runs.producing import Producing
 from .runs.runs import Runs
-from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams
+from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams, takes_settings
 from .subscription import Attach, Subscription
 
 logger = limited_logger("ssehub.hub")
@@ -80,6 +81,7 @@ class Hub(RunStreams, RunProduction):
     log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
     """
 
+    @takes_settings
     def __init__(
         self,
         broker: Broker | str | None = None,
@@ -387,6 +389,11 @@ class Hub(RunStreams, RunProduction):
     def is_following(self) -> bool:
         """True if the log is being read. A hub that waits for its broker takes no streams yet."""
         return self._engine is not None
+
+    @property
+    def listing(self) -> Listing | None:
+        """What describes the open streams, for `GET /streams/`; None if there can't be any yet."""
+        return self._engine.listing if self._engine is not None else None
 
     @property
     def is_full(self) -> bool:

@@ -21,8 +21,9 @@ from ..fanout.refusals import ControlRefusal
 from ..fields import check_names
 from ..hub import Hub
 from ..loglimit import limited_logger
+from ..pace import pace_for
 from ..rights import Right
-from ..settings import Limits, RequestLimits
+from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Board, LocalBoard
 from .emit import Emit
@@ -38,7 +39,6 @@ from .forms import (
 from .guard import RUNS, Guard
 from .metrics import Metrics
 from .not_found import not_found
-from .pace import pace_for
 from .rates import PublishRates
 from .refusals import Refusals
 from .requests import ControlRequest
@@ -46,6 +46,7 @@ from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 from .statistics import GetStatistics
+from .streams import ListChannels, ListStreams
 
 logger = limited_logger("ssehub.control")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
@@ -53,6 +54,7 @@ TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
 
 
+@takes_settings
 def create_control_app(
     hub: Hub,
     *,
@@ -97,6 +99,8 @@ def create_control_app(
         Readiness(hub),
         Metrics(asked),
         GetStatistics(asked),
+        ListStreams(hub, asked),
+        ListChannels(hub, asked),
     ]
 
     @asynccontextmanager
