@@ -114,8 +114,8 @@ async def test_trace_by_channel_covers_patterns_and_trace_by_address_covers_refu
             join(hub, "alex", patterns=("orders.*",))
             join(hub, "alex", "news")
             hub.attach(Claims("kim", ("chat",)), FakeSink(), origin=there)
-            hub.tracer.refused("expired", None, there)
-            hub.tracer.refused("full", Claims("alex", ("news",)), origin("198.51.100.1", ""))
+            hub.tracer.refused("expired", None, (), (), there)
+            hub.tracer.refused("full", "alex", ("news",), (), origin("198.51.100.1", ""))
             await until(lambda: len(by_address) == 2 and len(by_user) == 3)
 
     assert [(record.step, record.patterns) for record in by_channel] == [(Step.OPENED, ["orders.*"])]

@@ -113,7 +113,8 @@ class Engine:
             self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, tracer, counts
         )
         self.endings = Endings(self.index, self.registry)
-        self.listing = tracer.listing = Listing(self.index, self.registry, self.backlogs, wall, monotonic)
+        self.listing = Listing(self.index, self.registry, self.backlogs, wall, monotonic)
+        tracer.walk = self.listing.walk
         self.watchers = Watchers(
             runs,
             self.registry,

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ..claims import Claims
 from ..errors import Overloaded
 from ..grant import WILDCARD, prefixes_of
 from .origin import Origin
 from .subscriber import State, Subscriber
 from .wanted import Matching, Wanted
-
-if TYPE_CHECKING:
-    from .listing import Listing
 
 MAX_TRACES = 20
 MAX_WAITING = 1_000
@@ -73,8 +69,8 @@ class Tracer:
     def __init__(self, wall: Callable[[], float]) -> None:
         self.is_watched = False
         """True if there is a trace. Otherwise nothing needs to be told."""
-        self.listing: Listing | None = None
-        """The streams of the engine; None while there is none."""
+        self.walk: Callable[[Wanted], AsyncIterator[Subscriber]] | None = None
+        """Walks through the open streams of the engine; None while there is none."""
         self.wall = wall
         self._traces: list[Trace] = []
 
@@ -125,25 +121,17 @@ class Tracer:
             record = self._record(Step.ENDED, subscriber)
             trace.tell(record._replace(reason=reason, seconds=seconds, events=events, bytes=size))
 
-    def refused(self, reason: str, claims: Claims | None, origin: Origin) -> None:
-        """A client was refused. Without `claims`, nobody knows who it is."""
-        user_id = None if claims is None else claims.user_id
-        channels: Sequence[str] = () if claims is None else claims.channels
-        patterns: Sequence[str] = () if claims is None else claims.patterns
-        prefixes = prefixes_of(patterns)
+    def refused(
+        self, reason: str, user_id: str | None, channels: Sequence[str], patterns: Sequence[str], origin: Origin
+    ) -> None:
+        """A client was refused. Before its token is verified, nobody knows who it is: then there is no user."""
+        prefixes, record = prefixes_of(patterns), None
         for trace in self._traces:
             if trace.matching.matches(user_id, channels, prefixes, origin):
-                trace.tell(
-                    Record(
-                        Step.REFUSED,
-                        self.wall(),
-                        user_id=user_id,
-                        channels=channels,
-                        patterns=patterns,
-                        origin=origin,
-                        reason=reason,
-                    )
+                record = record or Record(
+                    Step.REFUSED, self.wall(), None, user_id, channels, patterns, None, origin, reason
                 )
+                trace.tell(record)
 
     def _of(self, subscriber: Subscriber) -> list[Trace]:
         """Return the traces that `subscriber` is wanted by."""
@@ -216,12 +204,12 @@ class Trace:
 
     async def _count_deliveries(self) -> list[Record]:
         """Return what the wanted streams were written since the last time, and know it from now on."""
-        listing = self._tracer.listing
-        if listing is None:
+        walk = self._tracer.walk
+        if walk is None:
             return []
         streams = events = size = 0
         records: list[Record] = []
-        async for subscriber in listing.walk(self._wanted):
+        async for subscriber in walk(self._wanted):
             if subscriber.state is State.REPLAYING:  # that is reported when it is over
                 continue
             now = subscriber.events, subscriber.bytes
