@@ -88,6 +88,7 @@ class ListStreams(Endpoint):
                     count[1] += backlog
                 if pace.is_due:
                     await pace.rest()
+        await pace.rest()
         found = heapq.nlargest(limit, counts.items(), key=itemgetter(1))
         rows = [{group: value, "streams": streams, "backlogBytes": backlog} for value, (streams, backlog) in found]
         is_exact = not any([items[0]["more"] for items in answers.by_worker.values()])
