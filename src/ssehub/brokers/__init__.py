@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..node import Node
-from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits
+from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits, takes_settings
 from .base import Broker, Entry, Follower, without_password
 
 __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
@@ -17,6 +18,7 @@ __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_
 REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel")
 
 
+@takes_settings
 def create_broker(
     url: str,
     *,
@@ -54,7 +56,10 @@ def create_broker(
 
 def _require_redis() -> None:
     if importlib.util.find_spec("redis") is None:
-        raise ConfigError("the Redis broker needs the package redis: pip install 'ssehub[redis]'")
+        raise ConfigError(
+            "the Redis broker needs the package redis, version 8 or newer: "
+            f"{sys.executable} -m pip install 'redis[hiredis]'"
+        )
 
 
 @contextmanager

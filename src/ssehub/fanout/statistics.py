@@ -13,7 +13,7 @@ from ..revocations import MAX_REVOCATIONS
 from ..runs.model import RunState
 from ..settings import Backpressure, Retention, RunLimits, Streams
 from .history import ResetReason
-from .limits import Refusal
+from .refusals import PORTS, ConnectionRefusal, ControlRefusal, Refusal
 from .subscriber import CloseReason
 
 ROUND_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -76,6 +76,11 @@ class Statistics:
     endings: dict[str, int] = field(default_factory=none_of(CloseReason), metadata=OWN)
     refused: dict[str, int] = field(default_factory=none_of(Refusal), metadata=OWN)
     refused_tokens: dict[str, int] = field(default_factory=none_of(TokenReason), metadata=OWN)
+    refused_control: dict[str, int] = field(default_factory=none_of(ControlRefusal), metadata=OWN)
+    refused_connections: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {port: none_of(ConnectionRefusal)() for port in PORTS}, metadata=OWN
+    )
+    """By port."""
     logouts: dict[str, int] = field(default_factory=none_of(Logout), metadata=OWN)
     published: int = field(default=0, metadata=OWN)
     delivered: int = field(default=0, metadata=OWN)
@@ -123,7 +128,7 @@ class Statistics:
     """True while that is so: what was read before is in use."""
     control_requests: dict[str, dict[str, int]] = field(default_factory=dict, metadata=OWN)
     """Requests to the control app that were admitted, by the name of the key, then by right."""
-    control_refused: dict[str, dict[str, int]] = field(default_factory=dict, metadata=OWN)
+    refused_keys: dict[str, dict[str, int]] = field(default_factory=dict, metadata=OWN)
     """Those that were refused because of the key, by its name, then by reason."""
     control_responses: dict[str, int] = field(default_factory=dict, metadata=OWN)
     """Responses of the control app, by status."""
