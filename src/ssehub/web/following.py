@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..event import SEPARATOR
@@ -32,7 +33,10 @@ class Following(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            if scope["method"] == "HEAD":
+                await Response(headers=dict(self.headers))(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
         except SendTimeoutError:
             logger.info("%s cut off: nothing read for %g s, from %s", scope["path"], READ_SECONDS, client_of(scope))
             closing = closing_of(scope, receive)
