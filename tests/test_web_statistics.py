@@ -66,11 +66,14 @@ def test_totals_are_sums_of_numbers_and_of_counts_by_reason() -> None:
     first, second = Statistics(delivered=1), Statistics(delivered=2)
     first.endings["slow"], second.endings["slow"] = 3, 4
 
+    first.refused_connections["client"]["full"], second.refused_connections["client"]["full"] = 5, 6
+
     sums = total([first, second])
 
     assert sums["delivered"] == 3
     assert sums["endings"]["slow"] == 7
     assert sums["endings"]["expired"] == 0
+    assert sums["refusedConnections"]["client"]["full"] == 11
 
 
 def test_every_summed_name_is_one_of_the_statistics() -> None:

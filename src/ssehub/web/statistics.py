@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +25,7 @@ SUMMED = (
     "refused",
     "refused_tokens",
     "refused_control",
+    "refused_connections",
     "delivered",
     "delivered_bytes",
     "replayed",
@@ -73,10 +73,8 @@ def total(workers: Collection[Statistics]) -> dict[str, Any]:
 def _sum(values: list[Any]) -> Any:
     if not values or not isinstance(values[0], dict):
         return sum(values)
-    counts: Counter[str] = Counter()
-    for value in values:
-        counts.update(value)
-    return dict(counts)
+    names = dict.fromkeys(name for value in values for name in value)
+    return {name: _sum([value[name] for value in values if name in value]) for name in names}
 
 
 def _to_json(statistics: Statistics) -> dict[str, Any]:
