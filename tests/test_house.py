@@ -1089,7 +1089,7 @@ ROOMS: dict[str, set[str]] = {
         "web.questions",
     },
     "web.feed": {"errors", "fields", "pace", "runs.entries", "web.forms", "web.strict_json"},
-    "web.following": {"event", "loglimit", "web.addresses", "web.transport"},
+    "web.following": {"event", "loglimit", "web.addresses", "web.stream", "web.transport"},
     "web.forms": {"errors", "pace", "tokens", "web.escapes", "web.requests", "web.strict_json"},
     "web.guard": {
         "control_keys",
