@@ -27,9 +27,11 @@ from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Board, LocalBoard
 from .emit import Emit
+from .description import TEXT, Answer, Description, Field, Operation, Shape, fields_of, object_of
 from .endpoint import Endpoint, Methods
 from .explain import Explain
 from .forms import (
+    JSON,
     lifetime_seconds,
     names,
     read_fields,
@@ -43,15 +45,57 @@ from .rates import PublishRates
 from .refusals import Refusals
 from .requests import ControlRequest
 from .responses import counting_failures, counting_responses
+from .schemas import (
+    COUNT,
+    LIFETIME,
+    NAME,
+    NAME_LIST,
+    OK,
+    PATTERNS,
+    POSITION,
+    POSSIBLE_PATTERNS,
+    RETRY,
+    STRING,
+    TOKEN,
+    WHOLE_LIFETIME,
+    names_field,
+)
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 from .statistics import GetStatistics
 from .streams import ListChannels, ListStreams
 
 logger = limited_logger("ssehub.control")
-DISCONNECT_FIELDS = ("userId", "channel", "retry")
-TOKEN_FIELDS = ("userId", "channel", "exp")
-TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
+DISCONNECT_FIELDS = {
+    "userId": names_field("End the streams of this user. `*` stands for everyone on the channel."),
+    "channel": names_field("End the streams on this channel, also those that hear it by a pattern."),
+    "retry": Field(RETRY, "How many milliseconds browsers wait before they reconnect; 600000 if left out."),
+}
+TOKEN_FIELDS = {
+    "userId": Field(NAME, "The user the token is for."),
+    "channel": names_field("The channel it grants."),
+    "exp": Field(LIFETIME, "How many seconds the token is valid; `token_lifetime_seconds` if left out.", WHOLE_LIFETIME),
+}
+TOKEN_JSON_FIELDS = {
+    "userId": TOKEN_FIELDS["userId"],
+    "channel": TOKEN_FIELDS["channel"],
+    "channels": Field(NAME_LIST, "The same as `channel`."),
+    "patterns": Field(POSSIBLE_PATTERNS, "Patterns of channels that it grants, such as `orders.*`."),
+    "exp": TOKEN_FIELDS["exp"],
+    "expiresIn": Field(LIFETIME, "The same as `exp`."),
+}
+_LIFETIMES = ("exp", "expiresIn")
+_ONE_LIFETIME = {"not": {"required": _LIFETIMES}}
+_TOKEN = (
+    Shape(("userId", "channel"), ("patterns", *_LIFETIMES), rules=_ONE_LIFETIME),
+    Shape(("userId", "channels"), ("patterns", *_LIFETIMES), rules=_ONE_LIFETIME),
+    Shape(
+        ("userId", "patterns"),
+        ("channels", *_LIFETIMES),
+        instead={"patterns": PATTERNS, "channels": {"type": "array", "maxItems": 0}},
+        rules=_ONE_LIFETIME,
+    ),
+)
 
 
 @takes_settings
@@ -136,9 +180,21 @@ def create_control_app(
 class IssueToken(Endpoint):
     """`POST /token/`: issues a token for streams of `hub`."""
 
-    path = "/token"
+    path = "/token/"
     method = "POST"
     right = Right.TOKEN
+    description = Description(
+        "issueToken",
+        "Issue a token",
+        [
+            Answer(
+                200,
+                "The token. A form is answered with the bare token.",
+                {TEXT: TOKEN, JSON: object_of({"token": TOKEN, "expiresAt": COUNT})},
+            )
+        ],
+        body=fields_of(TOKEN_FIELDS, _TOKEN, TOKEN_JSON_FIELDS),
+    )
 
     def __init__(
         self, hub: Hub, tokens: Tokens, lifetime_seconds: float, limits: Limits, now: Callable[[], float]
@@ -200,9 +256,18 @@ _EXAMPLES = {"channels": '["chat", "news"]', "patterns": '["orders.*"]'}
 class Disconnect(Endpoint):
     """`POST /disconnect/`: ends the open streams of a user, of a channel, or of a user on a channel."""
 
-    path = "/disconnect"
+    path = "/disconnect/"
     method = "POST"
     right = Right.DISCONNECT
+    description = Description(
+        "disconnect",
+        "End the open streams of a user, of a channel, or of a user on a channel",
+        [Answer(200, "The command is in the log, where all nodes read it.", {**OK, JSON: object_of({"id": POSITION})})],
+        body=fields_of(
+            DISCONNECT_FIELDS, (Shape(("userId",), ("retry",)), Shape(("channel",), ("userId", "retry")))
+        ),
+        refusals=(503,),
+    )
 
     def __init__(self, hub: Hub, limits: Limits) -> None:
         super().__init__(limits.max_body_bytes)
@@ -223,6 +288,8 @@ class Health(Endpoint):
     path = "/healthz"
     method = "GET"
     right = None
+    is_open = True
+    description = Description("getHealth", "Ask if the process responds", [Answer(200, "It does.", {TEXT: STRING})])
 
     async def respond(self, request: ControlRequest) -> Response:
         return PlainTextResponse("ok\n")
@@ -234,6 +301,12 @@ class Readiness(Endpoint):
     path = "/readyz"
     method = "GET"
     right = None
+    is_open = True
+    description = Description(
+        "getReadiness",
+        "Ask if the hub is ready for streams and events",
+        [Answer(200, "It is.", {TEXT: STRING}), Answer(503, "It is not: a line for each reason.", {TEXT: STRING})],
+    )
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()

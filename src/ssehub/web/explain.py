@@ -10,30 +10,84 @@ from starlette.responses import JSONResponse, Response
 
 from ..claims import Claims
 from ..errors import InvalidRequest
+from ..fanout.history import ResetReason
 from ..fanout.resume import Start
 from ..fields import check_names
 from ..hub import Hub
 from ..pace import pace_for
 from ..proxies import limit_key, parse_address
+from ..report import Check
 from ..rights import Right
 from ..settings import Limits
 from ..tokens import Tokens
+from .description import Answer, Description, Field, Shape, fields_of, list_of, object_of
 from .endpoint import Endpoint
-from .explanation import Question, explain
-from .forms import read_fields, refuse_null
+from .explanation import Question, Would, explain
+from .forms import JSON, read_fields, refuse_null
 from .origins import require_origin
 from .requests import ControlRequest
+from .schemas import COUNT, NAME, NAME_LIST, NAMES, PATTERNS, SINCE, STRING, nullable, one_of
 
 LISTS = ("channel", "channels", "patterns")
-FIELDS = ("token", "userId", *LISTS, "lastEventId", "since", "origin", "address")
+FIELDS = {
+    "token": Field(STRING, "The token of a client."),
+    "userId": Field(NAME, "In place of a token: the user that one would have."),
+    "channel": Field(NAMES, "The channels that the client requests, or that a token would have.", NAME_LIST),
+    "channels": Field(NAMES, "The same as `channel`.", NAME_LIST),
+    "patterns": Field(PATTERNS, "Patterns that a token would have."),
+    "lastEventId": Field(STRING, "The cursor that the client brings."),
+    "since": Field(SINCE, "Where a client without a cursor wants to begin."),
+    "origin": Field(STRING, "The origin of the page, as browsers send it."),
+    "address": Field(STRING, "The IP address of the client."),
+}
+_CLIENT = ("lastEventId", "since", "origin", "address")
+_QUESTION = (
+    Shape(("token",), ("channel", *_CLIENT)),
+    Shape(("token", "channels"), _CLIENT),
+    Shape(("userId", "channel"), ("patterns", *_CLIENT)),
+    Shape(("userId", "channels"), ("patterns", *_CLIENT)),
+    Shape(("userId", "patterns"), _CLIENT),
+)
+_VERDICT = object_of(
+    {
+        "check": one_of([*Check]),
+        "passed": {"type": ["boolean", "null"], "description": "Null if it was not made."},
+        "message": STRING,
+        "remedy": {"type": ["string", "null"], "description": "What would make it pass."},
+    }
+)
+_BEGINS = object_of(
+    {"at": one_of(["live", "replay", "reset"]), "events": COUNT, "reason": nullable(one_of([*ResetReason]))}
+)
 
 
 class Explain(Endpoint):
     """`POST /explain/`: explains a token, or a user with channels. `cors_origins` are those of the client app."""
 
-    path = "/explain"
+    path = "/explain/"
     method = "POST"
     right = Right.READ
+    description = Description(
+        "explain",
+        "Say why a client would get a stream or not, and what it would begin with",
+        [
+            Answer(
+                200,
+                "What the client would meet now, and each check of its request.",
+                {
+                    JSON: object_of(
+                        {
+                            "would": one_of([*Would]),
+                            "status": COUNT,
+                            "checks": list_of(_VERDICT),
+                            "begins": nullable(_BEGINS),
+                        }
+                    )
+                },
+            )
+        ],
+        body=fields_of(FIELDS, _QUESTION),
+    )
 
     def __init__(
         self,

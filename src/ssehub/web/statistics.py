@@ -47,6 +47,30 @@ class GetStatistics(Endpoint):
     path = "/statistics"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "getStatistics",
+        "Read the statistics of all workers",
+        [
+            Answer(
+                200,
+                "The statistics of each worker that has answered, by its name, and sums of what each has of its own.",
+                {
+                    JSON: object_of(
+                        {
+                            "version": STRING,
+                            "total": object_of({name: _STATISTICS[name] for name in map(_camel, SUMMED)}),
+                            "workers": {
+                                "type": "object",
+                                "additionalProperties": Named("Statistics", object_of(_STATISTICS)),
+                            },
+                            "missing": MISSING,
+                        }
+                    )
+                },
+            )
+        ],
+        refusals=(400,),
+    )
 
     def __init__(self, board: Board) -> None:
         super().__init__()
