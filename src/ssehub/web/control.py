@@ -63,6 +63,7 @@ from .schemas import (
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 from .statistics import GetStatistics
+from .statistics_events import FollowStatistics
 from .streams import ListChannels, ListStreams
 
 logger = limited_logger("ssehub.control")
@@ -142,7 +143,8 @@ def create_control_app(
         Health(),
         Readiness(hub),
         Metrics(asked),
-        GetStatistics(asked),
+        GetStatistics(hub, asked),
+        FollowStatistics(hub, asked),
         ListStreams(hub, asked),
         ListChannels(hub, asked),
     ]
