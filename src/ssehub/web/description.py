@@ -7,7 +7,7 @@ are listed once: the mapping of a name to its `Field` is also what the parsing c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..rights import Right
@@ -29,6 +29,14 @@ class Named(dict[str, Any]):
         self.name = name
 
 
+class Described(dict[str, Any]):
+    """A schema with a description of its own at the place where it is used."""
+
+    def __init__(self, schema: Schema, text: str) -> None:
+        super().__init__(schema, description=text)
+        self.schema = schema
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A field of a request's body or query. `in_form` is its schema there, if that differs from the one in JSON."""
@@ -45,21 +53,20 @@ class Shape:
     `instead` has schemas that differ from those of the fields, and `rules` are further keywords of the object.
     """
 
+    name: str
     required: Sequence[str]
     optional: Sequence[str] = ()
-    name: str | None = None
     instead: Mapping[str, Schema] = field(default_factory=dict)
     rules: Schema = field(default_factory=dict)
 
     def schema(self, fields: Mapping[str, Field], *, in_form: bool = False) -> Schema:
-        """Return the schema of an object in JSON, or of a form."""
+        """Return the schema of an object in JSON, or of a form, which has a name of its own."""
         properties = {name: self._property(name, fields[name], in_form) for name in (*self.required, *self.optional)}
-        schema = object_of(properties, self.required, **self.rules)
-        return schema if self.name is None else Named(f"{self.name}Form" if in_form else self.name, schema)
+        return Named(f"{self.name}Form" if in_form else self.name, object_of(properties, self.optional, **self.rules))
 
     def _property(self, name: str, one: Field, in_form: bool) -> Schema:
         schema = one.in_form if in_form and one.in_form is not None else one.schema
-        return {**self.instead.get(name, schema), "description": one.text}
+        return Described(self.instead.get(name, schema), one.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Errors:
+    """Bodies of refusals. Documents refer to each of them by `name` and its status."""
+
+    name: str
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """What an endpoint takes and answers. `operation` names it for generated clients, and never changes.
 
@@ -101,26 +116,28 @@ class Description:
     body: Content | None = None
     is_body_required: bool = True
     refusals: Sequence[int] = ()
+    errors: Errors | None = None
+    """Of the refusals, if they differ from those of the app."""
     text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An endpoint at its place in an app. `right` is the one that a control key needs; None if any will do.
+    """A description at its place in an app. `schemes` are those by which a client may log in: one of them will do.
 
-    `is_open` says that no login is needed.
+    `right` is the one that a control key needs; None if any key will do.
     """
 
     path: str
     method: str
     description: Description
+    schemes: Sequence[str] = ()
     right: Right | None = None
-    is_open: bool = False
 
 
-def object_of(properties: Mapping[str, Schema], required: Iterable[str] | None = None, **rules: Any) -> Schema:
-    """Return the schema of an object with these properties only, of which all are required unless said otherwise."""
-    names = list(properties if required is None else required)
+def object_of(properties: Mapping[str, Schema], optional: Iterable[str] = (), **rules: Any) -> Schema:
+    """Return the schema of an object with these properties only, of which all are required but the `optional` ones."""
+    names = [name for name in properties if name not in optional]
     given = {"required": names} if names else {}
     return {"type": "object", "properties": dict(properties), **given, "additionalProperties": False, **rules}
 
@@ -129,11 +146,15 @@ def any_of(schemas: Sequence[Schema]) -> Schema:
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
+def map_of(values: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": values}
+
+
 def list_of(items: Schema, least: int = 0) -> Schema:
     return {"type": "array", "items": items} | ({"minItems": least} if least else {})
 
 
-def fields_of(
+def fields_body(
     fields: Mapping[str, Field], shapes: Sequence[Shape], json_fields: Mapping[str, Field] | None = None
 ) -> Content:
     """Return the content of a body that is a form, or one JSON object. `json_fields` are those of JSON, if they differ.
@@ -148,7 +169,7 @@ def fields_of(
 def _possible(shapes: Sequence[Shape], fields: Mapping[str, Field]) -> list[Shape]:
     """Return `shapes` without the fields that are not among `fields`."""
     return [
-        Shape(shape.required, [name for name in shape.optional if name in fields], shape.name, rules=shape.rules)
+        replace(shape, optional=[name for name in shape.optional if name in fields], instead={})
         for shape in shapes
         if fields.keys() >= set(shape.required)
     ]

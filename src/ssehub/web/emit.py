@@ -16,7 +16,7 @@ from ..pace import Pace, pace_for
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..rights import ControlKey, Right
 from ..settings import Limits
-from .description import Answer, Description, Field, Shape, any_of, fields_of, list_of, object_of
+from .description import Answer, Description, Field, Shape, any_of, fields_body, list_of, object_of
 from .endpoint import Endpoint
 from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
 from .rates import PublishRates
@@ -46,14 +46,14 @@ EMIT_FIELDS = {
 _DELIVERY = ("store", "ttl", "idempotencyKey")
 _EVENT = (
     Shape(
+        "Event",
         ("userId", "channel", "data"),
         ("event", "id", "retry", *_DELIVERY),
-        "Event",
         rules={"dependentSchemas": {"id": {"properties": {"store": {"const": True}}}}},
     ),
-    Shape(("userId", "channel", "payload"), _DELIVERY, "RawEvent"),
+    Shape("RawEvent", ("userId", "channel", "payload"), _DELIVERY),
 )
-_ONE = fields_of(EMIT_FIELDS, _EVENT)
+_ONE = fields_body(EMIT_FIELDS, _EVENT)
 _SEVERAL = list_of(_ONE[JSON], least=1)
 
 _KeyedEvent = tuple[Event, str | None]

@@ -20,7 +20,7 @@ from ..report import Check
 from ..rights import Right
 from ..settings import Limits
 from ..tokens import Tokens
-from .description import Answer, Description, Field, Shape, fields_of, list_of, object_of
+from .description import Answer, Description, Field, Shape, fields_body, list_of, object_of
 from .endpoint import Endpoint
 from .explanation import Question, Would, explain
 from .forms import JSON, read_fields, refuse_null
@@ -42,11 +42,11 @@ FIELDS = {
 }
 _CLIENT = ("lastEventId", "since", "origin", "address")
 _QUESTION = (
-    Shape(("token",), ("channel", *_CLIENT)),
-    Shape(("token", "channels"), _CLIENT),
-    Shape(("userId", "channel"), ("patterns", *_CLIENT)),
-    Shape(("userId", "channels"), ("patterns", *_CLIENT)),
-    Shape(("userId", "patterns"), _CLIENT),
+    Shape("ExplainToken", ("token",), ("channel", *_CLIENT)),
+    Shape("ExplainTokenOnChannels", ("token", "channels"), _CLIENT),
+    Shape("ExplainUser", ("userId", "channel"), ("patterns", *_CLIENT)),
+    Shape("ExplainUserOnChannels", ("userId", "channels"), ("patterns", *_CLIENT)),
+    Shape("ExplainUserOnPatterns", ("userId", "patterns"), _CLIENT),
 )
 _VERDICT = object_of(
     {
@@ -86,7 +86,7 @@ class Explain(Endpoint):
                 },
             )
         ],
-        body=fields_of(FIELDS, _QUESTION),
+        body=fields_body(FIELDS, _QUESTION),
     )
 
     def __init__(

@@ -20,11 +20,11 @@ from ..revocations import MAX_REVOCATIONS, Revocation, Revocations
 from ..rights import Right
 from ..settings import LEEWAY, Limits
 from ..tokens import Tokens
-from .description import Answer, Description, Field, Shape, fields_of, list_of, object_of, queries
+from .description import Answer, Description, Field, Shape, fields_body, list_of, object_of, queries
 from .endpoint import Endpoint
 from .forms import FORM, JSON, form_fields, read_fields, refuse_null
 from .requests import ControlRequest
-from .schemas import BOOLEAN, COUNT, NAME, OK, POSITION, STRING, UNIX_TIME, nullable, whole_number
+from .schemas import BOOLEAN, COUNT, NAME, OK, POSITION, STRING, UNIX_TIME, nullable, whole_numbers
 
 logger = limited_logger("ssehub.control")
 
@@ -58,23 +58,21 @@ REVOKE_FIELDS = {
 }
 _TIMES = ("issuedBefore", "expiresAt")
 _REVOCATION = (
-    Shape(("jti",), ("expiresAt",)),
-    Shape(("token",)),
-    Shape(("sid",), ("iss", "expiresAt")),
-    Shape(("userId",), _TIMES),
-    Shape(("iss", "sub"), ("withoutSid", *_TIMES)),
-    Shape(("everyone",), _TIMES),
+    Shape("RevocationOfTokenId", ("jti",), ("expiresAt",)),
+    Shape("RevocationOfToken", ("token",)),
+    Shape("RevocationOfSession", ("sid",), ("iss", "expiresAt")),
+    Shape("RevocationOfUser", ("userId",), _TIMES),
+    Shape("RevocationOfSubject", ("iss", "sub"), ("withoutSid", *_TIMES)),
+    Shape("RevocationOfEveryone", ("everyone",), _TIMES),
 )
-_BODY = fields_of(REVOKE_FIELDS, _REVOCATION)
+_BODY = fields_body(REVOKE_FIELDS, _REVOCATION)
 LIST_FIELDS = {
     "after": Field(STRING, "The `next` of the page before."),
-    "limit": Field(whole_number(1, MAX_PAGE), "At most so many; 1,000 if left out."),
+    "limit": Field(whole_numbers(1, MAX_PAGE), "At most so many; 1,000 if left out."),
 }
 _LISTED = object_of(
     {
-        "revocations": list_of(
-            object_of({name: one.schema for name, one in REVOKE_FIELDS.items() if name in FIELDS}, required=())
-        ),
+        "revocations": list_of(object_of({name: REVOKE_FIELDS[name].schema for name in FIELDS}, optional=FIELDS)),
         "next": nullable(STRING),
         "total": COUNT,
         "max": COUNT,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from ..fields import MAX_NAMES, MAX_RETRY_MILLISECONDS
 from ..grant import MAX_PATTERNS
+from ..runs.model import MAX_SECONDS
 from ..tokens import MAX_LIFETIME_SECONDS
-from .description import TEXT, Content, Field, Named, Parameter, Schema, object_of
+from .description import TEXT, Content, Errors, Field, Named, Parameter, Schema, object_of
 from .forms import JSON
 
-NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000\r\n]+$"}
+NAME: Schema = Named("Name", {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000\r\n]+$"})
 """`check_name`."""
 NAMES: Schema = {"anyOf": [NAME, {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}]}
 """One name, or several."""
 NAME_LIST: Schema = {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}
 """`check_names`."""
+RUN_NAME: Schema = Named("RunName", {**NAME, "pattern": r"^(?!\.{1,2}$)[^/\u0000-\u001f\u007f-\u009f]+$"})
+"""`check_run_name`."""
 TYPE: Schema = {**NAME, "pattern": r"^(?!stream-)[^\u0000\r\n]+$"}
 """`check_type`."""
 EVENT_ID: Schema = {
@@ -25,7 +28,7 @@ RETRY: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRY_MILLISECO
 """`check_retry`."""
 TTL: Schema = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2**40}
 """`check_ttl`."""
-PATTERN: Schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^*\u0000\r\n]*\*$"}
+PATTERN: Schema = Named("Pattern", {**NAME, "pattern": r"^[^*\u0000\r\n]*\*$"})
 """`check_pattern`."""
 PATTERNS: Schema = {"type": "array", "items": PATTERN, "minItems": 1, "maxItems": MAX_PATTERNS}
 POSSIBLE_PATTERNS: Schema = {**PATTERNS, "minItems": 0}
@@ -58,9 +61,14 @@ def nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, NULL]}
 
 
-def whole_number(least: int = 0, most: int = 10**MAX_DIGITS - 1) -> Schema:
-    """Return the schema of a whole number, as `forms.whole_number` reads it from a text."""
+def whole_numbers(least: int = 0, most: int = 10**MAX_DIGITS - 1) -> Schema:
+    """Return the schema of a whole number, as `forms.whole_number` reads it."""
     return {"type": "integer", "minimum": least, "maximum": most}
+
+
+def seconds(least: int) -> Schema:
+    """Return the schema of an option of runs in seconds, as `RunOptions` checks it."""
+    return {"type": "number", "minimum": least, "exclusiveMaximum": MAX_SECONDS}
 
 
 def one_of(values: list[str]) -> Schema:
@@ -69,7 +77,7 @@ def one_of(values: list[str]) -> Schema:
 
 ERROR = Named("Error", object_of({"error": {**STRING, "description": "What is wrong, and what would be right."}}))
 MISSING: Schema = {"type": "array", "items": STRING, "description": "The workers that did not answer in time."}
-TEXT_OR_JSON: Content = {TEXT: STRING, JSON: ERROR}
+TEXT_OR_JSON = Errors("Refusal", {TEXT: STRING, JSON: ERROR})
 """Errors of the control app: JSON if the request is JSON, otherwise one line of text."""
 OK: Content = {TEXT: {"type": "string", "const": "OK"}}
 

@@ -19,8 +19,11 @@ from ..loglimit import limited_logger
 from ..rights import Right
 from .addresses import client_of
 from .board import Board
+from .description import Answer, Description
 from .endpoint import Endpoint
+from .feed import EVENT_STREAM
 from .requests import ControlRequest
+from .schemas import STRING
 from .statistics import gathered, require_no_query
 from .transport import closing_of
 
@@ -42,6 +45,19 @@ class FollowStatistics(Endpoint):
     path = "/statistics/events"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "followStatistics",
+        "Follow the statistics of all workers, once a second",
+        [
+            Answer(
+                200,
+                "Events of the type `statistics`, until the hub is about to stop. The data of each is what "
+                "`GET /statistics` answers.",
+                {EVENT_STREAM: STRING},
+            )
+        ],
+        refusals=(400, 503),
+    )
 
     def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()
