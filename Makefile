@@ -12,7 +12,7 @@ tests = first=0; \
 	$(BIN)/python -m pytest -m "$(1)not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(if $(2),--cov --cov-report=) || first=$$?; \
 	$(BIN)/python -m pytest -m "$(1)alone" $(if $(2),--cov --cov-append $(2)) && exit $$first
 
-.PHONY: help run demo test tools lint format types unit e2e cov soak clients browsers bench docs clean
+.PHONY: help run demo test tools lint format types unit e2e cov soak newcomer clients browsers bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -49,6 +49,9 @@ cov: tools ## run the tests, and report branch coverage line by line
 
 soak: tools ## run the fault tests at full scale
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
+
+newcomer: ## follow the README in fresh clones, and measure the seconds to a first event (ARGS=curl for one way)
+	$(PYTHON) tests/first_event.py $(ARGS)
 
 clients: tools ## run client libraries against real hubs; writes docs/clients.md (ARGS="--client curl" for less)
 	PYTHONPATH=tests $(BIN)/python -m clients $(ARGS)

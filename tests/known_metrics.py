@@ -22,7 +22,7 @@ def full_statistics() -> Statistics:
     process = ProcessCollector(registry=None).collect()
     statistics = Statistics(
         control_requests={"orders": {right.value: 1 for right in Right}},
-        control_refused={"orders": {reason.value: 1 for reason in KeyRefusal}},
+        refused_keys={"orders": {reason.value: 1 for reason in KeyRefusal}},
         control_responses=dict.fromkeys(STATUSES, 1),
         reload_failures=dict.fromkeys(FILES, 1),
         reload_failed=dict.fromkeys(FILES, False),

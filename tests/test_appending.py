@@ -35,7 +35,7 @@ def appending_to(hub: Hub, name: str) -> Appending:
         Ticket("producer", "connection"),
         generation=None,
         offset=None,
-        rates=PublishRates(hub, None),
+        rates=PublishRates(None),
         key_name="",
         key_check=ValidKey(),
         limits=LineLimits(10, 0),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -351,20 +353,33 @@ def test_token_of_the_command_opens_a_stream_under_uvicorn_with_our_protocol(ser
 
 
 @pytest.mark.e2e
-def test_wheel_works_in_an_empty_environment(tmp_path: Path, serve: Serve) -> None:
+@pytest.mark.parametrize("versions", ["newest", "oldest"])
+def test_wheel_works_in_an_empty_environment(versions: str, tmp_path: Path, serve: Serve) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT], check=True, timeout=120
     )
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True, timeout=120)
     python = tmp_path / "venv" / "bin" / "python"
-    wheel = next(tmp_path.glob("*.whl"))
-    subprocess.run([*pip, "--python", python, "install", "--no-compile", wheel], check=True, timeout=300)
+    wheel = str(next(tmp_path.glob("*.whl")))
+    constraints = tmp_path / "constraints"
+    constraints.write_text("\n".join(oldest_dependencies()) if versions == "oldest" else "")
+    install = ["--python", str(python), "install", "--no-compile", "-c", str(constraints), wheel]
+    subprocess.run([*pip, *install], check=True, timeout=300)
 
     code = "import time; began = time.process_time(); import ssehub; print(time.process_time() - began)"
     seconds = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    subprocess.run([python, "-m", "ssehub", "version"], cwd=tmp_path, check=True, capture_output=True)
     hub = serve(UVICORN, python=str(python), cwd=tmp_path)
     hub.wait_until_ready()
+    openmetrics = httpx.get(f"{hub.control_url}/metrics", headers={"Accept": "application/openmetrics-text"})
     check_curl_lines(hub)
 
     assert float(seconds) < 0.3
+    assert openmetrics.text.endswith("# EOF\n")
+
+
+def oldest_dependencies() -> list[str]:
+    """Return the oldest versions that pyproject.toml allows, as pins."""
+    requirements = "\n".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    return ["==".join(bound) for bound in re.findall(r"^([\w-]+)\S*?>=([\d.]+)", requirements, re.MULTILINE)]

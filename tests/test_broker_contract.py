@@ -17,6 +17,7 @@ Then run `python -m pytest tests/test_broker_contract.py -k NAME`. What only one
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def durable(request: pytest.FixtureRequest, make_world: Callable[[str], World]) 
 def direct(request: pytest.FixtureRequest, make_world: Callable[[str], World]) -> World:
     """A broker that delivers an event before it answers the publisher."""
     return make_world(request.param)
+
+
+# Nodes
+
+
+async def test_node_is_known_and_others_are_named_where_the_log_is_shared(world: World) -> None:
+    async with world.running() as (broker, _):
+        await until(lambda: broker.nodes.others is not None)
+        assert broker.nodes.this.pid == os.getpid() and broker.nodes.problem is None
+        assert broker.nodes.others == ([] if world.is_shared else ())
+        if world.is_shared:
+            async with world.running() as (other, _):
+                await until(lambda: other.nodes.others == [broker.nodes.this])
 
 
 # Order and positions

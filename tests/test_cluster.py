@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,8 @@ from conftest import require, wait_until
 from node import NODE, NODE_MODULES, RECONNECT
 from streams import RawStream, get
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "cluster"
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "cluster"
 DRAIN_SECONDS = 2
 LISTEN_IN_PAGE = """([url, name]) => {
   const received = (window.received = window.received || {})[name] = [];
@@ -229,6 +231,16 @@ def test_e15_a_rolling_restart_loses_nothing_and_refuses_no_publisher(cluster: R
     assert page.evaluate("window.opened") >= 4  # each page has reconnected
 
 
+def test_without_the_package_redis_the_cluster_says_how_to_install_it() -> None:
+    # Without site-packages there is no redis.
+    cluster = subprocess.run([sys.executable, "-I", "-S", str(EXAMPLE)], capture_output=True, text=True, timeout=20)
+
+    assert cluster.returncode == 1
+    assert cluster.stderr.strip() == (
+        f"cluster: the nodes need the package redis: run {sys.executable} -m pip install 'redis[hiredis]'"
+    )
+
+
 # The compose file, which is only read: the tests have no container engine.
 
 
@@ -307,3 +319,51 @@ def test_image_is_built_from_this_repository_and_checks_the_control_port(service
     assert "EXPOSE 8000 8001" in dockerfile
     assert "http://127.0.0.1:8001/healthz" in dockerfile
     assert {"SSEHUB_SECRET", "SSEHUB_CONTROL_KEY"} == services["node-a"]["environment"].keys()
+
+
+def copied_by(dockerfile: str) -> list[str]:
+    """Return the files and folders of the repository that an image gets."""
+    copies = re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE)
+    return [path for copy in copies for path in copy.split()]
+
+
+def test_image_has_what_the_package_is_built_from_and_nothing_else(tmp_path: Path) -> None:
+    copied = copied_by((EXAMPLE / "Dockerfile").read_text())
+    kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    for path in copied:
+        copy = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
+        copy(ROOT / path, tmp_path / path)
+
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+
+    assert copied == kept == ["pyproject.toml", "README.md", "LICENSE", "src"]
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    files = {Path(name).name for name in zipfile.ZipFile(wheel).namelist()}
+    assert {"hub.py", "hello.html", "runs.lua", "py.typed", "entry_points.txt"} <= files
+
+
+@pytest.mark.parametrize("key", [None, "the control key of this container"])
+def test_image_listens_on_all_interfaces_and_only_with_a_control_key(key: str | None, tmp_path: Path) -> None:
+    found = re.search(r"^ENV (.*)$", (EXAMPLE / "Dockerfile").read_text(), re.MULTILINE)
+    assert found
+    names = {
+        name: bind.replace(":8000", ":0").replace(":8001", ":0") for name, bind in re.findall(r"(\w+)=(\S+)", found[1])
+    }
+    env = {**os.environ, **names, "SSEHUB_SECRET": "s3cret of this container, 32 bytes"}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        hub = subprocess.Popen(
+            [sys.executable, "-m", "ssehub"], env=env | ({"SSEHUB_CONTROL_KEY": key} if key else {}), stderr=file
+        )
+    try:
+        wait_until(lambda: hub.poll() is not None or "listening for publishers" in log.read_text(), 20)
+    finally:
+        hub.terminate()
+        hub.wait(20)
+
+    if key:
+        assert "bind :0 accepts connections from other machines" in log.read_text()
+    else:
+        assert hub.returncode == 2
+        assert "control key" in log.read_text()

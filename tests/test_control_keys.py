@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 from conftest import CONTROL_KEY, SECRET, report
 from control_requests import FORM, JSON, NDJSON, control_app, event_json, form
@@ -22,6 +22,7 @@ from ssehub.fanout.statistics import Statistics
 from ssehub.settings import Limits
 from ssehub.web.emit import Emit
 from ssehub.web.rates import PublishRates
+from ssehub.web.refusals import Refusals
 
 pytestmark = pytest.mark.anyio
 
@@ -215,7 +216,10 @@ async def test_b32_missing_right_is_answered_before_the_body_is_read(
     assert [response.status_code for response in (text, as_json, large, metrics)] == [403] * 4
     assert text.text == large.text == f"{message}\n"
     assert as_json.json() == {"error": message.replace("publish", "token")}
-    assert f"request refused with 403: {message}" in caplog.messages
+    assert any(
+        line.startswith(f"request refused, key-forbidden: {message}; POST /emit/, control key 'ops', from ")
+        for line in caplog.messages
+    )
 
 
 @pytest.mark.parametrize("root_path", ["", "/front", "/control", "/healthz"])
@@ -241,7 +245,9 @@ async def test_mounted_app_requires_a_key_on_every_path_but_the_health_checks(pa
 
 async def test_endpoint_without_its_guard_admits_nobody() -> None:
     async with Hub() as hub:
-        transport = httpx.ASGITransport(Emit(hub, Limits(), PublishRates(hub, None)))
+        app = Starlette(routes=[Route("/emit/", Emit(hub, Limits(), PublishRates(None)))])
+        app.state.refusals = Refusals(hub)
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             answer = await http.post("/emit/", content=form(), headers=FORM)
 
@@ -342,7 +348,7 @@ async def test_requests_are_counted_by_the_name_of_the_key_and_forgotten_with_it
 
         async def metrics() -> Sequence[dict[str, float]]:
             text = (await app.http.get("/metrics", headers=OPS.headers)).text
-            return [samples(text, f"ssehub_control_{name}_total") for name in ("requests", "refused")]
+            return [samples(text, f"ssehub_control_{name}_total") for name in ("requests", "keys_refused")]
 
         await app.post("/emit/", form(), {**FORM, **ORDERS.headers})
         await app.post("/emit/", form(channel="news"), {**FORM, **ORDERS.headers})

@@ -29,10 +29,13 @@ RIGHTS = {
     ("DELETE", "/revoke/"): "revoke",
     ("GET", "/revoke/"): "read",
     ("POST", "/explain/"): "read",
+    ("GET", "/streams/"): "read",
+    ("GET", "/channels/"): "read",
+    ("GET", "/statistics"): "read",
     ("GET", "/metrics"): "read",
 }
 OPEN = ("/healthz", "/readyz")
-PATHS = ("/emit/", "/token/", "/disconnect/", "/revoke/", "/explain/", "/metrics", *OPEN)
+PATHS = (*dict.fromkeys(path for _, path in RIGHTS), *OPEN)
 CHANNELS = ("orders.1", "orders.", "orders", "news", "news.1", "billing.7", "alerts", "elsewhere")
 PATTERNS = ("orders.*", "orders.eu.*", "order*", "news*", "billing.*", "billing.7.*", "alerts*", "b*")
 

@@ -122,8 +122,6 @@ def test_every_reason_is_documented() -> None:
     for reason in statistics.endings:
         assert f"| `{reason}` |" in (DOCS / "control-api.md").read_text()
         assert f"`{reason}`" in LIBRARY
-    for reason in statistics.refused:
-        assert f"| `{reason}` |" in (DOCS / "control-api.md").read_text()
     for reason in statistics.resets:
         assert f"| `{reason}` |" in (DOCS / "client-api.md").read_text()
 

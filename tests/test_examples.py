@@ -96,6 +96,20 @@ def chat_ports() -> dict[str, str]:
     return {name: str(free_port()) for name in ("CHAT_PORT", "CHAT_HUB_PORT", "CHAT_CONTROL_PORT")}
 
 
+@pytest.fixture
+def start_chat() -> Iterator[Callable[..., int]]:
+    """Start the chat and return its port."""
+    with ExitStack() as stack:
+
+        def run(**env: str) -> int:
+            ports = chat_ports()
+            stack.enter_context(running("chat", port=int(ports["CHAT_PORT"]), **ports, **env))
+            wait_until(lambda: connects(int(ports["CHAT_CONTROL_PORT"])))
+            return int(ports["CHAT_PORT"])
+
+        yield run
+
+
 @pytest.mark.e2e
 def test_chat_is_used_by_two_people_and_outlives_its_tokens(browser: Browser) -> None:
     ports = chat_ports()
@@ -153,14 +167,89 @@ def test_chat_loses_nothing_between_its_state_and_its_stream(browser: Browser) -
         expect(alex.get_by_text("Just in between.")).to_be_visible()
 
 
-def test_chat_exits_if_the_address_of_its_hub_is_in_use() -> None:
+@pytest.mark.e2e
+def test_chat_fits_a_phone_and_gives_names_back(browser: Browser, start_chat: Callable[..., int]) -> None:
+    port = start_chat()
+    phone, other = (browser.new_context(viewport={"width": 390, "height": 844}).new_page() for _ in range(2))
+    for page in (phone, other):
+        page.goto(f"http://127.0.0.1:{port}")
+        for _ in range(3):
+            page.keyboard.press("Escape")  # which closes a dialog
+        page.get_by_placeholder("Your name").fill("Alex")
+    phone.get_by_role("button", name="Join").click()
+    expect(phone.locator("#status")).to_have_text("Alex, connected")
+    phone.locator("#text").fill("x" * 300)
+    phone.keyboard.press("Enter")
+    expect(phone.locator("#messages li")).to_have_count(1)
+    width = phone.evaluate("document.documentElement.scrollWidth")
+    send = phone.get_by_role("button", name="Send").bounding_box()
+    other.get_by_role("button", name="Join").click()
+    expect(other.locator("#error")).to_have_text("Choose another name, please.")
+
+    phone.get_by_role("button", name="Leave").click()
+    expect(phone.get_by_placeholder("Your name")).to_be_visible()
+    other.get_by_role("button", name="Join").click()
+
+    expect(other.locator("#status")).to_have_text("Alex, connected")
+    for page in (phone, other):
+        page.context.close()
+    assert width == 390
+    assert send is not None and send["x"] + send["width"] <= 390
+
+
+@pytest.mark.e2e
+def test_chat_says_why_its_seventh_tab_waits(browser: Browser, start_chat: Callable[..., int]) -> None:
+    port = start_chat()
+    with closing(browser.new_context()) as context:
+        tabs = [context.new_page() for _ in range(7)]
+        for tab in tabs:
+            tab.goto(f"http://127.0.0.1:{port}")
+            if tab is tabs[0]:
+                tab.get_by_placeholder("Your name").fill("Alex")
+                tab.get_by_role("button", name="Join").click()
+            if tab is not tabs[6]:
+                expect(tab.locator("#status")).to_have_text("Alex, connected")
+
+        expect(tabs[6].locator("#status")).to_contain_text("six streams", timeout=10_000)
+        tabs[0].close()
+
+        expect(tabs[6].locator("#status")).to_have_text("Alex, connected")
+
+
+def test_name_of_a_page_that_has_gone_is_given_to_the_next(start_chat: Callable[..., int]) -> None:
+    url = f"http://127.0.0.1:{start_chat(CHAT_TOKEN_SECONDS='1')}/login"
+    httpx.post(url, json={"name": "Sam"}).raise_for_status()
+
+    assert httpx.post(url, json={"name": "Sam"}).status_code == 409
+    wait_until(lambda: httpx.post(url, json={"name": "Sam"}).status_code == 200, 10)
+
+
+@pytest.mark.parametrize("name", ["CHAT_PORT", "CHAT_HUB_PORT", "CHAT_CONTROL_PORT"])
+def test_chat_fails_without_naming_its_page_if_a_port_is_in_use(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ports = chat_ports() | {"CHAT_HUB_PORT": str(server.getsockname()[1])}
+        port = server.getsockname()[1]
+        ports = chat_ports() | {name: str(port)}
         chat = subprocess.run(
-            [sys.executable, "chat"], cwd=EXAMPLES, env={**os.environ, **ports}, stderr=subprocess.PIPE, timeout=30
+            [sys.executable, "chat"], cwd=EXAMPLES, env={**os.environ, **ports}, capture_output=True, timeout=30
         )
 
-    assert b"the port is in use" in chat.stderr
+    assert chat.returncode == 1
+    assert f"port {port}: Address already in use".encode() in chat.stderr and name.encode() in chat.stderr
+    assert b"Open http" not in chat.stderr
+
+
+def test_chat_fails_if_its_hub_ends_by_itself() -> None:
+    chat = subprocess.run(
+        [sys.executable, "chat"],
+        cwd=EXAMPLES,
+        env={**os.environ, **chat_ports(), "SSEHUB_HEARTBEAT_SECONDS": "never"},
+        capture_output=True,
+        timeout=30,
+    )
+
+    assert chat.returncode == 1
+    assert b"HEARTBEAT" in chat.stderr and b"the hub has ended by itself" in chat.stderr
+    assert b"Open http" not in chat.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

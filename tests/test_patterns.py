@@ -165,10 +165,10 @@ def test_b31_refused_stream_is_counted_and_logged_at_a_bounded_rate_and_nothing_
     assert hub.metric('ssehub_refused_total{reason="not-granted"}') == 302
     assert hub.metric("ssehub_subscribers") == 0
     for shown in ("'\\x1b[31m'", f"'{token[:79]}"):
-        wait_until(lambda shown=shown: f"stream refused, not-granted: channel {shown}; from" in hub.log)  # type: ignore[misc]  # a lambda with a default
+        wait_until(lambda shown=shown: f"request refused, not-granted: channel {shown}; GET /events/, user" in hub.log)  # type: ignore[misc]  # a lambda with a default
     assert token[:80] not in hub.log
     assert "\x1b" not in hub.log
-    assert hub.log.count("stream refused, not-granted") < 300
+    assert hub.log.count("request refused, not-granted") < 300
 
 
 def test_narrowed_stream_counts_only_on_its_channels_and_is_revoked_with_its_token(start_hub: StartHub) -> None:
@@ -206,7 +206,9 @@ def test_b30_every_channel_is_granted_only_where_that_is_allowed(start_hub: Star
         answer = httpx.get(f"{closed.url}/events/{query}", headers={"Authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.text) == (401, "a valid token is required\n")
     assert closed.metric('ssehub_tokens_refused_total{reason="claims"}') == 2
-    assert "token refused, claims: from 127.0.0.1" in closed.log
+    assert (
+        "token refused, claims: GET /events/, user 'alex', channels 'chat', patterns '*', from 127.0.0.1" in closed.log
+    )
     refused = httpx.post(f"{closed.control_url}/token/", json=body)
     assert refused.status_code == 400 and "set allow_all_channels" in refused.json()["error"]
 

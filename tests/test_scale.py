@@ -21,7 +21,7 @@ from conftest import ERROR_LINES, RunningHub, StartHub, free_port, report, requi
 from crowd import Crowd, crowds, native_crowds, wait_for_last
 from redis_servers import RedisServer
 from reverse_proxies import program, running_proxy
-from ssehub.fanout.limits import Refusal
+from ssehub.fanout.refusals import Refusal
 from streams import RawStream, get
 
 pytest_plugins = ("redis_fixtures",)
@@ -177,7 +177,7 @@ def test_f1_clients_that_are_drained_at_once_behind_haproxy_are_all_back_and_non
         hub.wait(drain_seconds + 20)
         stopped = time.monotonic()
         gaps = [longest_gap(hub)]
-        refusals = float(len(re.findall("stream refused", hub.log)))
+        refusals = float(len(re.findall("request refused", hub.log)))
         last_turn = max(crowd.report().retry_seconds for crowd in running)
         hub = start_hub(*arguments, code=WATCHED)
         hub.signal(signal.SIGUSR1)

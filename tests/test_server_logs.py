@@ -20,10 +20,10 @@ import pytest
 
 from conftest import SECRET, StartHub, free_port, wait_until
 from ssehub.fanout import registry, subscriber
-from ssehub.loglimit import BURST, LIMIT, LINES_PER_SECOND, limited_logger
+from ssehub.loglimit import BURST, LIMIT, LINES_PER_SECOND, LimitedLogger, limited_logger
 from ssehub.server import connection
 from ssehub.server.logs import logging_to_stderr
-from ssehub.web import client, endpoint, stream
+from ssehub.web import refusals, stream
 from streams import listen
 
 FLOOD = 12_000 if "SOAK" in os.environ else 1_000
@@ -184,7 +184,7 @@ def test_flood_of_refused_requests_fills_no_disk(start_hub: StartHub) -> None:
 
 
 def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """The filter is on the loggers, because a host has handlers of its own."""
+    """The limit is on the loggers, because a host has handlers of its own."""
     logger = limited_logger("ssehub.client")
     with caplog.at_level("INFO", "ssehub.client"):
         for number in range(1_000):
@@ -196,8 +196,18 @@ def test_hub_in_a_host_with_a_log_of_its_own_limits_its_lines(caplog: pytest.Log
     )
     assert summary and int(summary[1]) == 1_000 - (len(caplog.messages) - 1)
     assert BURST <= len(caplog.messages) < 2 * BURST
-    for module in (connection, client, endpoint, stream, registry, subscriber):
-        assert LIMIT in module.logger.filters
+    for module in (connection, stream, registry, subscriber):
+        assert isinstance(module.logger, LimitedLogger)
+    assert all(isinstance(logger, LimitedLogger) for logger, _ in refusals.KINDS.values())
+
+
+def test_limited_line_says_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> None:
+    limited_logger("ssehub.client").warning("a line of this test")
+
+    assert (caplog.records[-1].filename, caplog.records[-1].funcName) == (
+        "test_server_logs.py",
+        "test_limited_line_says_where_it_was_logged",
+    )
 
 
 def test_log_lines_about_a_stream_say_where_it_comes_from_and_what_it_was_sent(start_hub: StartHub) -> None:
@@ -223,9 +233,11 @@ def test_requests_that_the_control_app_refuses_leave_a_line_with_the_address(sta
     assert httpx.post(f"{hub.control_url}/emit/", data={"chanel": "hidden"}).status_code == 400
     assert httpx.get(f"{hub.control_url}/emit/").status_code == 405
     assert httpx.post(f"{hub.control_url}/emit/", headers={"Origin": "https://evil.example"}).status_code == 403
-    wait_until(lambda: "refused with 403" in hub.log)
+    wait_until(lambda: "request refused, page" in hub.log)
 
-    assert re.search(r"request refused with 400: POST /emit/?, from 127\.0\.0\.1\n", hub.log)
-    assert "request refused with 405: " in hub.log
-    assert re.search(r"refused with 403: a web page of another origin .*, from 127\.0\.0\.1\n", hub.log)
+    assert re.search(r"request refused, invalid: POST /emit/, from 127\.0\.0\.1, 'python-httpx/[\d.]+'\n", hub.log)
+    assert "request refused, method: GET /emit/, from 127.0.0.1" in hub.log
+    assert re.search(
+        r"request refused, page: a web page of another origin .*; POST /emit/, from 127\.0\.0\.1, ", hub.log
+    )
     assert "hidden" not in hub.log

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,11 +24,8 @@ from httpx_sse import ServerSentEvent
 
 from conftest import ERROR_LINES, SECRET, RunningHub, StartHub, wait_until
 from redis_servers import SOAK, RedisServer
-from ssehub.brokers import create_broker
 from ssehub.config import load_config
 from ssehub.errors import AddressError, ConfigError
-from ssehub.hub import Hub
-from ssehub.server.board import WorkerBoard
 from ssehub.server.workers import MAX_UNANSWERED, hangs, serve_by_workers
 from streams import LAST_CHUNK, NATIVE, RawStream, listen
 
@@ -351,40 +347,3 @@ def test_second_group_on_the_same_port_is_refused(start_workers: StartHub, serve
 def test_f16_a_log_of_one_process_is_refused(broker: str) -> None:
     with pytest.raises(ConfigError, match=r"2 workers need a log that they can share, such as --broker redis://"):
         serve_by_workers(load_config({"broker": broker, "workers": 2}))
-
-
-@pytest.mark.anyio
-async def test_worker_that_does_not_answer_is_named_as_missing(tmp_path: Path) -> None:
-    this, other = WorkerBoard(tmp_path, 1, 3), WorkerBoard(tmp_path, 2, 3)
-
-    async with Hub(create_broker("memory://")) as hub, this.serving(hub), other.serving(hub):
-        answers = await this.ask("statistics", {})
-
-    assert list(answers.by_worker) == ["1", "2"]
-    assert answers.missing == ["0"]
-
-
-@pytest.mark.anyio
-async def test_worker_that_accepts_a_question_and_never_answers_is_missing_after_a_second(tmp_path: Path) -> None:
-    this = WorkerBoard(tmp_path, 0, 2)
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(tmp_path / "1.sock"))
-        silent.listen()
-        async with Hub(create_broker("memory://")) as hub, this.serving(hub):
-            answers = await asyncio.wait_for(this.ask("statistics", {}), 10)
-
-    assert list(answers.by_worker) == ["0"]
-    assert answers.missing == ["1"]
-
-
-@pytest.mark.anyio
-async def test_unknown_question_on_the_board_is_answered_with_an_error(tmp_path: Path) -> None:
-    board = WorkerBoard(tmp_path, 0, 1)
-
-    async with Hub(create_broker("memory://")) as hub, board.serving(hub):
-        reader, writer = await asyncio.open_unix_connection(tmp_path / "0.sock")
-        writer.write(b'{"ask": "weather"}\n')
-        line = await reader.read()
-        writer.close()
-
-    assert line == b'{"error": "unknown question \'weather\': expected statistics"}\n'

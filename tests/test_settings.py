@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from functools import partial
 from typing import Any
 
 import pytest
 
+from ssehub import Hub, create_control_app
+from ssehub.brokers import create_broker
 from ssehub.config import GROUPS, Config
 from ssehub.errors import ConfigError
 from ssehub.settings import Backpressure, RedisOptions, Retention, Settings, Streams, TcpOptions, settings_of
@@ -85,3 +89,28 @@ def test_settings_can_not_be_changed() -> None:
 
     with pytest.raises(FrozenInstanceError):
         streams.heartbeat_seconds = 1  # type: ignore[misc]  # this test is about the error
+
+
+@pytest.mark.parametrize(
+    ("call", "setting", "place"),
+    [
+        (Hub, {"max_connections": 5}, "streams=Streams(max_connections=…)"),
+        (Hub, {"max_streams_per_user": 5}, "stream_limits=StreamLimits(max_streams_per_user=…)"),
+        (partial(create_broker, "memory://"), {"idempotency_keys": 5}, "idempotency=Idempotency(idempotency_keys=…)"),
+        (partial(create_control_app, Hub()), {"max_event_bytes": 5}, "limits=Limits(max_event_bytes=…)"),
+    ],
+)
+def test_setting_given_by_itself_is_told_its_place(
+    call: Callable[..., Any], setting: dict[str, Any], place: str
+) -> None:
+    (name,) = setting
+
+    with pytest.raises(TypeError, match=re.escape(f"{name} is a setting of ssehub.settings.")) as caught:
+        call(**setting)
+
+    assert str(caught.value).endswith(f"give {place}")
+
+
+def test_unknown_argument_is_refused_as_ever() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_conections'"):
+        Hub(max_conections=5)  # type: ignore[call-arg]

@@ -79,7 +79,8 @@ def test_a15_event_source_over_a_limit_comes_back_and_is_served_when_there_is_ro
         hub.emit(data="served")
         wait_until(lambda: received() == ["served"])
 
-    assert "stream refused, user: user 'alex' is at max_streams_per_user (1); from 127.0.0.1" in hub.log
+    about = "user 'alex' is at max_streams_per_user (1); GET /events/, user 'alex', channels 'chat', from 127.0.0.1"
+    assert f"request refused, user: {about}" in hub.log
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a15_stream_over_a_limit_is_told_to_come_back(start_hub: StartHub, optio
     for number, wait in enumerate(waits):
         assert 2_000 + max(0, number * turn - elapsed) <= wait <= 7_000 + number * turn
     assert hub.metric(f'ssehub_refused_total{{reason="{reason}"}}') == 3
-    wait_until(lambda: hub.log.count(f"INFO ssehub.client: stream refused, {reason}: ") == 3)
+    wait_until(lambda: hub.log.count(f"INFO ssehub.client: request refused, {reason}: ") == 3)
     for stream in streams:
         stream.read_event("still here")
         stream.close()
@@ -152,7 +153,11 @@ def test_a15_clients_behind_apache_are_told_apart(start_hub: StartHub) -> None:
                 assert part, received
                 received += part
             answers.append(b"stream-busy" in received)
-        wait_until(lambda: "max_streams_per_address (1); from 127.0.0.2\n" in hub.log)
+        wait_until(
+            lambda: (
+                "max_streams_per_address (1); GET /events/, user 'alex', channels 'chat', from 127.0.0.2\n" in hub.log
+            )
+        )
 
     assert answers == [False, True, False]
 
@@ -181,7 +186,7 @@ async def test_publisher_over_its_rate_is_answered_429() -> None:
         assert statuses == [200, 429]
         assert over.status_code == 429 and 1 <= int(over.headers["retry-after"]) <= 10
         assert re.fullmatch(r"more events than max_publishes_per_second: try again in \d+\.\d s", over.json()["error"])
-        assert 'ssehub_refused_total{reason="publish-rate"} 2.0' in metrics
+        assert 'ssehub_control_refused_total{reason="rate"} 2.0' in metrics
         assert await app.received() == ["x"]  # what was refused is not published
         assert (await app.post("/token/", form(exp="60"))).status_code != 429
 

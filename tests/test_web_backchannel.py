@@ -289,8 +289,10 @@ async def test_b29_request_that_is_no_logout_is_400_with_a_json_error(
         assert message in error["error_description"]
         assert it.logouts == {"refused": 1}
         assert len(it.broker.revocations) == 0
-    (line,) = [record.getMessage() for record in caplog.records if "back-channel" in record.msg]
-    assert line.endswith("; from 203.0.113.9")
+    (line,) = [record.getMessage() for record in caplog.records if "logout" in record.msg]
+    assert (
+        line.startswith("request refused, logout: ") and "; POST /events/backchannel-logout, from 203.0.113.9" in line
+    )
     for output in (line, answer.text):
         assert not any(part in output for token in (GOOD, PROVIDER.access_token()) for part in token.split("."))
 

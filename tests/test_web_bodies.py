@@ -19,8 +19,8 @@ from starlette.types import ASGIApp
 
 from control_requests import FORM, JSON, MULTIPART, NDJSON, control_app, event_json, multipart
 from ssehub.errors import InvalidEvent, InvalidRequest
+from ssehub.pace import Pace
 from ssehub.web.forms import form_fields
-from ssehub.web.pace import Pace
 from ssehub.web.requests import ControlRequest
 
 SOAK = "SOAK" in os.environ

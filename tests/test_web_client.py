@@ -190,7 +190,7 @@ async def test_request_from_an_origin_that_is_not_allowed_is_counted_and_logged(
 
     lines = [record.getMessage() for record in caplog.records if record.name == "ssehub.client"]
     assert hub.statistics.refused["origin"] == len(lines) == refused
-    assert all(f"origin {headers['Origin']!r} is not in cors_origins" in line for line in lines)
+    assert all(f"request refused, origin: {headers['Origin']!r} is not in cors_origins" in line for line in lines)
     assert not any(params["token"] in line for line in lines)
     if "Origin" in headers and headers["Origin"] != HUB and "Sec-Fetch-Site" not in headers:
         assert ("access-control-allow-origin" not in response.headers) == bool(refused)

@@ -71,7 +71,9 @@ async def test_b27_refused_token_is_counted_and_logged_by_its_reason_and_the_ans
     assert answer.text == ("" if method == "HEAD" else REFUSED)
     assert answer.headers["www-authenticate"] == "Bearer"
     assert counted == {reason: 1}
-    assert lines == [f"token refused, {reason}: from 203.0.113.9"]
+    verified = "user 'alex', channels 'user.alex', " if reason == "revoked" else ""
+    agent = f"python-httpx/{httpx.__version__}"
+    assert lines == [f"token refused, {reason}: {method} {path}, {verified}from 203.0.113.9, {agent!r}"]
     assert MARKED not in caplog.text
     assert not any(part in caplog.text for part in token.split(".") if len(part) > 1)
 
@@ -85,7 +87,9 @@ async def test_b27_flood_of_refused_tokens_hides_no_other_reason(caplog: pytest.
     lines = [record.getMessage() for record in caplog.records if record.name == "ssehub.client"]
 
     assert len([line for line in lines if "malformed" in line]) < 300
-    assert "token refused, expired: from 203.0.113.9" in lines
+    assert (
+        len([line for line in lines if line.startswith("token refused, expired: GET /events/, from 203.0.113.9")]) == 1
+    )
 
 
 async def test_address_in_the_log_is_that_of_the_client_behind_a_trusted_proxy(
@@ -95,7 +99,7 @@ async def test_address_in_the_log_is_that_of_the_client_behind_a_trusted_proxy(
     async with client(tokens=PROVIDER.tokens(), trusted_proxies=["203.0.113.0/24"]) as http:
         await http.get("/events/", headers={"X-Forwarded-For": "198.51.100.7"})
 
-    assert "token refused, missing: from 198.51.100.7" in caplog.text
+    assert "token refused, missing: GET /events/, from 198.51.100.7" in caplog.text
 
 
 async def test_stream_is_told_to_come_back_while_its_login_is_unavailable() -> None:
@@ -123,6 +127,6 @@ def test_metrics_and_the_log_show_refused_tokens(hub: RunningHub) -> None:
     assert hub.metric('ssehub_tokens_refused_total{reason="malformed"}') == 1
     assert hub.metric('ssehub_tokens_refused_total{reason="revoked"}') == 0
     assert hub.metric('ssehub_logouts_total{result="done"}') == 0
-    assert "token refused, signature: from 127.0.0.1" in hub.log
+    assert "token refused, signature: GET /events/, from 127.0.0.1" in hub.log
     assert not any(part in hub.log for part in forged.split("."))
     assert SECRET not in hub.log

@@ -200,7 +200,9 @@ async def test_refused_runs_leave_a_trace(caplog: pytest.LogCaptureFixture) -> N
         await here.answer(run="nothing")
         await here.stop(run="nothing", generation=1)
 
-    assert caplog.text.count("run refused, unknown or not granted: 'nothing'; from 127.0.0.1") == 2
+    about = "user 'alex', channels 'chat', from 127.0.0.1"
+    for request in ("GET /events/", "POST /events/stop"):
+        assert f"request refused, unknown-run: run 'nothing'; {request}, {about}" in caplog.messages
     assert here.hub.statistics.refused["unknown-run"] == 2
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ssehub.errors import BodyTooLarge, InvalidRequest
-from ssehub.web.pace import Pace
+from ssehub.pace import Pace
 from ssehub.web.strict_json import MAX_BODY_VALUES, MAX_EVENT_VALUES, parse_json, read_json, read_ndjson
 
 SOAK = "SOAK" in os.environ

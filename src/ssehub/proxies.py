@@ -54,7 +54,7 @@ class TrustedProxies:
                 has_unix = True
                 continue
             try:
-                networks.append(_network(name))
+                networks.append(parse_network(name))
             except ValueError as exc:
                 raise ConfigError(
                     f"trusted_proxies {name!r}: {exc}: expected an address, a network such as 10.0.0.0/8, or unix"
@@ -112,8 +112,8 @@ class TrustedProxies:
         return found
 
 
-def _network(name: str) -> Network:
-    """Return the network `name`. IPv4 within IPv6 is returned as IPv4. Raises ValueError."""
+def parse_network(name: str) -> Network:
+    """Return the network `name`; an address is one, too. IPv4 within IPv6 is returned as IPv4. Raises ValueError."""
     network = ipaddress.ip_network(name)
     if network.version == 6 and network.prefixlen >= 96 and (mapped := network.network_address.ipv4_mapped):
         return ipaddress.ip_network((mapped, network.prefixlen - 96))

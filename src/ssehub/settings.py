@@ -7,10 +7,13 @@ environment variables, from these declarations.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
 from .errors import ConfigError
 
@@ -19,6 +22,9 @@ BROKERS = "memory://, sqlite:///PATH or redis://HOST:PORT"
 
 ComebackEnd = Literal["auto", "clean", "cut"]
 """How to end the response of a client that should reconnect: as the client needs it, complete it, or cut it off."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
@@ -112,6 +118,29 @@ def settings_of(group: type[Settings]) -> tuple[Setting, ...]:
     """Return the settings that the settings class `group` declares, in order."""
     annotations = get_type_hints(group)
     return tuple(Setting(each.name, annotations[each.name], each.default, **each.metadata) for each in fields(group))
+
+
+def takes_settings(call: Callable[P, R]) -> Callable[P, R]:
+    """Decorate `call`, whose arguments include settings classes, to say where a setting given by itself belongs."""
+    places = {
+        declared.name: (type(group), parameter)
+        for parameter, group in ((each.name, each.default) for each in inspect.signature(call).parameters.values())
+        if isinstance(group, Settings)
+        for declared in settings_of(type(group))
+    }
+
+    @wraps(call)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name in places:
+                group, parameter = places[name]
+                raise TypeError(
+                    f"{name} is a setting of ssehub.settings.{group.__name__}: give "
+                    f"{parameter}={group.__name__}({name}=…)"
+                )
+        return call(*args, **kwargs)
+
+    return checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

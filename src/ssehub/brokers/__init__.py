@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits
+from ..node import Node
+from ..settings import BROKERS, Idempotency, LogRetention, RedisOptions, Retention, RunLimits, takes_settings
 from .base import Broker, Entry, Follower, without_password
 
 __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_password"]
@@ -16,6 +18,7 @@ __all__ = ["Broker", "Entry", "Follower", "create_broker", "open_log", "without_
 REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel")
 
 
+@takes_settings
 def create_broker(
     url: str,
     *,
@@ -24,32 +27,39 @@ def create_broker(
     retention: Retention = Retention(),
     runs: RunLimits = RunLimits(),
     redis: RedisOptions = RedisOptions(),
+    node: Node | None = None,
 ) -> Broker:
     """Create the broker for `url`, importing no other kind.
 
-    `retention` bounds how much of the log's tail a hub reads when it starts. Raises ConfigError if the scheme is
-    unknown or the URL is invalid.
+    `retention` bounds how much of the log's tail a hub reads when it starts. `node` is this process, or the group of
+    workers that it belongs to, as others that share the log are told. Raises ConfigError if the scheme is unknown or
+    the URL is invalid.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "memory" and not rest:
         from .memory import MemoryBroker
 
-        return MemoryBroker(idempotency, runs=runs)
+        return MemoryBroker(idempotency, runs=runs, node=node)
     if scheme == "sqlite":
         from .sqlite import SqliteBroker
 
-        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention, runs=runs)
+        return SqliteBroker(path_of(url), idempotency=idempotency, log=log, retention=retention, runs=runs, node=node)
     if scheme in REDIS_SCHEMES and rest:
         _require_redis()
         from .redis import RedisBroker
 
-        return RedisBroker(url, idempotency=idempotency, log=log, retention=retention, runs=runs, options=redis)
+        return RedisBroker(
+            url, idempotency=idempotency, log=log, retention=retention, runs=runs, options=redis, node=node
+        )
     raise ConfigError(f"unknown broker {without_password(url)!r}: use {BROKERS}")
 
 
 def _require_redis() -> None:
     if importlib.util.find_spec("redis") is None:
-        raise ConfigError("the Redis broker needs the package redis: pip install 'ssehub[redis]'")
+        raise ConfigError(
+            "the Redis broker needs the package redis, version 8 or newer: "
+            f"{sys.executable} -m pip install 'redis[hiredis]'"
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, NamedTuple, Protocol
 
 from ..event import Event
+from ..node import Nodes
 from ..position import Position
 from ..publication import Command, Publication, Revoke, TakeBack
 from ..revocations import Revocation, Revocations
@@ -92,6 +93,10 @@ class Broker(Protocol):
     @property
     def runs(self) -> RunStore:
         """The store of this deployment's runs. It can be used while the broker runs."""
+
+    @property
+    def nodes(self) -> Nodes:
+        """This node, and the others that share its log, as far as is known. A log of one process has no others."""
 
     @property
     def clock_skew_seconds(self) -> float:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 
 from ..errors import BrokerUnavailable
+from ..node import Node, Nodes
 from ..position import Position
 from ..publication import Publication, Revoke, TakeBack
 from ..revocations import Revocation, Revocations
@@ -32,12 +33,14 @@ class MemoryBroker:
         idempotency: Idempotency = Idempotency(),
         *,
         runs: RunLimits = RunLimits(),
+        node: Node | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.problem: str | None = None
         self.clock_skew_seconds = 0.0
         self.skipped = 0
+        self.nodes = Nodes(node or Node.here())
         self.is_current = True
         self.revocations = Revocations()
         self.runs = MemoryRuns(runs, now=now, monotonic=monotonic)

@@ -40,6 +40,7 @@ from .history import History, ResetReason
 from .index import Index
 from .intake import Intake
 from .limits import StreamCounts
+from .listing import Listing
 from .origin import Origin
 from .pressure import Meter, Pressure
 from .registry import Registry
@@ -108,6 +109,7 @@ class Engine:
         turns = Turns(opening_rate, monotonic)
         self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, counts)
         self.endings = Endings(self.index, self.registry)
+        self.listing = Listing(self.index, self.registry, self.backlogs, wall, monotonic)
         self.watchers = Watchers(
             runs,
             self.registry,

@@ -13,7 +13,7 @@ from ..claims import Claims
 from ..errors import BrokerUnavailable, StreamRefused, UnknownRun
 from ..runs.model import Run
 from .feeds import Feed, RunReader, grant_of, granted_channels
-from .limits import Refusal
+from .refusals import Refusal
 from .run_waits import RunWait, RunWaits
 from .statistics import Statistics
 

@@ -218,6 +218,16 @@ class Index:
             found = self._matches[channel] = tuple(filter(None, topics))
         return found
 
+    def names(self) -> list[str]:
+        """Return the channels that streams have by name, in no order."""
+        return list({**self.channels, **self._watched}) if self._watched else list(self.channels)
+
+    def count(self, channel: str) -> tuple[int, int]:
+        """Return how many streams have `channel` by its name, and how many by a pattern: one for each such pattern."""
+        exact, watched = self.channels.get(channel), self._watched.get(channel)
+        by_name = sum([topic.count for topic in (exact, watched) if topic is not None])
+        return by_name, sum([topic.count for topic in self._prefixes_of(channel)]) if self.prefixes else 0
+
     def named(self, users: Iterable[str], channels: Iterable[str]) -> list[Subscriber]:
         """Return the subscribers of `users` that listen to any of `channels`; empty means all users, or all channels.
 

@@ -9,7 +9,6 @@ one IPv4 address, or for one IPv6 network of 64 bits, as much as one customer of
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 
 from ..buckets import Buckets, TokenBucket
 from ..claims import Claims
@@ -18,32 +17,13 @@ from ..grant import prefix_of
 from ..report import RAISE, Report
 from ..settings import StreamLimits
 from .index import Index, Topic
+from .refusals import Refusal
 from .subscriber import Subscriber
 
 BURST_SECONDS = 10.0
 """The buckets hold as many streams as their rate allows in this time, and at least one."""
 MAX_ADDRESSES = 50_000
 """Most addresses whose rate is remembered. Beyond that the one that was seen least recently is forgotten."""
-
-
-class Refusal(StrEnum):
-    """Why a stream or a request was refused."""
-
-    FULL = "full"
-    MEMORY = "memory"
-    DRAINING = "draining"
-    UNAVAILABLE = "unavailable"
-    KEYS = "keys"
-    USER = "user"
-    ADDRESS = "address"
-    CHANNEL = "channel"
-    ADDRESS_RATE = "address-rate"
-    RATE = "rate"
-    PUBLISH_RATE = "publish-rate"
-    ORIGIN = "origin"
-    NOT_GRANTED = "not-granted"
-    RUN_WAITS = "run-waits"
-    UNKNOWN_RUN = "unknown-run"
 
 
 OF_ONE_CLIENT = frozenset((Refusal.USER, Refusal.ADDRESS, Refusal.ADDRESS_RATE, Refusal.CHANNEL))

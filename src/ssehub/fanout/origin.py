@@ -21,7 +21,7 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         address = self.address or "a Unix socket"
-        return f"{address}, {self.client!r}" if self.client else address
+        return f"{address}, {self.client!a}" if self.client else address
 
 
 @lru_cache(MAX_ORIGINS)

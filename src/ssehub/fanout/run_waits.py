@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 
 from ..errors import StreamRefused
-from .limits import Refusal, StreamCounts
+from .limits import StreamCounts
+from .refusals import Refusal
 
 
 class RunWait:

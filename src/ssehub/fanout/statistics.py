@@ -11,7 +11,7 @@ from ..revocations import MAX_REVOCATIONS
 from ..runs.model import RunState
 from ..settings import Backpressure, Retention, RunLimits, Streams
 from .history import ResetReason
-from .limits import Refusal
+from .refusals import PORTS, ConnectionRefusal, ControlRefusal, Refusal
 from .subscriber import CloseReason
 
 ROUND_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -68,6 +68,11 @@ class Statistics:
     endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
     refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})
     refused_tokens: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in TokenReason})
+    refused_control: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in ControlRefusal})
+    refused_connections: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {port: {reason.value: 0 for reason in ConnectionRefusal} for port in PORTS}
+    )
+    """By port."""
     logouts: dict[str, int] = field(default_factory=lambda: {logout.value: 0 for logout in Logout})
     published: int = 0
     delivered: int = 0
@@ -117,7 +122,7 @@ class Statistics:
     """True while that is so: what was read before is in use."""
     control_requests: dict[str, dict[str, int]] = field(default_factory=dict)
     """Requests to the control app that were admitted, by the name of the key, then by right."""
-    control_refused: dict[str, dict[str, int]] = field(default_factory=dict)
+    refused_keys: dict[str, dict[str, int]] = field(default_factory=dict)
     """Those that were refused because of the key, by its name, then by reason."""
     control_responses: dict[str, int] = field(default_factory=dict)
     """Responses of the control app, by status."""

@@ -14,6 +14,7 @@ from ..config import Config
 from ..control_keys import ControlKeys
 from ..hub import Hub
 from ..memory import SHARE, available_bytes
+from ..node import Node
 from ..platform import raise_descriptor_limit
 from ..settings import (
     Backpressure,
@@ -66,15 +67,16 @@ def create_apps(
     drains_on_exit: bool,
     board: Board | None = None,
     last_good: LastGood = NOTHING_YET,
+    node: Node | None = None,
 ) -> Apps:
     """Build everything that `config` describes, without starting it. Raises ConfigError.
 
     `drains_on_exit` makes the client app end its streams when uvicorn is told to exit. `board` is given if the hub
-    belongs to one of several workers; `last_good` is what their parent has read last.
+    belongs to one of several workers; `last_good` is what their parent has read last, and `node` what it is.
     """
     credentials = create_credentials(config, last_good)
     tokens, keys = credentials.tokens, credentials.control_keys
-    hub = _hub(config)
+    hub = _hub(config, node or node_of(config))
     for certificate in credentials.certificates.all:
         hub.accompany(certificate)
     client = create_client_app(
@@ -97,7 +99,12 @@ def create_apps(
     return Apps(hub, credentials, client, _control_app(config, hub, tokens, keys, board), combined)
 
 
-def _hub(config: Config) -> Hub:
+def node_of(config: Config) -> Node:
+    """Return the node that this process is, with what serves its control app."""
+    return Node.here(None if config.control_bind is None else str(config.control_bind))
+
+
+def _hub(config: Config, node: Node) -> Hub:
     return Hub(
         create_broker(
             config.broker,
@@ -106,6 +113,7 @@ def _hub(config: Config) -> Hub:
             retention=config.group(Retention),
             runs=config.group(RunLimits),
             redis=config.group(RedisOptions),
+            node=node,
         ),
         retention=config.group(Retention),
         backpressure=config.group(Backpressure),

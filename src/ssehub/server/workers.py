@@ -30,10 +30,11 @@ from ..brokers import without_password
 from ..config import Config
 from ..errors import ConfigError, SSEHubError
 from ..hub import Hub
+from ..node import Node
 from ..settings import TcpOptions
 from ..watched import LastGood
 from .announce import SocketName, announce
-from .apps import create_apps
+from .apps import create_apps, node_of
 from .board import WorkerBoard
 from .credentials import Credentials, create_credentials, random_secret
 from .log_settings import LogSettings, read_again
@@ -133,6 +134,8 @@ class _Group:
         self._log_settings = log_settings
         self._endpoints = endpoints
         self._folder = folder
+        self._node = node_of(config)
+        """What other nodes take the group for."""
         self._processes: dict[int, SpawnProcess] = {}
         self._serving: set[SpawnProcess] = set()
         """Those that have started: before that, SIGHUP would end a process."""
@@ -205,7 +208,7 @@ class _Group:
         """
         ours, theirs = multiprocessing.Pipe()
         last_good = {**self._credentials.last_good, **self._log_settings.last_good}
-        arguments = (self._config, last_good, self._endpoints, number, self._folder, theirs)
+        arguments = (self._config, last_good, self._node, self._endpoints, number, self._folder, theirs)
         process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, name=f"worker-{number}")
         with ours:
             with theirs:
@@ -294,6 +297,7 @@ async def _readable(descriptor: int) -> None:
 def _work(
     config: Config,
     last_good: LastGood,
+    node: Node,
     endpoints: tuple[Endpoint, Endpoint],
     number: int,
     folder: Path,
@@ -306,7 +310,7 @@ def _work(
         log = stack.enter_context(logging_to_stderr(config.log_level, config.log_format, worker=number))
         try:
             log_settings = LogSettings(config, log, last_good)
-            apps = create_apps(config, drains_on_exit=False, board=board, last_good=last_good)
+            apps = create_apps(config, drains_on_exit=False, board=board, last_good=last_good, node=node)
             client, control = (
                 one.sock
                 or stack.enter_context(

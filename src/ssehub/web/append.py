@@ -23,7 +23,6 @@ from ..control_keys import ControlKeys
 from ..errors import HubClosed, InvalidRequest, SSEHubError, UnknownRun, UnsupportedContent
 from ..fields import check_name
 from ..hub import Hub
-from ..loglimit import limited_logger
 from ..rights import NO_KEY, ControlKey, Right
 from ..runs.conflicts import stale
 from ..runs.model import Outcome, RunOptions, check_run_name
@@ -34,6 +33,7 @@ from .appending import Appending, LineLimits
 from .feed import EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
 from .forms import JSON, NDJSON, whole_number
 from .rates import PublishRates
+from .refusals import Caller, Refusals, caller_of
 from .requests import (
     HEADERS,
     KEY,
@@ -50,8 +50,6 @@ from .run_access import change_run
 from .run_answers import append_error, append_refusal, appended_object
 from .run_calls import OPTION_FIELDS, fields_of, generation_of, options_of, outcome_of
 from .transport import connection_of
-
-logger = limited_logger("ssehub.control")
 
 APPEND_FIELDS = (*OPTION_FIELDS, "generation", "finish", "error")
 PRODUCER, OFFSET = "run-producer", "run-offset"
@@ -98,9 +96,16 @@ class AppendToRun:
     """`POST /runs/NAME`."""
 
     def __init__(
-        self, hub: Hub, keys: ControlKeys, limits: Limits, request_limits: RequestLimits, rates: PublishRates
+        self,
+        hub: Hub,
+        refusals: Refusals,
+        keys: ControlKeys,
+        limits: Limits,
+        request_limits: RequestLimits,
+        rates: PublishRates,
     ) -> None:
         self._hub = hub
+        self._refusals = refusals
         self._keys = keys
         self._runs = hub.runs
         self._limits = limits
@@ -122,13 +127,13 @@ class AppendToRun:
             appending = self._appending(check_run_name(scope[NAME]), headers, key, wish)
             feed = self._feed(headers)
         except SSEHubError as exc:
-            await self._refuse(exc, None, receive, send)
+            await self._refuse(exc, caller_of(scope), None, receive, send)
             return
         if is_whole:
             work = self._append_whole(appending, headers, key, wish, receive)
         else:
             work = self._append_stream(appending, key, wish, feed, receive)
-        answering = self._answer(appending, work, receive, send)
+        answering = self._answer(appending, work, caller_of(scope), receive, send)
         connection = connection_of(scope)
         if connection is not None and not is_whole:
             connection.unlimit_body()
@@ -137,21 +142,22 @@ class AppendToRun:
         await answering
 
     async def _answer(
-        self, appending: Appending, work: Coroutine[Any, Any, Appended], receive: Receive, send: Send
+        self, appending: Appending, work: Coroutine[Any, Any, Appended], caller: Caller, receive: Receive, send: Send
     ) -> None:
         try:
             appended = await work
         except ClientDisconnect:
             pass
         except SSEHubError as exc:
-            await self._refuse(exc, appending, receive, send)
+            await self._refuse(exc, caller, appending, receive, send)
         else:
             await JSONResponse(appended_object(appended))({"type": "http"}, receive, send)
 
-    async def _refuse(self, exc: SSEHubError, appending: Appending | None, receive: Receive, send: Send) -> None:
-        reason = append_refusal(exc)
-        self._hub.count_refused_append(reason)
-        logger.info("append refused with %d, %s: %s", exc.status, reason, exc)
+    async def _refuse(
+        self, exc: SSEHubError, caller: Caller, appending: Appending | None, receive: Receive, send: Send
+    ) -> None:
+        self._hub.count_refused_append(append_refusal(exc))
+        self._refusals.refuse_control(exc, caller)
         response = append_error(exc, appending.appended if appending is not None else None)
         if appending is not None and appending.is_read:
             await response({"type": "http"}, receive, send)

@@ -18,13 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from ..errors import ConflictReason, HubClosed, InvalidRequest, LineTimeout, RunConflict, SSEHubError, UnknownRun
+from ..pace import Pace
 from ..runs.book import run_conflict
 from ..runs.entries import RunEvent
 from ..runs.model import Outcome, Run, RunError, RunState
 from ..runs.runs import Runs
 from ..runs.store import Append, Appended, Ticket
 from .feed import Feed
-from .pace import Pace
 from .rates import PublishRates
 
 PART_BYTES = 16 * 1024

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import InvalidRequest, TokenError, Unavailable, UnsupportedContent
+from ..fanout.refusals import Refusal
 from ..fanout.statistics import Logout
 from ..hub import Hub
 from ..loglimit import limited_logger
@@ -23,6 +24,7 @@ from .addresses import client_of
 from .endpoint import RETRY_AFTER_SECONDS
 from .forms import FORM, urlencoded
 from .logins import TokenLogin
+from .refusals import Refusals
 from .requests import ControlRequest, DroppedBodies, read_body, request_headers
 
 logger = limited_logger("ssehub.client")
@@ -36,11 +38,12 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class BackchannelLogout:
     """Responds to `POST`: 200, or 400 with a JSON error (2.7 and 2.8), or 503 if the provider should try again."""
 
-    def __init__(self, hub: Hub, tokens: Tokens, login: TokenLogin) -> None:
+    def __init__(self, hub: Hub, tokens: Tokens, login: TokenLogin, refusals: Refusals) -> None:
         self._hub = hub
         self._tokens = LogoutTokens(tokens)
         self._max_token_seconds = tokens.max_token_seconds
         self._login = login
+        self._refusals = refusals
         self._dropped = DroppedBodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +65,7 @@ class BackchannelLogout:
             return self._refusal(str(exc), scope)
         except Unavailable as exc:
             self._hub.count_logout(Logout.UNAVAILABLE)
-            logger.warning("back-channel logout refused with 503: %s; from %s", exc, client_of(scope))
+            self._refusals.refuse_client(exc, scope)
             problem = {"error": "temporarily_unavailable", "error_description": "not possible at present: try again"}
             return JSONResponse(problem, 503, {**_NO_STORE, "Retry-After": RETRY_AFTER_SECONDS})
         return Response(status_code=200, headers=_NO_STORE)
@@ -100,7 +103,7 @@ class BackchannelLogout:
 
     def _refusal(self, description: str, scope: Scope) -> Response:
         self._hub.count_logout(Logout.REFUSED)
-        logger.warning("back-channel logout refused: %s; from %s", description, client_of(scope))
+        self._refusals.refuse(Refusal.LOGOUT, scope, description)
         return JSONResponse({"error": "invalid_request", "error_description": description}, 400, _NO_STORE)
 
 

@@ -10,9 +10,13 @@ from typing import Any, Protocol
 from ..errors import InvalidRequest
 from ..fanout.statistics import Statistics
 from ..hub import Hub
+from .listing import count_groups, list_channels, list_streams
 from .process_metrics import measured
 
 STATISTICS = "statistics"
+STREAMS = "streams"
+GROUPS = "groups"
+CHANNELS = "channels"
 ALONE = "0"
 """The name of the only worker."""
 
@@ -39,7 +43,7 @@ class LocalBoard:
         self._hub = hub
 
     async def ask(self, question: str, arguments: Mapping[str, Any]) -> Answers:
-        return Answers({ALONE: await answer(self._hub, question, arguments)}, [])
+        return Answers({ALONE: await answer(self._hub, ALONE, question, arguments)}, [])
 
 
 async def statistics_by_worker(board: Board) -> tuple[dict[str, Statistics], list[str]]:
@@ -48,15 +52,20 @@ async def statistics_by_worker(board: Board) -> tuple[dict[str, Statistics], lis
     return {name: Statistics(**items[0]) for name, items in answers.by_worker.items()}, answers.missing
 
 
-async def answer(hub: Hub, question: str, arguments: Mapping[str, Any]) -> list[Any]:
-    """Return the items of JSON that `hub` answers to `question`. Raises InvalidRequest."""
+async def answer(hub: Hub, worker: str, question: str, arguments: Mapping[str, Any]) -> list[Any]:
+    """Return the items of JSON that `hub`, which is that of `worker`, answers to `question`. Raises InvalidRequest."""
     if question not in _ANSWERS:
         raise InvalidRequest(f"unknown question {question!r}: expected {', '.join(_ANSWERS)}")
-    return await _ANSWERS[question](hub, arguments)
+    return await _ANSWERS[question](hub, worker, arguments)
 
 
-async def _statistics(hub: Hub, arguments: Mapping[str, Any]) -> list[Any]:
+async def _statistics(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> list[Any]:
     return [dataclasses.asdict(await measured(hub))]
 
 
-_ANSWERS: Mapping[str, Callable[[Hub, Mapping[str, Any]], Awaitable[list[Any]]]] = {STATISTICS: _statistics}
+_ANSWERS: Mapping[str, Callable[[Hub, str, Mapping[str, Any]], Awaitable[list[Any]]]] = {
+    STATISTICS: _statistics,
+    STREAMS: list_streams,
+    GROUPS: count_groups,
+    CHANNELS: list_channels,
+}

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import get_args
 
 from starlette.applications import Starlette
@@ -21,24 +22,20 @@ from ..errors import (
     ConfigError,
     InvalidEvent,
     InvalidRequest,
-    KeysUnavailable,
-    NotGranted,
-    StreamRefused,
-    TokenError,
+    SSEHubError,
     Unavailable,
 )
 from ..fanout.frames import control_event
-from ..fanout.limits import Refusal
 from ..fanout.origin import Origin
+from ..fanout.refusals import Refusal
 from ..fanout.resume import Start
 from ..fields import check_id
 from ..hub import Hub
-from ..loglimit import limited_logger
 from ..position import Position
 from ..proxies import TrustedProxies
 from ..settings import ComebackEnd
 from ..tokens import Tokens
-from .addresses import BelievingProxies, address_of, client_of, origin_of
+from .addresses import BelievingProxies, address_of, origin_of
 from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
 from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
 from .denials import Denials
@@ -49,18 +46,13 @@ from .methods import STREAM_METHODS, ByMethod
 from .not_found import not_found
 from .origins import ANY, OriginWatch, check_origins
 from .query import QUERY_BOUNDS, RUN, Query
+from .refusals import CLAIMS, Refusals, client_reason
 from .run_stop import STOP, RunStop
 from .run_streams import AI_SDK, RunRequest, run_stream
 from .stream import BusyResponse, EventStream, ExitListener
 from .unknown_run import UnknownRuns
 
-logger = limited_logger("ssehub.client")
-
 ALLOW = ", ".join(STREAM_METHODS)
-_REFUSED: Mapping[str, str] = {reason: f"stream refused, {reason}: %s; from %s" for reason in Refusal}
-"""A template for each reason, as the rate of lines is limited by their templates."""
-SHOWN_LENGTH = 80
-"""How much a log line shows of a channel that is not granted: it may be a token that was sent as one by mistake."""
 _ELSEWHERE = (
     "not found: this port serves streams, at /events/; tokens and events are POSTed to /token/ and /emit/ of the "
     "control app, which listens on another port (control_bind, by default 127.0.0.1:8001)\n"
@@ -100,35 +92,30 @@ def create_client_app(
         raise ConfigError(f"comeback_end {comeback_end!r}: must be auto, clean or cut")
     check_origins(cors_origins, with_cookies=token_cookie is not None or authenticate is not None)
     login = choose_login(tokens, authenticate, token_cookie, cors_origins)
-    denials = Denials(hub)
-    streams = EventsEndpoint(
-        hub,
-        login,
-        denials,
-        comeback_end,
-        max_busy_waits,
-    )
+    refusals = Refusals(hub)
+    denials = Denials(refusals)
+    unknown_runs = UnknownRuns(refusals)
+    streams = EventsEndpoint(hub, login, refusals, denials, unknown_runs, comeback_end, max_busy_waits)
     # A request is compared with one route after the other, so that of nearly all streams is the first.
     routes = [Route("/events/", streams, middleware=_cors(cors_origins))]
-    stop = RunStop(hub, login, frozenset(cors_origins), denials)
-    routes += _both(STOP, ByMethod(streams, {"POST": stop}), _cors(cors_origins, ("POST",)))
+    stop = RunStop(hub, login, frozenset(cors_origins), refusals, denials, unknown_runs)
+    routes += _both(STOP, ByMethod(streams, {"POST": stop}, refusals), _cors(cors_origins, ("POST",)))
     if isinstance(login, TokenLogin) and token_cookie is not None:
         cookie = LoginCookie(token_cookie, token_cookie_path, token_cookie_secure)
         cookie_login = CookieLogin(hub, login, cookie, frozenset(cors_origins), denials)
-        by_method = ByMethod(streams, dict.fromkeys(LOGIN_METHODS, cookie_login))
+        by_method = ByMethod(streams, dict.fromkeys(LOGIN_METHODS, cookie_login), refusals)
         routes += _both(LOGIN, by_method, _cors(cors_origins, LOGIN_METHODS))
     elif token_cookie_path is not None:
         raise ConfigError("token_cookie_path is that of the cookie named by token_cookie: set token_cookie, too")
     if isinstance(login, TokenLogin) and tokens is not None and tokens.has_jwks:
-        logout = BackchannelLogout(hub, tokens, login)
-        routes += _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}), _cors(cors_origins))
+        logout = BackchannelLogout(hub, tokens, login, refusals)
+        routes += _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}, refusals), _cors(cors_origins))
     routes += [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
     proxies = TrustedProxies.parse(trusted_proxies)
     if tokens is not None:
         hub.accompany(tokens)
     if drains_on_exit:
         hub.accompany(ExitListener(hub))
-    watch = Middleware(OriginWatch, origins=cors_origins, count=lambda: hub.count_refusal(Refusal.ORIGIN))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -137,11 +124,11 @@ def create_client_app(
 
     app = Starlette(
         routes=routes,
-        exception_handlers={404: not_found(_ELSEWHERE)},
+        exception_handlers={404: not_found(_ELSEWHERE, partial(refusals.refuse, Refusal.NOT_FOUND))},
         middleware=[
             Middleware(Masking),
             *([Middleware(BelievingProxies, proxies=proxies)] if proxies else []),
-            watch,
+            Middleware(OriginWatch, origins=cors_origins, refusals=refusals),
         ],
         lifespan=lifespan,
     )
@@ -177,73 +164,58 @@ class EventsEndpoint:
         self,
         hub: Hub,
         login: Login,
+        refusals: Refusals,
         denials: Denials,
+        unknown_runs: UnknownRuns,
         comeback_end: ComebackEnd,
         max_busy_waits: int,
     ) -> None:
         self._hub = hub
         self._login = login
+        self._refusals = refusals
         self._denials = denials
-        self._unknown_runs = UnknownRuns(hub)
+        self._unknown_runs = unknown_runs
         self._comeback_end = comeback_end
         self._busy_waits = asyncio.Semaphore(max_busy_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._respond(scope, receive)
-        except Unavailable as exc:
-            response = self._busy(exc, scope)
-        try:
             await response(scope, receive, send)
-        except Unavailable as exc:  # over a limit, or the hub has ended meanwhile; nothing has been sent yet
-            await self._busy(exc, scope)(scope, receive, send)
-        except TokenError as exc:  # its token was revoked meanwhile; nothing has been sent yet either
-            await self._denials.response(exc, scope)(scope, receive, send)
+        except Unavailable as exc:  # over a limit, or the hub starts or has ended; nothing has been sent yet
+            response = self._busy(exc, scope)
+        except SSEHubError as exc:
+            response = self._denials.response(exc, scope)
+        else:
+            return
+        await response(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive) -> ASGIApp:
         method = scope["method"]
         if method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": ALLOW})
         if method not in ("GET", "HEAD"):
+            self._refusals.refuse(Refusal.METHOD, scope)
             return PlainTextResponse("method not allowed: use GET\n", 405, headers={"Allow": ALLOW})
         request = StreamRequest(scope)
-        try:
-            claims = await self._login(request)
-            self._hub.require_access(claims)
-        except Unavailable:  # the keys are not known yet: a 401 would stop an EventSource for good
-            raise
-        except Exception as exc:
-            return self._denials.response(exc, scope)
-        try:
-            query = _query(request)
-            fields = query.fields
-            cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
-            uses_datastar = _uses_datastar(request.headers, fields)
-            if RUN in fields:
-                wanted = RunRequest.parse(query, _cursor(request.headers, fields))
-                origin = origin_of(scope, request.headers)
-                return await self._respond_with_run(wanted, claims, origin, scope, receive, cuts, uses_datastar)
-            start = _start(request.headers, fields)
-            if query.has_channels:
-                claims = claims.narrowed(query.channels())
-        except NotGranted as exc:
-            self._hub.count_refusal(Refusal.NOT_GRANTED)
-            logger.info(_REFUSED[Refusal.NOT_GRANTED], f"channel {exc.channel!r:.{SHOWN_LENGTH}}", client_of(scope))
-            return PlainTextResponse(f"{exc}\n", exc.status)
-        except InvalidRequest as exc:
-            return PlainTextResponse(f"{exc}\n", exc.status)
+        claims = scope[CLAIMS] = await self._login(request)
+        self._hub.require_access(claims)
+        query = _query(request)
+        fields = query.fields
+        cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
+        uses_datastar = _uses_datastar(request.headers, fields)
+        origin = origin_of(scope, request.headers)
+        if RUN in fields:
+            wanted = RunRequest.parse(query, _cursor(request.headers, fields))
+            return await self._respond_with_run(wanted, claims, origin, scope, receive, cuts, uses_datastar)
+        start = _start(request.headers, fields)
+        if query.has_channels:
+            claims = claims.narrowed(query.channels())
         if method == "GET":
             await self._hub.make_ready()
             start = await self._hub.prepare(claims, start)
-        return EventStream(
-            self._hub,
-            claims,
-            start,
-            self._address_of(scope),
-            origin_of(scope, request.headers),
-            cuts=cuts,
-            uses_datastar=uses_datastar,
-        )
+        address = self._address_of(scope)
+        return EventStream(self._hub, claims, start, address, origin, cuts=cuts, uses_datastar=uses_datastar)
 
     async def _respond_with_run(
         self,
@@ -281,12 +253,10 @@ class EventsEndpoint:
 
     def _busy(self, exc: Unavailable, scope: Scope) -> ASGIApp:
         """Return a short stream that tells the client to come back later, or 503 where that would do harm."""
-        reason = _reason(exc)
-        self._hub.count_refusal(reason)
-        logger.info(_REFUSED[reason], exc, client_of(scope))
+        self._refusals.refuse_client(exc, scope)
         request = StreamRequest(scope)
         query = request.query.fields if request.query is not None else {}
-        comeback = self._hub.comeback(reason)
+        comeback = self._hub.comeback(client_reason(exc))
         if RUN in query and query.get("dialect") == AI_SDK:
             headers = {"Retry-After": str(math.ceil(comeback.retry_milliseconds / 1000)), "Cache-Control": "no-store"}
             return PlainTextResponse("no stream can be opened at present: try again\n", 503, headers)
@@ -295,12 +265,6 @@ class EventsEndpoint:
         frame = control_event("stream-busy", {}, id, comeback.retry_milliseconds)
         cuts = is_cut(query.get("end"), self._comeback_end, request.headers)
         return BusyResponse(frame.data, comeback.cut_seconds if cuts else None, self._busy_waits)
-
-
-def _reason(exc: Unavailable) -> str:
-    if isinstance(exc, StreamRefused):
-        return exc.reason
-    return Refusal.KEYS if isinstance(exc, KeysUnavailable) else Refusal.UNAVAILABLE
 
 
 def _id_of_refused(cursor: str | None, end: Position | None) -> str | None:

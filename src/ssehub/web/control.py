@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,11 +17,13 @@ from ..address import LOOPBACK_HOSTS
 from ..claims import Claims
 from ..control_keys import ControlKeys
 from ..errors import ConfigError, InvalidRequest
+from ..fanout.refusals import ControlRefusal
 from ..fields import check_names
 from ..hub import Hub
 from ..loglimit import limited_logger
+from ..pace import pace_for
 from ..rights import Right
-from ..settings import Limits, RequestLimits
+from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Board, LocalBoard
 from .emit import Emit
@@ -36,13 +39,14 @@ from .forms import (
 from .guard import RUNS, Guard
 from .metrics import Metrics
 from .not_found import not_found
-from .pace import pace_for
 from .rates import PublishRates
+from .refusals import Refusals
 from .requests import ControlRequest
 from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 from .statistics import GetStatistics
+from .streams import ListChannels, ListStreams
 
 logger = limited_logger("ssehub.control")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
@@ -50,6 +54,7 @@ TOKEN_FIELDS = ("userId", "channel", "exp")
 TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
 
 
+@takes_settings
 def create_control_app(
     hub: Hub,
     *,
@@ -82,7 +87,8 @@ def create_control_app(
     hub.accompany(tokens)
     hub.accompany(keys)
     asked = board or LocalBoard(hub)
-    rates = PublishRates(hub, limits.max_publishes_per_second)
+    refusals = Refusals(hub)
+    rates = PublishRates(limits.max_publishes_per_second)
     endpoints: list[Endpoint | Methods] = [
         Emit(hub, limits, rates),  # the most frequent call, so it is matched first
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
@@ -93,6 +99,8 @@ def create_control_app(
         Readiness(hub),
         Metrics(asked),
         GetStatistics(asked),
+        ListStreams(hub, asked),
+        ListChannels(hub, asked),
     ]
 
     @asynccontextmanager
@@ -100,7 +108,7 @@ def create_control_app(
         async with hub:
             yield
 
-    runs = RunCalls(hub, keys, limits, request_limits, rates)
+    runs = RunCalls(hub, refusals, keys, limits, request_limits, rates)
     served = ", ".join(f"{path}/" for path in [*(endpoint.path for endpoint in endpoints), RUNS])
     elsewhere = (
         f"not found: this is the control app, with {served}; streams are at /events/ of the client app, on another "
@@ -114,9 +122,13 @@ def create_control_app(
             Middleware(counting_responses, hub=hub),
             Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts),
         ],
-        exception_handlers={404: not_found(elsewhere), Exception: counting_failures(hub)},
+        exception_handlers={
+            404: not_found(elsewhere, partial(refusals.refuse, ControlRefusal.NOT_FOUND)),
+            Exception: counting_failures(hub),
+        },
         lifespan=lifespan,
     )
+    app.state.refusals = refusals
     app.router.redirect_slashes = False
     return app
 

@@ -13,20 +13,16 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..address import LOOPBACK_HOSTS
-from ..errors import ConfigError, TokenError, TokenReason, Unavailable
+from ..errors import BodyTooLarge, ConfigError, SSEHubError, TokenError, TokenReason, Unavailable
 from ..hub import Hub
-from ..loglimit import limited_logger
-from .addresses import client_of
 from .denials import Denials
-from .endpoint import RETRY_AFTER_SECONDS
 from .logins import TokenLogin, bearer_token
 from .origins import check_page
-
-logger = limited_logger("ssehub.client")
+from .refusals import CLAIMS
 
 LOGIN = "/events/login"
 LOGIN_METHODS = ("POST", "DELETE")
@@ -120,13 +116,8 @@ class CookieLogin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._respond(scope)
-        except Unavailable as exc:
-            logger.warning("login refused with 503: %s; from %s", exc, client_of(scope))
-            response = PlainTextResponse(
-                "tokens can't be checked at present: try again\n", 503, {"Retry-After": RETRY_AFTER_SECONDS}
-            )
-        except Exception as exc:
-            response = self._denials.response(exc, scope)
+        except SSEHubError as exc:
+            response = self._denials.response(exc, scope, "tokens can't be checked at present: try again")
         response.headers["Cache-Control"] = "no-store"
         await response(scope, receive, send)
 
@@ -139,12 +130,11 @@ class CookieLogin:
         if token is None:
             raise TokenError("the request has no token in its header", TokenReason.MISSING)
         if len(token) > MAX_COOKIE_TOKEN_BYTES:
-            return PlainTextResponse(
+            raise BodyTooLarge(
                 f"the token has more than {MAX_COOKIE_TOKEN_BYTES} bytes, and browsers drop such a cookie: send it in "
-                "the header of each request, or grant fewer channels, or a pattern\n",
-                413,
+                "the header of each request, or grant fewer channels, or a pattern"
             )
-        claims = await self._login.verify(token)
+        claims = scope[CLAIMS] = await self._login.verify(token)
         await self._hub.start()  # only then are the revocations known
         if not self._hub.broker.is_current:
             raise Unavailable("the log cannot be read now, so that revocations may be missing")

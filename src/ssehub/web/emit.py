@@ -12,12 +12,12 @@ from ..errors import BodyTooLarge, InvalidRequest
 from ..event import Event
 from ..fields import check_name, json_text
 from ..hub import Hub
+from ..pace import Pace, pace_for
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..rights import ControlKey, Right
 from ..settings import Limits
 from .endpoint import Endpoint
 from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
-from .pace import Pace, pace_for
 from .rates import PublishRates
 from .requests import ControlRequest, idempotency_key
 from .strict_json import parse_json, read_json, read_ndjson, too_many_events

@@ -10,18 +10,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import ControlKeyError, KeyForbidden, SSEHubError, TooManyRequests, Unavailable
-from ..loglimit import limited_logger
+from ..errors import ControlKeyError, SSEHubError, TooManyRequests, Unavailable
+from ..fanout.refusals import ControlRefusal
 from ..rights import NO_KEY, ControlKey, Right
-from .addresses import client_of
 from .forms import JSON, NDJSON
+from .refusals import refusals_of
 from .requests import HEADERS, KEY, NAME, ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
 
-logger = limited_logger("ssehub.control")
-
 RETRY_AFTER_SECONDS = "1"
-LOGGED_WITH_REASON = (401, 403, 429, 503)
-"""Of these `error_response` and the guard log the reason."""
 
 
 class Endpoint:
@@ -53,7 +49,7 @@ class Endpoint:
         key: ControlKey = scope.get(KEY, NO_KEY)
         response: Response
         if scope["method"] != self.method and (scope["method"], self.method) != ("HEAD", "GET"):
-            self._log_invalid(405, scope)
+            refusals_of(scope).refuse(ControlRefusal.METHOD, scope)
             response = PlainTextResponse(f"method not allowed: use {self.method}\n", 405, {"Allow": self.method})
         else:
             try:
@@ -63,21 +59,16 @@ class Endpoint:
             except ClientDisconnect:
                 return
             except SSEHubError as exc:
-                self._log_invalid(exc.status, scope)
+                refusals_of(scope).refuse_control(exc, scope)
                 await self._dropped.refuse(self.refusal(exc, headers), receive, send)
                 return
             try:
                 request = ControlRequest(scope["query_string"], headers, body, key, scope.get(NAME, ""))
                 response = await self.respond(request)
             except SSEHubError as exc:
-                self._log_invalid(exc.status, scope)
+                refusals_of(scope).refuse_control(exc, scope)
                 response = self.refusal(exc, headers)
         await response(scope, receive, send)
-
-    def _log_invalid(self, status: int, scope: Scope) -> None:
-        """Log a request that was refused because of what it says. The message may contain a part of it: not logged."""
-        if status not in LOGGED_WITH_REASON:
-            logger.info("request refused with %d: %s %s, from %s", status, self.method, self.path, client_of(scope))
 
 
 class Methods:
@@ -91,6 +82,7 @@ class Methods:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if endpoint is None:
+            refusals_of(scope).refuse(ControlRefusal.METHOD, scope)
             response = PlainTextResponse(f"method not allowed: use {self._allow}\n", 405, {"Allow": self._allow})
             await response(scope, receive, send)
         else:
@@ -105,15 +97,10 @@ def error_response(exc: SSEHubError, headers: RequestHeaders, more: Mapping[str,
     extra = {}
     if isinstance(exc, Unavailable):
         extra["Retry-After"] = RETRY_AFTER_SECONDS
-        logger.warning("request refused with 503: %s", exc)
     if isinstance(exc, TooManyRequests):
         extra["Retry-After"] = str(max(1, math.ceil(exc.wait_seconds)))
-        logger.info("request refused with 429: %s", exc)
     if isinstance(exc, ControlKeyError):
         extra["WWW-Authenticate"] = "Bearer"
-        logger.info("request refused with 401: %s", exc)
-    if isinstance(exc, KeyForbidden):
-        logger.warning("request refused with 403: %s", exc)
     message = str(exc).encode(errors="backslashreplace").decode()
     if more is not None:
         return JSONResponse({"error": message, **more}, exc.status, extra)

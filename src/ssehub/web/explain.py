@@ -13,6 +13,7 @@ from ..errors import InvalidRequest
 from ..fanout.resume import Start
 from ..fields import check_names
 from ..hub import Hub
+from ..pace import pace_for
 from ..proxies import limit_key, parse_address
 from ..rights import Right
 from ..settings import Limits
@@ -21,7 +22,6 @@ from .endpoint import Endpoint
 from .explanation import Question, explain
 from .forms import read_fields, refuse_null
 from .origins import require_origin
-from .pace import pace_for
 from .requests import ControlRequest
 
 LISTS = ("channel", "channels", "patterns")

@@ -15,7 +15,7 @@ from typing import Any
 from ..claims import Claims
 from ..errors import KeysUnavailable, NotGranted, SSEHubError, StreamRefused, TokenError, TokenReason, Unavailable
 from ..fanout.history import ResetReason
-from ..fanout.limits import Refusal
+from ..fanout.refusals import Refusal
 from ..fanout.resume import NOW, Start
 from ..hub import Hub
 from ..report import CHECK_OF_REASON, TOKEN_CHECKS, Check, Findings

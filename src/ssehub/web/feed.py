@@ -13,9 +13,9 @@ from typing import Any
 
 from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest
 from ..fields import json_text, to_utf8
+from ..pace import SMALL_BODY_BYTES, Pace, pace_for
 from ..runs.entries import RunEvent
 from .forms import known_object, not_an_object, refuse_null
-from .pace import SMALL_BODY_BYTES, Pace, pace_for
 from .strict_json import not_utf8, parse_json, read_json, too_many_events
 
 EVENT_STREAM = "text/event-stream"

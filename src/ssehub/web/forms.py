@@ -13,9 +13,9 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest, UnsupportedContent
+from ..pace import SMALL_BODY_BYTES, Pace
 from ..tokens import MAX_LIFETIME_SECONDS
 from .escapes import unescape
-from .pace import SMALL_BODY_BYTES, Pace
 from .requests import ControlRequest, RequestHeaders
 from .strict_json import not_utf8, parse_json, read_json
 
@@ -24,6 +24,7 @@ MULTIPART = "multipart/form-data"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MAX_FIELDS = 1_000
+_LISTS_IN_JSON = ("userId", "channel", "channels", "patterns")
 _DECODED_BYTES = 16 * 1024
 _SMALL_BODY_ESCAPES = 2_000
 """`parse_qsl` takes up to 1.5 µs for each %, and so up to 100 ms for a small body that is full of them."""
@@ -214,16 +215,29 @@ def _known(fields: list[tuple[str, str]], known: Collection[str], repeated: Coll
     found: dict[str, Any] = {}
     for name, value in fields:
         if name not in known:
-            if name.lstrip()[:1] in ("{", "["):
-                raise InvalidRequest(f"a form was sent, whose field {name[:40]!r} looks like JSON: send JSON as {JSON}")
-            _refuse_unknown(name, known)
+            _refuse_in_form(name, value, known)
         if name in found:
             if name not in repeated:
-                raise InvalidRequest(f"{name} is given twice: send it once")
+                several = f", or several as a list in JSON ({JSON})" if name in _LISTS_IN_JSON else ""
+                raise InvalidRequest(f"{name} is given twice: send it once{several}")
             found[name].append(value)
         else:
             found[name] = [value] if name in repeated else value
     return found
+
+
+def _refuse_in_form(name: str, value: str, known: Collection[str]) -> NoReturn:
+    """Raise InvalidRequest, which names the usual mistake that leads to such a field."""
+    if name.lstrip()[:1] in ("{", "["):
+        raise InvalidRequest(f"a form was sent, whose field {name[:40]!r} looks like JSON: send JSON as {JSON}")
+    if (indexed := re.fullmatch(r"(\w+)\[\w*\]", name)) and indexed[1] in _LISTS_IN_JSON:
+        raise InvalidRequest(f"unknown field {name[:100]!r}: send several names as a list in JSON ({JSON})")
+    if not value:
+        raise InvalidRequest(
+            f"unknown field {name[:100]!r}, without a value: in the value of a field, write & as %26; expected "
+            + ", ".join(known)
+        )
+    _refuse_unknown(name, known)
 
 
 def _refuse_unknown(name: str, known: Collection[str]) -> NoReturn:

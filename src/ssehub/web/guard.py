@@ -10,17 +10,15 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..control_keys import ControlKeys
-from ..errors import Forbidden, SSEHubError
+from ..errors import CallerForbidden, SSEHubError
+from ..fanout.refusals import ControlRefusal
 from ..fanout.statistics import AppendRefusal
-from ..loglimit import limited_logger
 from ..rights import ControlKey
-from .addresses import client_of
 from .endpoint import error_response
 from .masking import masked
 from .origins import is_cross_origin
+from .refusals import refusals_of
 from .requests import HEADERS, KEY, REFUSED_SECONDS, DroppedBodies, RequestHeaders, request_headers
-
-logger = limited_logger("ssehub.control")
 
 OPEN_PATHS = ("/healthz", "/healthz/", "/readyz", "/readyz/")
 """Load balancers call these without a key, and under any name."""
@@ -73,30 +71,40 @@ class Guard:
     async def _refuse(
         self, exc: SSEHubError, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if isinstance(exc, Forbidden):
-            logger.info("request refused with 403: %s, from %s", exc, client_of(scope))
+        refusals_of(scope).refuse_control(exc, scope)
         if _is_about_runs(scope):  # it may be an append, whose client looks at the answer when the connection is closed
             await self._dropped.refuse(error_response(exc, headers, {"reason": AppendRefusal.FORBIDDEN}), receive, send)
         else:
             await error_response(exc, headers)(scope, receive, send)
 
     def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> ControlKey:
-        """Return the key of a request. Raises Forbidden and ControlKeyError."""
+        """Return the key of a request. Raises CallerForbidden and ControlKeyError."""
         if not self._keys.is_required:
             if not FORWARDING_HEADERS.isdisjoint(headers):
-                raise Forbidden("a proxy forwarded this request: set a control key, or call the control app directly")
+                raise CallerForbidden(
+                    ControlRefusal.FORWARDED,
+                    "a proxy forwarded this request: set a control key, or call the control app directly",
+                )
             self._check_host(headers.get("host", "").lower(), server)
         if is_cross_origin(headers):
-            raise Forbidden("a web page of another origin can't call the control app: call it from a backend")
+            raise CallerForbidden(
+                ControlRefusal.PAGE, "a web page of another origin can't call the control app: call it from a backend"
+            )
         keys = self._keys
         return keys.of_header(headers.get("authorization", "")) if keys.is_required else keys.anyone
 
     def _check_host(self, host: str, server: Sequence[Any] | None) -> None:
         """`server` is the ASGI scope's: the address that was called. The port of a Unix socket is None."""
         if _host_name(host) not in self._hosts:
-            raise Forbidden(f"Host {host[:100]!r} is not allowed: call a loopback name, or add it to control_hosts")
+            raise CallerForbidden(
+                ControlRefusal.HOST,
+                f"Host {host[:100]!r} is not allowed: call a loopback name, or add it to control_hosts",
+            )
         if server is not None and server[1] is not None and not self._is_private(str(server[0])):
-            raise Forbidden("other machines can reach this address: set a control key, or listen on loopback only")
+            raise CallerForbidden(
+                ControlRefusal.REACHABLE,
+                "other machines can reach this address: set a control key, or listen on loopback only",
+            )
 
     def _is_private(self, address: str) -> bool:
         """True for a loopback address, and for a name in `allowed_hosts`."""

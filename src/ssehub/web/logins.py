@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from ..claims import Claims
-from ..errors import ConfigError, TokenError, TokenReason
+from ..errors import ConfigError, LoginFailed, SSEHubError, TokenError, TokenReason
 from ..tokens import Tokens
 from .origins import check_page
 from .query import parse_query
@@ -32,7 +32,7 @@ Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
 """A login of the host application: returns what the request may listen to, None if it is not logged in."""
 
 Login = Callable[[StreamRequest], Awaitable[Claims]]
-"""Returns what the request may listen to. Raises TokenError, Forbidden, or Unavailable if it can't tell yet."""
+"""Returns what the request may listen to. Raises TokenError, Forbidden, LoginFailed, or Unavailable if it can't yet."""
 
 
 def choose_login(
@@ -105,11 +105,16 @@ class HostLogin:
         self._authenticate = authenticate
 
     async def __call__(self, request: StreamRequest) -> Claims:
-        claims = await self._authenticate(HTTPConnection(request.scope))
+        try:
+            claims = await self._authenticate(HTTPConnection(request.scope))
+        except SSEHubError:
+            raise
+        except Exception as exc:
+            raise LoginFailed("authenticate failed") from exc
         if claims is None:
             raise TokenError("authenticate returned None", TokenReason.MISSING)
         if not isinstance(claims, Claims):
-            raise TypeError(
+            raise LoginFailed(
                 f"authenticate returned {type(claims).__name__}: return ssehub.Claims, or None if not logged in"
             )
         return claims

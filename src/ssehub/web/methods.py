@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Mapping
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..fanout.refusals import Refusal
+from .refusals import Refusals
+
 STREAM_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -17,16 +20,18 @@ class ByMethod:
     long as it lasts.
     """
 
-    def __init__(self, streams: ASGIApp, others: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, streams: ASGIApp, others: Mapping[str, ASGIApp], refusals: Refusals) -> None:
         self._apps = {"GET": streams, "HEAD": streams, **others}
         self._allow = ", ".join((*STREAM_METHODS, *others))
+        self._refusals = refusals
         self._options = Response(status_code=204, headers={"Allow": self._allow})
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self._apps.get(scope["method"])
         if app is None:
-            app = self._options if scope["method"] == "OPTIONS" else self._not_allowed()
+            app = self._options if scope["method"] == "OPTIONS" else self._not_allowed(scope)
         return app(scope, receive, send)
 
-    def _not_allowed(self) -> Response:
+    def _not_allowed(self, scope: Scope) -> Response:
+        self._refusals.refuse(Refusal.METHOD, scope)
         return PlainTextResponse(f"method not allowed: use one of {self._allow}\n", 405, {"Allow": self._allow})

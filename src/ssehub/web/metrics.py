@@ -164,7 +164,12 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         yield CounterMetricFamily(f"ssehub_{name}", help, value)
     for name, help, label, counts in (
         ("endings", "Streams ended, by reason.", "reason", stats.endings),
-        ("refused", "Streams and publishes refused, by reason.", "reason", stats.refused),
+        (
+            "refused",
+            "Requests that the client app refused for other reasons than their token, by reason.",
+            "reason",
+            stats.refused,
+        ),
         ("tokens_refused", "Tokens refused by the client app, by reason.", "reason", stats.refused_tokens),
         ("resets", "Clients told that they may have missed events, by reason.", "reason", stats.resets),
         (
@@ -174,16 +179,25 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
             stats.reload_failures,
         ),
         ("appends_refused", "Appends refused or ended by the hub, by reason.", "reason", stats.refused_appends),
+        ("control_refused", "Requests refused by the control app, by reason.", "reason", stats.refused_control),
         ("control_responses", "Responses of the control app, by status.", "status", stats.control_responses),
         ("logouts", "Back-channel logouts, by result.", "result", stats.logouts),
     ):
         yield _by(label, name, help, counts)
-    yield _by_key("control_requests", "Requests to the control app, by key and right.", "right", stats.control_requests)
-    yield _by_key(
-        "control_refused",
+    yield _by_two(
+        ("key", "right"), "control_requests", "Requests to the control app, by key and right.", stats.control_requests
+    )
+    yield _by_two(
+        ("key", "reason"),
+        "control_keys_refused",
         "Requests to the control app that were refused because of their key, by key and reason.",
-        "reason",
-        stats.control_refused,
+        stats.refused_keys,
+    )
+    yield _by_two(
+        ("port", "reason"),
+        "connections_refused",
+        "Connections ended by the server, or requests that it did not pass to the app, by port and reason.",
+        stats.refused_connections,
     )
     yield _histogram(
         "round_seconds", "Duration of rounds.", stats.round_bounds, stats.round_counts, stats.round_seconds
@@ -220,11 +234,11 @@ def _by(
     return family
 
 
-def _by_key(name: str, help: str, label: str, counts: Mapping[str, Mapping[str, int]]) -> Metric:
-    family = CounterMetricFamily(f"ssehub_{name}", help, labels=["key", label])
-    for key, of_key in counts.items():
-        for value, count in of_key.items():
-            family.add_metric([key, value], count)
+def _by_two(labels: tuple[str, str], name: str, help: str, counts: Mapping[str, Mapping[str, int]]) -> Metric:
+    family = CounterMetricFamily(f"ssehub_{name}", help, labels=labels)
+    for first, of_first in counts.items():
+        for second, count in of_first.items():
+            family.add_metric([first, second], count)
     return family
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import ConfigError, Forbidden, InvalidRequest
-from ..loglimit import limited_logger
-
-logger = limited_logger("ssehub.client")
+from ..errors import CallerForbidden, ConfigError, InvalidRequest
+from ..fanout.refusals import Refusal
+from .refusals import Refusals
 
 ANY = "*"
 OPAQUE = "null"
@@ -34,11 +33,11 @@ def is_cross_origin(headers: Mapping[str, str]) -> bool:
 
 
 def check_page(headers: Mapping[str, str], origins: Collection[str], action: str) -> None:
-    """Raise Forbidden, which names `action`, if a page made the request that is neither ours nor of `origins`."""
+    """Raise CallerForbidden, which names `action`, if a page made the request that is neither ours nor of `origins`."""
     origin = headers.get("origin")
     if _is_foreign(headers) and origin not in origins:
         page = "a page of another origin" if origin is None else f"a page of origin {origin[:100]!r}"
-        raise Forbidden(f"{page} can't {action}: add its origin to cors_origins")
+        raise CallerForbidden(Refusal.PAGE, f"{page} can't {action}: add its origin to cors_origins")
 
 
 def _is_foreign(headers: Mapping[str, str]) -> bool:
@@ -146,20 +145,18 @@ class OriginWatch:
     coroutine: a stream would keep one more of them for as long as it lasts.
     """
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str], count: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str], refusals: Refusals) -> None:
         self._app = app
         self._origins = frozenset(origins)
-        self._count = count
+        self._refusals = refusals
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             origin = headers.get("origin")
             if origin is not None and self._is_refused(origin, headers):
-                self._count()
-                logger.info(
-                    "origin %.200r is not in cors_origins: the browser hides the response from the page", origin
-                )
+                shown = f"{origin!r:.200} is not in cors_origins: the browser hides the response from the page"
+                self._refusals.refuse(Refusal.ORIGIN, scope, shown)
         return self._app(scope, receive, send)
 
     def _is_refused(self, origin: str, headers: Headers) -> bool:

@@ -6,22 +6,19 @@ import time
 
 from ..buckets import Buckets
 from ..errors import TooManyRequests
-from ..fanout.limits import BURST_SECONDS, Refusal
-from ..hub import Hub
+from ..fanout.limits import BURST_SECONDS
 
 
 class PublishRates:
     """What each control key has left of `max_publishes_per_second`, which is None for no limit."""
 
-    def __init__(self, hub: Hub, per_second: float | None) -> None:
-        self._hub = hub
+    def __init__(self, per_second: float | None) -> None:
         self._buckets = Buckets(per_second, BURST_SECONDS, time.monotonic) if per_second is not None else None
 
     def spend(self, key_name: str, events: int) -> None:
         """Raise TooManyRequests if the control key is over its rate. A batch costs as much as it has events."""
         wait = self.try_spend(key_name, events)
         if wait:
-            self._hub.count_refusal(Refusal.PUBLISH_RATE)
             raise TooManyRequests(f"more events than max_publishes_per_second: try again in {wait:.1f} s", wait)
 
     def try_spend(self, key_name: str, events: int) -> float:

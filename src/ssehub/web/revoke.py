@@ -15,13 +15,13 @@ from ..errors import BrokerUnavailable, InvalidRequest, TokenError, UnknownRevoc
 from ..fields import EVERYONE
 from ..hub import Hub
 from ..loglimit import limited_logger
+from ..pace import Pace, pace_for
 from ..revocations import MAX_REVOCATIONS, Revocation, Revocations
 from ..rights import Right
 from ..settings import LEEWAY, Limits
 from ..tokens import Tokens
 from .endpoint import Endpoint
 from .forms import FORM, form_fields, read_fields, refuse_null
-from .pace import Pace, pace_for
 from .requests import ControlRequest
 
 logger = limited_logger("ssehub.control")

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import InvalidRequest, SSEHubError, UnknownRun
 from ..fields import check_name, to_utf8
 from ..hub import Hub
+from ..pace import pace_for
 from ..publication import IdempotencyKey
 from ..rights import ControlKey, Right
 from ..runs.entries import RunEvent
@@ -22,7 +23,6 @@ from ..runs.store import Created, CreateMode, Creation, RunFilter
 from ..settings import Limits
 from .endpoint import Endpoint
 from .forms import names, read_fields, refuse_null, urlencoded, whole_number
-from .pace import pace_for
 from .requests import ControlRequest, RequestHeaders, idempotency_key
 from .run_access import change_run
 from .run_answers import run_error, run_object

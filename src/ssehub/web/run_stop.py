@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import Forbidden, InvalidRequest, RunConflict, Unavailable, UnknownRun
-from ..fanout.limits import Refusal
+from ..errors import Forbidden, InvalidRequest, RunConflict, SSEHubError, Unavailable, UnknownRun
 from ..hub import Hub
-from ..loglimit import limited_logger
 from ..runs.model import Run, check_run_name
-from .addresses import client_of
 from .denials import Denials
-from .endpoint import RETRY_AFTER_SECONDS
 from .logins import Login, StreamRequest, TokenLogin
 from .origins import ANY, check_page
 from .query import QUERY_BOUNDS, RUN
+from .refusals import CLAIMS, Refusals
 from .unknown_run import UnknownRuns
-
-logger = limited_logger("ssehub.client")
 
 STOP = "/events/stop"
 MAX_GENERATION_DIGITS = 15
@@ -32,12 +27,21 @@ class RunStop:
     `generation` is that of `stream-hello`, so that a click that comes late does not stop the next run.
     """
 
-    def __init__(self, hub: Hub, login: Login, cors_origins: frozenset[str], denials: Denials) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        login: Login,
+        cors_origins: frozenset[str],
+        refusals: Refusals,
+        denials: Denials,
+        unknown_runs: UnknownRuns,
+    ) -> None:
         self._hub = hub
         self._login = login
         self._cors_origins = cors_origins
+        self._refusals = refusals
         self._denials = denials
-        self._unknown_runs = UnknownRuns(hub)
+        self._unknown_runs = unknown_runs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = asyncio.get_running_loop().time()
@@ -46,17 +50,11 @@ class RunStop:
         except UnknownRun:
             response = await self._unknown_runs.response(scope, began)
         except RunConflict as exc:
+            self._refusals.refuse_client(exc, scope)
             fields = {"reason": exc.reason, "generation": exc.generation, "state": exc.state, "events": exc.events}
             response = JSONResponse({"error": str(exc), **fields}, exc.status)
-        except InvalidRequest as exc:
-            response = PlainTextResponse(f"{exc}\n", exc.status)
-        except Unavailable as exc:
-            self._hub.count_refusal(Refusal.UNAVAILABLE)
-            logger.warning("stop refused with 503: %s; from %s", exc, client_of(scope))
-            headers = {"Retry-After": RETRY_AFTER_SECONDS}
-            response = PlainTextResponse("the run can't be stopped at present: try again\n", 503, headers)
-        except Exception as exc:
-            response = self._denials.response(exc, scope)
+        except SSEHubError as exc:
+            response = self._denials.response(exc, scope, "the run can't be stopped at present: try again")
         response.headers["Cache-Control"] = "no-store"
         await response(scope, receive, send)
 
@@ -65,7 +63,7 @@ class RunStop:
         # Pages of all origins may listen with a token that is no cookie, which they have to know. So they may stop.
         if ANY not in self._cors_origins or not isinstance(self._login, TokenLogin):
             check_page(request.headers, self._cors_origins, "stop a run here")
-        claims = await self._login(request)
+        claims = scope[CLAIMS] = await self._login(request)
         self._hub.require_access(claims)
         name, generation = _wanted(request)
         await self._hub.start()

@@ -20,11 +20,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..control_keys import ControlKeys
+from ..fanout.refusals import ControlRefusal
 from ..hub import Hub
 from ..settings import Limits, RequestLimits
 from .append import AppendToRun
 from .escapes import unescape
 from .rates import PublishRates
+from .refusals import Refusals
 from .requests import NAME
 from .run_calls import CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
 
@@ -39,12 +41,19 @@ class RunCalls:
     path = "/runs"
 
     def __init__(
-        self, hub: Hub, keys: ControlKeys, limits: Limits, request_limits: RequestLimits, rates: PublishRates
+        self,
+        hub: Hub,
+        refusals: Refusals,
+        keys: ControlKeys,
+        limits: Limits,
+        request_limits: RequestLimits,
+        rates: PublishRates,
     ) -> None:
+        self._refusals = refusals
         read = GetRun(hub)
         self._of_all: Mapping[str, ASGIApp] = {"GET": ListRuns(hub)}
         self._of_one: Mapping[str, ASGIApp] = {
-            "POST": AppendToRun(hub, keys, limits, request_limits, rates),
+            "POST": AppendToRun(hub, refusals, keys, limits, request_limits, rates),
             "PUT": CreateRun(hub, limits),
             "GET": read,
             "DELETE": DeleteRun(hub, limits),
@@ -65,12 +74,14 @@ class RunCalls:
         name, _, below = _path_below(scope).removesuffix(b"/").partition(b"/")
         calls = self._calls(name, below)
         if calls is None:
+            self._refusals.refuse(ControlRefusal.NOT_FOUND, scope)
             response: Response = JSONResponse({"error": NO_PATH}, 404)
             await response(scope, receive, send)
             return
         method = scope["method"]
         call = calls.get("GET" if method == "HEAD" else method)
         if call is None:
+            self._refusals.refuse(ControlRefusal.METHOD, scope)
             allow = ", ".join(calls)
             response = JSONResponse({"error": f"method not allowed: use {allow}"}, 405, {"Allow": allow})
             await response(scope, receive, send)
@@ -78,6 +89,7 @@ class RunCalls:
         try:
             scope[NAME] = unescape(name).decode() if len(name) <= MAX_NAME_BYTES else name.decode()
         except UnicodeDecodeError:
+            self._refusals.refuse(ControlRefusal.INVALID, scope)
             response = JSONResponse({"error": "the run's name is not valid UTF-8: percent-encode it in UTF-8"}, 400)
             await response(scope, receive, send)
             return

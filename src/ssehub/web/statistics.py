@@ -25,6 +25,7 @@ SUMMED = (
     "endings",
     "refused",
     "refused_tokens",
+    "refused_control",
     "delivered",
     "delivered_bytes",
     "replayed",

@@ -12,7 +12,7 @@ import re
 from typing import Any, NoReturn
 
 from ..errors import BodyTooLarge, InvalidRequest
-from .pace import SMALL_BODY_BYTES, Pace
+from ..pace import SMALL_BODY_BYTES, Pace
 
 MAX_EVENT_VALUES = 50_000
 """Most JSON values in one event. Parsing so many takes up to 50 ms."""

@@ -7,34 +7,27 @@ import asyncio
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
-from ..fanout.limits import Refusal
-from ..hub import Hub
-from ..loglimit import limited_logger
-from .addresses import client_of
+from ..fanout.refusals import Refusal
 from .query import RUN, parse_query
-
-logger = limited_logger("ssehub.client")
+from .refusals import MAX_SHOWN_NAME, Refusals
 
 LEAST_SECONDS = 0.05
 """How long after its request this response is sent at the earliest: to look for a run takes less time, and takes
 another time if there is one.
 """
 TEXT = "there is no run of that name that you may watch\n"
-SHOWN_LENGTH = 80
 
 
 class UnknownRuns:
-    """Responds to requests for such runs. They are counted by `hub`, and logged."""
+    """Responds to requests for such runs."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
 
     async def response(self, scope: Scope, began: float) -> Response:
         """Return the response to a request that came when the clock of the event loop was at `began`."""
-        self._hub.count_refusal(Refusal.UNKNOWN_RUN)
         query = parse_query(scope["query_string"])
         name = "" if query is None else query.fields.get(RUN, "")
-        shown = f"{name!r:.{SHOWN_LENGTH}}"
-        logger.info("run refused, unknown or not granted: %s; from %s", shown, client_of(scope))
+        self._refusals.refuse(Refusal.UNKNOWN_RUN, scope, f"run {name!r:.{MAX_SHOWN_NAME}}")
         await asyncio.sleep(began + LEAST_SECONDS - asyncio.get_running_loop().time())
         return PlainTextResponse(TEXT, 404, headers={"Cache-Control": "no-store"})

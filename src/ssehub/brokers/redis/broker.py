@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from typing import ClassVar, NamedTuple
 
 from ...errors import BrokerUnavailable
+from ...node import Node, Nodes
 from ...publication import Publication
 from ...revocations import Revocation, Revocations
 from ...settings import Idempotency, LogRetention, RedisOptions, Retention, RunLimits
 from ..base import Follower
 from .connection import Connection, Server, explain
+from .nodes import RedisNodes
 from .reader import Reader
 from .run_calls import check_access
 from .run_channels import check_channels
@@ -50,9 +52,11 @@ class RedisBroker:
         retention: Retention = Retention(),
         runs: RunLimits = RunLimits(),
         options: RedisOptions = RedisOptions(),
+        node: Node | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._server = Server(url, options.redis_prefix, now)
+        self._nodes = RedisNodes(self._server, node or Node.here(), options.broker_probe_seconds)
         self.runs = RedisRuns(self._server, runs, options.broker_probe_seconds)
         self._idempotency = idempotency
         self._log = log
@@ -77,6 +81,10 @@ class RedisBroker:
     @property
     def revocations(self) -> Revocations:
         return self._table.revocations
+
+    @property
+    def nodes(self) -> Nodes:
+        return self._nodes.known
 
     @property
     def clock_skew_seconds(self) -> float:
@@ -122,7 +130,7 @@ class RedisBroker:
                 # In a task of its own, so that `_cancel` ends it however often its cancellation is lost.
                 tasks.append(asyncio.create_task(self._start(reader)))
                 await asyncio.shield(tasks[0])
-            tasks += [asyncio.create_task(reader.run()), asyncio.create_task(writer.run())]
+            tasks += [asyncio.create_task(one.run()) for one in (reader, writer, self._nodes)]
             self._tasks = _Tasks(reader, writer)
             async with self.runs.running() as run_tasks:
                 tasks += run_tasks
@@ -131,6 +139,7 @@ class RedisBroker:
             self._tasks = None
             await _cancel(tasks)
             writer.close()
+            await self._nodes.leave()
 
     async def _start(self, reader: Reader) -> None:
         """Deliver the log's tail and check that this user may use the log and the runs. Raises BrokerUnavailable."""

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -60,6 +61,8 @@ REASONS = {
 """Redis' most common refusals, explained."""
 REFUSALS = tuple(REASONS)
 """After these errors nothing has been stored. Others may occur within a script, which is not rolled back."""
+PERMISSION_ERRORS = (NoPermissionError,)
+"""This user may not do that, over whichever connection."""
 CONNECTION_ERRORS = (RedisError, OSError, BrokerUnavailable)
 """Errors of the server or the network; any other error is a bug."""
 

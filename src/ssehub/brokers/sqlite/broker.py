@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ...errors import BrokerUnavailable
+from ...node import Node, Nodes
 from ...publication import Publication, Revoke, TakeBack
 from ...revocations import Revocation, Revocations
 from ...settings import Idempotency, LogRetention, Retention, RunLimits
@@ -49,11 +50,13 @@ class SqliteBroker:
         log: LogRetention = LogRetention(),
         retention: Retention = Retention(),
         runs: RunLimits = RunLimits(),
+        node: Node | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock_skew_seconds = 0.0
         self.skipped = 0
+        self.nodes = Nodes(node or Node.here())
         self.is_current = True
         self.revocations = Revocations()
         self.now = now

@@ -1,4 +1,4 @@
-"""Pace: work on a large request body in slices, so that the event loop is never blocked for long."""
+"""Pace: work that takes long, such as reading a large request body, in slices, so that the event loop goes on."""
 
 from __future__ import annotations
 

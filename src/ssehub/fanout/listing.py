@@ -1,0 +1,274 @@
+"""Listings: the open streams and their channels, as people who look after a hub ask for them.
+
+A listing walks through a copy of the streams, for 5 ms in each turn of the event loop. It says of each stream what is
+true when it comes to it. Streams cost nothing more as long as nobody asks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
+from operator import attrgetter
+from typing import NamedTuple
+
+from ..grant import WILDCARD
+from ..pace import Pace
+from ..proxies import UNIX, Network, parse_address
+from .backlogs import Backlogs
+from .index import Index
+from .origin import Origin
+from .registry import Registry
+from .subscriber import State, Subscriber
+
+FEW = 1_000
+"""Up to so many streams of a channel are found by the index at once. More are found by walking through all streams."""
+PAGE_CHARACTERS = 2**20
+"""A page ends when the names in it have so many characters: a stream may have a thousand channels."""
+PART = 1_000
+"""So many names of channels are compared before the loop may go on."""
+MAX_GROUPS = 10_000
+"""Most groups that are returned."""
+
+_number = attrgetter("number")
+
+
+class Group(StrEnum):
+    """What streams can be counted by."""
+
+    USER = "userId"
+    ADDRESS = "address"
+    CHANNEL = "channel"
+    PATTERN = "pattern"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which streams are asked for: those to which all of this applies. None applies to all."""
+
+    user_id: str | None = None
+    channel: str | None = None
+    """They have it, or a pattern that covers it."""
+    addresses: Network | str | None = None
+    """Their address is in this network, or they come from a Unix socket if this is `unix`."""
+
+
+class Stream(NamedTuple):
+    """An open stream at one moment."""
+
+    number: int
+    user_id: str
+    channels: Sequence[str]
+    patterns: Sequence[str]
+    run: str | None
+    origin: Origin | None
+    opened_at: float
+    """Unix time in seconds."""
+    last_id: str
+    """The position up to which everything for it has been written."""
+    events: int
+    bytes: int
+    backlog_bytes: int
+    """What its connection has not accepted yet, and what is held for it."""
+    state: str
+
+
+class Page(NamedTuple):
+    streams: list[Stream]
+    has_more: bool
+
+
+class Counted(NamedTuple):
+    """The streams that have one `value` in common. It is None for the address and the client of Python code."""
+
+    value: str | None
+    streams: int
+    backlog_bytes: int
+
+
+class Listing:
+    """Describes the streams of one hub. `wall` gives Unix time, and `monotonic` a monotonic clock, in seconds."""
+
+    def __init__(
+        self,
+        index: Index,
+        registry: Registry,
+        backlogs: Backlogs,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._index = index
+        self._registry = registry
+        self._backlogs = backlogs
+        self._wall = wall
+        self._monotonic = monotonic
+
+    async def page(self, wanted: Wanted, after: int, limit: int) -> Page:
+        """Return up to `limit` of the streams whose number is above `after`, by number."""
+        found: list[Stream] = []
+        characters = 0
+        async with aclosing(self._walk(wanted, after)) as walk:
+            async for subscriber in walk:
+                if len(found) == limit or characters >= PAGE_CHARACTERS:
+                    return Page(found, True)
+                stream = self._describe(subscriber)
+                found.append(stream)
+                characters += size_of(stream)
+        return Page(found, False)
+
+    async def largest(self, wanted: Wanted, limit: int) -> list[Stream]:
+        """Return up to `limit` streams, those with the largest backlogs first."""
+        heap: list[tuple[int, int, Subscriber]] = []
+        async for subscriber in self._walk(wanted):
+            item = (self._backlog_of(subscriber), -subscriber.number, subscriber)
+            if len(heap) < limit:
+                heapq.heappush(heap, item)
+            elif item > heap[0]:
+                heapq.heapreplace(heap, item)
+        found: list[Stream] = []
+        characters = 0
+        for _, _, subscriber in sorted(heap, reverse=True):
+            if characters < PAGE_CHARACTERS:
+                found.append(self._describe(subscriber))
+                characters += size_of(found[-1])
+        return found
+
+    async def count(self, wanted: Wanted, by: Group) -> tuple[list[Counted], bool]:
+        """Return the groups, in no order, and False; of more than MAX_GROUPS, the largest ones, and True."""
+        values_of = _VALUES[by]
+        counts: dict[str | None, list[int]] = {}
+        async for subscriber in self._walk(wanted):
+            backlog = self._backlog_of(subscriber)
+            for value in values_of(subscriber):
+                count = counts.get(value)
+                if count is None:
+                    counts[value] = [1, backlog]
+                else:
+                    count[0] += 1
+                    count[1] += backlog
+        pace = Pace()
+        found = []
+        for value, (streams, backlog) in counts.items():
+            found.append(Counted(value, streams, backlog))
+            if pace.is_due:
+                await pace.rest()
+        if len(found) <= MAX_GROUPS:
+            return found, False
+        found.sort(key=attrgetter("streams"), reverse=True)
+        return found[:MAX_GROUPS], True
+
+    async def channels(self, prefix: str, after: str, limit: int) -> list[str]:
+        """Return up to `limit` names of channels that begin with `prefix` and come after `after`, in order."""
+        names = self._index.names()
+        found: list[str] = []
+        pace = Pace()
+        for at in range(0, len(names), PART):
+            part = [name for name in names[at : at + PART] if name > after and name.startswith(prefix)]
+            found = heapq.nsmallest(limit, [*found, *part])
+            if pace.is_due:
+                await pace.rest()
+        return found
+
+    async def channel_counts(self, names: Iterable[str]) -> list[tuple[int, int]]:
+        """Return what `Index.count` returns for each of `names`."""
+        counts = []
+        pace = Pace()
+        for name in names:
+            counts.append(self._index.count(name))
+            if pace.is_due:
+                await pace.rest()
+        return counts
+
+    async def _walk(self, wanted: Wanted, after: int = 0) -> AsyncGenerator[Subscriber, None]:
+        """Yield the streams that are wanted, by number, as far as they are still open."""
+        candidates = self._candidates(wanted)
+        matches = _Matching(wanted).matches
+        pace = Pace()
+        for at in range(bisect_right(candidates, after, key=_number), len(candidates)):
+            subscriber = candidates[at]
+            if subscriber.state is not State.ENDED and matches(subscriber):
+                yield subscriber
+            if pace.is_due:
+                await pace.rest()
+
+    def _candidates(self, wanted: Wanted) -> list[Subscriber]:
+        """Return the streams among which all are that are wanted, by number."""
+        users = [] if wanted.user_id is None else [wanted.user_id]
+        channels = [] if wanted.channel is None else [wanted.channel]
+        if users or (channels and sum(self._index.count(channels[0])) <= FEW):
+            return sorted(self._index.named(users, channels), key=_number)
+        return list(self._index.all)  # in the order in which they were opened
+
+    def _backlog_of(self, subscriber: Subscriber) -> int:
+        return subscriber.sink.backlog + self._backlogs.held_for(subscriber)
+
+    def _describe(self, subscriber: Subscriber) -> Stream:
+        return Stream(
+            subscriber.number,
+            subscriber.user_id,
+            subscriber.channels,
+            [prefix + WILDCARD for prefix in subscriber.prefixes],
+            subscriber.run_name,
+            subscriber.origin,
+            self._wall() - (self._monotonic() - subscriber.connected_at),
+            str(self._registry.position_of(subscriber)),
+            subscriber.events,
+            subscriber.bytes,
+            self._backlog_of(subscriber),
+            subscriber.state.value,
+        )
+
+
+class _Matching:
+    """Says which streams are wanted. The answers about addresses are remembered: many streams share one."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._known: dict[str, bool] = {}
+
+    def matches(self, subscriber: Subscriber) -> bool:
+        wanted = self._wanted
+        if wanted.user_id is not None and subscriber.user_id != wanted.user_id:
+            return False
+        channel = wanted.channel
+        if channel is not None and channel not in subscriber.channels and not channel.startswith(subscriber.prefixes):
+            return False
+        return wanted.addresses is None or self._is_there(subscriber.origin)
+
+    def _is_there(self, origin: Origin | None) -> bool:
+        if origin is None:
+            return False
+        known = self._known.get(origin.address)
+        if known is None:
+            known = self._known[origin.address] = self._is_in(origin.address)
+        return known
+
+    def _is_in(self, address: str) -> bool:
+        addresses = self._wanted.addresses
+        if isinstance(addresses, str):
+            return not address and addresses == UNIX
+        parsed = parse_address(address)
+        return parsed is not None and addresses is not None and parsed in addresses
+
+
+def address_of(origin: Origin | None) -> str | None:
+    """Return the address of a stream as listings show it: `unix` for a Unix socket, None for Python code."""
+    return None if origin is None else origin.address or UNIX
+
+
+def size_of(stream: Stream) -> int:
+    """Return about how many characters it takes to describe `stream`, besides its numbers."""
+    return len(stream.user_id) + sum(map(len, stream.channels)) + sum(map(len, stream.patterns))
+
+
+_VALUES: Mapping[Group, Callable[[Subscriber], Iterable[str | None]]] = {
+    Group.USER: lambda subscriber: (subscriber.user_id,),
+    Group.ADDRESS: lambda subscriber: (address_of(subscriber.origin),),
+    Group.CHANNEL: lambda subscriber: subscriber.channels,
+    Group.PATTERN: lambda subscriber: [prefix + WILDCARD for prefix in subscriber.prefixes],
+    Group.CLIENT: lambda subscriber: (None if subscriber.origin is None else subscriber.origin.client,),
+}
