@@ -56,7 +56,7 @@ async def test_nodes_name_each_other_until_they_leave(redis_server: RedisServer)
     assert redis_server.command("KEYS", "*:node*") == []
 
 
-async def test_node_that_was_killed_is_forgotten_when_its_key_expires(valkey: RedisServer) -> None:
+async def test_h5_node_that_was_killed_is_forgotten_when_its_key_expires(valkey: RedisServer) -> None:
     valkey.command("SET", "{ssehub}:node:dead", json.dumps(_described("dead")), "PX", "1500")
     valkey.command("ZADD", "{ssehub}:nodes", "0", "dead")
     async with Node(valkey.url) as node:
@@ -71,7 +71,7 @@ def _described(id: str, **fields: object) -> dict[str, object]:
     return {**node, **fields}
 
 
-async def test_node_of_another_version_counts_and_what_is_not_a_node_is_left_out(valkey: RedisServer) -> None:
+async def test_h5_node_of_another_version_counts_and_what_is_not_a_node_is_left_out(valkey: RedisServer) -> None:
     values = {
         "newer": json.dumps(_described("newer", region="north")),
         "list": "[]",
@@ -89,7 +89,7 @@ async def test_node_of_another_version_counts_and_what_is_not_a_node_is_left_out
         assert others_of(node) == ["newer"]
 
 
-async def test_redis_that_is_away_makes_the_others_unknown_until_it_is_back(valkey: RedisServer) -> None:
+async def test_h5_redis_that_is_away_makes_the_others_unknown_until_it_is_back(valkey: RedisServer) -> None:
     async with Node(valkey.url) as node:
         await until(lambda: others_of(node) == [])
         valkey.kill()
@@ -102,7 +102,7 @@ async def test_redis_that_is_away_makes_the_others_unknown_until_it_is_back(valk
 
 
 @pytest.mark.parametrize("missing", ["set", "mget"])
-async def test_user_who_may_not_announce_nodes_can_do_everything_else(missing: str, valkey: RedisServer) -> None:
+async def test_h5_user_who_may_not_announce_nodes_can_do_everything_else(missing: str, valkey: RedisServer) -> None:
     valkey.command("ACL", "SETUSER", "alex", "on", ">swordfish", "+@all", f"-{missing}", "allkeys", "allchannels")
     async with Node(f"redis://alex:swordfish@127.0.0.1:{valkey.port}") as node:
         await until(lambda: missing in (nodes_of(node).problem or ""))

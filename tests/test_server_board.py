@@ -78,7 +78,7 @@ async def test_worker_that_accepts_a_question_and_never_answers_is_missing_after
     ],
     ids=["nothing", "half a line", "no end", "error", "too long"],
 )
-async def test_answer_that_is_not_complete_does_not_count(
+async def test_h3_answer_that_is_not_complete_does_not_count(
     parts: list[bytes],
     line: str,
     tmp_path: Path,
@@ -108,7 +108,7 @@ async def test_answer_that_is_not_complete_does_not_count(
     ],
     ids=["unknown", "empty", "nothing", "not UTF-8", "deep", "list", "number", "no arguments", "wrong arguments"],
 )
-async def test_malformed_question_is_answered_with_an_error(question: bytes, error: str, tmp_path: Path) -> None:
+async def test_h3_malformed_question_is_answered_with_an_error(question: bytes, error: str, tmp_path: Path) -> None:
     async with workers(tmp_path, 1):
         line = await reply_to(tmp_path / "0.sock", question)
         afterwards = await reply_to(tmp_path / "0.sock", b'{"ask": "channels", "names": []}\n')
@@ -117,7 +117,7 @@ async def test_malformed_question_is_answered_with_an_error(question: bytes, err
     assert afterwards == b'{"counts": []}\n{"end": true}\n'
 
 
-async def test_question_over_64_kib_is_answered_and_one_over_the_limit_is_told_so(
+async def test_h3_question_over_64_kib_is_answered_and_one_over_the_limit_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board_module, "MAX_QUESTION_BYTES", 2**20)

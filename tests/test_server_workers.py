@@ -130,6 +130,49 @@ def test_dead_worker_is_replaced_and_the_streams_of_the_other_go_on(
     assert sorted(subscribers(hub)) == ["0", "1"]
 
 
+def answered(hub: RunningHub, path: str) -> dict[str, Any]:
+    """Return what a worker that runs answers: the kernel may give a connection to one that has been stopped."""
+    for _ in range(20):
+        with contextlib.suppress(httpx.TimeoutException):
+            found: dict[str, Any] = httpx.get(f"{hub.control_url}{path}", timeout=2.5).raise_for_status().json()
+            return found
+    raise AssertionError("no worker answers")
+
+
+def test_h3_stopped_worker_is_missing_in_listings_and_what_the_other_says_is_right(
+    start_workers: StartHub, open_stream: OpenStream
+) -> None:
+    hub = start_workers()
+    token = hub.token()
+    for _ in range(20):
+        open_stream(hub, token)
+    before = answered(hub, "/streams/?limit=1000")
+    of_first = [stream for stream in before["streams"] if stream["worker"] == "0"]
+    found = re.search(r"worker 1 has started, process (\d+)", hub.log)
+    assert found
+    stopped = psutil.Process(int(found[1]))
+
+    stopped.suspend()
+    try:
+        listing = answered(hub, "/streams/?limit=1000")
+        channels = answered(hub, "/channels/")
+        statistics = answered(hub, "/statistics")
+        largest = answered(hub, "/streams/?sort=backlog")
+    finally:
+        stopped.resume()
+    after = answered(hub, "/streams/?limit=1000")
+
+    assert before["missing"] == after["missing"] == []
+    assert len(before["streams"]) == len(after["streams"]) == 20 > len(of_first) > 0
+    for answer in (listing, channels, statistics, largest):
+        assert answer["missing"] == ["1"]
+    assert [stream["number"] for stream in listing["streams"]] == [stream["number"] for stream in of_first]
+    assert channels["channels"] == [{"channel": "chat", "streams": len(of_first), "patternStreams": 0}]
+    assert statistics["total"]["subscribers"] == len(of_first)
+    assert before["node"] == after["node"] and before["node"]["pid"] == hub.process.pid
+    assert before["nodes"] == []
+
+
 @pytest.mark.soak
 def test_worker_that_hangs_is_killed_and_replaced(start_workers: StartHub, open_stream: OpenStream) -> None:
     hub = start_workers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from control_requests import control_app
 from ssehub.fanout.statistics import Statistics
 from ssehub.web.board import Answers
-from ssehub.web.statistics import SUMMED, total
+from ssehub.web.statistics import total
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,7 @@ async def test_statistics_of_a_hub_that_is_alone() -> None:
     assert list(answer["workers"]) == ["0"]
     assert answer["workers"]["0"]["subscribers"] == answer["total"]["subscribers"] == 2
     assert answer["workers"]["0"]["refusedTokens"]["signature"] == 0
+    assert answer["node"]["pid"] == os.getpid() and answer["nodes"] == []
 
 
 async def test_worker_that_does_not_answer_is_named_beside_the_numbers_of_the_others() -> None:
@@ -62,16 +64,32 @@ async def test_query_is_refused() -> None:
     assert (answer.status_code, answer.text) == (400, "the query is not used: leave it out\n")
 
 
-def test_totals_are_sums_of_numbers_and_of_counts_by_reason() -> None:
-    first, second = Statistics(delivered=1), Statistics(delivered=2)
+def test_totals_are_sums_of_numbers_of_counts_by_reason_and_of_histograms() -> None:
+    first, second = Statistics(delivered=1, delivery_seconds=0.5), Statistics(delivered=2, delivery_seconds=1.0)
     first.endings["slow"], second.endings["slow"] = 3, 4
+    first.control_requests, second.control_requests = (
+        {"shop": {"read": 1}},
+        {"shop": {"read": 2}, "blog": {"publish": 5}},
+    )
+    first.count_deliveries(0.002, 2)
+    second.count_deliveries(0.002, 3)
 
     sums = total([first, second])
 
     assert sums["delivered"] == 3
     assert sums["endings"]["slow"] == 7
     assert sums["endings"]["expired"] == 0
+    assert sums["controlRequests"] == {"shop": {"read": 3}, "blog": {"publish": 5}}
+    assert sums["deliveryCounts"][:3] == [0, 5, 0]
 
 
-def test_every_summed_name_is_one_of_the_statistics() -> None:
-    assert {field.name for field in dataclasses.fields(Statistics)} >= set(SUMMED)
+def test_total_of_limits_is_their_sum_unless_one_worker_has_none() -> None:
+    assert total([Statistics(subscribers_max=10), Statistics(subscribers_max=20)])["subscribersMax"] == 30
+    assert total([Statistics(subscribers_max=10), Statistics()])["subscribersMax"] is None
+
+
+def test_what_workers_share_has_no_total() -> None:
+    sums = total([Statistics(), Statistics()])
+
+    assert not sums.keys() & {"runs", "revocations", "historyEvents", "brokerReady", "loopLagSeconds", "channels"}
+    assert all(f"{name}Max" in sums for name in ("subscribers", "backlogBytes", "waitingBytes"))

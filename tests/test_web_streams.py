@@ -140,7 +140,7 @@ async def test_channels_are_paged_by_name_and_summed_over_workers(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", ["/streams/", "/streams/?sort=backlog", "/streams/?group=userId", "/channels/"])
-async def test_worker_that_does_not_answer_is_missing_and_the_others_are_there(path: str, tmp_path: Path) -> None:
+async def test_h3_worker_that_does_not_answer_is_missing_and_the_others_are_there(path: str, tmp_path: Path) -> None:
     async with workers(tmp_path, 2, absent=1) as group:
         group.join(0, "alex")
         group.join(1, "kim")
@@ -153,7 +153,7 @@ async def test_worker_that_does_not_answer_is_missing_and_the_others_are_there(p
 
 
 @pytest.mark.parametrize("name", AWKWARD.values(), ids=AWKWARD)
-async def test_awkward_names_are_exact(name: str, tmp_path: Path) -> None:
+async def test_h4_awkward_names_are_exact(name: str, tmp_path: Path) -> None:
     async with workers(tmp_path) as group:
         group.join(1, name, name, client=name)
         params = {"userId": name, "channel": name}

@@ -21,6 +21,7 @@ from .log import log
 from .revoke import revoke
 from .runs import runs
 from .serve import serve
+from .streams import channels, statistics, streams
 from .token import token
 from .version import versions
 
@@ -46,7 +47,10 @@ def ssehub() -> None:
     """
 
 
-for _command in (serve, token, emit, listen, disconnect, revoke, runs, key, log, check, bench, versions):
+for _command in (
+    *(serve, token, emit, listen, streams, channels, statistics, disconnect, revoke, runs, key, log, check, bench),
+    versions,
+):
     ssehub.add_command(_command)
 
 

@@ -151,6 +151,7 @@ class Listing:
                     count[0] += 1
                     count[1] += backlog
         pace = Pace()
+        await pace.rest()
         found = []
         for value, (streams, backlog) in counts.items():
             found.append(Counted(value, streams, backlog))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 from ..errors import ConflictReason, TokenReason
 from ..revocations import MAX_REVOCATIONS
@@ -47,58 +49,68 @@ class AppendRefusal(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
+OWN: Mapping[str, Any] = {"is_own": True}
+"""Metadata of a field that each worker has of its own, so that it can be added to those of the others."""
+
+
+def none_of(*names: Iterable[str]) -> Callable[[], dict[str, int]]:
+    """Return what makes a count of 0 for each of the `names`."""
+    return lambda: {str(name): 0 for each in names for name in each}
+
+
 @dataclass(slots=True)
 class Statistics:
     """Totals since the hub was made, and the current value of everything else.
 
-    `…_max` is the limit of a number, None if there is none.
+    `…_max` is the limit of a number, None if there is none. Of several workers, what is OWN can be added up. They
+    share the rest, or see the same of it.
     """
 
-    subscribers: int = 0
-    subscribers_max: int | None = None
+    subscribers: int = field(default=0, metadata=OWN)
+    subscribers_max: int | None = field(default=None, metadata=OWN)
     channels: int = 0
     patterns: int = 0
-    watchers: int = 0
+    watchers: int = field(default=0, metadata=OWN)
     """Streams of runs. They count among the subscribers, too."""
     watched_runs: int = 0
-    run_waits: int = 0
+    run_waits: int = field(default=0, metadata=OWN)
     """Clients that wait for a run to appear."""
-    run_waits_max: int | None = None
-    connected: int = 0
-    endings: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in CloseReason})
-    refused: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in Refusal})
-    refused_tokens: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in TokenReason})
-    refused_control: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in ControlRefusal})
+    run_waits_max: int | None = field(default=None, metadata=OWN)
+    connected: int = field(default=0, metadata=OWN)
+    endings: dict[str, int] = field(default_factory=none_of(CloseReason), metadata=OWN)
+    refused: dict[str, int] = field(default_factory=none_of(Refusal), metadata=OWN)
+    refused_tokens: dict[str, int] = field(default_factory=none_of(TokenReason), metadata=OWN)
+    refused_control: dict[str, int] = field(default_factory=none_of(ControlRefusal), metadata=OWN)
     refused_connections: dict[str, dict[str, int]] = field(
-        default_factory=lambda: {port: {reason.value: 0 for reason in ConnectionRefusal} for port in PORTS}
+        default_factory=lambda: {port: none_of(ConnectionRefusal)() for port in PORTS}, metadata=OWN
     )
     """By port."""
-    logouts: dict[str, int] = field(default_factory=lambda: {logout.value: 0 for logout in Logout})
-    published: int = 0
-    delivered: int = 0
-    delivered_bytes: int = 0
-    replayed: int = 0
-    resets: dict[str, int] = field(default_factory=lambda: {reason.value: 0 for reason in ResetReason})
+    logouts: dict[str, int] = field(default_factory=none_of(Logout), metadata=OWN)
+    published: int = field(default=0, metadata=OWN)
+    delivered: int = field(default=0, metadata=OWN)
+    delivered_bytes: int = field(default=0, metadata=OWN)
+    replayed: int = field(default=0, metadata=OWN)
+    resets: dict[str, int] = field(default_factory=none_of(ResetReason), metadata=OWN)
     history_events: int = 0
     history_events_max: int | None = None
     history_bytes: int = 0
     history_bytes_max: int | None = None
-    backlog_bytes: int = 0
-    backlog_bytes_max: int | None = None
-    lagging: int = 0
-    waiting_bytes: int = 0
-    waiting_bytes_max: int | None = None
-    waiting_publishers: int = 0
-    waiting_publishers_max: int | None = None
+    backlog_bytes: int = field(default=0, metadata=OWN)
+    backlog_bytes_max: int | None = field(default=None, metadata=OWN)
+    lagging: int = field(default=0, metadata=OWN)
+    waiting_bytes: int = field(default=0, metadata=OWN)
+    waiting_bytes_max: int | None = field(default=None, metadata=OWN)
+    waiting_publishers: int = field(default=0, metadata=OWN)
+    waiting_publishers_max: int | None = field(default=None, metadata=OWN)
     round_bounds: tuple[float, ...] = ROUND_BOUNDS
-    round_counts: list[int] = field(default_factory=lambda: [0] * (len(ROUND_BOUNDS) + 1))
-    round_seconds: float = 0.0
+    round_counts: list[int] = field(default_factory=lambda: [0] * (len(ROUND_BOUNDS) + 1), metadata=OWN)
+    round_seconds: float = field(default=0.0, metadata=OWN)
     delivery_bounds: tuple[float, ...] = DELIVERY_BOUNDS
-    delivery_counts: list[int] = field(default_factory=lambda: [0] * (len(DELIVERY_BOUNDS) + 1))
-    delivery_seconds: float = 0.0
+    delivery_counts: list[int] = field(default_factory=lambda: [0] * (len(DELIVERY_BOUNDS) + 1), metadata=OWN)
+    delivery_seconds: float = field(default=0.0, metadata=OWN)
     loop_lag_seconds: float = 0.0
-    memory_bytes: int = 0
-    memory_limit_bytes: int = 0
+    memory_bytes: int = field(default=0, metadata=OWN)
+    memory_limit_bytes: int = field(default=0, metadata=OWN)
     memory_is_short: bool = False
     broker_ready: bool = True
     revocations: int = 0
@@ -107,24 +119,22 @@ class Statistics:
     runs_max: int | None = None
     run_bytes: int = 0
     run_bytes_max: int | None = None
-    run_events: int = 0
+    run_events: int = field(default=0, metadata=OWN)
     """Events that were appended to runs here, those that a producer has sent again included."""
-    run_producers: int = 0
+    run_producers: int = field(default=0, metadata=OWN)
     """Producers that append at present."""
-    refused_appends: dict[str, int] = field(
-        default_factory=lambda: {reason.value: 0 for reason in (*ConflictReason, *AppendRefusal)}
-    )
+    refused_appends: dict[str, int] = field(default_factory=none_of(ConflictReason, AppendRefusal), metadata=OWN)
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0
     reload_failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ALWAYS_SHOWN, 0))
     """How often files could not be used when they were read again, by the first setting that names them."""
     reload_failed: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(ALWAYS_SHOWN, False))
     """True while that is so: what was read before is in use."""
-    control_requests: dict[str, dict[str, int]] = field(default_factory=dict)
+    control_requests: dict[str, dict[str, int]] = field(default_factory=dict, metadata=OWN)
     """Requests to the control app that were admitted, by the name of the key, then by right."""
-    refused_keys: dict[str, dict[str, int]] = field(default_factory=dict)
+    refused_keys: dict[str, dict[str, int]] = field(default_factory=dict, metadata=OWN)
     """Those that were refused because of the key, by its name, then by reason."""
-    control_responses: dict[str, int] = field(default_factory=dict)
+    control_responses: dict[str, int] = field(default_factory=dict, metadata=OWN)
     """Responses of the control app, by status."""
     tls_not_after: dict[str, float] = field(default_factory=dict)
     """When the certificates end, in Unix time, by port: `client`, `control`."""
@@ -156,3 +166,7 @@ class Statistics:
         """Add so many events, written this long after they were published, to the histogram."""
         self.delivery_seconds += seconds * events
         self.delivery_counts[bisect_left(self.delivery_bounds, seconds)] += events
+
+
+ADDED = tuple(each.name for each in fields(Statistics) if each.metadata == OWN)
+"""The names of what can be added up over workers."""

@@ -46,6 +46,7 @@ from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
 from .statistics import GetStatistics
+from .statistics_events import FollowStatistics
 from .streams import ListChannels, ListStreams
 
 logger = limited_logger("ssehub.control")
@@ -98,7 +99,8 @@ def create_control_app(
         Health(),
         Readiness(hub),
         Metrics(asked),
-        GetStatistics(asked),
+        GetStatistics(hub, asked),
+        FollowStatistics(hub, asked),
         ListStreams(hub, asked),
         ListChannels(hub, asked),
     ]

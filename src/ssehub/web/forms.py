@@ -95,6 +95,18 @@ async def form_fields(
     return fields
 
 
+async def query_fields(query: bytes, known: Collection[str]) -> dict[str, str]:
+    """Return the fields of the query of a GET. Raises InvalidRequest."""
+    fields: dict[str, str] = {}
+    for name, value in await urlencoded("the query", query):
+        if name not in known:
+            _refuse_unknown(name, known)
+        if name in fields:
+            raise InvalidRequest(f"{name} is given twice: send it once")
+        fields[name] = value
+    return fields
+
+
 async def urlencoded(
     where: str, text: bytes, pace: Pace | None = None, max_value_bytes: int = SMALL_BODY_BYTES
 ) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
@@ -11,34 +10,13 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from ..errors import InvalidRequest
-from ..fanout.statistics import Statistics
+from ..fanout.statistics import ADDED, Statistics
+from ..hub import Hub
 from ..rights import Right
 from .board import Board, statistics_by_worker
 from .endpoint import Endpoint
+from .nodes import described
 from .requests import ControlRequest
-
-SUMMED = (
-    "subscribers",
-    "watchers",
-    "run_waits",
-    "connected",
-    "endings",
-    "refused",
-    "refused_tokens",
-    "refused_control",
-    "delivered",
-    "delivered_bytes",
-    "replayed",
-    "resets",
-    "backlog_bytes",
-    "lagging",
-    "waiting_bytes",
-    "waiting_publishers",
-    "memory_bytes",
-    "run_producers",
-    "refused_appends",
-)
-"""What each worker has of its own. Workers share the rest, or see the same of it, so that a sum would be wrong."""
 
 
 class GetStatistics(Endpoint):
@@ -48,35 +26,49 @@ class GetStatistics(Endpoint):
     method = "GET"
     right = Right.READ
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()
+        self._hub = hub
         self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        if request.query_string:
-            raise InvalidRequest("the query is not used: leave it out")
-        workers, missing = await statistics_by_worker(self._board)
-        content = {
-            "version": version("ssehub"),
-            "total": total(workers.values()),
-            "workers": {name: _to_json(statistics) for name, statistics in workers.items()},
-            "missing": missing,
-        }
-        return JSONResponse(content, headers={"Cache-Control": "no-store"})
+        require_no_query(request)
+        return JSONResponse(await gathered(self._hub, self._board), headers={"Cache-Control": "no-store"})
+
+
+def require_no_query(request: ControlRequest) -> None:
+    """Raise InvalidRequest if there is a query."""
+    if request.query_string:
+        raise InvalidRequest("the query is not used: leave it out")
+
+
+async def gathered(hub: Hub, board: Board) -> dict[str, Any]:
+    """Return the statistics of all workers, with their totals, and the nodes, by the names of the wire."""
+    workers, missing = await statistics_by_worker(board)
+    return {
+        "version": version("ssehub"),
+        "total": total(workers.values()),
+        "workers": {name: _to_json(statistics) for name, statistics in workers.items()},
+        "missing": missing,
+        **described(hub),
+    }
 
 
 def total(workers: Collection[Statistics]) -> dict[str, Any]:
     """Return the sums over `workers` of what each has of its own, by the names of the wire."""
-    return {_camel(name): _sum([getattr(statistics, name) for statistics in workers]) for name in SUMMED}
+    return {_camel(name): _sum([getattr(statistics, name) for statistics in workers]) for name in ADDED}
 
 
 def _sum(values: list[Any]) -> Any:
-    if not values or not isinstance(values[0], dict):
-        return sum(values)
-    counts: Counter[str] = Counter()
-    for value in values:
-        counts.update(value)
-    return dict(counts)
+    """Return the sum of numbers, or of those with the same name or place. Without one of the limits there is none."""
+    if None in values:
+        return None
+    if values and isinstance(values[0], dict):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: _sum([value[name] for value in values if name in value]) for name in names}
+    if values and isinstance(values[0], list):
+        return [sum(numbers) for numbers in zip(*values, strict=True)]
+    return sum(values)
 
 
 def _to_json(statistics: Statistics) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..pace import Pace
 from ..rights import Right
 from .board import CHANNELS, GROUPS, STREAMS, Answers, Board
 from .endpoint import Endpoint
-from .forms import FORM, form_fields, whole_number
+from .forms import query_fields, whole_number
 from .listing import parse_addresses
 from .nodes import described
 from .requests import ControlRequest
@@ -46,7 +46,7 @@ class ListStreams(Endpoint):
         self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = await form_fields(request, FORM, FIELDS, None)
+        fields = await query_fields(request.query_string, FIELDS)
         filters, limit = _filters(fields), _limit(fields)
         sort, group = (_choice(fields, name, known) for name, known in (("sort", (BACKLOG,)), ("group", [*Group])))
         if sort is not None and group is not None:
@@ -88,6 +88,7 @@ class ListStreams(Endpoint):
                     count[1] += backlog
                 if pace.is_due:
                     await pace.rest()
+        await pace.rest()
         found = heapq.nlargest(limit, counts.items(), key=itemgetter(1))
         rows = [{group: value, "streams": streams, "backlogBytes": backlog} for value, (streams, backlog) in found]
         is_exact = not any([items[0]["more"] for items in answers.by_worker.values()])
@@ -107,7 +108,7 @@ class ListChannels(Endpoint):
         self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = await form_fields(request, FORM, CHANNEL_FIELDS, None)
+        fields = await query_fields(request.query_string, CHANNEL_FIELDS)
         prefix, after = (check_name(name, fields[name]) if fields.get(name) else "" for name in ("prefix", "cursor"))
         limit = _limit(fields)
         names, has_more, missing = await self._names(prefix, after, limit)
