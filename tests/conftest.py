@@ -41,6 +41,7 @@ MEASURED_PROCESSES = (
     "test_bench",
     "test_cli",
     "test_key_rotation",
+    "test_log_settings",
     "test_memory",
     "test_platform",
     "test_publisher",

@@ -78,7 +78,7 @@ def log_of_a_hub(start_hub: StartHub, folder: Path) -> str:
     hub.signal(signal.SIGHUP)
     wait_until(lambda: written(hub, "secrets.txt has been read again: "))
 
-    streams = [listen(hub.port, token) for _ in range(2)]
+    held = [listen(hub.port, token) for _ in range(2)]
     with contextlib.suppress(httpx.RemoteProtocolError):  # it is cut off
         httpx.get(events, params={"token": token}, headers=agent)
     with httpx.Client() as client:
@@ -87,8 +87,8 @@ def log_of_a_hub(start_hub: StartHub, folder: Path) -> str:
     hub.signal()
     hub.wait()
     log = hub.log
-    for stream in streams:
-        stream.close()
+    for one in held:
+        one.close()
     return log
 
 
