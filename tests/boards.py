@@ -16,7 +16,14 @@ from ssehub.fanout.subscriber import Subscriber
 from ssehub.hub import Hub
 from ssehub.server.board import WorkerBoard
 from ssehub.tokens import Tokens
+from ssehub.web.board import Answerer
 from ssehub.web.control import create_control_app
+
+TOKENS = Tokens("a secret of 32 bytes, or rather more")
+
+
+def answerer(hub: Hub) -> Answerer:
+    return Answerer(hub, TOKENS)
 
 
 class Workers:
@@ -61,10 +68,9 @@ async def workers(folder: Path, count: int = 2, *, absent: int = 0) -> AsyncIter
     async with AsyncExitStack() as stack:
         hubs = [await stack.enter_async_context(Hub()) for _ in range(count)]
         for number, hub in enumerate(hubs):
-            await stack.enter_async_context(WorkerBoard(folder, number, count + absent).serving(hub))
+            await stack.enter_async_context(WorkerBoard(folder, number, count + absent).serving(answerer(hub)))
         found = Workers(hubs, folder, count + absent)
-        tokens = Tokens("a secret of 32 bytes, or rather more")
-        app = create_control_app(hubs[0], tokens=tokens, board=found.board)
+        app = create_control_app(hubs[0], tokens=TOKENS, board=found.board)
         found.http = await stack.enter_async_context(
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8001")
         )

@@ -280,12 +280,13 @@ def test_live_page_runs_a_hub_until_it_is_stopped(name: str, path: str) -> None:
     assert not connects(int(ports["HUB_PORT"]))
 
 
-def test_live_page_exits_if_the_address_of_its_hub_is_in_use() -> None:
+@pytest.mark.parametrize("name", ["htmx", "turbo", "datastar"])
+def test_live_page_fails_if_the_address_of_its_hub_is_in_use(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         ports = {"HUB_PORT": str(server.getsockname()[1]), "PORT": str(free_port()), "CONTROL_PORT": str(free_port())}
         backend = subprocess.run(
-            [sys.executable, "turbo"], cwd=EXAMPLES, env={**os.environ, **ports}, stderr=subprocess.PIPE, timeout=30
+            [sys.executable, name], cwd=EXAMPLES, env={**os.environ, **ports}, stderr=subprocess.PIPE, timeout=30
         )
 
     assert b"the port is in use" in backend.stderr
-    assert backend.returncode == 0
+    assert backend.returncode == 1

@@ -15,9 +15,10 @@ from fakes import FakeSink
 from hubs import engine_of, hub_settings
 from ssehub.claims import Claims
 from ssehub.fanout import listing as listing_module
-from ssehub.fanout.listing import Group, Listing, Wanted
+from ssehub.fanout.listing import Group, Listing
 from ssehub.fanout.origin import origin
 from ssehub.fanout.subscriber import Subscriber
+from ssehub.fanout.wanted import Wanted
 from ssehub.hub import Hub
 
 pytestmark = pytest.mark.anyio

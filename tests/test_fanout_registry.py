@@ -18,6 +18,7 @@ from ssehub.fanout.registry import Registry
 from ssehub.fanout.sinks import Chunk
 from ssehub.fanout.statistics import Statistics
 from ssehub.fanout.subscriber import FAILED, CloseReason, State, Subscriber
+from ssehub.fanout.tracing import Tracer
 from ssehub.position import Position
 from ssehub.settings import Backpressure, Streams
 from ssehub.testing import ManualClock
@@ -45,6 +46,7 @@ class Books(Registry):
             BASE,
             Turns(OpeningRate(self.now), self.now),
             self.now,
+            Tracer(lambda: self.times.wall),
         )
 
     def now(self) -> float:

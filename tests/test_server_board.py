@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from boards import workers
+from boards import answerer, workers
 from ssehub.brokers import create_broker
 from ssehub.hub import Hub
 from ssehub.server import board as board_module
@@ -48,7 +48,7 @@ async def worker_that_answers(path: Path, *parts: bytes) -> AsyncIterator[None]:
 async def test_worker_that_does_not_answer_is_named_as_missing(tmp_path: Path) -> None:
     this, other = WorkerBoard(tmp_path, 1, 3), WorkerBoard(tmp_path, 2, 3)
 
-    async with Hub(create_broker("memory://")) as hub, this.serving(hub), other.serving(hub):
+    async with Hub(create_broker("memory://")) as hub, this.serving(answerer(hub)), other.serving(answerer(hub)):
         answers = await this.ask("statistics", {})
 
     assert list(answers.by_worker) == ["1", "2"]
@@ -60,7 +60,7 @@ async def test_worker_that_accepts_a_question_and_never_answers_is_missing_after
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "1.sock"))
         silent.listen()
-        async with Hub(create_broker("memory://")) as hub, this.serving(hub):
+        async with Hub(create_broker("memory://")) as hub, this.serving(answerer(hub)):
             answers = await asyncio.wait_for(this.ask("statistics", {}), 10)
 
     assert list(answers.by_worker) == ["0"]
@@ -120,7 +120,7 @@ async def test_h3_malformed_question_is_answered_with_an_error(question: bytes, 
 async def test_h3_question_over_64_kib_is_answered_and_one_over_the_limit_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(board_module, "MAX_QUESTION_BYTES", 2**20)
+    monkeypatch.setattr(board_module, "MAX_LINE_BYTES", 2**20)
     async with workers(tmp_path) as group:
         group.join(1, "alex", "long" * 60)
         names = [f"{number:0>250}" for number in range(999)] + ["long" * 60]

@@ -28,7 +28,8 @@ from ssehub.testing import ManualHub
 from ssehub.tokens import Tokens
 from ssehub.web.client import create_client_app
 from ssehub.web.control import create_control_app
-from ssehub.web.explanation import Question, explain
+from ssehub.web.explanation import explain
+from ssehub.web.questions import Question
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,13 @@ import pytest
 from httpx_sse import aconnect_sse, connect_sse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from conftest import StartHub
+from boards import answerer
+from conftest import CONTROL_KEY, StartHub, connects, wait_until
 from control_requests import control_app
+from servers import SERVERS, ServedHub
 from serving import requesting, serving
 from ssehub.server import HttpProtocol
+from ssehub.web import following
 from ssehub.web import statistics_events as statistics_events_module
 from ssehub.web.board import Board, LocalBoard
 
@@ -36,6 +39,9 @@ class CountingBoard:
     async def ask(self, question: str, arguments: Any) -> Any:
         self.asked += 1
         return await self._board.ask(question, arguments)
+
+    def follow(self, question: str, arguments: Any) -> Any:
+        return self._board.follow(question, arguments)
 
 
 @pytest.fixture
@@ -62,7 +68,8 @@ async def test_reader_gets_what_get_statistics_answers_once_a_second() -> None:
 
 async def test_statistics_are_gathered_once_for_all_readers_and_not_without_them(short_interval: None) -> None:
     async with control_app() as app:
-        endpoint = statistics_events_module.FollowStatistics(app.hub, board := CountingBoard(LocalBoard(app.hub)))
+        board = CountingBoard(LocalBoard(answerer(app.hub)))
+        endpoint = statistics_events_module.FollowStatistics(app.hub, board)
         readers = [aiter(endpoint.events()) for _ in range(20)]
         first = await asyncio.gather(*[anext(reader) for reader in readers])
         second = await asyncio.gather(*[anext(reader) for reader in readers])
@@ -75,7 +82,7 @@ async def test_statistics_are_gathered_once_for_all_readers_and_not_without_them
 
 async def test_reader_that_comes_later_gets_nothing_old(short_interval: None) -> None:
     async with control_app() as app:
-        endpoint = statistics_events_module.FollowStatistics(app.hub, LocalBoard(app.hub))
+        endpoint = statistics_events_module.FollowStatistics(app.hub, LocalBoard(answerer(app.hub)))
         await anext(aiter(endpoint.events()))
         await app.hub.publish(channel="chat", user_id="*", data="x")
 
@@ -86,7 +93,7 @@ async def test_reader_that_comes_later_gets_nothing_old(short_interval: None) ->
 
 async def test_others_go_on_when_the_reader_that_gathers_for_all_leaves(short_interval: None) -> None:
     async with control_app() as app:
-        endpoint = statistics_events_module.FollowStatistics(app.hub, LocalBoard(app.hub))
+        endpoint = statistics_events_module.FollowStatistics(app.hub, LocalBoard(answerer(app.hub)))
         first, second = (asyncio.ensure_future(anext(aiter(endpoint.events()))) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -132,7 +139,7 @@ async def test_query_and_other_methods_are_refused_and_head_has_no_body() -> Non
 async def test_h1_reader_that_reads_nothing_is_cut_off_and_others_are_not_held_up(
     protocol: Any, short_interval: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(statistics_events_module, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(following, "READ_SECONDS", 0.5)
     caplog.set_level(logging.INFO)
     async with control_app() as app, serving(app.app, protocol) as port:
         with socket.socket() as silent:
@@ -161,3 +168,24 @@ def test_h1_readers_end_at_a_drain_and_new_ones_are_refused(start_hub: StartHub)
     assert len(rest) < 5
     assert hub.wait(20) == 0
     assert "Traceback" not in hub.log
+
+
+@pytest.mark.parametrize("app", ["client_app", "app"])
+@pytest.mark.parametrize("server", ["uvicorn", "uvicorn-fast"])
+def test_h1_response_is_complete_when_another_server_exits(server: str, app: str) -> None:
+    hub = ServedHub(SERVERS[server], f"ssehub.asgi:{app}", SSEHUB_CONTROL_KEY=CONTROL_KEY)
+    url = hub.control_url if app == "client_app" else f"{hub.url}/control"
+    try:
+        wait_until(lambda: connects(int(url.split(":")[2].partition("/")[0])), 20)
+        headers = {"Authorization": f"Bearer {CONTROL_KEY}"}
+        with httpx.Client(timeout=20) as http, connect_sse(http, "GET", f"{url}{PATH}", headers=headers) as source:
+            events = source.iter_sse()
+            next(events)
+            hub.signal(signal.SIGTERM)
+            list(events)  # raises if the response is not complete
+        hub.wait(20)
+        log = hub.log
+    finally:
+        hub.stop()
+
+    assert "ERROR" not in log and "Traceback" not in log

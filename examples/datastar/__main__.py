@@ -45,6 +45,8 @@ TOKEN_SECONDS = int(os.environ.get("TOKEN_SECONDS", "3600"))
 HERE = Path(__file__).parent
 PAGES = {"/": HERE / "page.html", "/beta": HERE / "beta.html"}
 
+hub_status: int | None = None
+"""The exit code of a hub that has ended by itself."""
 publisher = AsyncPublisher(f"http://127.0.0.1:{CONTROL_PORT}")
 numbers: deque[int] = deque(maxlen=100)
 cursor = ""
@@ -105,12 +107,13 @@ async def show(request: Request) -> Response:
 
 async def run_hub() -> None:
     """Run the hub until this task is cancelled. If the hub ends by itself, stop the backend, too."""
+    global hub_status
     ports = ["--bind", f"127.0.0.1:{HUB_PORT}", "--control-bind", f"127.0.0.1:{CONTROL_PORT}"]
     origins = ["--cors-origins", f"http://127.0.0.1:{PORT},http://localhost:{PORT}"]
     command = [sys.executable, "-m", "ssehub", "serve", *ports, *origins]
     hub = await asyncio.create_subprocess_exec(*command, start_new_session=True)  # Ctrl-C reaches only this process
     try:
-        await hub.wait()
+        hub_status = await hub.wait()
         signal.raise_signal(signal.SIGINT)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -135,3 +138,5 @@ app = Starlette(routes=[Route(path, show) for path in PAGES], lifespan=lifespan)
 if __name__ == "__main__":
     sys.stderr.write(f"\nOpen http://127.0.0.1:{PORT}.\n\n")
     uvicorn.run(app, port=PORT, log_level="warning")
+    if hub_status is not None:
+        sys.exit(f"the hub has ended by itself, with exit code {hub_status}")

@@ -43,6 +43,7 @@ from .fanout.resume import NOW, Prospect, Start
 from .fanout.sinks import CUT_SECONDS, Chunk, Sink
 from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
+from .fanout.tracing import Tracer
 from .fields import one_or_many
 from .grant import WILDCARD
 from .lifespan import Lifespan
@@ -114,6 +115,8 @@ class Hub(RunStreams, RunProduction):
         self._announcements = Announcements(self.publish_events)
         self.runs = Runs(self.broker.runs, self.start, self._announcements.add, lambda: self.is_draining)
         """The streams with an end."""
+        self.tracer = Tracer(now)
+        """The traces of streams that somebody follows."""
         self._build = partial(
             Engine,
             retention=retention,
@@ -129,6 +132,7 @@ class Hub(RunStreams, RunProduction):
             meter=MemoryMeter.for_limit(memory.max_memory_bytes),
             runs=self.runs,
             spawn=self.spawn,
+            tracer=self.tracer,
         )
         self.control_responses: defaultdict[int, int] = defaultdict(int)
         """How often the control app has responded, by status. It counts that itself."""
@@ -222,6 +226,7 @@ class Hub(RunStreams, RunProduction):
         if lifespan.engine is not None:
             await lifespan.engine.stop()
             lifespan.engine.measure()
+        self.tracer.end()
         self._lifespan = None
         await lifespan.session.stop()
         self._announcements.clear()
@@ -315,6 +320,7 @@ class Hub(RunStreams, RunProduction):
             await self._producing.shut_down(window_seconds / 4)
             if self._engine is not None:
                 await self._engine.drain(window_seconds - (time.monotonic() - began))
+        self.tracer.end()
 
     # Streams
 

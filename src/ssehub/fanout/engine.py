@@ -52,6 +52,7 @@ from .sinks import Chunk, Sink
 from .slices import END_SLICE, SLICE_SECONDS, act_on_slice, each_in_slices
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
+from .tracing import Tracer
 from .upkeep import Upkeep
 from .watchers import Watchers
 from .watching import Dialect
@@ -91,6 +92,7 @@ class Engine:
         revocations: Revocations,
         runs: RunReader,
         spawn: Callable[[Coroutine[None, None, None]], None],
+        tracer: Tracer,
         meter: Meter | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -107,9 +109,12 @@ class Engine:
         self.pressure = Pressure(meter)
         counts = StreamCounts(stream_limits, self.index, monotonic) if stream_limits.has_any else None
         turns = Turns(opening_rate, monotonic)
-        self.registry = Registry(self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, counts)
+        self.registry = Registry(
+            self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, tracer, counts
+        )
         self.endings = Endings(self.index, self.registry)
         self.listing = Listing(self.index, self.registry, self.backlogs, wall, monotonic)
+        tracer.walk = self.listing.walk
         self.watchers = Watchers(
             runs,
             self.registry,

@@ -10,19 +10,18 @@ import heapq
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
 from typing import NamedTuple
 
 from ..grant import WILDCARD
 from ..pace import Pace
-from ..proxies import UNIX, Network, parse_address
 from .backlogs import Backlogs
 from .index import Index
 from .origin import Origin
 from .registry import Registry
 from .subscriber import State, Subscriber
+from .wanted import Matching, Wanted, address_of
 
 FEW = 1_000
 """Up to so many streams of a channel are found by the index at once. More are found by walking through all streams."""
@@ -44,17 +43,6 @@ class Group(StrEnum):
     CHANNEL = "channel"
     PATTERN = "pattern"
     CLIENT = "client"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which streams are asked for: those to which all of this applies. None applies to all."""
-
-    user_id: str | None = None
-    channel: str | None = None
-    """They have it, or a pattern that covers it."""
-    addresses: Network | str | None = None
-    """Their address is in this network, or they come from a Unix socket if this is `unix`."""
 
 
 class Stream(NamedTuple):
@@ -111,7 +99,7 @@ class Listing:
         """Return up to `limit` of the streams whose number is above `after`, by number."""
         found: list[Stream] = []
         characters = 0
-        async with aclosing(self._walk(wanted, after)) as walk:
+        async with aclosing(self.walk(wanted, after)) as walk:
             async for subscriber in walk:
                 if len(found) == limit or characters >= PAGE_CHARACTERS:
                     return Page(found, True)
@@ -123,7 +111,7 @@ class Listing:
     async def largest(self, wanted: Wanted, limit: int) -> list[Stream]:
         """Return up to `limit` streams, those with the largest backlogs first."""
         heap: list[tuple[int, int, Subscriber]] = []
-        async for subscriber in self._walk(wanted):
+        async for subscriber in self.walk(wanted):
             item = (self._backlog_of(subscriber), -subscriber.number, subscriber)
             if len(heap) < limit:
                 heapq.heappush(heap, item)
@@ -141,7 +129,7 @@ class Listing:
         """Return the groups, in no order, and False; of more than MAX_GROUPS, the largest ones, and True."""
         values_of = _VALUES[by]
         counts: dict[str | None, list[int]] = {}
-        async for subscriber in self._walk(wanted):
+        async for subscriber in self.walk(wanted):
             backlog = self._backlog_of(subscriber)
             for value in values_of(subscriber):
                 count = counts.get(value)
@@ -184,14 +172,16 @@ class Listing:
                 await pace.rest()
         return counts
 
-    async def _walk(self, wanted: Wanted, after: int = 0) -> AsyncGenerator[Subscriber, None]:
+    async def walk(self, wanted: Wanted, after: int = 0) -> AsyncGenerator[Subscriber, None]:
         """Yield the streams that are wanted, by number, as far as they are still open."""
         candidates = self._candidates(wanted)
-        matches = _Matching(wanted).matches
+        matches = Matching(wanted).matches
         pace = Pace()
         for at in range(bisect_right(candidates, after, key=_number), len(candidates)):
             subscriber = candidates[at]
-            if subscriber.state is not State.ENDED and matches(subscriber):
+            if subscriber.state is not State.ENDED and matches(
+                subscriber.user_id, subscriber.channels, subscriber.prefixes, subscriber.origin
+            ):
                 yield subscriber
             if pace.is_due:
                 await pace.rest()
@@ -222,43 +212,6 @@ class Listing:
             self._backlog_of(subscriber),
             subscriber.state.value,
         )
-
-
-class _Matching:
-    """Says which streams are wanted. The answers about addresses are remembered: many streams share one."""
-
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
-        self._known: dict[str, bool] = {}
-
-    def matches(self, subscriber: Subscriber) -> bool:
-        wanted = self._wanted
-        if wanted.user_id is not None and subscriber.user_id != wanted.user_id:
-            return False
-        channel = wanted.channel
-        if channel is not None and channel not in subscriber.channels and not channel.startswith(subscriber.prefixes):
-            return False
-        return wanted.addresses is None or self._is_there(subscriber.origin)
-
-    def _is_there(self, origin: Origin | None) -> bool:
-        if origin is None:
-            return False
-        known = self._known.get(origin.address)
-        if known is None:
-            known = self._known[origin.address] = self._is_in(origin.address)
-        return known
-
-    def _is_in(self, address: str) -> bool:
-        addresses = self._wanted.addresses
-        if isinstance(addresses, str):
-            return not address and addresses == UNIX
-        parsed = parse_address(address)
-        return parsed is not None and addresses is not None and parsed in addresses
-
-
-def address_of(origin: Origin | None) -> str | None:
-    """Return the address of a stream as listings show it: `unix` for a Unix socket, None for Python code."""
-    return None if origin is None else origin.address or UNIX
 
 
 def size_of(stream: Stream) -> int:

@@ -20,6 +20,7 @@ from .limits import StreamCounts
 from .sinks import CUT_SECONDS, LINGER_SECONDS, Chunk, Sink
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
+from .tracing import Tracer
 
 logger = limited_logger("ssehub.hub")
 
@@ -57,6 +58,7 @@ class Registry:
         base: Position,
         turns: Turns,
         monotonic: Callable[[], float],
+        tracer: Tracer,
         counts: StreamCounts | None = None,
     ) -> None:
         self.head = base
@@ -71,6 +73,7 @@ class Registry:
         self._statistics = statistics
         self._turns = turns
         self._monotonic = monotonic
+        self.tracer = tracer
         self.counts = counts
         """The streams that limits are about; None if there are no limits."""
 
@@ -92,6 +95,8 @@ class Registry:
             self.counts.add(subscriber, address)
         self._statistics.connected += 1
         subscriber.number = self._statistics.connected
+        if self.tracer.is_watched:
+            self.tracer.opened(subscriber)
         if logger.isEnabledFor(logging.INFO):
             logger.info("stream opened: %s", _Shown(subscriber))
 
@@ -111,6 +116,8 @@ class Registry:
     def send_reset(self, subscriber: Subscriber, reason: ResetReason) -> None:
         """Tell a client that it may have missed events."""
         self._statistics.resets[reason.value] += 1
+        if self.tracer.is_watched:
+            self.tracer.reset(subscriber, reason.value)
         position = self.position_of(subscriber)
         self.send_frame(subscriber, reset(reason.value, position, for_datastar=subscriber.uses_datastar), position)
 
@@ -148,12 +155,15 @@ class Registry:
         self.close(subscriber, subscriber.sink, reason)
         self._backlogs.remove(subscriber)  # last, because the farewell may pause the sink
         self._statistics.endings[reason.value] += 1
-        # The drain ends all streams: the engine logs one line about them.
+        seconds = self._monotonic() - subscriber.connected_at
+        if self.tracer.is_watched:
+            self.tracer.ended(subscriber, reason.value, seconds)
+        # A drain ends all streams: the engine logs one line about them.
         if reason is not CloseReason.DRAINED and logger.isEnabledFor(logging.INFO):
             logger.info(
                 "stream ended: %s, %.1f s, %d events, %d bytes, %s",
                 _Shown(subscriber),
-                self._monotonic() - subscriber.connected_at,
+                seconds,
                 subscriber.events,
                 subscriber.bytes,
                 reason.value,

@@ -172,3 +172,6 @@ class Replays:
         self._subscribers.discard(subscriber)
         subscriber.sent = self._registry.head
         subscriber.enter(State.LIVE)
+        tracer = self._registry.tracer
+        if tracer.is_watched:
+            tracer.replayed(subscriber)

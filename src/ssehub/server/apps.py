@@ -31,7 +31,7 @@ from ..settings import (
 )
 from ..tokens import Tokens
 from ..watched import NOTHING_YET, LastGood
-from ..web.board import Board
+from ..web.board import Answerer, Board
 from ..web.client import create_client_app
 from ..web.control import create_control_app
 from .credentials import Credentials, create_credentials
@@ -59,6 +59,8 @@ class Apps:
     client: Starlette
     control: Starlette
     combined: Starlette
+    answerer: Answerer
+    """Answers what other workers ask."""
 
 
 def create_apps(
@@ -96,7 +98,8 @@ def create_apps(
     behind_key = _control_app(config, hub, tokens, never_open, board)
     combined = Starlette(routes=[Mount("/control", behind_key), Mount("", client)])
     combined.router.redirect_slashes = False
-    return Apps(hub, credentials, client, _control_app(config, hub, tokens, keys, board), combined)
+    control = _control_app(config, hub, tokens, keys, board)
+    return Apps(hub, credentials, client, control, combined, Answerer(hub, tokens, config.cors_origins))
 
 
 def node_of(config: Config) -> Node:

@@ -29,10 +29,10 @@ from ..address import Address
 from ..brokers import without_password
 from ..config import Config
 from ..errors import ConfigError, SSEHubError
-from ..hub import Hub
 from ..node import Node
 from ..settings import TcpOptions
 from ..watched import LastGood
+from ..web.board import Answerer
 from .announce import SocketName, announce
 from .apps import create_apps, node_of
 from .board import WorkerBoard
@@ -318,7 +318,7 @@ def _work(
                 )
                 for one in endpoints
             )
-            beside = _beside(board, apps.hub, parent)
+            beside = _beside(board, apps.answerer, parent)
             on_ready = partial(parent.send, None)
             code = run(apps, config, (client, control), log_settings, on_ready=on_ready, beside=beside)
         except SSEHubError as exc:
@@ -328,7 +328,7 @@ def _work(
 
 
 @asynccontextmanager
-async def _beside(board: WorkerBoard, hub: Hub, parent: Connection) -> AsyncIterator[None]:
+async def _beside(board: WorkerBoard, answerer: Answerer, parent: Connection) -> AsyncIterator[None]:
     """Answer the other workers' questions and the parent's checks, and stop if the parent dies."""
     loop = asyncio.get_running_loop()
 
@@ -342,7 +342,7 @@ async def _beside(board: WorkerBoard, hub: Hub, parent: Connection) -> AsyncIter
 
     loop.add_reader(parent.fileno(), answer)
     try:
-        async with board.serving(hub):
+        async with board.serving(answerer):
             yield
     finally:
         loop.remove_reader(parent.fileno())

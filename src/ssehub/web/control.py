@@ -25,7 +25,7 @@ from ..pace import pace_for
 from ..rights import Right
 from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
-from .board import Board, LocalBoard
+from .board import Answerer, Board, LocalBoard
 from .emit import Emit
 from .endpoint import Endpoint, Methods
 from .explain import Explain
@@ -48,6 +48,7 @@ from .runs import RunCalls
 from .statistics import GetStatistics
 from .statistics_events import FollowStatistics
 from .streams import ListChannels, ListStreams
+from .trace import FollowTrace
 
 logger = limited_logger("ssehub.control")
 DISCONNECT_FIELDS = ("userId", "channel", "retry")
@@ -87,7 +88,7 @@ def create_control_app(
     keys = control_keys or ControlKeys(control_key)
     hub.accompany(tokens)
     hub.accompany(keys)
-    asked = board or LocalBoard(hub)
+    asked = board or LocalBoard(Answerer(hub, tokens, cors_origins, now))
     refusals = Refusals(hub)
     rates = PublishRates(limits.max_publishes_per_second)
     endpoints: list[Endpoint | Methods] = [
@@ -95,12 +96,13 @@ def create_control_app(
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
         Disconnect(hub, limits),
         Methods(Revoke(hub, tokens, limits), TakeBack(hub, tokens, limits), ListRevocations(hub)),
-        Explain(hub, tokens, cors_origins, limits, now),
+        Explain(asked, limits, now),
         Health(),
         Readiness(hub),
         Metrics(asked),
         GetStatistics(hub, asked),
         FollowStatistics(hub, asked),
+        FollowTrace(hub, asked),
         ListStreams(hub, asked),
         ListChannels(hub, asked),
     ]

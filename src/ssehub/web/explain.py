@@ -1,103 +1,53 @@
-"""`POST /explain/`: says why a client would get a stream or not, and what it would begin with."""
+"""`POST /explain/`: says why a client would get a stream or not, and what it would begin with.
+
+The limits of workers differ, and so may their readiness. Which of them a client reaches is up to the operating system,
+so that all are asked, and the worst answer is given.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from ..claims import Claims
-from ..errors import InvalidRequest
-from ..fanout.resume import Start
-from ..fields import check_names
-from ..hub import Hub
+from ..errors import InvalidRequest, Unavailable
 from ..pace import pace_for
-from ..proxies import limit_key, parse_address
 from ..rights import Right
 from ..settings import Limits
-from ..tokens import Tokens
+from .board import EXPLAIN, Board
 from .endpoint import Endpoint
-from .explanation import Question, explain
-from .forms import read_fields, refuse_null
-from .origins import require_origin
+from .explanation import Would
+from .forms import read_fields
+from .questions import FIELDS, LISTS, Question
 from .requests import ControlRequest
 
-LISTS = ("channel", "channels", "patterns")
-FIELDS = ("token", "userId", *LISTS, "lastEventId", "since", "origin", "address")
+_FROM_WORST = (Would.REFUSE, Would.COME_BACK, Would.OPEN)
 
 
 class Explain(Endpoint):
-    """`POST /explain/`: explains a token, or a user with channels. `cors_origins` are those of the client app."""
+    """`POST /explain/`: explains a token, or a user with channels."""
 
     path = "/explain"
     method = "POST"
     right = Right.READ
 
-    def __init__(
-        self,
-        hub: Hub,
-        tokens: Tokens,
-        cors_origins: Collection[str] | None,
-        limits: Limits,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, board: Board, limits: Limits, now: Callable[[], float] = time.time) -> None:
         super().__init__(limits.max_body_bytes)
-        self._hub = hub
-        self._tokens = tokens
-        self._cors_origins = None if cors_origins is None else frozenset(cors_origins)
+        self._board = board
         self._now = now
 
     async def respond(self, request: ControlRequest) -> Response:
         if request.query_string:
             raise InvalidRequest("the query is not used: send the fields in the body, because servers log queries")
         fields, _ = await read_fields(request, FIELDS, None, pace_for(request.body), repeated=LISTS)
-        explanation = await explain(self._hub, self._tokens, self._question(fields), self._cors_origins)
-        return JSONResponse(explanation.to_json(), headers={"Cache-Control": "no-store"})
-
-    def _question(self, fields: Mapping[str, Any]) -> Question:
-        """Raises InvalidRequest."""
-        refuse_null(fields)
-        for name in fields.keys() - LISTS:
-            if not isinstance(fields[name], str):
-                raise InvalidRequest(f"{name} must be a string, not {type(fields[name]).__name__}")
-        if "channel" in fields and "channels" in fields:
-            raise InvalidRequest("channel and channels are both given: leave one out")
-        channels = _names(fields, "channels" if "channels" in fields else "channel")
-        patterns = _names(fields, "patterns")
-        token = fields.get("token")
-        if token is not None:
-            for name in ("userId", "patterns"):
-                if name in fields:
-                    raise InvalidRequest(f"token and {name} are both given: leave one out, as the token says it")
-            claims = None
-        elif "userId" in fields:
-            claims = Claims(fields["userId"], channels, iat=self._now(), patterns=patterns)
-            channels = ()
-        else:
-            raise InvalidRequest("token is missing: send the token of a client, or userId and channel")
-        return Question(
-            token,
-            claims,
-            channels,
-            Start.parse(fields.get("lastEventId"), fields.get("since")),
-            _address(fields),
-            require_origin(fields["origin"]) if "origin" in fields else None,
-        )
-
-
-def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = fields.get(name, [])
-    values = value if isinstance(value, list) else [value]
-    return check_names(name, values) if values else ()
-
-
-def _address(fields: Mapping[str, Any]) -> str | None:
-    """Return the address as limits count it, None if there is none."""
-    address = fields.get("address")
-    if address is None:
-        return None
-    if parse_address(address) is None:
-        raise InvalidRequest(f"address {address[:40]!r} is not an IP address: give that of the client, without a port")
-    return limit_key(address)
+        Question.parse(fields, self._now())
+        answers = await self._board.ask(EXPLAIN, fields)
+        if not answers.by_worker:
+            raise Unavailable("no worker has answered: try again")
+        explanations = {worker: item for worker, (item,) in answers.by_worker.items()}
+        worst: Mapping[str, Any] = min(explanations.values(), key=lambda one: _FROM_WORST.index(one["would"]))
+        would = {worker: one["would"] for worker, one in explanations.items()}
+        content = {**worst, "workers": would, "missing": answers.missing}
+        return JSONResponse(content, headers={"Cache-Control": "no-store"})

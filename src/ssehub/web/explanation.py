@@ -16,11 +16,12 @@ from ..claims import Claims
 from ..errors import KeysUnavailable, NotGranted, SSEHubError, StreamRefused, TokenError, TokenReason, Unavailable
 from ..fanout.history import ResetReason
 from ..fanout.refusals import Refusal
-from ..fanout.resume import NOW, Start
+from ..fanout.resume import Start
 from ..hub import Hub
 from ..report import CHECK_OF_REASON, TOKEN_CHECKS, Check, Findings
 from ..tokens import Tokens
 from .origins import is_allowed
+from .questions import Question
 
 STREAM_STATUS = 200
 """Of a stream, and of the answer that tells a client to come back, as an EventSource stops at any other status."""
@@ -85,22 +86,6 @@ class Would(StrEnum):
     REFUSE = "refuse"
     COME_BACK = "come-back"
     """It is told to reconnect later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A client to explain: its `token`, or the `claims` that one would have.
-
-    `channels` are those that it requests, which are all if there are none. `address` is as limits count it, and
-    `origin` that of the page; None if they don't matter.
-    """
-
-    token: str | None = None
-    claims: Claims | None = None
-    channels: tuple[str, ...] = ()
-    start: Start = NOW
-    address: str | None = None
-    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..fanout.listing import Group, Stream, Wanted, address_of
+from ..fanout.listing import Group, Stream
+from ..fanout.wanted import Wanted, address_of
 from ..hub import Hub
 from ..proxies import UNIX, Network, parse_address, parse_network
 from ..timestamps import rfc3339
@@ -35,7 +36,7 @@ def parse_addresses(text: str) -> Network | str:
 
 async def list_streams(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> list[Any]:
     """Answer with a page of streams behind `after`, a worker and a number; or, with `sort`, with the largest ones."""
-    listing, wanted, limit = hub.listing, _wanted(arguments), arguments["limit"]
+    listing, wanted, limit = hub.listing, wanted_of(arguments), arguments["limit"]
     if listing is None:
         return [{"more": False}]
     if "sort" in arguments:
@@ -53,7 +54,7 @@ async def count_groups(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> l
     listing = hub.listing
     if listing is None:
         return [{"more": False}]
-    found, has_more = await listing.count(_wanted(arguments), Group(arguments["by"]))
+    found, has_more = await listing.count(wanted_of(arguments), Group(arguments["by"]))
     parts = [found[at : at + GROUPS_AT_ONCE] for at in range(0, len(found), GROUPS_AT_ONCE)]
     return [{"more": has_more}, *[{"groups": part} for part in parts]]
 
@@ -69,7 +70,8 @@ async def list_channels(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> 
     return [{"names": await listing.channels(arguments["prefix"], arguments["after"], arguments["limit"])}]
 
 
-def _wanted(arguments: Mapping[str, Any]) -> Wanted:
+def wanted_of(arguments: Mapping[str, Any]) -> Wanted:
+    """Return which streams a request, or a question on the board, is about. Raises InvalidRequest."""
     address = arguments.get("address")
     return Wanted(
         arguments.get("userId"), arguments.get("channel"), None if address is None else parse_addresses(address)

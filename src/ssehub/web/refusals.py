@@ -105,6 +105,8 @@ def caller_of(scope: Scope) -> Caller:
 class Refusals:
     """Counts refused requests by their reason, in the statistics of `hub`, and logs them at a limited rate.
 
+    Those to the client app are also in the traces of who is refused.
+
     A line shows nothing of tokens, keys and payloads, and what a client has written only shortened.
     """
 
@@ -118,6 +120,9 @@ class Refusals:
         self._hub.count_refusal(reason)
         if not isinstance(caller, Caller):
             caller = caller_of(caller)
+        tracer = self._hub.tracer
+        if tracer.is_watched and not isinstance(reason, ControlRefusal):
+            tracer.refused(reason.value, caller.user_id, caller.channels, caller.patterns, caller.origin)
         logger, noun = KINDS[type(reason)]
         # The rate of lines is limited by their templates, so that there is one for each reason.
         template = f"{noun} refused, {reason}: %s%s"

@@ -1,0 +1,81 @@
+"""What `POST /explain/` is asked: about a client with a token, or about one that would have certain claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ..claims import Claims
+from ..errors import InvalidRequest
+from ..fanout.resume import NOW, Start
+from ..fields import check_names
+from ..proxies import limit_key, parse_address
+from .forms import refuse_null
+from .origins import require_origin
+
+LISTS = ("channel", "channels", "patterns")
+FIELDS = ("token", "userId", *LISTS, "lastEventId", "since", "origin", "address")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A client to explain: its `token`, or the `claims` that one would have.
+
+    `channels` are those that it requests, which are all if there are none. `address` is as limits count it, and
+    `origin` that of the page; None if they don't matter.
+    """
+
+    token: str | None = None
+    claims: Claims | None = None
+    channels: tuple[str, ...] = ()
+    start: Start = NOW
+    address: str | None = None
+    origin: str | None = None
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any], now: float) -> Self:
+        """Return the question that the fields of a request ask at the Unix time `now`. Raises InvalidRequest."""
+        refuse_null(fields)
+        for name in fields.keys() - LISTS:
+            if not isinstance(fields[name], str):
+                raise InvalidRequest(f"{name} must be a string, not {type(fields[name]).__name__}")
+        if "channel" in fields and "channels" in fields:
+            raise InvalidRequest("channel and channels are both given: leave one out")
+        channels = _names(fields, "channels" if "channels" in fields else "channel")
+        patterns = _names(fields, "patterns")
+        token = fields.get("token")
+        if token is not None:
+            for name in ("userId", "patterns"):
+                if name in fields:
+                    raise InvalidRequest(f"token and {name} are both given: leave one out, as the token says it")
+            claims = None
+        elif "userId" in fields:
+            claims = Claims(fields["userId"], channels, iat=now, patterns=patterns)
+            channels = ()
+        else:
+            raise InvalidRequest("token is missing: send the token of a client, or userId and channel")
+        return cls(
+            token,
+            claims,
+            channels,
+            Start.parse(fields.get("lastEventId"), fields.get("since")),
+            _address(fields),
+            require_origin(fields["origin"]) if "origin" in fields else None,
+        )
+
+
+def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = fields.get(name, [])
+    values = value if isinstance(value, list) else [value]
+    return check_names(name, values) if values else ()
+
+
+def _address(fields: Mapping[str, Any]) -> str | None:
+    """Return the address as limits count it, None if there is none."""
+    address = fields.get("address")
+    if address is None:
+        return None
+    if parse_address(address) is None:
+        raise InvalidRequest(f"address {address[:40]!r} is not an IP address: give that of the client, without a port")
+    return limit_key(address)

@@ -1,0 +1,56 @@
+"""`GET /trace/`: what happens to streams, as a stream of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from sse_starlette import ServerSentEvent
+from starlette.responses import Response
+
+from ..errors import HubClosed, Overloaded
+from ..event import SEPARATOR
+from ..fanout.tracing import MAX_TRACES
+from ..fields import check_name
+from ..hub import Hub
+from ..rights import Right
+from .board import TRACE, Board
+from .endpoint import Endpoint
+from .following import Following
+from .forms import query_fields
+from .listing import wanted_of
+from .requests import ControlRequest
+
+FIELDS = ("userId", "channel", "address")
+
+
+class FollowTrace(Endpoint):
+    """`GET /trace/`: the steps of the streams of a user, on a channel, from an address, on all workers."""
+
+    path = "/trace"
+    method = "GET"
+    right = Right.READ
+
+    def __init__(self, hub: Hub, board: Board) -> None:
+        super().__init__()
+        self._hub = hub
+        self._board = board
+
+    async def respond(self, request: ControlRequest) -> Response:
+        fields = await query_fields(request.query_string, FIELDS)
+        for name in fields.keys() - {"address"}:
+            check_name(name, fields[name])
+        wanted_of(fields)
+        if self._hub.is_draining:
+            raise HubClosed("the hub is draining and about to stop")
+        if self._hub.tracer.is_full:
+            raise Overloaded(f"there are {MAX_TRACES} traces already: end one of them first")
+        await self._hub.start()
+        return Following(self._events(fields))
+
+    async def _events(self, fields: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._board.follow(TRACE, fields)) as items:
+            async for item in items:
+                step = item.pop("step")
+                yield ServerSentEvent(json.dumps(item, ensure_ascii=False), event=step, sep=SEPARATOR).encode()
