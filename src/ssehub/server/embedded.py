@@ -19,6 +19,7 @@ from .apps import Apps, max_control_connections
 from .http_server import MIN_CONTROL_SECONDS, serve_control_app
 from .log_settings import LogSettings
 from .logs import logging_to_stderr
+from .refusals import ConnectionRefusals
 from .sockets import CONTROL_MODE, listen, reserve
 
 
@@ -92,6 +93,7 @@ async def serving_control(apps: Apps, config: Config) -> AsyncIterator[None]:
             sock,
             limits=limits,
             max_connections=max_control_connections(config),
+            refusals=ConnectionRefusals("control", apps.hub.count_refused_connection),
             certificate=certificate,
         )
         announce_control(config, certificate, sock.getsockname())
