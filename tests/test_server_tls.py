@@ -31,6 +31,7 @@ from ssehub.config import load_config
 from ssehub.server.announce import announce
 from ssehub.server.certificates import Certificates, ServerCertificate
 from ssehub.server.http_server import HttpServer, serve_client_app
+from ssehub.server.refusals import UNCOUNTED
 from ssehub.settings import RequestLimits
 
 SOAK_ONLY = [pytest.mark.soak, pytest.mark.only_soak]
@@ -71,7 +72,9 @@ async def serving(
     with socket.create_server(("127.0.0.1", 0)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
         port = sock.getsockname()[1]
-        server = serve_client_app(app, sock, limits=limits, max_connections=max_connections, certificate=certificate)
+        server = serve_client_app(
+            app, sock, limits=limits, max_connections=max_connections, refusals=UNCOUNTED, certificate=certificate
+        )
         try:
             yield port, server
         finally:

@@ -71,6 +71,7 @@ def test_totals_are_sums_of_numbers_of_counts_by_reason_and_of_histograms() -> N
         {"shop": {"read": 1}},
         {"shop": {"read": 2}, "blog": {"publish": 5}},
     )
+    first.refused_connections["client"]["full"], second.refused_connections["client"]["full"] = 5, 6
     first.count_deliveries(0.002, 2)
     second.count_deliveries(0.002, 3)
 
@@ -80,6 +81,7 @@ def test_totals_are_sums_of_numbers_of_counts_by_reason_and_of_histograms() -> N
     assert sums["endings"]["slow"] == 7
     assert sums["endings"]["expired"] == 0
     assert sums["controlRequests"] == {"shop": {"read": 3}, "blog": {"publish": 5}}
+    assert sums["refusedConnections"]["client"]["full"] == 11
     assert sums["deliveryCounts"][:3] == [0, 5, 0]
 
 

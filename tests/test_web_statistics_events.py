@@ -16,8 +16,9 @@ from httpx_sse import aconnect_sse, connect_sse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from boards import answerer
-from conftest import StartHub
+from conftest import CONTROL_KEY, StartHub, connects, wait_until
 from control_requests import control_app
+from servers import SERVERS, ServedHub
 from serving import requesting, serving
 from ssehub.server import HttpProtocol
 from ssehub.web import following
@@ -167,3 +168,24 @@ def test_h1_readers_end_at_a_drain_and_new_ones_are_refused(start_hub: StartHub)
     assert len(rest) < 5
     assert hub.wait(20) == 0
     assert "Traceback" not in hub.log
+
+
+@pytest.mark.parametrize("app", ["client_app", "app"])
+@pytest.mark.parametrize("server", ["uvicorn", "uvicorn-fast"])
+def test_h1_response_is_complete_when_another_server_exits(server: str, app: str) -> None:
+    hub = ServedHub(SERVERS[server], f"ssehub.asgi:{app}", SSEHUB_CONTROL_KEY=CONTROL_KEY)
+    url = hub.control_url if app == "client_app" else f"{hub.url}/control"
+    try:
+        wait_until(lambda: connects(int(url.split(":")[2].partition("/")[0])), 20)
+        headers = {"Authorization": f"Bearer {CONTROL_KEY}"}
+        with httpx.Client(timeout=20) as http, connect_sse(http, "GET", f"{url}{PATH}", headers=headers) as source:
+            events = source.iter_sse()
+            next(events)
+            hub.signal(signal.SIGTERM)
+            list(events)  # raises if the response is not complete
+        hub.wait(20)
+        log = hub.log
+    finally:
+        hub.stop()
+
+    assert "ERROR" not in log and "Traceback" not in log

@@ -28,13 +28,12 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from ..buckets import Throttle
+from ..fanout.refusals import ConnectionRefusal
 from ..fanout.sinks import LINGER_SECONDS, TransportSink
-from ..loglimit import limited_logger
 from ..settings import RequestLimits
 from .deadlines import Deadlines, Wait
 from .heads import UnfinishedHeads
-
-logger = limited_logger("ssehub.http")
+from .refusals import ConnectionRefusals
 
 RATE_SECONDS = 10.0
 """A body that takes longer than `body_seconds` is measured in intervals of this length."""
@@ -61,6 +60,7 @@ class Port:
         max_connections: int | None,
         max_refusals_per_second: float,
         logs_access: bool,
+        refusals: ConnectionRefusals,
     ) -> None:
         if not config.loaded:
             config.load()
@@ -70,9 +70,10 @@ class Port:
         self.loop = loop
         self.limits = limits
         self.max_connections = max_connections
+        self.refusals = refusals
         self.discards = Throttle(DISCARDED_BYTES_PER_SECOND, MAX_DELAY_SECONDS, loop.time)
         """What nobody wants is read in turns: a client that floods the server must not keep it from its work."""
-        self.refusals = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)
+        self.refused_answers = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)
         """Refused requests are answered in turns, for the same reason."""
         self.state = state
         self.connections: set[Any] = state.connections  # typed as uvicorn's own protocols there
@@ -189,9 +190,13 @@ class Connection(asyncio.Protocol):
         self.wait_for(None)
         self.transport.abort()
 
+    def refuse(self, reason: ConnectionRefusal, detail: str) -> None:
+        """Count and log that this connection, or a request on it, is refused."""
+        self.port.refusals.refuse(reason, self.client, detail)
+
     def drop_unfinished(self) -> None:
         """Drop the connection, because unfinished heads take too much memory and this one has waited longest."""
-        logger.warning("connection dropped: unfinished heads of requests take too much memory; from %s", self.client)
+        self.refuse(ConnectionRefusal.MEMORY, "unfinished heads of requests take too much memory")
         self.drop()
 
     def _drop_oldest(self) -> None:
@@ -201,6 +206,7 @@ class Connection(asyncio.Protocol):
         if oldest is self:
             oldest = deadlines.oldest(Wait.REQUEST, Wait.DISCARD, Wait.HEAD)
         assert oldest is not None  # this connection waits for its head
+        oldest.refuse(ConnectionRefusal.FULL, "it makes room for another connection")
         oldest.drop()
 
     def close(self) -> None:
@@ -214,7 +220,7 @@ class Connection(asyncio.Protocol):
 
     def refusal_delay(self) -> float:
         """Return for how many seconds a request that is refused now has to wait. Until then nothing more is read."""
-        delay = self.port.refusals.delay()
+        delay = self.port.refused_answers.delay()
         if delay:
             self.pause_reading()  # what arrives while nothing is read would drop the connection
             self.wait_for(Wait.REFUSED)
@@ -227,6 +233,7 @@ class Connection(asyncio.Protocol):
         if before - self._unread_bytes >= max(1, port.deadlines.seconds(wait) * port.limits.min_body_bytes_per_second):
             self.wait_for(wait)
         else:
+            self.refuse(ConnectionRefusal.UNREAD, "the client does not read its response")
             self.drop()
 
     def eof_received(self) -> None:

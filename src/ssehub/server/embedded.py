@@ -18,6 +18,7 @@ from .announce import announce_control
 from .apps import Apps, max_control_connections
 from .http_server import MIN_CONTROL_SECONDS, serve_control_app
 from .logs import logging_to_stderr
+from .refusals import ConnectionRefusals
 from .sockets import CONTROL_MODE, listen, reserve
 
 
@@ -89,6 +90,7 @@ async def serving_control(apps: Apps, config: Config) -> AsyncIterator[None]:
             sock,
             limits=limits,
             max_connections=max_control_connections(config),
+            refusals=ConnectionRefusals("control", apps.hub.count_refused_connection),
             certificate=certificate,
         )
         announce_control(config, certificate, sock.getsockname())

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
+from ..fanout.refusals import ConnectionRefusal
 from ..fanout.sinks import LAST_CHUNK, TransportSink
 from .connection import Connection
 
@@ -342,6 +343,10 @@ class Exchange:
         if connection.is_write_paused or connection.has_further_requests():
             # A client that has sent further requests, or leaves earlier responses unread, is not waiting for a stream.
             self.is_disconnected = True
+            if connection.is_write_paused:
+                connection.refuse(ConnectionRefusal.UNREAD, "earlier responses are unread")
+            else:
+                connection.refuse(ConnectionRefusal.PIPELINED, "another request follows one for a stream")
             connection.drop()
             return None
         connection.stream = TransportSink(connection.transport, is_chunked=not self._ends_with_connection, cuts=cuts)

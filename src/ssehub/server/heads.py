@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 import httptools
 
+from ..fanout.refusals import ConnectionRefusal as Reason
+
 MAX_PATH_ESCAPES = 2_000
 """Decoding each takes about half a microsecond, before anything is known about the client."""
 MAX_URL_BYTES = 65_535
@@ -19,6 +21,7 @@ class Refusal(NamedTuple):
 
     status: int
     phrase: str
+    reason: Reason
     message: str
 
     def response(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -36,15 +39,24 @@ class Refusal(NamedTuple):
         return b"\r\n".join(lines)
 
 
-BAD_REQUEST = Refusal(400, "Bad Request", "Invalid HTTP request received.")
-BAD_HOST = Refusal(400, "Bad Request", "A request needs exactly one Host header.")
-BAD_CODING = Refusal(501, "Not Implemented", "The only transfer coding that is supported is chunked.")
-BAD_METHOD = Refusal(501, "Not Implemented", "CONNECT is not supported.")
-BAD_VERSION = Refusal(505, "HTTP Version Not Supported", "Use HTTP/1.1 or HTTP/1.0.")
-TIMEOUT = Refusal(408, "Request Timeout", "The request took too long.")
-URL_TOO_LONG = Refusal(414, "URI Too Long", "The URL is too long.")
-HEAD_TOO_LARGE = Refusal(431, "Request Header Fields Too Large", "The header is too large, or has too many fields.")
-CHUNKS_TOO_LARGE = Refusal(400, "Bad Request", "The chunk extensions are too large.")
+BAD_REQUEST = Refusal(400, "Bad Request", Reason.MALFORMED, "Invalid HTTP request received.")
+BAD_HOST = Refusal(400, "Bad Request", Reason.MALFORMED, "A request needs exactly one Host header.")
+BAD_CODING = Refusal(
+    501, "Not Implemented", Reason.UNSUPPORTED, "The only transfer coding that is supported is chunked."
+)
+BAD_METHOD = Refusal(501, "Not Implemented", Reason.UNSUPPORTED, "CONNECT is not supported.")
+BAD_VERSION = Refusal(505, "HTTP Version Not Supported", Reason.UNSUPPORTED, "Use HTTP/1.1 or HTTP/1.0.")
+TIMEOUT = Refusal(408, "Request Timeout", Reason.TIMEOUT, "The request took too long.")
+URL_TOO_LONG = Refusal(414, "URI Too Long", Reason.HEAD_TOO_LARGE, "The URL is too long.")
+HEAD_TOO_LARGE = Refusal(
+    431,
+    "Request Header Fields Too Large",
+    Reason.HEAD_TOO_LARGE,
+    "The header is too large, or has too many fields.",
+)
+CHUNKS_TOO_LARGE = Refusal(400, "Bad Request", Reason.BODY_TOO_LARGE, "The chunk extensions are too large.")
+UNWANTED_BODY = Refusal(400, "Bad Request", Reason.BODY_TOO_LARGE, "Too much was sent behind the response.")
+TOO_MANY_AHEAD = Refusal(400, "Bad Request", Reason.PIPELINED, "Too many requests were sent ahead of their responses.")
 
 
 def oversize(url: bytes, headers: Sequence[tuple[bytes, bytes]], max_bytes: int) -> Refusal | None:

@@ -17,6 +17,7 @@ from ..settings import RequestLimits
 from .certificates import ServerCertificate
 from .protocol import HttpProtocol
 from .proxy_protocol import behind_proxies
+from .refusals import ConnectionRefusals
 from .tls import over_tls
 
 MIN_CONTROL_SECONDS = 1.0
@@ -54,6 +55,7 @@ def serve_client_app(
     *,
     limits: RequestLimits,
     max_connections: int,
+    refusals: ConnectionRefusals,
     proxies: TrustedProxies | None = None,
     certificate: ServerCertificate | None = None,
 ) -> HttpServer:
@@ -61,8 +63,9 @@ def serve_client_app(
 
     `proxies` begin connections with a PROXY preamble, before TLS.
     """
-    protocol = _protocol(limits, max_connections, max_refusals_per_second=MAX_REFUSALS_PER_SECOND)
-    return _start(app, sock, protocol, proxies, certificate)
+    protocol = _protocol(limits, max_connections, refusals, max_refusals_per_second=MAX_REFUSALS_PER_SECOND)
+    http = protocol if certificate is None else over_tls(protocol, certificate)
+    return _start(app, sock, http if proxies is None else behind_proxies(http, proxies, refusals))
 
 
 def serve_control_app(
@@ -71,34 +74,32 @@ def serve_control_app(
     *,
     limits: RequestLimits,
     max_connections: int,
+    refusals: ConnectionRefusals,
     certificate: ServerCertificate | None = None,
 ) -> HttpServer:
     """Start to serve the control app in the running event loop, over TLS if there is a certificate.
 
     Publishers keep their connections for a minute.
     """
-    protocol = _protocol(limits, max_connections)
-    return _start(app, sock, protocol, None, certificate, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
+    protocol = _protocol(limits, max_connections, refusals)
+    http = protocol if certificate is None else over_tls(protocol, certificate)
+    return _start(app, sock, http, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
 
 
-def _protocol(limits: RequestLimits, max_connections: int, **options: Any) -> Callable[..., HttpProtocol]:
+def _protocol(
+    limits: RequestLimits, max_connections: int, refusals: ConnectionRefusals, **options: Any
+) -> Callable[..., HttpProtocol]:
+    given: dict[str, Any] = {"limits": limits, "max_connections": max_connections, "refusals": refusals}
     # An access log would contain the queries, and so tokens.
-    return partial(HttpProtocol, limits=limits, max_connections=max_connections, logs_access=False, **options)
+    return partial(HttpProtocol, logs_access=False, **given, **options)
 
 
 def _start(
     app: ASGIApp,
     sock: socket.socket,
-    protocol: Callable[..., HttpProtocol],
-    proxies: TrustedProxies | None,
-    certificate: ServerCertificate | None,
+    http: Any,  # uvicorn calls it like a class
     **options: Any,
 ) -> HttpServer:
-    http: Any = protocol  # uvicorn calls it like a class
-    if certificate is not None:
-        http = over_tls(http, certificate)
-    if proxies is not None:
-        http = behind_proxies(http, proxies)
     config = uvicorn.Config(
         app,
         http=http,

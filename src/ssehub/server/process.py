@@ -29,6 +29,7 @@ from .collector import collecting
 from .health import HealthChecks
 from .http_server import MIN_CONTROL_SECONDS, HttpServer, serve_client_app, serve_control_app
 from .logs import logging_to_stderr
+from .refusals import ConnectionRefusals
 from .signals import Signals
 from .sockets import CLIENT_MODE, CONTROL_MODE, listen
 
@@ -104,6 +105,7 @@ async def _main(
             sockets[0],
             limits=limits,
             max_connections=max_client_connections(config),
+            refusals=ConnectionRefusals("client", apps.hub.count_refused_connection),
             proxies=TrustedProxies.parse(config.trusted_proxies) if config.proxy_protocol else None,
             certificate=certificates.client,
         )
@@ -112,6 +114,7 @@ async def _main(
             sockets[1],
             limits=limits,
             max_connections=max_control_connections(config),
+            refusals=ConnectionRefusals("control", apps.hub.count_refused_connection),
             certificate=certificates.control,
         )
         with collecting(apps.hub):

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.server import ServerState
 
+from ..fanout.refusals import ConnectionRefusal
 from ..settings import RequestLimits
 from ..web.transport import EXTENSION
 from .connection import Connection, Port
@@ -37,6 +38,8 @@ from .heads import (
     CHUNKS_TOO_LARGE,
     HEAD_TOO_LARGE,
     TIMEOUT,
+    TOO_MANY_AHEAD,
+    UNWANTED_BODY,
     URL_TOO_LONG,
     Refusal,
     objection,
@@ -44,6 +47,7 @@ from .heads import (
     target,
 )
 from .reading import NEXT, Reading
+from .refusals import UNCOUNTED, ConnectionRefusals
 
 logger = logging.getLogger("ssehub.http")
 
@@ -96,6 +100,7 @@ class HttpProtocol(Connection):
         max_connections: int | None = None,
         max_refusals_per_second: float = math.inf,
         logs_access: bool = True,
+        refusals: ConnectionRefusals = UNCOUNTED,
     ) -> None:
         loop = _loop or asyncio.get_event_loop()
         make = partial(
@@ -108,6 +113,7 @@ class HttpProtocol(Connection):
             max_connections,
             max_refusals_per_second,
             logs_access,
+            refusals,
         )
         super().__init__(Port.shared(server_state, make))
         self._exchange: Exchange | None = None
@@ -136,6 +142,8 @@ class HttpProtocol(Connection):
 
     def data_received(self, data: bytes) -> None:
         if not self._is_reading():
+            if self.stream is not None:
+                self.refuse(ConnectionRefusal.PIPELINED, "more was sent on the connection of an open stream")
             self.drop()
             return
         self._rated_bytes += len(data)
@@ -184,7 +192,7 @@ class HttpProtocol(Connection):
             if self._overhead_bytes > limits.max_head_bytes:
                 self._refuse(CHUNKS_TOO_LARGE)
             elif self._discarded_bytes > MAX_DISCARDED_BYTES:
-                self._refuse(BAD_REQUEST)
+                self._refuse(UNWANTED_BODY)
 
     def _set_deadline(self) -> None:
         if self._wait is Wait.DRAIN or self._wait is Wait.REFUSED or self.transport.is_closing():
@@ -208,7 +216,7 @@ class HttpProtocol(Connection):
 
     def on_message_begin(self) -> None:
         if len(self._ahead) >= MAX_AHEAD:
-            raise Refused
+            self._raise(TOO_MANY_AHEAD)
         self._enter(Reading.HEAD)
         self._url = b""
         self._headers = []
@@ -406,6 +414,7 @@ class HttpProtocol(Connection):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
+        self.refuse(refusal.reason, refusal.message.removesuffix("."))
         is_answered = self._reading is Reading.BODY and self._exchange is None
         self._enter(Reading.NOTHING)
         self._parser = None
@@ -427,7 +436,6 @@ class HttpProtocol(Connection):
             last.is_persistent = False
 
     def _answer(self, refusal: Refusal) -> None:
-        logger.info("request refused: %d %s, from %s", refusal.status, refusal.message, self.client)
         self._close_with(refusal.response(self.port.state.default_headers), self.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:

@@ -15,12 +15,12 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
+from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
-from ..loglimit import limited_logger
+from ..fanout.refusals import ConnectionRefusal
 from ..proxies import TrustedProxies, parse_address
-
-logger = limited_logger("ssehub.http")
+from .refusals import ConnectionRefusals
 
 PREAMBLE_SECONDS = 10.0
 MAX_V1_BYTES = 107
@@ -115,11 +115,18 @@ class ProxyProtocol(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, proxies: TrustedProxies, make_http: Callable[[], HttpConnection], connections: set[Any]) -> None:
+    def __init__(
+        self,
+        proxies: TrustedProxies,
+        make_http: Callable[[], HttpConnection],
+        connections: set[Any],
+        refusals: ConnectionRefusals,
+    ) -> None:
         """`connections` are those that the server closes when it stops."""
         self._proxies = proxies
         self._make_http = make_http
         self._connections = connections
+        self._refusals = refusals
         self._received = b""
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -160,7 +167,8 @@ class ProxyProtocol(asyncio.Protocol):
 
     def _refuse(self, reason: str) -> None:
         if not self.transport.is_closing():
-            logger.warning("connection refused: no PROXY preamble from a trusted proxy: %s", reason)
+            detail = f"no PROXY preamble from a trusted proxy: {reason}"
+            self._refusals.refuse(ConnectionRefusal.PREAMBLE, get_remote_addr(self.transport), detail)
             self.transport.abort()
 
     def _leave(self) -> None:
@@ -176,12 +184,13 @@ class ProxyProtocol(asyncio.Protocol):
         self._leave()
 
 
-def behind_proxies(http: Callable[..., HttpConnection], proxies: TrustedProxies) -> Callable[..., ProxyProtocol]:
+def behind_proxies(
+    http: Callable[..., HttpConnection], proxies: TrustedProxies, refusals: ConnectionRefusals
+) -> Callable[..., ProxyProtocol]:
     """Return a factory with the arguments of `http`, for `uvicorn.Config(http=…)`, which reads a preamble first."""
 
     def make(*, server_state: ServerState, **arguments: Any) -> ProxyProtocol:
-        return ProxyProtocol(
-            proxies, lambda: http(server_state=server_state, **arguments), cast(set[Any], server_state.connections)
-        )
+        connections = cast(set[Any], server_state.connections)
+        return ProxyProtocol(proxies, lambda: http(server_state=server_state, **arguments), connections, refusals)
 
     return make

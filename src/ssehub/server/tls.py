@@ -25,6 +25,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, cast
 
+from ..fanout.refusals import ConnectionRefusal
 from ..fanout.sinks import HIGH_WATER_BYTES, LINGER_SECONDS, LOW_WATER_BYTES
 from ..loglimit import limited_logger
 from .certificates import ServerCertificate
@@ -36,7 +37,7 @@ logger = limited_logger("ssehub.http")
 
 _HANDSHAKE_RECORD = b"\x16"
 """The first byte of every TLS connection (RFC 8446, section 5.1)."""
-PLAIN_HTTP = Refusal(400, "Bad Request", "This port speaks TLS: use https://")
+PLAIN_HTTP = Refusal(400, "Bad Request", ConnectionRefusal.PLAIN_HTTP, "This port speaks TLS: use https://")
 ANSWER_SECONDS = 1.0
 """How long a client has to answer the end of TLS. Pools of idle connections never do."""
 _NEVER_SECONDS = 86_400.0
@@ -109,12 +110,12 @@ class TlsHandshake(Connection):
             self.transport.pause_reading()  # more could arrive before TLS is there to read it
             self._turns.wait(self.port.loop, partial(self._start, data))
         elif b"A" <= data[:1] <= b"Z":  # the method of a request
-            logger.info("plain HTTP on a port with TLS, from %s", self.client)
+            self.refuse(PLAIN_HTTP.reason, "plain HTTP on a port with TLS")
             self._enter(Stage.REFUSED)
             self.transport.write(PLAIN_HTTP.response(self.port.state.default_headers))
             self.close()
         else:
-            logger.info("neither TLS nor HTTP on a port with TLS, from %s", self.client)
+            self.refuse(ConnectionRefusal.TLS, "neither TLS nor HTTP on a port with TLS")
             self.drop()
 
     def _start(self, data: bytes) -> None:
@@ -176,7 +177,7 @@ class TlsHandshake(Connection):
     def _log(self, exc: OSError) -> None:
         if isinstance(exc, ssl.SSLError):
             reason = (exc.reason or "unknown error").lower().replace("_", " ")
-            logger.info("TLS handshake failed: %s, from %s", reason, self.client)
+            self.refuse(ConnectionRefusal.TLS, f"the handshake failed: {reason}")
         else:
             logger.debug("connection lost during the TLS handshake, from %s", self.client)
 
@@ -195,7 +196,7 @@ class TlsHandshake(Connection):
         if wait is Wait.FLUSH:
             self.check_reader(wait)
         else:
-            logger.debug("the TLS handshake took too long, from %s", self.client)
+            self.refuse(ConnectionRefusal.TLS, "the handshake took too long")
             self.drop()
 
     def shutdown(self) -> None:

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ..event import SEPARATOR
 from ..loglimit import limited_logger
 from .addresses import client_of
+from .stream import END
 from .transport import closing_of
 
 logger = limited_logger("ssehub.control")
@@ -37,6 +38,8 @@ class Following(EventSourceResponse):
                 await Response(headers=dict(self.headers))(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
+                if self.active:  # sse-starlette has stopped because the server exits, and leaves the response as it is
+                    await send(END)
         except SendTimeoutError:
             logger.info("%s cut off: nothing read for %g s, from %s", scope["path"], READ_SECONDS, client_of(scope))
             closing = closing_of(scope, receive)

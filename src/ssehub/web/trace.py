@@ -18,7 +18,7 @@ from ..rights import Right
 from .board import TRACE, Board
 from .endpoint import Endpoint
 from .following import Following
-from .forms import FORM, form_fields
+from .forms import query_fields
 from .listing import wanted_of
 from .requests import ControlRequest
 
@@ -38,7 +38,7 @@ class FollowTrace(Endpoint):
         self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = await form_fields(request, FORM, FIELDS, None)
+        fields = await query_fields(request.query_string, FIELDS)
         for name in fields.keys() - {"address"}:
             check_name(name, fields[name])
         wanted_of(fields)
