@@ -161,6 +161,7 @@ def test_reader_that_reads_nothing_is_cut_off_and_holds_nothing_up(start_hub: St
 
 
 @pytest.mark.soak
+@pytest.mark.only_soak
 def test_h6_trace_of_everything_costs_little_under_full_load(start_hub: StartHub) -> None:
     """W1 of the benchmarks, with and without a trace of all streams, in turn."""
     hub = start_hub()
