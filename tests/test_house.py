@@ -1044,7 +1044,7 @@ ROOMS: dict[str, set[str]] = {
         "web.trace",
     },
     "web.cookie_login": {"address", "errors", "hub", "web.denials", "web.logins", "web.origins", "web.refusals"},
-    "web.demo": {"address", "tokens"},
+    "web.demo": {"address", "fanout.refusals", "tokens", "web.refusals"},
     "web.denials": {"errors", "web.endpoint", "web.refusals"},
     "web.emit": {
         "errors",
