@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 import unicodedata
 from collections.abc import Iterator
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from commands import run
-from conftest import RunningHub, StartHub
+from conftest import RunningHub, StartHub, wait_until
+from redis_servers import RedisServer
 from ssehub.cli.table import cell, table, width
 from streams import RawStream, listen
 
+pytest_plugins = ("redis_fixtures",)
 NAMES = {
     "markup": "<script>alert(1)</script>",
     "long": "x" * 200,
@@ -117,6 +121,25 @@ def test_sort_and_by_exclude_each_other_and_a_bad_network_is_explained(hub: Runn
 
     assert both.returncode == 2 and "--sort and --by are both given" in both.stderr
     assert network.returncode == 1 and "10.0.0.1/8 has host bits set" in network.stderr
+
+
+def test_other_nodes_are_named_because_they_have_streams_of_their_own(start_hub: StartHub, valkey: RedisServer) -> None:
+    hub, other = (start_hub("--broker", valkey.url) for _ in range(2))
+    stream = listen(other.port, other.token("alex"))
+    wait_until(lambda: len(httpx.get(f"{hub.control_url}/streams/").json()["nodes"] or ()) == 1, 20)
+
+    here = run("streams", "--user-id", "alex", "--json", "--control-url", hub.control_url)
+    there = run("streams", "--user-id", "alex", "--json", "--control-url", other.control_url)
+    valkey.kill()
+    wait_until(lambda: httpx.get(f"{hub.control_url}/streams/").json()["nodes"] is None, 20)
+    unknown = run("channels", "--control-url", hub.control_url)
+    stream.close()
+
+    assert here.returncode == 0 and here.stdout == ""
+    where = f"process {other.process.pid} of {socket.gethostname()}, control app at "
+    assert f"another node has streams of its own: {where}" in here.stderr
+    assert json.loads(there.stdout)["userId"] == "alex"
+    assert unknown.returncode == 0 and "other nodes may have streams of their own: cannot use the log" in unknown.stderr
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ class WatchedFiles:
         verb = "has" if len(self._paths) == 1 else "have"
         if contents == self.contents:
             if self.problem is not None or is_asked_for:
-                logger.info("%s %s been read again: it is what is in use", self._described, verb)
+                logger.info("%s %s been read again: no change", self._described, verb)
         else:
             try:
                 summary = self._apply(contents)

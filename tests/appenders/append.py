@@ -40,7 +40,7 @@ def with_httpx(pace: str, url: str) -> tuple[int, str]:
 
 
 def with_requests(pace: str, url: str) -> tuple[int, str]:
-    import requests  # type: ignore[import-untyped]
+    import requests
 
     response = requests.post(url, data=lines(pace), headers=NDJSON)
     return response.status_code, response.text

@@ -94,7 +94,7 @@ def statistics(hub: ControlApp) -> None:
 
 
 def _pages(hub: ControlApp, path: str, name: str, query: Mapping[str, object], limit: int) -> list[Mapping[str, Any]]:
-    """Return up to `limit` rows, and say on stderr what is missing."""
+    """Return up to `limit` rows, and say on stderr what is missing, and where there are others."""
     rows: list[Mapping[str, Any]] = []
     missing: dict[str, None] = {}
     cursor: str | None = None
@@ -106,10 +106,19 @@ def _pages(hub: ControlApp, path: str, name: str, query: Mapping[str, object], l
         if cursor is None or len(rows) >= limit:
             break
     for worker in missing:
-        click.echo(f"ssehub: worker {worker} did not answer: its streams are missing", err=True)
+        _note(f"worker {worker} did not answer: its streams are missing")
     if cursor is not None:
-        click.echo(f"ssehub: these are the first {len(rows)}: there are more, see --limit", err=True)
+        _note(f"these are the first {len(rows)}: there are more, see --limit")
+    if page["nodes"] is None:
+        _note(f"other nodes may have streams of their own: {page['nodesProblem']}")
+    for node in page["nodes"] or ():
+        where = f"process {node['pid']} of {node['host']}, control app at {node['control'] or 'an unknown address'}"
+        _note(f"another node has streams of its own: {cell(where, 120)}")
     return rows
+
+
+def _note(text: str) -> None:
+    click.echo(f"ssehub: {text}", err=True)
 
 
 def _print(

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Coroutine, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from ..runs.runs import Runs
 from ..runs.store import Appended, Created, CreateMode, Creation, Ticket
 from ..settings import Limits, RequestLimits
 from .appending import Appending, LineLimits
-from .feed import EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
+from .description import Answer, Description, Field, Parameter, any_of, list_of, queries
+from .feed import EVENT, EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
 from .forms import JSON, NDJSON, whole_number
 from .rates import PublishRates
 from .refusals import Caller, Refusals, caller_of
@@ -47,11 +49,29 @@ from .requests import (
     require_identity,
 )
 from .run_access import change_run
-from .run_answers import append_error, append_refusal, appended_object
-from .run_calls import OPTION_FIELDS, fields_of, generation_of, options_of, outcome_of
+from .run_answers import APPENDED, append_error, append_refusal, appended_object
+from .run_calls import (
+    ERROR_FIELD,
+    ERRORS,
+    GENERATION_FIELD,
+    GENERATION_HEADER,
+    NAME_IN_PATH,
+    OPTION_FIELDS,
+    PATH,
+    fields_of,
+    generation_of,
+    options_of,
+    outcome_of,
+)
+from .schemas import IDEMPOTENCY_KEY, STRING, one_of, whole_numbers
 from .transport import connection_of
 
-APPEND_FIELDS = (*OPTION_FIELDS, "generation", "finish", "error")
+APPEND_FIELDS = {
+    **OPTION_FIELDS,
+    "generation": GENERATION_FIELD,
+    "finish": Field(one_of(["done", "failed"]), "End the run with the last event of the body."),
+    "error": replace(ERROR_FIELD, text="Why the run has failed, with `finish=failed`."),
+}
 PRODUCER, OFFSET = "run-producer", "run-offset"
 
 _PROCESS = secrets.token_hex(8)
@@ -94,6 +114,30 @@ class _KeyCheck:
 
 class AppendToRun:
     """`POST /runs/NAME`."""
+
+    path = PATH
+    method = "POST"
+    right = Right.PUBLISH
+    description = Description(
+        "appendToRun",
+        "Append events to a run as the body arrives, or all at once if it is JSON",
+        [Answer(200, "How many events the run has now, all of them stored.", {JSON: APPENDED})],
+        [
+            NAME_IN_PATH,
+            Parameter("Run-Producer", "header", IDEMPOTENCY_KEY.schema, "The identity of the producer."),
+            Parameter("Run-Offset", "header", whole_numbers(), "How many events came before this body."),
+            GENERATION_HEADER,
+            *queries(APPEND_FIELDS),
+        ],
+        {NDJSON: list_of(EVENT), EVENT_STREAM: STRING, JSON: any_of([EVENT, list_of(EVENT, 1)])},
+        is_body_required=False,
+        refusals=(404, 408, 409, 429, 503),
+        errors=ERRORS,
+        text=(
+            "With `channel` and `userId` it is created unless it is open; the other options go with these only. "
+            "`Run-Generation` and `generation` exclude each other, and `error` needs `finish=failed`."
+        ),
+    )
 
     def __init__(
         self,

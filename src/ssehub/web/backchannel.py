@@ -21,11 +21,13 @@ from ..revocations import Revocation
 from ..tokens import Tokens
 from ..tokens.logout import LogoutToken, LogoutTokens
 from .addresses import client_of
+from .description import Answer, Described, Description, Errors, object_of
 from .endpoint import RETRY_AFTER_SECONDS
-from .forms import FORM, urlencoded
+from .forms import FORM, JSON, urlencoded
 from .logins import TokenLogin
 from .refusals import Refusals
 from .requests import ControlRequest, DroppedBodies, read_body, request_headers
+from .schemas import STRING, one_of
 
 logger = limited_logger("ssehub.client")
 
@@ -35,8 +37,30 @@ MAX_BODY_BYTES = 64 * 2**10
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
+_ERROR = object_of(
+    {"error": one_of(["invalid_request", "temporarily_unavailable"]), "error_description": STRING},
+)
+
+
 class BackchannelLogout:
     """Responds to `POST`: 200, or 400 with a JSON error (2.7 and 2.8), or 503 if the provider should try again."""
+
+    path = BACKCHANNEL_LOGOUT
+    method = "POST"
+    description = Description(
+        "logOutByProvider",
+        "End a session, or every session of a user, at the word of the identity provider",
+        [Answer(200, "The session has ended.")],
+        body={
+            FORM: {
+                "type": "object",
+                "properties": {FIELD: Described(STRING, "A logout token. Other fields are ignored.")},
+                "required": [FIELD],
+            }
+        },
+        refusals=(400, 503),
+        errors=Errors("LogoutRefusal", {JSON: _ERROR}),
+    )
 
     def __init__(self, hub: Hub, tokens: Tokens, login: TokenLogin, refusals: Refusals) -> None:
         self._hub = hub

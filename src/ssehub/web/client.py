@@ -33,22 +33,27 @@ from ..fields import check_id
 from ..hub import Hub
 from ..position import Position
 from ..proxies import TrustedProxies
+from ..run_streams import MAX_WAIT_SECONDS
 from ..settings import ComebackEnd
 from ..tokens import Tokens
 from .addresses import BelievingProxies, address_of, origin_of
 from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
 from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
 from .denials import Denials
+from .description import TEXT, Answer, Description, Errors, Field, Operation, Parameter, queries
 from .ends import is_cut
-from .logins import Authenticate, Login, StreamRequest, TokenLogin, choose_login
+from .feed import EVENT_STREAM
+from .logins import HEADER, Authenticate, Login, StreamRequest, TokenLogin, choose_login, login_schemes
 from .masking import Masking
 from .methods import STREAM_METHODS, ByMethod
 from .not_found import not_found
+from .openapi import DESCRIPTION, PATH, Document, PublicDocument
 from .origins import ANY, OriginWatch, check_origins
-from .query import QUERY_BOUNDS, RUN, Query
+from .query import CHANNEL, QUERY_BOUNDS, RUN, Query
 from .refusals import CLAIMS, Refusals, client_reason
 from .run_stop import STOP, RunStop
 from .run_streams import AI_SDK, RunRequest, run_stream
+from .schemas import NAME_LIST, RUN_NAME, SINCE, STRING, one_of, whole_numbers
 from .stream import BusyResponse, EventStream, ExitListener
 from .unknown_run import UnknownRuns
 
@@ -58,6 +63,17 @@ _ELSEWHERE = (
     "control app, which listens on another port (control_bind, by default 127.0.0.1:8001)\n"
 )
 CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
+STREAM_FIELDS = {
+    CHANNEL: Field(NAME_LIST, "Only these of the granted channels."),
+    "since": Field(SINCE, "Where a client without a cursor begins; now, if left out."),
+    "on_reset": Field(one_of(["replay"]), "A client that may have missed something is sent what is retained."),
+    "end": Field(one_of(["clean", "cut"]), "How the response ends of a client that is to come back."),
+    RUN: Field(RUN_NAME, "Watch this run. It goes neither with `channel` nor with `since`."),
+    "wait": Field(whole_numbers(1, int(MAX_WAIT_SECONDS)), "With `run`: how many seconds to wait until there is one."),
+    "dialect": Field(one_of(["datastar", AI_SDK]), "How events are written. `ai-sdk` is for runs only."),
+    "ended": Field(one_of(["replay"]), "With `dialect=ai-sdk`: all of a run that has ended, in place of 204."),
+    **{name: Field(STRING, "The cursor, for clients that can't send the header.") for name in CURSOR_PARAMETERS},
+}
 
 
 def create_client_app(
@@ -98,19 +114,32 @@ def create_client_app(
     streams = EventsEndpoint(hub, login, refusals, denials, unknown_runs, comeback_end, max_busy_waits)
     # A request is compared with one route after the other, so that of nearly all streams is the first.
     routes = [Route("/events/", streams, middleware=_cors(cors_origins))]
+    schemes = login_schemes(login, token_cookie)
+    operations = [
+        Operation(EventsEndpoint.path, "GET", EventsEndpoint.description, tuple(schemes)),
+        Operation(RunStop.path, RunStop.method, RunStop.description, tuple(schemes)),
+        Operation(PATH, "GET", DESCRIPTION),
+    ]
     stop = RunStop(hub, login, frozenset(cors_origins), refusals, denials, unknown_runs)
     routes += _both(STOP, ByMethod(streams, {"POST": stop}, refusals), _cors(cors_origins, ("POST",)))
     if isinstance(login, TokenLogin) and token_cookie is not None:
         cookie = LoginCookie(token_cookie, token_cookie_path, token_cookie_secure)
+        operations += [
+            Operation(LOGIN, method, description, (HEADER,) if method == "POST" else ())
+            for method, description in CookieLogin.descriptions.items()
+        ]
         cookie_login = CookieLogin(hub, login, cookie, frozenset(cors_origins), denials)
         by_method = ByMethod(streams, dict.fromkeys(LOGIN_METHODS, cookie_login), refusals)
         routes += _both(LOGIN, by_method, _cors(cors_origins, LOGIN_METHODS))
     elif token_cookie_path is not None:
         raise ConfigError("token_cookie_path is that of the cookie named by token_cookie: set token_cookie, too")
     if isinstance(login, TokenLogin) and tokens is not None and tokens.has_jwks:
+        operations.append(Operation(BACKCHANNEL_LOGOUT, BackchannelLogout.method, BackchannelLogout.description))
         logout = BackchannelLogout(hub, tokens, login, refusals)
         routes += _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}, refusals), _cors(cors_origins))
     routes += [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
+    document = PublicDocument(Document(_TITLE, _TEXT, operations, schemes, _ERRORS, lambda operation: set()))
+    routes += _both(PATH, ByMethod(document, {}, refusals), _cors(cors_origins))
     proxies = TrustedProxies.parse(trusted_proxies)
     if tokens is not None:
         hub.accompany(tokens)
@@ -138,6 +167,17 @@ def create_client_app(
     return app
 
 
+_TITLE = "ssehub client API"
+_TEXT = """\
+Open streams of events with the token of a user, and log in and out by cookie. It is for browsers.
+
+A stream is `text/event-stream` as the HTML standard defines it, and goes on until the client or the hub ends it. \
+Every path works with and without its final slash. A GET can also be a HEAD. OPTIONS answers 204, or a CORS \
+preflight. Methods that a path does not have are answered 405, and unknown paths 404. Requests that are not valid \
+HTTP, or too slow, are refused by the server with a status from 400 to 431."""
+_ERRORS = Errors("Refusal", {TEXT: STRING})
+
+
 def _both(path: str, app: ASGIApp, middleware: Sequence[Middleware]) -> list[Route]:
     """Return the routes of `path` without and with a slash at its end."""
     return [Route(path + slash, app, middleware=middleware) for slash in ("", "/")]
@@ -160,6 +200,25 @@ def _cors(origins: Sequence[str], methods: Sequence[str] = ()) -> list[Middlewar
 
 class EventsEndpoint:
     """Responds to `/events/`. It is an ASGI app itself, so that no request object lives as long as a stream."""
+
+    path = "/events/"
+    description = Description(
+        "listen",
+        "Open a stream",
+        [
+            Answer(200, "The stream; one that ends at once if the client is to come back.", {EVENT_STREAM: STRING}),
+            Answer(204, "With `run`: the client has all of the run, which has ended."),
+        ],
+        [
+            Parameter("Last-Event-ID", "header", STRING, "The cursor: the last id that the client has read."),
+            *queries(STREAM_FIELDS),
+        ],
+        refusals=(400, 401, 403, 404, 500, 503),
+        text=(
+            "Any other path below `/events/` does the same. A parameter that is not listed is ignored. 404 is for a "
+            "run that the client may not watch, and 503 is only with `dialect=ai-sdk`."
+        ),
+    )
 
     def __init__(
         self,

@@ -26,34 +26,83 @@ from ..rights import Right
 from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Answerer, Board, LocalBoard
+from .description import TEXT, Answer, Description, Field, Operation, Shape, fields_body, object_of
 from .emit import Emit
 from .endpoint import Endpoint, Methods
 from .explain import Explain
 from .forms import (
+    JSON,
     lifetime_seconds,
     names,
     read_fields,
     refuse_null,
     required,
 )
-from .guard import RUNS, Guard
+from .guard import OPEN_PATHS, RUNS, Guard
 from .metrics import Metrics
 from .not_found import not_found
+from .openapi import Document, GetDocument
 from .rates import PublishRates
 from .refusals import Refusals
 from .requests import ControlRequest
 from .responses import counting_failures, counting_responses
 from .revoke import ListRevocations, Revoke, TakeBack
 from .runs import RunCalls
+from .schemas import (
+    COUNT,
+    LIFETIME,
+    NAME,
+    NAME_LIST,
+    OK,
+    PATTERNS,
+    POSITION,
+    POSSIBLE_PATTERNS,
+    RETRY,
+    STRING,
+    TEXT_OR_JSON,
+    TOKEN,
+    WHOLE_LIFETIME,
+    names_field,
+)
 from .statistics import GetStatistics
 from .statistics_events import FollowStatistics
 from .streams import ListChannels, ListStreams
 from .trace import FollowTrace
 
 logger = limited_logger("ssehub.control")
-DISCONNECT_FIELDS = ("userId", "channel", "retry")
-TOKEN_FIELDS = ("userId", "channel", "exp")
-TOKEN_JSON_FIELDS = ("userId", "channel", "channels", "patterns", "exp", "expiresIn")
+DISCONNECT_FIELDS = {
+    "userId": names_field("End the streams of this user. `*` stands for everyone on the channel."),
+    "channel": names_field("End the streams on this channel, also those that hear it by a pattern."),
+    "retry": Field(RETRY, "How many milliseconds browsers wait before they reconnect; 600000 if left out."),
+}
+TOKEN_FIELDS = {
+    "userId": Field(NAME, "The user the token is for."),
+    "channel": names_field("The channel it grants."),
+    "exp": Field(
+        LIFETIME, "How many seconds the token is valid; `token_lifetime_seconds` if left out.", WHOLE_LIFETIME
+    ),
+}
+TOKEN_JSON_FIELDS = {
+    "userId": TOKEN_FIELDS["userId"],
+    "channel": TOKEN_FIELDS["channel"],
+    "channels": Field(NAME_LIST, "The same as `channel`."),
+    "patterns": Field(POSSIBLE_PATTERNS, "Patterns of channels that it grants, such as `orders.*`."),
+    "exp": TOKEN_FIELDS["exp"],
+    "expiresIn": Field(LIFETIME, "The same as `exp`."),
+}
+_LIFETIMES = ("exp", "expiresIn")
+_ONE_LIFETIME = {"not": {"required": _LIFETIMES}}
+_TOKEN = (
+    Shape("TokenOfChannel", ("userId", "channel"), ("patterns", *_LIFETIMES), rules=_ONE_LIFETIME),
+    Shape("TokenOfChannels", ("userId", "channels"), ("patterns", *_LIFETIMES), rules=_ONE_LIFETIME),
+    Shape(
+        "TokenOfPatterns",
+        ("userId", "patterns"),
+        ("channels", *_LIFETIMES),
+        instead={"patterns": PATTERNS, "channels": {"type": "array", "maxItems": 0}},
+        rules=_ONE_LIFETIME,
+    ),
+)
 
 
 @takes_settings
@@ -113,12 +162,13 @@ def create_control_app(
             yield
 
     runs = RunCalls(hub, refusals, keys, limits, request_limits, rates)
-    served = ", ".join(f"{path}/" for path in [*(endpoint.path for endpoint in endpoints), RUNS])
+    endpoints.append(GetDocument(_document([*endpoints, runs], keys)))
+    served = ", ".join([*(endpoint.path for endpoint in endpoints), f"{RUNS}/"])
     elsewhere = (
         f"not found: this is the control app, with {served}; streams are at /events/ of the client app, on another "
         "port (bind, by default 127.0.0.1:8000)\n"
     )
-    routes = [Route(endpoint.path + slash, endpoint) for endpoint in endpoints for slash in ("/", "")]
+    routes = [Route(path, endpoint) for endpoint in endpoints for path in both(endpoint.path)]
     routes[2:2] = runs.routes()
     app = Starlette(
         routes=routes,
@@ -137,12 +187,71 @@ def create_control_app(
     return app
 
 
+def both(path: str) -> tuple[str, str]:
+    """Return `path` as it is documented, and with or without the slash at its end."""
+    return (path, path.removesuffix("/") if path.endswith("/") else f"{path}/")
+
+
+_TITLE = "ssehub control API"
+_TEXT = """\
+Publish events, issue tokens, keep runs, end access, and ask a hub how it is. It is for backends, not for web pages.
+
+Every path works with and without its final slash. A GET can also be a HEAD. The fields of a form can be in the query, \
+too, except those of `/explain/`. Methods that a path does not have are answered 405, and unknown paths 404. Requests \
+that are not valid HTTP, or too slow, are refused by the server with a status from 400 to 431."""
+_CONTROL_KEY = {
+    "controlKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A control key. Each operation names the right that it needs; `admin` implies all.",
+    }
+}
+
+
+def _document(endpoints: Sequence[Endpoint | Methods | RunCalls], keys: ControlKeys) -> Document:
+    """Return the document of these endpoints and of itself."""
+    described = [
+        one for endpoint in endpoints for one in ([endpoint] if isinstance(endpoint, Endpoint) else endpoint.endpoints)
+    ]
+    schemes = _CONTROL_KEY if keys.is_required else {}
+    operations = [
+        Operation(one.path, one.method, one.description, () if one.path in OPEN_PATHS else tuple(schemes), one.right)
+        for one in [*described, GetDocument]
+    ]
+    return Document(_TITLE, _TEXT, operations, schemes, TEXT_OR_JSON, _refusals)
+
+
+def _refusals(operation: Operation) -> set[int]:
+    """Return the statuses with which the guard refuses, or the base of all endpoints."""
+    description = operation.description
+    found = set() if operation.path in OPEN_PATHS else {403}
+    if operation.schemes:
+        found.add(401)
+    if description.body is not None:
+        found |= {400, 413, 415}
+    elif description.parameters:
+        found.add(400)
+    return found
+
+
 class IssueToken(Endpoint):
     """`POST /token/`: issues a token for streams of `hub`."""
 
-    path = "/token"
+    path = "/token/"
     method = "POST"
     right = Right.TOKEN
+    description = Description(
+        "issueToken",
+        "Issue a token",
+        [
+            Answer(
+                200,
+                "The token. A form is answered with the bare token.",
+                {TEXT: TOKEN, JSON: object_of({"token": TOKEN, "expiresAt": COUNT})},
+            )
+        ],
+        body=fields_body(TOKEN_FIELDS, _TOKEN, TOKEN_JSON_FIELDS),
+    )
 
     def __init__(
         self, hub: Hub, tokens: Tokens, lifetime_seconds: float, limits: Limits, now: Callable[[], float]
@@ -204,9 +313,22 @@ _EXAMPLES = {"channels": '["chat", "news"]', "patterns": '["orders.*"]'}
 class Disconnect(Endpoint):
     """`POST /disconnect/`: ends the open streams of a user, of a channel, or of a user on a channel."""
 
-    path = "/disconnect"
+    path = "/disconnect/"
     method = "POST"
     right = Right.DISCONNECT
+    description = Description(
+        "disconnect",
+        "End the open streams of a user, of a channel, or of a user on a channel",
+        [Answer(200, "The command is in the log, where all nodes read it.", {**OK, JSON: object_of({"id": POSITION})})],
+        body=fields_body(
+            DISCONNECT_FIELDS,
+            (
+                Shape("DisconnectUser", ("userId",), ("retry",)),
+                Shape("DisconnectChannel", ("channel",), ("userId", "retry")),
+            ),
+        ),
+        refusals=(503,),
+    )
 
     def __init__(self, hub: Hub, limits: Limits) -> None:
         super().__init__(limits.max_body_bytes)
@@ -227,6 +349,7 @@ class Health(Endpoint):
     path = "/healthz"
     method = "GET"
     right = None
+    description = Description("getHealth", "Ask if the process responds", [Answer(200, "It does.", {TEXT: STRING})])
 
     async def respond(self, request: ControlRequest) -> Response:
         return PlainTextResponse("ok\n")
@@ -238,6 +361,11 @@ class Readiness(Endpoint):
     path = "/readyz"
     method = "GET"
     right = None
+    description = Description(
+        "getReadiness",
+        "Ask if the hub is ready for streams and events",
+        [Answer(200, "It is.", {TEXT: STRING}), Answer(503, "It is not: a line for each reason.", {TEXT: STRING})],
+    )
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
@@ -20,9 +21,11 @@ from ..address import LOOPBACK_HOSTS
 from ..errors import BodyTooLarge, ConfigError, SSEHubError, TokenError, TokenReason, Unavailable
 from ..hub import Hub
 from .denials import Denials
+from .description import Answer, Description
 from .logins import TokenLogin, bearer_token
 from .origins import check_page
 from .refusals import CLAIMS
+from .schemas import STRING
 
 LOGIN = "/events/login"
 LOGIN_METHODS = ("POST", "DELETE")
@@ -94,8 +97,27 @@ class LoginCookie:
         return quote(scope["path"].removesuffix("/").removesuffix("/login"), safe=_PATH_SAFE)
 
 
+_SET_COOKIE = {"Set-Cookie": (STRING, "The cookie.")}
+
+
 class CookieLogin:
     """Responds to `POST` and `DELETE`. `now` returns Unix time in seconds."""
+
+    path = LOGIN
+    descriptions: ClassVar[Mapping[str, Description]] = {
+        "POST": Description(
+            "logIn",
+            "Set the cookie with the token",
+            [Answer(204, "The cookie is set.", headers=_SET_COOKIE)],
+            refusals=(401, 403, 413, 503),
+        ),
+        "DELETE": Description(
+            "logOut",
+            "Clear the cookie",
+            [Answer(204, "The cookie is cleared.", headers=_SET_COOKIE)],
+            refusals=(403,),
+        ),
+    }
 
     def __init__(
         self,

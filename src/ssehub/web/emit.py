@@ -16,13 +16,45 @@ from ..pace import Pace, pace_for
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..rights import ControlKey, Right
 from ..settings import Limits
+from .description import Answer, Description, Field, Shape, any_of, fields_body, list_of, object_of
 from .endpoint import Endpoint
 from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
 from .rates import PublishRates
 from .requests import ControlRequest, idempotency_key
+from .schemas import BOOLEAN, EVENT_ID, IDEMPOTENCY_KEY, NAME, OK, POSITION, RETRY, STRING, TTL, TYPE, names_field
 from .strict_json import parse_json, read_json, read_ndjson, too_many_events
 
-EMIT_FIELDS = ("userId", "channel", "data", "event", "id", "retry", "payload", "store", "ttl", "idempotencyKey")
+EMIT_FIELDS = {
+    "userId": names_field("The user it is for, or `*` for everyone on the channel."),
+    "channel": names_field("The channel to publish on. Users multiplied by channels are at most 1,000."),
+    "data": Field(
+        {"type": ["string", "number", "boolean", "object", "array"]},
+        "The text of the event. In JSON any value but null: if it is not a string, it is sent as JSON.",
+        STRING,
+    ),
+    "event": Field(TYPE, "The type of the event."),
+    "id": Field(EVENT_ID, "An id in place of the event's position in the log."),
+    "retry": Field(RETRY, "How many milliseconds the browser waits before it reconnects."),
+    "payload": Field(
+        {"type": "string", "minLength": 1},
+        "Raw stream text, in place of `data`, `event`, `id` and `retry`. What is in it is checked like these.",
+    ),
+    "store": Field(BOOLEAN, "False: the event reaches only clients that are connected now, and can't have an `id`."),
+    "ttl": Field(TTL, "How many seconds the event stays available to reconnecting clients."),
+    "idempotencyKey": Field(NAME, "As the header `Idempotency-Key`, for this event alone."),
+}
+_DELIVERY = ("store", "ttl", "idempotencyKey")
+_EVENT = (
+    Shape(
+        "Event",
+        ("userId", "channel", "data"),
+        ("event", "id", "retry", *_DELIVERY),
+        rules={"dependentSchemas": {"id": {"properties": {"store": {"const": True}}}}},
+    ),
+    Shape("RawEvent", ("userId", "channel", "payload"), _DELIVERY),
+)
+_ONE = fields_body(EMIT_FIELDS, _EVENT)
+_SEVERAL = list_of(_ONE[JSON], least=1)
 
 _KeyedEvent = tuple[Event, str | None]
 
@@ -30,9 +62,24 @@ _KeyedEvent = tuple[Event, str | None]
 class Emit(Endpoint):
     """`POST /emit/`: publishes one event from a form or a JSON object, or a batch from a JSON array or NDJSON."""
 
-    path = "/emit"
+    path = "/emit/"
     method = "POST"
     right = Right.PUBLISH
+    description = Description(
+        "emit",
+        "Publish one event, or a batch that is published whole or not at all",
+        [
+            Answer(
+                200,
+                "The event is stored, or all of the batch. A form is answered with OK.",
+                {**OK, JSON: any_of([object_of({"id": POSITION}), object_of({"ids": list_of(POSITION)})])},
+            )
+        ],
+        [IDEMPOTENCY_KEY],
+        {**_ONE, JSON: any_of([_ONE[JSON], _SEVERAL]), NDJSON: _SEVERAL},
+        refusals=(422, 429, 503),
+        text="An event has at most `max_event_bytes`, a batch at most `max_batch_events`.",
+    )
 
     def __init__(self, hub: Hub, limits: Limits, rates: PublishRates) -> None:
         super().__init__(limits.max_body_bytes)

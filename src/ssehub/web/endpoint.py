@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import ControlKeyError, SSEHubError, TooManyRequests, Unavailable
 from ..fanout.refusals import ControlRefusal
 from ..rights import NO_KEY, ControlKey, Right
+from .description import Description
 from .forms import JSON, NDJSON
 from .refusals import refusals_of
 from .requests import HEADERS, KEY, NAME, ControlRequest, DroppedBodies, RequestHeaders, read_body, request_headers
@@ -30,7 +31,8 @@ class Endpoint:
     path: ClassVar[str]
     method: ClassVar[str]
     right: ClassVar[Right | None]
-    """None if no key is needed."""
+    """None if any request will do that the guard admits."""
+    description: ClassVar[Description]
 
     def __init__(self, max_body_bytes: int = 0) -> None:
         self._max_body_bytes = max_body_bytes
@@ -76,6 +78,7 @@ class Methods:
 
     def __init__(self, *endpoints: Endpoint) -> None:
         self.path = endpoints[0].path
+        self.endpoints = endpoints
         self._endpoints = {endpoint.method: endpoint for endpoint in endpoints}
         self._allow = ", ".join(self._endpoints)
 

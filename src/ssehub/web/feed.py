@@ -15,11 +15,30 @@ from ..errors import BodyTooLarge, InvalidEvent, InvalidRequest
 from ..fields import json_text, to_utf8
 from ..pace import SMALL_BODY_BYTES, Pace, pace_for
 from ..runs.entries import RunEvent
+from .description import Field, Shape, any_of
 from .forms import known_object, not_an_object, refuse_null
+from .schemas import EVENT_ID, RETRY, TYPE
 from .strict_json import not_utf8, parse_json, read_json, too_many_events
 
 EVENT_STREAM = "text/event-stream"
-EVENT_FIELDS = ("data", "event", "id", "retry", "payload")
+EVENT_FIELDS = {
+    "data": Field(
+        {"type": ["string", "number", "boolean", "object", "array"]},
+        "The text of the event; any value but null: if it is not a string, it is stored as JSON.",
+    ),
+    "event": Field(TYPE, "The type of the event."),
+    "id": Field(EVENT_ID, "An id that is kept for those who read the run, and never sent to watchers."),
+    "retry": Field(RETRY, "How many milliseconds the browser waits before it reconnects."),
+    "payload": Field(
+        {"type": "string", "pattern": r"(^|[\r\n])data(:|[\r\n]|$)"}, "Raw stream text, with exactly one event in it."
+    ),
+}
+EVENT = any_of(
+    [
+        Shape("RunEvent", ("data",), ("event", "id", "retry")).schema(EVENT_FIELDS),
+        Shape("RawRunEvent", ("payload",)).schema(EVENT_FIELDS),
+    ]
+)
 LINE_SLACK_BYTES = 64 * 1024
 """How much longer than two events of the largest size a line may be. As JSON, an event may take twice its size."""
 

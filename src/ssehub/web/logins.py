@@ -12,6 +12,7 @@ from starlette.types import Scope
 from ..claims import Claims
 from ..errors import ConfigError, LoginFailed, SSEHubError, TokenError, TokenReason
 from ..tokens import Tokens
+from .description import Schema
 from .origins import check_page
 from .query import parse_query
 
@@ -118,3 +119,18 @@ class HostLogin:
                 f"authenticate returned {type(claims).__name__}: return ssehub.Claims, or None if not logged in"
             )
         return claims
+
+
+HEADER = "tokenInHeader"
+"""The name of the scheme that every login by token has, in the document of the client app."""
+
+
+def login_schemes(login: Login, token_cookie: str | None) -> dict[str, Schema]:
+    """Return how a request for a stream brings its login, for that document. Of a host's own login nothing is known."""
+    if not isinstance(login, TokenLogin):
+        return {}
+    schemes: dict[str, Schema] = {HEADER: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    if token_cookie is not None:
+        schemes["tokenInCookie"] = {"type": "apiKey", "in": "cookie", "name": token_cookie}
+    schemes["tokenInQuery"] = {"type": "apiKey", "in": "query", "name": "token"}
+    return schemes

@@ -13,9 +13,13 @@ from starlette.responses import Response
 from ..fanout.statistics import Statistics
 from ..rights import Right
 from .board import Board, statistics_by_worker
+from .description import TEXT, Answer, Description
 from .endpoint import Endpoint
 from .process_metrics import process_metrics
 from .requests import ControlRequest
+from .schemas import STRING
+
+OPENMETRICS = "application/openmetrics-text"
 
 
 class Metrics(Endpoint):
@@ -24,6 +28,11 @@ class Metrics(Endpoint):
     path = "/metrics"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "getMetrics",
+        "Read the metrics of all workers",
+        [Answer(200, "The format of Prometheus that `Accept` prefers.", {TEXT: STRING, OPENMETRICS: STRING})],
+    )
 
     def __init__(self, board: Board) -> None:
         super().__init__()

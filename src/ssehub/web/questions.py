@@ -11,11 +11,31 @@ from ..errors import InvalidRequest
 from ..fanout.resume import NOW, Start
 from ..fields import check_names
 from ..proxies import limit_key, parse_address
+from .description import Field, Shape
 from .forms import refuse_null
 from .origins import require_origin
+from .schemas import NAME, NAME_LIST, NAMES, PATTERNS, SINCE, STRING
 
 LISTS = ("channel", "channels", "patterns")
-FIELDS = ("token", "userId", *LISTS, "lastEventId", "since", "origin", "address")
+FIELDS = {
+    "token": Field(STRING, "The token of a client."),
+    "userId": Field(NAME, "In place of a token: the user that one would have."),
+    "channel": Field(NAMES, "The channels that the client requests, or that a token would have.", NAME_LIST),
+    "channels": Field(NAMES, "The same as `channel`.", NAME_LIST),
+    "patterns": Field(PATTERNS, "Patterns that a token would have."),
+    "lastEventId": Field(STRING, "The cursor that the client brings."),
+    "since": Field(SINCE, "Where a client without a cursor wants to begin."),
+    "origin": Field(STRING, "The origin of the page, as browsers send it."),
+    "address": Field(STRING, "The IP address of the client."),
+}
+_CLIENT = ("lastEventId", "since", "origin", "address")
+SHAPES = (
+    Shape("ExplainToken", ("token",), ("channel", *_CLIENT)),
+    Shape("ExplainTokenOnChannels", ("token", "channels"), _CLIENT),
+    Shape("ExplainUser", ("userId", "channel"), ("patterns", *_CLIENT)),
+    Shape("ExplainUserOnChannels", ("userId", "channels"), ("patterns", *_CLIENT)),
+    Shape("ExplainUserOnPatterns", ("userId", "patterns"), _CLIENT),
+)
 
 
 @dataclass(frozen=True, slots=True)

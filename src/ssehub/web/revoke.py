@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import fields as fields_of
+from dataclasses import fields as dataclass_fields
 from heapq import nsmallest
 from typing import Any
 
@@ -20,9 +20,11 @@ from ..revocations import MAX_REVOCATIONS, Revocation, Revocations
 from ..rights import Right
 from ..settings import LEEWAY, Limits
 from ..tokens import Tokens
+from .description import Answer, Description, Field, Shape, fields_body, list_of, object_of, queries
 from .endpoint import Endpoint
-from .forms import FORM, form_fields, read_fields, refuse_null
+from .forms import FORM, JSON, form_fields, read_fields, refuse_null
 from .requests import ControlRequest
+from .schemas import BOOLEAN, COUNT, NAME, OK, POSITION, STRING, UNIX_TIME, nullable, whole_numbers
 
 logger = limited_logger("ssehub.control")
 
@@ -38,10 +40,45 @@ FIELDS = {
     "expiresAt": "expires_at",
 }
 """The names of a revocation's fields in requests, and in Python."""
-_DEFAULTS = {field.name: field.default for field in fields_of(Revocation)}
-REVOKE_FIELDS = (*FIELDS, "token")
-LIST_FIELDS = ("after", "limit")
+_DEFAULTS = {field.name: field.default for field in dataclass_fields(Revocation)}
 MAX_PAGE = 1_000
+REVOKE_FIELDS = {
+    "jti": Field(NAME, "The id of one token."),
+    "token": Field(STRING, "The token itself. It must be valid, and have a `jti`."),
+    "sid": Field(NAME, "A session at an identity provider."),
+    "userId": Field({**NAME, "not": {"const": EVERYONE}}, "A user."),
+    "iss": Field(NAME, "The issuer of a `sid` or a `sub`."),
+    "sub": Field(NAME, "A subject of an identity provider."),
+    "withoutSid": Field(BOOLEAN, "True: only tokens of the subject that have no `sid`."),
+    "everyone": Field({"const": True}, "Everyone."),
+    "issuedBefore": Field(
+        UNIX_TIME, "Tokens issued until then are refused, in Unix time; now, if left out. It can't be in the future."
+    ),
+    "expiresAt": Field(UNIX_TIME, "When none of these tokens can be valid any more, in Unix time, not in the past."),
+}
+_TIMES = ("issuedBefore", "expiresAt")
+_REVOCATION = (
+    Shape("RevocationOfTokenId", ("jti",), ("expiresAt",)),
+    Shape("RevocationOfToken", ("token",)),
+    Shape("RevocationOfSession", ("sid",), ("iss", "expiresAt")),
+    Shape("RevocationOfUser", ("userId",), _TIMES),
+    Shape("RevocationOfSubject", ("iss", "sub"), ("withoutSid", *_TIMES)),
+    Shape("RevocationOfEveryone", ("everyone",), _TIMES),
+)
+_BODY = fields_body(REVOKE_FIELDS, _REVOCATION)
+LIST_FIELDS = {
+    "after": Field(STRING, "The `next` of the page before."),
+    "limit": Field(whole_numbers(1, MAX_PAGE), "At most so many; 1,000 if left out."),
+}
+_LISTED = object_of(
+    {
+        "revocations": list_of(object_of({name: REVOKE_FIELDS[name].schema for name in FIELDS}, optional=FIELDS)),
+        "next": nullable(STRING),
+        "total": COUNT,
+        "max": COUNT,
+        "durable": BOOLEAN,
+    }
+)
 PAGE_STEP = 2_000
 """Keys that are looked at before the time is looked at."""
 
@@ -49,7 +86,7 @@ PAGE_STEP = 2_000
 class _Change(Endpoint):
     """What POST and DELETE share: the fields of a revocation."""
 
-    path = "/revoke"
+    path = "/revoke/"
     right = Right.REVOKE
 
     def __init__(self, hub: Hub, tokens: Tokens, limits: Limits) -> None:
@@ -67,6 +104,29 @@ class Revoke(_Change):
     """`POST /revoke/`: ends open streams, and refuses their tokens from now on."""
 
     method = "POST"
+    description = Description(
+        "revoke",
+        "End the access of a token, a session, a user, a subject or everyone",
+        [
+            Answer(
+                200,
+                "The revocation is stored. If `durable` is false, it does not outlive the process.",
+                {
+                    **OK,
+                    JSON: object_of(
+                        {
+                            "id": POSITION,
+                            "durable": BOOLEAN,
+                            "issuedBefore": nullable(UNIX_TIME),
+                            "expiresAt": nullable(UNIX_TIME),
+                        }
+                    ),
+                },
+            )
+        ],
+        body=_BODY,
+        refusals=(503,),
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         given, is_json = await self._read(request)
@@ -105,6 +165,13 @@ class TakeBack(_Change):
     """`DELETE /revoke/`: takes a revocation back."""
 
     method = "DELETE"
+    description = Description(
+        "takeBackRevocation",
+        "Take a revocation back",
+        [Answer(200, "It is taken back on all nodes.", {**OK, JSON: object_of({"id": POSITION})})],
+        body=_BODY,
+        refusals=(404, 503),
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         given, is_json = await self._read(request)
@@ -118,9 +185,16 @@ class TakeBack(_Change):
 class ListRevocations(Endpoint):
     """`GET /revoke/`: lists the revocations in force, a page at a time."""
 
-    path = "/revoke"
+    path = "/revoke/"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "listRevocations",
+        "List the revocations in force",
+        [Answer(200, "A page of them.", {JSON: _LISTED})],
+        queries(LIST_FIELDS),
+        refusals=(503,),
+    )
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from ..errors import (
+    ConflictReason,
     ControlKeyError,
     Forbidden,
     HubClosed,
@@ -18,10 +19,50 @@ from ..errors import (
     UnknownRun,
 )
 from ..fanout.statistics import AppendRefusal
-from ..runs.model import Run
+from ..runs.model import Run, RunState
 from ..runs.store import Appended
+from .description import Named, list_of, object_of
 from .endpoint import error_response
 from .requests import RequestHeaders
+from .schemas import BOOLEAN, COUNT, NAME, NUMBER, POSITION, RUN_NAME, STRING, TYPE, UNIX_TIME, nullable, one_of
+
+RUN = Named(
+    "Run",
+    object_of(
+        {
+            "run": RUN_NAME,
+            "generation": COUNT,
+            "state": one_of([*RunState]),
+            "events": {**COUNT, "description": "How many it has. The end is not counted."},
+            "bytes": COUNT,
+            "error": nullable(STRING),
+            "channel": list_of(NAME, 1),
+            "userId": list_of(NAME, 1),
+            "keep": NUMBER,
+            "idle": NUMBER,
+            "announce": nullable(TYPE),
+            "stoppable": BOOLEAN,
+            "createdAt": UNIX_TIME,
+            "endedAt": nullable(UNIX_TIME),
+            "position": POSITION,
+        }
+    ),
+)
+APPENDED = object_of({"generation": COUNT, "state": one_of([*RunState]), "events": COUNT})
+RUN_ERROR = Named(
+    "RunError",
+    object_of(
+        {
+            "error": STRING,
+            "reason": one_of([*ConflictReason, *AppendRefusal]),
+            "generation": COUNT,
+            "state": one_of([*RunState]),
+            "events": COUNT,
+            "runError": {**STRING, "description": "Why the run has failed."},
+        },
+        optional=("reason", "generation", "state", "events", "runError"),
+    ),
+)
 
 
 def run_object(run: Run) -> dict[str, object]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,19 +22,87 @@ from ..runs.entries import RunEvent
 from ..runs.model import DEFAULT_IDLE_SECONDS, DEFAULT_KEEP_SECONDS, Outcome, Run, RunOptions, RunState, check_run_name
 from ..runs.store import Created, CreateMode, Creation, RunFilter
 from ..settings import Limits
+from .description import (
+    Answer,
+    Description,
+    Errors,
+    Field,
+    Named,
+    Parameter,
+    Shape,
+    fields_body,
+    list_of,
+    object_of,
+    queries,
+)
 from .endpoint import Endpoint
-from .forms import names, read_fields, refuse_null, urlencoded, whole_number
+from .forms import JSON, NDJSON, names, read_fields, refuse_null, urlencoded, whole_number
 from .requests import ControlRequest, RequestHeaders, idempotency_key
 from .run_access import change_run
-from .run_answers import run_error, run_object
+from .run_answers import RUN, RUN_ERROR, run_error, run_object
+from .schemas import (
+    BOOLEAN,
+    COUNT,
+    EVENT_ID,
+    IDEMPOTENCY_KEY,
+    NAME,
+    NAME_LIST,
+    NAMES,
+    RETRY,
+    RUN_NAME,
+    STRING,
+    TYPE,
+    nullable,
+    one_of,
+    seconds,
+    whole_numbers,
+)
 from .transport import closing_of
 
-OPTION_FIELDS = ("channel", "userId", "keep", "idle", "announce", "stoppable")
-CREATE_FIELDS = (*OPTION_FIELDS, "restart", "takeover")
-LIST_FIELDS = ("userId", "channel", "state", "after", "limit")
-REPEATED = ("channel", "userId")
 MAX_LIMIT = 1_000
 MAX_ERROR_CHARACTERS = 1_000
+OPTION_FIELDS = {
+    "channel": Field(NAMES, "Who may watch the run: clients with one of these channels,", NAME_LIST),
+    "userId": Field(NAMES, "and one of these users. `*` stands for everyone.", NAME_LIST),
+    "keep": Field(seconds(0), f"How many seconds it is kept after its end; {DEFAULT_KEEP_SECONDS:g} if left out."),
+    "idle": Field(
+        seconds(1), f"After how many seconds without a sign of life it fails; {DEFAULT_IDLE_SECONDS:g} if left out."
+    ),
+    "announce": Field(TYPE, "The type of an event that tells the same users of its start and its end."),
+    "stoppable": Field(BOOLEAN, "True: its watchers may stop it."),
+}
+CREATE_FIELDS = {
+    **OPTION_FIELDS,
+    "restart": Field(BOOLEAN, "True: even if it is open, the next generation begins, without events."),
+    "takeover": Field(BOOLEAN, "True: the next generation begins, and keeps the events."),
+}
+GENERATION_FIELD = Field(whole_numbers(), "Refuse the call if the run has another generation.")
+ERROR_FIELD = Field({"type": "string", "minLength": 1, "maxLength": MAX_ERROR_CHARACTERS}, "Why the run has failed.")
+FINISH_FIELDS = {"generation": GENERATION_FIELD, "error": ERROR_FIELD}
+STOP_FIELDS = {"generation": GENERATION_FIELD}
+LIST_FIELDS = {
+    "userId": Field(NAME, "Only runs for this user, or for everyone."),
+    "channel": Field(NAME, "Only runs on this channel."),
+    "state": Field({"type": "array", "items": one_of([*RunState]), "minItems": 1}, "Only runs in one of these states."),
+    "after": Field(STRING, "The `next` of the page before."),
+    "limit": Field(whole_numbers(1, MAX_LIMIT), f"At most so many; {MAX_LIMIT} if left out."),
+}
+REPEATED = ("channel", "userId")
+PATH = "/runs/{run}"
+NAME_IN_PATH = Parameter("run", "path", RUN_NAME, "The name of the run.", required=True)
+GENERATION_HEADER = Parameter("Run-Generation", "header", whole_numbers(), "The same as `generation`.")
+ERRORS = Errors("RunRefusal", {JSON: RUN_ERROR})
+_TRUE = {"const": True}
+_CREATE = Shape(
+    "CreateRun",
+    ("channel", "userId"),
+    [name for name in CREATE_FIELDS if name not in REPEATED],
+    rules={"not": {"required": ["restart", "takeover"], "properties": {"restart": _TRUE, "takeover": _TRUE}}},
+)
+_EVENT = Named(
+    "StoredRunEvent",
+    object_of({"data": STRING, "event": TYPE, "id": EVENT_ID, "retry": RETRY}, optional=("event", "id", "retry")),
+)
 PAGE_BYTES = 64 * 1024
 GENERATION = "run-generation"
 
@@ -41,7 +110,7 @@ GENERATION = "run-generation"
 class RunCall(Endpoint):
     """A call below `/runs/`, or for all runs. `request.name` is the run's."""
 
-    path = "/runs"
+    path = PATH
     right = Right.PUBLISH
 
     def __init__(self, hub: Hub, limits: Limits = Limits()) -> None:
@@ -61,7 +130,7 @@ class RunCall(Endpoint):
         return run
 
 
-async def fields_of(request: ControlRequest, known: tuple[str, ...]) -> Mapping[str, Any]:
+async def fields_of(request: ControlRequest, known: Collection[str]) -> Mapping[str, Any]:
     """Return the fields of the query and of the body, which takes precedence, also if it is JSON.
 
     An empty body is fine whatever its type. Raises InvalidRequest.
@@ -103,6 +172,15 @@ class CreateRun(RunCall):
     """`PUT /runs/NAME`."""
 
     method = "PUT"
+    description = Description(
+        "createRun",
+        "Create a run, or begin it anew",
+        [Answer(201, "The run, also if the same key has created it before.", {JSON: RUN})],
+        [NAME_IN_PATH, IDEMPOTENCY_KEY],
+        fields_body(CREATE_FIELDS, [_CREATE]),
+        refusals=(409, 422, 503),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         name = check_run_name(request.name)
@@ -140,6 +218,14 @@ class GetRun(RunCall):
     """`GET /runs/NAME`."""
 
     method = "GET"
+    description = Description(
+        "getRun",
+        "Look a run up",
+        [Answer(200, "The run.", {JSON: RUN})],
+        [NAME_IN_PATH],
+        refusals=(404, 503),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         return JSONResponse(run_object(await self._find(request)))
@@ -149,6 +235,14 @@ class DeleteRun(RunCall):
     """`DELETE /runs/NAME`: answers with the run as it was at last."""
 
     method = "DELETE"
+    description = Description(
+        "deleteRun",
+        "Delete a run, which ends for its watchers",
+        [Answer(200, "The run as it was last.", {JSON: RUN})],
+        [NAME_IN_PATH],
+        refusals=(404, 409, 503),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         name = check_run_name(request.name)
@@ -159,11 +253,22 @@ class DeleteRun(RunCall):
 class FinishRun(RunCall):
     """`POST /runs/NAME/finish`: ends a run as done, or as failed if there is an `error`."""
 
+    path = f"{PATH}/finish"
     method = "POST"
+    description = Description(
+        "finishRun",
+        "End a run as done, or as failed if there is an error",
+        [Answer(200, "The run.", {JSON: RUN})],
+        [NAME_IN_PATH, GENERATION_HEADER],
+        fields_body(FINISH_FIELDS, [Shape("FinishRun", (), [*FINISH_FIELDS])]),
+        is_body_required=False,
+        refusals=(404, 409, 503),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         name = check_run_name(request.name)
-        fields = await fields_of(request, ("generation", "error"))
+        fields = await fields_of(request, FINISH_FIELDS)
         finish = partial(self._runs.finish, name, outcome_of(fields.get("error")))
         generation = generation_of(request.headers, fields)
         return JSONResponse(run_object(await change_run(self._runs, name, request.key, finish, generation)))
@@ -184,11 +289,22 @@ def outcome_of(error: object) -> Outcome:
 class StopRun(RunCall):
     """`POST /runs/NAME/stop`: asks the producer to stop."""
 
+    path = f"{PATH}/stop"
     method = "POST"
+    description = Description(
+        "stopRun",
+        "Ask the producer of a run to stop",
+        [Answer(200, "The run.", {JSON: RUN})],
+        [NAME_IN_PATH, GENERATION_HEADER],
+        fields_body(STOP_FIELDS, [Shape("StopRun", (), [*STOP_FIELDS])]),
+        is_body_required=False,
+        refusals=(404, 409, 503),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         name = check_run_name(request.name)
-        generation = generation_of(request.headers, await fields_of(request, ("generation",)))
+        generation = generation_of(request.headers, await fields_of(request, STOP_FIELDS))
         run = await change_run(self._runs, name, request.key, partial(self._runs.stop, name), generation)
         return JSONResponse(run_object(run))
 
@@ -196,7 +312,19 @@ class StopRun(RunCall):
 class ListRuns(RunCall):
     """`GET /runs/`: the runs that match, as far as the key may use all of their channels."""
 
+    path = "/runs/"
     method = "GET"
+    description = Description(
+        "listRuns",
+        "List runs by their names",
+        [Answer(200, "A page of them.", {JSON: object_of({"runs": list_of(RUN), "next": nullable(NAME)})})],
+        [
+            replace(one, more={"style": "form", "explode": False}) if one.name == "state" else one
+            for one in queries(LIST_FIELDS)
+        ],
+        refusals=(503,),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         wanted, after, limit = await _listing(request.query_string)
@@ -252,7 +380,27 @@ class ReadRun(RunCall):
     An open run is read up to the event that is the last one when the call arrives.
     """
 
+    path = f"{PATH}/events"
     method = "GET"
+    description = Description(
+        "readRun",
+        "Read the events of a run",
+        [
+            Answer(
+                200,
+                "All events, up to the last one when the call arrives. The headers describe the run at that time.",
+                {NDJSON: list_of(_EVENT)},
+                {
+                    "Run-Generation": (COUNT, "Its generation."),
+                    "Run-State": (one_of([*RunState]), "Its state."),
+                    "Run-Events": (COUNT, "How many events it has."),
+                },
+            )
+        ],
+        [NAME_IN_PATH],
+        refusals=(404, 503),
+        errors=ERRORS,
+    )
 
     async def respond(self, request: ControlRequest) -> Response:
         run = await self._find(request)

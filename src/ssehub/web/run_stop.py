@@ -9,16 +9,23 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import Forbidden, InvalidRequest, RunConflict, SSEHubError, Unavailable, UnknownRun
 from ..hub import Hub
-from ..runs.model import Run, check_run_name
+from ..runs.model import Run, RunState, check_run_name
 from .denials import Denials
+from .description import Answer, Description, Parameter, object_of
+from .forms import JSON
 from .logins import Login, StreamRequest, TokenLogin
 from .origins import ANY, check_page
 from .query import QUERY_BOUNDS, RUN
 from .refusals import CLAIMS, Refusals
+from .run_answers import RUN_ERROR
+from .schemas import COUNT, RUN_NAME, one_of, whole_numbers
 from .unknown_run import UnknownRuns
 
 STOP = "/events/stop"
 MAX_GENERATION_DIGITS = 15
+
+
+_STOPPED = object_of({"run": RUN_NAME, "generation": COUNT, "state": one_of([*RunState])})
 
 
 class RunStop:
@@ -26,6 +33,23 @@ class RunStop:
 
     `generation` is that of `stream-hello`, so that a click that comes late does not stop the next run.
     """
+
+    path = STOP
+    method = "POST"
+    description = Description(
+        "stopRun",
+        "Ask the producer of a run to stop, on behalf of the user",
+        [
+            Answer(200, "The run has ended.", {JSON: _STOPPED}),
+            Answer(202, "The producer has been asked.", {JSON: _STOPPED}),
+            Answer(409, "The run has another generation by now.", {JSON: RUN_ERROR}),
+        ],
+        [
+            Parameter(RUN, "query", RUN_NAME, "The name of the run.", required=True),
+            Parameter("generation", "query", whole_numbers(), "The one that `stream-hello` has told.", required=True),
+        ],
+        refusals=(400, 401, 403, 404, 503),
+    )
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from .escapes import unescape
 from .rates import PublishRates
 from .refusals import Refusals
 from .requests import NAME
-from .run_calls import CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
+from .run_calls import PATH, CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
 
 NO_PATH = "unknown path: use /runs/, /runs/NAME, or below it finish, stop or events; a name can't contain '/'"
 MAX_NAME_BYTES = 3 * 4 * 255
@@ -50,19 +50,23 @@ class RunCalls:
         rates: PublishRates,
     ) -> None:
         self._refusals = refusals
-        read = GetRun(hub)
-        self._of_all: Mapping[str, ASGIApp] = {"GET": ListRuns(hub)}
-        self._of_one: Mapping[str, ASGIApp] = {
-            "POST": AppendToRun(hub, refusals, keys, limits, request_limits, rates),
-            "PUT": CreateRun(hub, limits),
-            "GET": read,
-            "DELETE": DeleteRun(hub, limits),
-        }
-        self._below: Mapping[bytes, Mapping[str, ASGIApp]] = {
-            b"finish": {"POST": FinishRun(hub, limits)},
-            b"stop": {"POST": StopRun(hub, limits)},
-            b"events": {"GET": ReadRun(hub)},
-        }
+        self.endpoints = (
+            ListRuns(hub),
+            AppendToRun(hub, refusals, keys, limits, request_limits, rates),
+            CreateRun(hub, limits),
+            GetRun(hub),
+            DeleteRun(hub, limits),
+            FinishRun(hub, limits),
+            StopRun(hub, limits),
+            ReadRun(hub),
+        )
+        self._of_all = self._at("/runs/")
+        self._of_one = self._at(PATH)
+        self._below = {name: self._at(f"{PATH}/{name.decode()}") for name in (b"finish", b"stop", b"events")}
+
+    def _at(self, path: str) -> Mapping[str, ASGIApp]:
+        """Return the endpoints of a path, by method."""
+        return {endpoint.method: endpoint for endpoint in self.endpoints if endpoint.path == path}
 
     def routes(self) -> list[Route]:
         """Return the routes of all paths."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,9 +14,52 @@ from ..fanout.statistics import ADDED, Statistics
 from ..hub import Hub
 from ..rights import Right
 from .board import Board, statistics_by_worker
+from .description import Answer, Description, Named, Schema, list_of, map_of, object_of
 from .endpoint import Endpoint
-from .nodes import described
+from .forms import JSON
+from .nodes import NODES, OPTIONAL_OF_NODES, described
 from .requests import ControlRequest
+from .schemas import BOOLEAN, COUNT, MISSING, NUMBER, STRING, nullable
+
+_OF_TYPE: Mapping[str, Schema] = {
+    "int": COUNT,
+    "int | None": nullable(COUNT),
+    "float": NUMBER,
+    "bool": BOOLEAN,
+    "list[int]": list_of(COUNT),
+    "tuple[float, ...]": list_of(NUMBER),
+    "dict[str, int]": map_of(COUNT),
+    "dict[str, float]": map_of(NUMBER),
+    "dict[str, bool]": map_of(BOOLEAN),
+    "dict[str, str]": map_of(STRING),
+    "dict[str, dict[str, int]]": map_of(map_of(COUNT)),
+}
+"""Schemas by the types of the fields of `Statistics`."""
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _schema(names: Collection[str]) -> Schema:
+    return object_of({_camel(one.name): _OF_TYPE[str(one.type)] for one in FIELDS if one.name in names})
+
+
+FIELDS = dataclasses.fields(Statistics)
+GATHERED = Named(
+    "GatheredStatistics",
+    object_of(
+        {
+            "version": STRING,
+            "total": Named("TotalStatistics", _schema(ADDED)),
+            "workers": map_of(Named("Statistics", _schema([one.name for one in FIELDS]))),
+            "missing": MISSING,
+            **NODES,
+        },
+        optional=OPTIONAL_OF_NODES,
+    ),
+)
 
 
 class GetStatistics(Endpoint):
@@ -25,6 +68,18 @@ class GetStatistics(Endpoint):
     path = "/statistics"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "getStatistics",
+        "Read the statistics of all workers",
+        [
+            Answer(
+                200,
+                "The statistics of each worker that has answered, by its name, and sums of what each has of its own.",
+                {JSON: GATHERED},
+            )
+        ],
+        refusals=(400,),
+    )
 
     def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()
@@ -73,8 +128,3 @@ def _sum(values: list[Any]) -> Any:
 
 def _to_json(statistics: Statistics) -> dict[str, Any]:
     return {_camel(name): value for name, value in dataclasses.asdict(statistics).items()}
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)

@@ -15,9 +15,12 @@ from ..event import SEPARATOR
 from ..hub import Hub
 from ..rights import Right
 from .board import Board
+from .description import Answer, Description
 from .endpoint import Endpoint
+from .feed import EVENT_STREAM
 from .following import Following
 from .requests import ControlRequest
+from .schemas import STRING
 from .statistics import gathered, require_no_query
 
 INTERVAL_SECONDS = 1.0
@@ -34,6 +37,19 @@ class FollowStatistics(Endpoint):
     path = "/statistics/events"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "followStatistics",
+        "Follow the statistics of all workers, once a second",
+        [
+            Answer(
+                200,
+                "Events of the type `statistics`, until the hub is about to stop. The data of each is what "
+                "`GET /statistics` answers.",
+                {EVENT_STREAM: STRING},
+            )
+        ],
+        refusals=(400, 503),
+    )
 
     def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()

@@ -13,32 +13,95 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import InvalidRequest
 from ..fanout.listing import PAGE_CHARACTERS, Group
+from ..fanout.subscriber import State
 from ..fields import check_name
 from ..hub import Hub
 from ..pace import Pace
 from ..rights import Right
 from .board import CHANNELS, GROUPS, STREAMS, Answers, Board
+from .description import Answer, Description, Field, Named, any_of, list_of, object_of, queries
 from .endpoint import Endpoint
-from .forms import query_fields, whole_number
+from .forms import JSON, query_fields, whole_number
 from .listing import parse_addresses
-from .nodes import described
+from .nodes import NODES, OPTIONAL_OF_NODES, described
 from .requests import ControlRequest
+from .schemas import BOOLEAN, COUNT, MISSING, NAME, PATTERN, STRING, nullable, one_of, whole_numbers
 
 FILTERS = ("userId", "channel", "address")
-FIELDS = (*FILTERS, "sort", "group", "limit", "cursor")
-CHANNEL_FIELDS = ("prefix", "limit", "cursor")
 BACKLOG = "backlog"
 MAX_LIMIT = 1_000
 DEFAULT_LIMIT = 100
+_LIMIT = Field(whole_numbers(1, MAX_LIMIT), f"At most so many; {DEFAULT_LIMIT} if left out.")
+FIELDS = {
+    "userId": Field(NAME, "Only streams of this user."),
+    "channel": Field(NAME, "Only streams that hear this channel, also by a pattern."),
+    "address": Field(STRING, "Only streams from this IP address or network, or from a Unix socket (`unix`)."),
+    "sort": Field(one_of([BACKLOG]), "Those with the largest backlogs, in place of pages."),
+    "group": Field(one_of([*Group]), "How many there are by what they have in common, in place of pages."),
+    "limit": _LIMIT,
+    "cursor": Field({"type": "string", "pattern": "^[0-9]{1,4}-[0-9]{1,15}$"}, "The `next` of the page before."),
+}
+CHANNEL_FIELDS = {
+    "prefix": Field(NAME, "Only channels whose names begin like this."),
+    "limit": _LIMIT,
+    "cursor": Field(NAME, "The `next` of the page before."),
+}
+_STREAM = Named(
+    "Stream",
+    object_of(
+        {
+            "worker": STRING,
+            "number": {**COUNT, "description": "Counts the streams of the worker."},
+            "userId": NAME,
+            "channels": list_of(NAME),
+            "patterns": list_of(PATTERN),
+            "run": {**STRING, "description": "The run that it watches."},
+            "address": nullable(STRING),
+            "client": nullable(STRING),
+            "openedAt": {**STRING, "format": "date-time"},
+            "lastId": {**STRING, "description": "The position up to which everything for it has been written."},
+            "events": COUNT,
+            "bytes": COUNT,
+            "backlogBytes": COUNT,
+            "state": one_of([state.value for state in State]),
+        },
+        optional=("run",),
+    ),
+)
+_PAGE = object_of(
+    {"streams": list_of(_STREAM), "next": nullable(STRING), "missing": MISSING, **NODES}, OPTIONAL_OF_NODES
+)
+_GROUPS = object_of(
+    {
+        "groups": list_of(
+            object_of(
+                {**{group: nullable(STRING) for group in Group}, "streams": COUNT, "backlogBytes": COUNT},
+                optional=[*Group],
+            )
+        ),
+        "isExact": {**BOOLEAN, "description": "False if a worker has more groups than it answers."},
+        "missing": MISSING,
+        **NODES,
+    },
+    OPTIONAL_OF_NODES,
+)
+_CHANNEL = object_of({"channel": NAME, "streams": COUNT, "patternStreams": COUNT})
 _CURSOR = re.compile(r"(\d{1,4})-(\d{1,15})", re.ASCII)
 
 
 class ListStreams(Endpoint):
     """`GET /streams/`: the open streams in pages, those with the largest backlogs, or how many there are by group."""
 
-    path = "/streams"
+    path = "/streams/"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "listStreams",
+        "List the open streams of all workers, or count them by group",
+        [Answer(200, "A page of them; with `group`, the groups.", {JSON: any_of([_PAGE, _GROUPS])})],
+        queries(FIELDS),
+        text="`sort` and `group` go neither with each other nor with `cursor`.",
+    )
 
     def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()
@@ -98,9 +161,26 @@ class ListStreams(Endpoint):
 class ListChannels(Endpoint):
     """`GET /channels/`: the channels that streams have, by name, with how many streams hear each."""
 
-    path = "/channels"
+    path = "/channels/"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "listChannels",
+        "List the channels that streams have, with how many streams hear each",
+        [
+            Answer(
+                200,
+                "A page of them, by name.",
+                {
+                    JSON: object_of(
+                        {"channels": list_of(_CHANNEL), "next": nullable(NAME), "missing": MISSING, **NODES},
+                        OPTIONAL_OF_NODES,
+                    )
+                },
+            )
+        ],
+        queries(CHANNEL_FIELDS),
+    )
 
     def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()

@@ -16,21 +16,41 @@ from ..fields import check_name
 from ..hub import Hub
 from ..rights import Right
 from .board import TRACE, Board
+from .description import Answer, Description, Field, queries
 from .endpoint import Endpoint
+from .feed import EVENT_STREAM
 from .following import Following
 from .forms import query_fields
 from .listing import wanted_of
 from .requests import ControlRequest
+from .schemas import NAME, STRING
 
-FIELDS = ("userId", "channel", "address")
+FIELDS = {
+    "userId": Field(NAME, "Only streams of this user."),
+    "channel": Field(NAME, "Only streams that hear this channel, also by a pattern."),
+    "address": Field(STRING, "Only streams from this IP address or network, or from a Unix socket (`unix`)."),
+}
 
 
 class FollowTrace(Endpoint):
     """`GET /trace/`: the steps of the streams of a user, on a channel, from an address, on all workers."""
 
-    path = "/trace"
+    path = "/trace/"
     method = "GET"
     right = Right.READ
+    description = Description(
+        "followTrace",
+        "Follow what happens to the streams of a user, on a channel, from an address",
+        [
+            Answer(
+                200,
+                "Events, until the hub is about to stop. The type of each is the step, and its data are JSON.",
+                {EVENT_STREAM: STRING},
+            )
+        ],
+        queries(FIELDS),
+        refusals=(503,),
+    )
 
     def __init__(self, hub: Hub, board: Board) -> None:
         super().__init__()
