@@ -1085,7 +1085,7 @@ ROOMS: dict[str, set[str]] = {
         "web.refusals",
         "web.schemas",
     },
-    "web.demo": {"address", "tokens"},
+    "web.demo": {"address", "fanout.refusals", "tokens", "web.refusals"},
     "web.denials": {"errors", "web.endpoint", "web.refusals"},
     "web.description": {"rights", "web.forms"},
     "web.emit": {
