@@ -120,7 +120,7 @@ class Listing:
         found: list[Stream] = []
         characters = 0
         for _, _, subscriber in sorted(heap, reverse=True):
-            if characters < PAGE_CHARACTERS:
+            if characters < PAGE_CHARACTERS and subscriber.state is not State.ENDED:  # it may have ended meanwhile
                 found.append(self._describe(subscriber))
                 characters += size_of(found[-1])
         return found
