@@ -395,6 +395,14 @@ ROOMS: dict[str, set[str]] = {
         "position",
         "runs.model",
     },
+    "fanout.draining": {
+        "fanout.index",
+        "fanout.registry",
+        "fanout.slices",
+        "fanout.statistics",
+        "fanout.subscriber",
+        "loglimit",
+    },
     "fanout.endings": {
         "fanout.frames",
         "fanout.index",
@@ -412,6 +420,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.backlogs",
         "fanout.clock",
         "fanout.comebacks",
+        "fanout.draining",
         "fanout.endings",
         "fanout.feeds",
         "fanout.finding",
