@@ -395,6 +395,14 @@ ROOMS: dict[str, set[str]] = {
         "position",
         "runs.model",
     },
+    "fanout.draining": {
+        "fanout.index",
+        "fanout.registry",
+        "fanout.slices",
+        "fanout.statistics",
+        "fanout.subscriber",
+        "loglimit",
+    },
     "fanout.endings": {
         "fanout.frames",
         "fanout.index",
@@ -412,6 +420,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.backlogs",
         "fanout.clock",
         "fanout.comebacks",
+        "fanout.draining",
         "fanout.endings",
         "fanout.feeds",
         "fanout.finding",
@@ -818,7 +827,7 @@ ROOMS: dict[str, set[str]] = {
         "server.tls",
         "settings",
     },
-    "server.log_settings": {"config", "fanout.statistics", "server.credentials", "server.logs", "watched"},
+    "server.log_settings": {"config", "server.credentials", "server.logs", "watched"},
     "server.logs": {"loglimit"},
     "server.process": {
         "address",
