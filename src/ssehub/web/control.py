@@ -267,6 +267,7 @@ class IssueToken(Endpoint):
             raise InvalidRequest("this hub has no secret to sign tokens with: get them from the identity provider")
         fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS, pace_for(request.body))
         requested = self._requested(fields)
+        refuse_null(fields)
         expires_at = int(self._now() + lifetime_seconds(fields, self._lifetime_seconds))
         request.key.require_channels(requested.channels)
         request.key.require_patterns(requested.patterns)

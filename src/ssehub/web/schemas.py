@@ -13,6 +13,8 @@ NAME: Schema = Named("Name", {"type": "string", "minLength": 1, "maxLength": 255
 """`check_name`."""
 NAMES: Schema = {"anyOf": [NAME, {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}]}
 """One name, or several."""
+PREFIX: Schema = {**NAME, "minLength": 0, "pattern": r"^[^\u0000\r\n]*$"}
+"""A name, or nothing."""
 NAME_LIST: Schema = {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}
 """`check_names`."""
 RUN_NAME: Schema = Named("RunName", {**NAME, "pattern": r"^(?!\.{1,2}$)[^/\u0000-\u001f\u007f-\u009f]+$"})
@@ -42,7 +44,7 @@ POSITION: Schema = Named(
 )
 SINCE: Schema = {
     "type": "string",
-    "pattern": r"^(earliest|last:0{0,8}[1-9][0-9]{0,8}|[0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32})$",
+    "pattern": r"^(earliest|last:(?!0+$)[0-9]{1,9}|[0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32})$",
 }
 """`Start.parse`."""
 LIFETIME: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LIFETIME_SECONDS}
@@ -85,7 +87,7 @@ OK: Content = {TEXT: {"type": "string", "const": "OK"}}
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",
-    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"},
+    {"type": "string", "minLength": 1, "maxLength": 255},
     "Makes it safe to send a request again: with the same key and the same content it is carried out once.",
 )
 
