@@ -15,7 +15,8 @@ from typing import Any
 import schemathesis
 from schemathesis import Case, GenerationMode, HookContext
 
-Rule = Callable[[Case], None]
+AnyCase = Case[Any]
+Rule = Callable[[AnyCase], None]
 RUNS = ["one", "two", "three"]
 """Half of the runs that are named are one of these, so that there often is one."""
 MAX_FIELDS = 1_000
@@ -40,7 +41,7 @@ def objects(context: Any, response: Any) -> list[Any]:
 
 
 @schemathesis.hook
-def map_case(context: HookContext, case: Case) -> Case:
+def map_case(context: HookContext, case: AnyCase) -> AnyCase:
     """Name runs that exist, and make what is meant to be valid obey the rules."""
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return case
@@ -63,7 +64,7 @@ def whole(value: Any) -> Any:
 
 
 @schemathesis.hook
-def filter_case(context: HookContext, case: Case) -> bool:
+def filter_case(context: HookContext, case: AnyCase) -> bool:
     """Leave out forms of more fields than a form may have, and null in forms, which would be the text `null`."""
     if not isinstance(case.body, dict) or "form" not in (case.media_type or ""):
         return True
@@ -71,14 +72,14 @@ def filter_case(context: HookContext, case: Case) -> bool:
     return sum(map(len, values)) <= MAX_FIELDS and not any([None in one for one in values])
 
 
-def one_key(case: Case) -> None:
+def one_key(case: AnyCase) -> None:
     """An idempotency key is given in the header, or with the events."""
     events = case.body if isinstance(case.body, list) else [case.body]
     if any(["idempotencyKey" in event for event in events if isinstance(event, dict)]):
         case.headers.pop("Idempotency-Key", None)
 
 
-def page_of_streams(case: Case) -> None:
+def page_of_streams(case: AnyCase) -> None:
     if "address" in case.query:
         case.query["address"] = random.choice(["127.0.0.1", "10.0.0.0/8", "2001:db8::/64", "unix"])
     for exclusive in (("sort", "group"), ("cursor", "sort"), ("cursor", "group")):
@@ -86,21 +87,21 @@ def page_of_streams(case: Case) -> None:
             del case.query[exclusive[1]]
 
 
-def cursor_of_revocations(case: Case) -> None:
+def cursor_of_revocations(case: AnyCase) -> None:
     if "after" in case.query:
         case.query["after"] = "dXNlcjphbGV4"  # user:alex
 
 
-def question(case: Case) -> None:
-    body = case.body
+def question(case: AnyCase) -> None:
+    body: Any = case.body
     if isinstance(body, dict):
         for name, value in (("address", "192.0.2.7"), ("origin", "https://app.example")):
             if name in body:
                 body[name] = value
 
 
-def revocation(case: Case) -> None:
-    body = case.body
+def revocation(case: AnyCase) -> None:
+    body: Any = case.body
     if not isinstance(body, dict):
         return
     if body.pop("token", None) is not None:  # it would have to be valid
@@ -111,13 +112,18 @@ def revocation(case: Case) -> None:
         body["expiresAt"] = max(body["expiresAt"], time.time() + 3600)
 
 
-def append(case: Case) -> None:
+def append(case: AnyCase) -> None:
     query = case.query
     if query.keys() & {"channel", "userId", "keep", "idle", "announce", "stoppable"}:
         for name in ("channel", "userId"):
             query[name] = query.get(name, ["chat"])[:MAX_QUERY_ITEMS]
     if "error" in query:
         query["finish"] = "failed"
+
+
+def stop(case: AnyCase) -> None:
+    if random.random() < 0.5:
+        case.query.update(run=random.choice(RUNS), generation=1)
 
 
 RULES: dict[str, Rule] = {
@@ -128,4 +134,5 @@ RULES: dict[str, Rule] = {
     "DELETE /revoke/": revocation,
     "POST /explain/": question,
     "POST /runs/{run}": append,
+    "POST /events/stop": stop,
 }

@@ -99,7 +99,7 @@ _TOKEN = (
         "TokenOfPatterns",
         ("userId", "patterns"),
         ("channels", *_LIFETIMES),
-        instead={"patterns": PATTERNS, "channels": {"type": "array", "maxItems": 0}},
+        instead={"patterns": PATTERNS, "channels": {**NAME_LIST, "minItems": 0, "maxItems": 0}},
         rules=_ONE_LIFETIME,
     ),
 )

@@ -50,6 +50,7 @@ SINCE: Schema = {
 LIFETIME: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LIFETIME_SECONDS}
 WHOLE_LIFETIME: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIFETIME_SECONDS}
 TOKEN: Schema = {"type": "string", "pattern": r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"}
+ANY_BUT_NULL: Schema = {"type": ["string", "number", "boolean", "object", "array"], "items": {}}
 BOOLEAN: Schema = {"type": "boolean"}
 STRING: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
