@@ -41,6 +41,7 @@ MEASURED_PROCESSES = (
     "test_bench",
     "test_cli",
     "test_key_rotation",
+    "test_log_settings",
     "test_memory",
     "test_platform",
     "test_publisher",
@@ -263,7 +264,7 @@ class RunningHub(HubProcess):
             raise
 
     def _logged_address(self, clients: str, path: str) -> str:
-        pattern = re.compile(rf"listening for {clients} on (\S+?){path}\n")
+        pattern = re.compile(rf"listening for {clients} on (\S+?){path}(?:\n|\",)")
         wait_until(lambda: pattern.search(self.log) or self.process.poll() is not None, START_SECONDS)
         found = pattern.search(self.log)
         assert found, self.log

@@ -14,7 +14,7 @@ from ssehub.settings import Backpressure, Retention, RunLimits, Streams
 from ssehub.web.metrics import HubCollector
 
 STATUSES = ("200", "400", "401", "403", "404", "405", "409", "413", "429", "503")
-FILES = ("secret_file", "jwks", "control_keys_file", "tls_cert_file", "control_tls_cert_file")
+FILES = ("config", "secret_file", "jwks", "control_keys_file", "tls_cert_file", "control_tls_cert_file")
 
 
 def full_statistics() -> Statistics:

@@ -1,5 +1,6 @@
 """Many clients with a token each, as a process of its own: `named_crowd.py PORT`, with the tokens as lines on stdin.
 
+After a token and a space, a line may have the address that a proxy would say the client has.
 The data of each event must be its number and, by the monotonic clock, when it was published. After an empty line the
 clients connect. When all streams are open this prints `open`, and for each further line, as JSON, what they have
 received so far, or since a line with `again`.
@@ -40,7 +41,9 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        request = f"GET /events/ HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self.token}\r\n\r\n"
+        token, _, address = self.token.partition(" ")
+        forwarded = f"X-Forwarded-For: {address}\r\n" if address else ""
+        request = f"GET /events/ HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n{forwarded}\r\n"
         transport.write(request.encode())
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -84,7 +84,7 @@ def test_what_is_broken_is_named(broken: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.write_text("mackerel = [")
     arguments, message = {
-        "file": (["--config", str(bad)], f"{bad} is not valid TOML"),
+        "file": (["--config", str(bad)], f"{bad}: not valid TOML"),
         "setting": (["--drain-seconds", "soon"], "--drain-seconds 'soon': must be a valid number"),
         "key": (["--secret-file", str(tmp_path / "none")], "secret_file"),
         "certificate": (["--tls-cert-file", str(bad), "--tls-key-file", str(bad)], "tls_cert_file"),

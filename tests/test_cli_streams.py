@@ -126,12 +126,12 @@ def test_sort_and_by_exclude_each_other_and_a_bad_network_is_explained(hub: Runn
 def test_other_nodes_are_named_because_they_have_streams_of_their_own(start_hub: StartHub, valkey: RedisServer) -> None:
     hub, other = (start_hub("--broker", valkey.url) for _ in range(2))
     stream = listen(other.port, other.token("alex"))
-    wait_until(lambda: len(httpx.get(f"{hub.control_url}/streams/").json()["nodes"] or ()) == 1)
+    wait_until(lambda: len(httpx.get(f"{hub.control_url}/streams/").json()["nodes"] or ()) == 1, 20)
 
     here = run("streams", "--user-id", "alex", "--json", "--control-url", hub.control_url)
     there = run("streams", "--user-id", "alex", "--json", "--control-url", other.control_url)
     valkey.kill()
-    wait_until(lambda: httpx.get(f"{hub.control_url}/streams/").json()["nodes"] is None)
+    wait_until(lambda: httpx.get(f"{hub.control_url}/streams/").json()["nodes"] is None, 20)
     unknown = run("channels", "--control-url", hub.control_url)
     stream.close()
 

@@ -131,6 +131,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "heartbeat": ({"heartbeat_seconds": 1e9}, "--heartbeat-seconds 1000000000.0: must be at most 86400"),
     "prefix": ({"redis_prefix": "a b"}, "--redis-prefix 'a b': must be 1 to 100 characters without spaces or braces"),
     "level": ({"log_level": "loud"}, "--log-level 'loud': must be 'debug', 'info', 'warning' or 'error'"),
+    "format": ({"log_format": "xml"}, "--log-format 'xml': must be 'text' or 'json'"),
     "workers": ({"workers": "0"}, "--workers '0': must be greater than 0"),
     "broker": ({"broker": "kafka://x"}, "--broker 'kafka://x': unknown broker: use memory://"),
     "cookie": ({"token_cookie": ""}, "--token-cookie '': must have at least 1 character"),
@@ -181,16 +182,16 @@ def test_password_in_an_invalid_broker_is_not_shown(broker: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bind = 8000", 'hub.toml: bind 8000: must be a string, such as "127.0.0.1:8000"'),
+        ("bind = 8000", 'hub.toml: line 1: bind 8000: must be a string, such as "127.0.0.1:8000"'),
         ('bind = "unix:a\\u0000b"', "must name the path of a Unix socket"),
-        ("broker = ['redis://u:pw@host']", "hub.toml: broker '...': must be a valid string"),
-        ("secret = 5", "hub.toml: secret: must be a valid string"),
-        ("cors_origins = 5", "hub.toml: cors_origins 5: must be a valid list"),
-        ("bnd = ':1'", "hub.toml: unknown key bnd: did you mean bind?"),
-        ("BIND = ':1'", "hub.toml: unknown key BIND"),
-        ("xyzzy = 1", "hub.toml: unknown key xyzzy: there is no such setting"),
-        ("bind = ", "hub.toml is not valid TOML: "),
-        ("\udcff", "hub.toml is not valid TOML: "),
+        ("broker = ['redis://u:pw@host']", "hub.toml: line 1: broker '...': must be a valid string"),
+        ("secret = 5", "hub.toml: line 1: secret: must be a valid string"),
+        ("cors_origins = 5", "hub.toml: line 1: cors_origins 5: must be a valid list"),
+        ("bnd = ':1'", "hub.toml: line 1: unknown key bnd: did you mean bind?"),
+        ("BIND = ':1'", "hub.toml: line 1: unknown key BIND"),
+        ("# a comment\n\n xyzzy = 1", "hub.toml: line 3: unknown key xyzzy: there is no such setting"),
+        ("bind = ", "hub.toml: not valid TOML: "),
+        ("\udcff", "hub.toml: not valid TOML: "),
         (None, "hub.toml: No such file or directory"),
     ],
 )
@@ -229,3 +230,8 @@ def test_bad_variable_is_one_line_that_names_it(
 @pytest.mark.parametrize("level", ["INFO", "info", "Info"])
 def test_log_level_is_accepted_in_any_case(level: str) -> None:
     assert load_config({"log_level": level}).log_level == "info"
+
+
+@pytest.mark.parametrize("format", ["JSON", "json", "Json"])
+def test_log_format_is_accepted_in_any_case(format: str) -> None:
+    assert load_config({"log_format": format}).log_format == "json"

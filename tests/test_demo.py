@@ -56,6 +56,8 @@ def test_demo_page_gives_no_token_under_a_foreign_name(demo: RunningHub) -> None
 
     assert response.status_code == 403
     assert "token" not in response.text
+    assert demo.metric('ssehub_refused_total{reason="page"}') == 1
+    assert "request refused, page: the demo was opened by another name; GET /, from 127.0.0.1" in demo.log
 
 
 @pytest.mark.parametrize("path", ["/", "/token/", "/nothing"])

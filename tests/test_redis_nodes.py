@@ -57,11 +57,11 @@ async def test_nodes_name_each_other_until_they_leave(redis_server: RedisServer)
 
 
 async def test_h5_node_that_was_killed_is_forgotten_when_its_key_expires(valkey: RedisServer) -> None:
-    valkey.command("SET", "{ssehub}:node:dead", json.dumps(_described("dead")), "PX", "1500")
+    valkey.command("SET", "{ssehub}:node:dead", json.dumps(_described("dead")), "PX", "4000")
     valkey.command("ZADD", "{ssehub}:nodes", "0", "dead")
     async with Node(valkey.url) as node:
         await until(lambda: others_of(node) == ["dead"])
-        await until(lambda: others_of(node) == [])
+        await until(lambda: others_of(node) == [], 15)
 
         await until(lambda: valkey.command("ZRANGE", "{ssehub}:nodes", "0", "-1") == [nodes_of(node).this.id])
 

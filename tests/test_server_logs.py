@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -17,6 +22,7 @@ from conftest import SECRET, StartHub, free_port, wait_until
 from ssehub.fanout import registry, subscriber
 from ssehub.loglimit import BURST, LIMIT, LINES_PER_SECOND, LimitedLogger, limited_logger
 from ssehub.server import refusals as server_refusals
+from ssehub.server.logs import logging_to_stderr
 from ssehub.web import refusals, stream
 from streams import listen
 
@@ -24,13 +30,14 @@ FLOOD = 12_000 if "SOAK" in os.environ else 1_000
 """Refused requests, which take as many two-hundredths of a second."""
 
 
-def test_f10_hub_goes_on_when_nobody_reads_its_stderr() -> None:
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_f10_hub_goes_on_when_nobody_reads_its_stderr(format: str) -> None:
     port, control_port = free_port(), free_port()
     control_url = f"http://127.0.0.1:{control_port}"
     process = subprocess.Popen(
         [sys.executable, "-m", "ssehub", f"--bind=127.0.0.1:{port}", f"--control-bind=127.0.0.1:{control_port}"],
         stderr=subprocess.PIPE,
-        env={**os.environ, "SSEHUB_SECRET": SECRET},
+        env={**os.environ, "SSEHUB_SECRET": SECRET, "SSEHUB_LOG_FORMAT": format},
     )
     with process:
         wait_until(lambda: is_healthy(control_url), 20)
@@ -71,6 +78,16 @@ def test_f9_hub_goes_on_when_its_log_cannot_be_written() -> None:
             process.kill()
 
 
+@contextmanager
+def without_handlers(logger: logging.Logger) -> Iterator[None]:
+    """Take the handlers of pytest away, as where nobody has configured logging."""
+    handlers, logger.handlers = logger.handlers, []
+    try:
+        yield
+    finally:
+        logger.handlers = handlers
+
+
 def is_healthy(control_url: str) -> bool:
     try:
         return httpx.get(f"{control_url}/healthz").status_code == 200
@@ -88,6 +105,63 @@ def test_c16_names_cannot_break_a_log_line(start_hub: StartHub) -> None:
     line = next(line for line in hub.log.split("\n") if "stream ended" in line)
     assert "\x1b" not in hub.log and "\u2028" not in hub.log and "\x85" not in hub.log
     assert "evil" in line and line.endswith(" bytes, disconnected")
+
+
+def test_c16_names_cannot_break_a_line_of_json(start_hub: StartHub) -> None:
+    hub = start_hub("--log-format", "json")
+    user = 'evil\x1b[31m\u2028\x85\x7f"name'
+
+    listen(hub.port, hub.token(user)).close()
+    wait_until(lambda: "stream ended" in hub.log)
+
+    lines = [json.loads(line) for line in hub.log.encode().splitlines()]
+    assert hub.log.isascii() and all(line.isprintable() for line in hub.log.split("\n"))
+    ended = next(line for line in lines if line["message"].startswith("stream ended"))
+    assert ended.keys() == {"time", "level", "logger", "message", "process"}
+    assert f"user {user!r}, channels 'chat'" in ended["message"]
+
+
+def test_line_of_json_has_its_time_its_worker_and_an_exception_as_one_string(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("ssehub.test")
+    with logging_to_stderr("info", "json", worker=2, name="ssehub"), without_handlers(logging.getLogger()):
+        before = datetime.now(UTC)
+        try:
+            raise ValueError("\u2028 \udc80 \x1b[31m 😀\n")
+        except ValueError:
+            logger.exception("it failed: %s", "\ud83d alone", extra={"color_message": "hidden"})
+
+    written = capfd.readouterr().err
+    (line,) = written.encode().splitlines()
+    fields = json.loads(line)
+    assert written.isascii()
+    assert fields.keys() == {"time", "level", "logger", "message", "process", "worker", "exception"}
+    assert (fields["level"], fields["logger"], fields["worker"]) == ("ERROR", "ssehub.test", "2")
+    assert fields["process"] == os.getpid() and fields["message"] == r"it failed: \ud83d alone"
+    assert fields["exception"].startswith("Traceback") and fields["exception"].rstrip().endswith(
+        "\u2028 \\udc80 \x1b[31m 😀"
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", fields["time"])
+    assert abs(datetime.fromisoformat(fields["time"]) - before) < timedelta(seconds=10)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_line_that_cannot_be_formatted_is_replaced_and_raises_nothing(
+    format: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Opaque:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    logger = logging.getLogger("ssehub.test")
+    with logging_to_stderr("info", format, name="ssehub"), without_handlers(logging.getLogger()):
+        logger.info("the number %d", "one")
+        logger.info("the thing %s", Opaque())
+        logger.info("the next line")
+
+    lines = capfd.readouterr().err.splitlines()
+    assert "a line can't be formatted: 'the number %d': TypeError" in lines[0]
+    assert "a line can't be formatted: 'the thing %s': RuntimeError" in lines[1]
+    assert "the next line" in lines[2]
 
 
 def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:

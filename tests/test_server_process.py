@@ -290,5 +290,5 @@ def test_f7_sighup_without_files_changes_nothing(start_hub: StartHub) -> None:
 
     hub.signal(signal.SIGHUP)
 
-    wait_until(lambda: "SIGHUP: reading secrets, keys and certificates again" in hub.log)
+    wait_until(lambda: "SIGHUP: reading secrets, keys, certificates, log_level and log_format again" in hub.log)
     assert httpx.get(f"{hub.control_url}/healthz").text == "ok\n"

@@ -211,7 +211,7 @@ async def test_b22_broken_file_keeps_what_was_read_before_with_one_error_line_un
     write_in_place(path, "one")
     with caplog.at_level(logging.INFO):
         await watched.settle()
-    assert caplog.messages == [f"key_file {path} has been read again: it is what is in use"]
+    assert caplog.messages == [f"key_file {path} has been read again: no change"]
     assert watched.file.problem is None
 
 
@@ -262,7 +262,7 @@ async def test_reload_reads_at_once_and_says_so(path: Path, caplog: pytest.LogCa
 
     assert watched.used == ["one", "two"]
     assert caplog.messages == [
-        f"key_file {path} has been read again: it is what is in use",
+        f"key_file {path} has been read again: no change",
         f"key_file {path} has been read again: 3 bytes",
         *[f"key_file {path}: there is no key in it; what was read before stays in use"] * 2,
     ]

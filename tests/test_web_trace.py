@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import socket
+import statistics
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,12 @@ import psutil
 import pytest
 from httpx_sse import connect_sse
 
-from conftest import CONTROL_KEY, RunningHub, StartHub, wait_until
+from commands import run
+from conftest import CONTROL_KEY, RunningHub, StartHub, report, wait_until
 from redis_servers import RedisServer
 from streams import listen
+
+PAIRS = 7
 
 
 class Following:
@@ -156,6 +160,32 @@ def test_reader_that_reads_nothing_is_cut_off_and_holds_nothing_up(start_hub: St
         wait_until(lambda: "ended" in trace.steps)
 
 
+@pytest.mark.soak
+@pytest.mark.only_soak
+def test_h6_trace_of_everything_costs_little_under_full_load(start_hub: StartHub) -> None:
+    """W1 of the benchmarks, with and without a trace of all streams, in turn."""
+    hub = start_hub()
+    ratios = []
+    for _ in range(PAIRS):
+        alone = deliveries_per_cpu_second(hub)
+        with following_trace(hub) as trace:
+            traced = deliveries_per_cpu_second(hub)
+        assert trace.of("delivered")
+        ratios.append(traced / alone)
+    median = statistics.median(ratios)
+    report(f"W1 with a trace of everything, {PAIRS} pairs: {median:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+
+    assert median >= 0.95
+
+
+def deliveries_per_cpu_second(hub: RunningHub) -> float:
+    """Deliver 2,000 events to 1,000 subscribers."""
+    addresses = ["--url", hub.url, "--control-url", hub.control_url, "--server-pid", str(hub.process.pid)]
+    result = run("bench", *addresses, "--subscribers", "1000", "--events", "2000", "--json")
+    assert not result.returncode, result.stderr
+    return float(json.loads(result.stdout)["deliveries_per_cpu_second"])
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     running = RedisServer("valkey", tmp_path_factory.mktemp("valkey"))
@@ -163,9 +193,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     running.kill()
 
 
-def test_trace_shows_all_workers_also_one_that_hangs_or_dies(
-    start_hub: StartHub, server: RedisServer, tmp_path: Path
-) -> None:
+def test_trace_shows_all_workers_also_one_that_dies(start_hub: StartHub, server: RedisServer, tmp_path: Path) -> None:
     hub = start_hub("--broker", server.url, "--redis-prefix", tmp_path.name, "--workers", "2")
     wait_until(lambda: hub.log.count("has started") == 2)
     with following_trace(hub, "?channel=chat") as trace:

@@ -7,10 +7,20 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PlainSerializer, SecretStr, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -98,6 +108,7 @@ OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(_address_o
 Names = Annotated[list[str], NoDecode, BeforeValidator(_list)]
 PositiveInt = Annotated[int, Field(gt=0)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower)]
 Seconds = Annotated[float, Field(gt=0, lt=2**31, allow_inf_nan=False)]
 
 
@@ -226,8 +237,20 @@ class Config(BaseSettings):
     )
     drain_seconds: Seconds = Field(10, description="time to end all streams and close all connections after SIGTERM")
     log_level: LogLevel = Field(
-        "info", description="least severe messages logged to stderr: debug, info, warning or error, in any case"
+        "info",
+        description="least severe messages logged to stderr: debug, info, warning or error, in any case; read again "
+        "from the config file when that changes",
     )
+    log_format: LogFormat = Field(
+        "text",
+        description="form of the lines of the log: text, or json with one object on each line; read again as log_level",
+    )
+    _file: ConfigFile | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> ConfigFile | None:
+        """The file that the settings were read from, None if there is none."""
+        return self._file
 
     def group(self, kind: type[G]) -> G:
         """Return the settings of one group, such as `Retention`."""
@@ -293,6 +316,23 @@ def variable_of(name: str) -> str:
     return PREFIX + name.upper()
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A file of settings, and the settings of the command line, which count before those of the file."""
+
+    path: Path
+    text: str
+    """Its content when it was first read."""
+    overrides: Mapping[str, object]
+
+    def parse(self, text: str) -> Config:
+        """Return the settings if the file contains `text`. What is in files that it names is not read.
+
+        Raises ConfigError, which names the line of the file.
+        """
+        return _parse(self.overrides, text)
+
+
 def load_config(overrides: Mapping[str, object], *, config_file: Path | None = None) -> Config:
     """Return the settings: each from `overrides` (the command line), the environment, `config_file` or its default.
 
@@ -300,15 +340,24 @@ def load_config(overrides: Mapping[str, object], *, config_file: Path | None = N
     what is wrong with it and what is expected.
     """
     _reject_unknown_variables()
-    config_file = config_file or _file_of_environment()
-    from_file = _read_file(config_file) if config_file else {}
+    path = config_file or _file_of_environment()
+    if path is None:
+        return _with_files(_parse(overrides))
+    text = _read_file(path)
+    config = _parse(overrides, text, f"{path}: ")
+    config._file = ConfigFile(path, text, overrides)
+    return _with_files(config)
+
+
+def _parse(overrides: Mapping[str, object], text: str = "", prefix: str = "") -> Config:
+    """Return the settings if the file contains `text`. Messages about the file begin with `prefix`."""
+    from_file = _values(text, prefix)
     environment = {name.upper() for name in os.environ}
     used = {name: value for name, value in from_file.items() if variable_of(name) not in environment}
     try:
-        config = Config(**{**used, **overrides})
+        return Config(**{**used, **overrides})
     except ValidationError as exc:
-        raise ConfigError(_first_error(exc, overrides, from_file, config_file)) from None
-    return _with_files(config)
+        raise ConfigError(_first_error(exc, overrides, from_file, text, prefix)) from None
 
 
 def sources_of(overrides: Mapping[str, object], *, config_file: Path | None = None) -> dict[str, str]:
@@ -317,7 +366,7 @@ def sources_of(overrides: Mapping[str, object], *, config_file: Path | None = No
     Raises ConfigError if the file can't be read.
     """
     config_file = config_file or _file_of_environment()
-    from_file = _read_file(config_file) if config_file else {}
+    from_file = _values(_read_file(config_file), f"{config_file}: ") if config_file else {}
     variables = {name.upper(): name for name in os.environ}
 
     def source(name: str) -> str:
@@ -359,21 +408,37 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "there is no such setting"
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> str:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as exc:
         raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(f"{path} is not valid TOML: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+
+
+def _values(text: str, prefix: str) -> dict[str, Any]:
+    """Return the settings that a file has that contains `text`."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{prefix}not valid TOML: {exc}") from None
     for name in values:
         if name not in Config.model_fields:
-            raise ConfigError(f"{path}: unknown key {name}: {_suggestion(name, Config.model_fields)}")
+            raise ConfigError(
+                f"{prefix}{_line_of(name, text)}unknown key {name}: {_suggestion(name, Config.model_fields)}"
+            )
     return values
 
 
+def _line_of(name: str, text: str) -> str:
+    """Return where a file that contains `text` sets `name`, as the beginning of a message; tomllib does not say."""
+    found = re.search(rf"^[ \t]*\[*[\"']?{re.escape(name)}[\"']?[ \t]*[=.\]]", text, re.MULTILINE)
+    return "" if found is None else f"line {text.count(chr(10), 0, found.start()) + 1}: "
+
+
 def _first_error(
-    exc: ValidationError, overrides: Mapping[str, object], from_file: Mapping[str, Any], path: Path | None
+    exc: ValidationError, overrides: Mapping[str, object], from_file: Mapping[str, Any], text: str, prefix: str
 ) -> str:
     """Return one line for the first error: the setting as it was given, its value unless it is a secret, the reason."""
     error = exc.errors(include_url=False, include_context=False)[0]
@@ -384,7 +449,7 @@ def _first_error(
     elif variable is not None:
         source, value = variable, os.environ[variable]
     else:
-        source, value = f"{path}: {name}", from_file[name]
+        source, value = f"{prefix}{_line_of(name, text)}{name}", from_file[name]
     shown = "" if name in ("secret", "control_key") else f" {_shown(name, value)}"
     reason = _PYDANTIC_WORDING.sub(lambda found: "must" if found[1] else "", error["msg"])
     return f"{source}{shown}: {reason}"

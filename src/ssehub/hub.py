@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -23,34 +22,26 @@ from .brokers.memory import MemoryBroker
 from .claims import Claims
 from .companions import Companion
 from .errors import (
-    ConfigError,
     HubClosed,
     InvalidRequest,
-    StreamRefused,
-    TokenError,
     TokenReason,
-    Unavailable,
     WrongEventLoop,
 )
-from .fanout.comebacks import Comeback, OpeningRate, Turns
+from .fanout.comebacks import OpeningRate, Turns
 from .fanout.engine import Engine
-from .fanout.limits import OF_ONE_CLIENT
 from .fanout.listing import Listing
 from .fanout.origin import Origin
 from .fanout.refusals import ConnectionRefusal, ControlRefusal, Refusal
-from .fanout.registry import RESTART_SECONDS
 from .fanout.resume import NOW, Prospect, Start
-from .fanout.sinks import CUT_SECONDS, Chunk, Sink
+from .fanout.sinks import Chunk, Sink
 from .fanout.statistics import Statistics
 from .fanout.subscriber import Subscriber
 from .fanout.tracing import Tracer
 from .fields import one_or_many
-from .grant import WILDCARD
 from .lifespan import Lifespan
 from .loglimit import limited_logger
 from .memory import MemoryMeter
 from .position import Position
-from .report import RAISE, Report
 from .run_production import RunProduction
 from .run_streams import RunStreams
 from .runs.announcements import Announcements
@@ -58,7 +49,7 @@ from .runs.model import check_run_name
 from .runs.producers import Producers
 from .runs.producing import Producing
 from .runs.runs import Runs
-from .settings import LEEWAY, Backpressure, Memory, Retention, StreamLimits, Streams, takes_settings
+from .settings import Backpressure, Memory, Retention, StreamLimits, Streams, takes_settings
 from .subscription import Attach, Subscription
 
 logger = limited_logger("ssehub.hub")
@@ -67,8 +58,6 @@ PRODUCERS_SECONDS = 5.0
 """How long a hub that is being closed waits for the producers of runs, after they were interrupted."""
 FLUSH_SECONDS = 1.0
 """How long a hub that is being closed goes on writing what was published before."""
-REFUSED_MILLISECONDS = 5_000
-"""Clients that were refused at the same moment reconnect over at least this time."""
 
 
 class Hub(RunStreams, RunProduction):
@@ -98,19 +87,14 @@ class Hub(RunStreams, RunProduction):
     ) -> None:
         if isinstance(broker, str):
             broker = create_broker(broker, retention=retention)
-        super().__init__(broker or MemoryBroker(now=now, monotonic=monotonic))
-        try:
-            LEEWAY.check(leeway_seconds)
-        except ValueError as exc:
-            raise ConfigError(f"leeway_seconds {leeway_seconds!r}: {exc}") from None
-        self.leeway_seconds = leeway_seconds
-        self._max_connections = streams.max_connections
-        self._allows_all_channels = streams.allow_all_channels
-        self.limits_streams = stream_limits.has_any
-        """True if streams that are attached with an address may be refused because of how many there are."""
         opening_rate = OpeningRate(monotonic, stream_limits.max_new_streams_per_second)
-        self._turns = Turns(opening_rate, monotonic)
-        """When the clients come back that were refused. Those whose streams ended do not wait behind them."""
+        super().__init__(
+            broker or MemoryBroker(now=now, monotonic=monotonic),
+            streams,
+            stream_limits,
+            leeway_seconds,
+            Turns(opening_rate, monotonic),
+        )
         self._statistics.set_limits(streams, retention, backpressure, self.broker.runs.limits)
         self._announcements = Announcements(self.publish_events)
         self.runs = Runs(self.broker.runs, self.start, self._announcements.add, lambda: self.is_draining)
@@ -372,17 +356,6 @@ class Hub(RunStreams, RunProduction):
         self.check_patterns(patterns)
         return claims
 
-    def check_patterns(self, patterns: Sequence[str]) -> None:
-        """Raise InvalidRequest if no stream of this hub may have one of `patterns`: `*`, unless `allow_all_channels`.
-
-        Everything else about them is checked by `Claims`.
-        """
-        if patterns and WILDCARD in patterns and not self._allows_all_channels:
-            raise InvalidRequest(
-                "patterns: '*' would be every channel, which this hub does not allow: give a prefix, such as "
-                "'orders.*', or set allow_all_channels"
-            )
-
     async def _prepare(self, claims: Claims, start: Start) -> Attach:
         """Return what attaches a stream for Python code."""
         await self.start()
@@ -392,76 +365,19 @@ class Hub(RunStreams, RunProduction):
         return self.attach(claims, sink, start)
 
     @property
-    def is_following(self) -> bool:
-        """True if the log is being read. A hub that waits for its broker takes no streams yet."""
-        return self._engine is not None
-
-    @property
     def listing(self) -> Listing | None:
         """What describes the open streams, for `GET /streams/`; None if there can't be any yet."""
         return self._engine.listing if self._engine is not None else None
-
-    @property
-    def is_full(self) -> bool:
-        """True if there are as many streams as `max_connections` allows, or memory is short."""
-        engine = self._engine
-        if engine is None:
-            return False
-        has_most = self._max_connections is not None and len(engine) >= self._max_connections
-        return has_most or engine.pressure.is_short
-
-    @property
-    def is_short_of_memory(self) -> bool:
-        """True if the process uses more than `max_memory_bytes`, or has until a few seconds ago."""
-        return self._engine is not None and self._engine.pressure.is_short
 
     @property
     def is_draining(self) -> bool:
         """True since `drain` was called."""
         return self._lifespan is not None and self._lifespan.is_draining
 
-    async def make_ready(self, report: Report = RAISE) -> None:
-        """Start at the first use. Reports a StreamRefused, or what `start` raises, if no stream can be opened now."""
-        if self.is_short_of_memory:
-            report.fail(StreamRefused(Refusal.MEMORY, "memory is short"))
-        elif self.is_full:
-            report.fail(StreamRefused(Refusal.FULL, "the hub has as many streams as it may have"))
-        if self.is_draining:
-            report.fail(StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop"))
-        try:
-            await self.start()
-        except Unavailable as exc:
-            logger.warning("the hub can't start: %s", exc)
-            report.fail(exc)
-        else:
-            if not self.is_following:
-                report.fail(StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet"))
-            elif not self.broker.is_current:
-                message = "the log cannot be read now, so that revocations may be missing"
-                report.fail(StreamRefused(Refusal.UNAVAILABLE, message))
-
-    def check_limits(self, claims: Claims, address: str | None, report: Report) -> bool:
-        """Report the limits that keep a stream from being opened. Nothing is counted as opened.
-
-        Returns True if it would end the oldest stream of its user. Without an `address`, its limits are left out.
-        """
-        counts = self._engine.registry.counts if self._engine is not None else None
-        return counts is not None and counts.check(claims, address, report) is not None
-
     async def foresee(self, claims: Claims, start: Start) -> Prospect:
         """Return what a stream with these `claims` would begin with. Raises what `attach` raises, but for limits."""
         start = await self.prepare(claims, start)
         return await self._following().foresee(claims, start)
-
-    def comeback(self, reason: str) -> Comeback:
-        """Return how a client that is refused for `reason`, a member of Refusal, should reconnect."""
-        registry = self._engine.registry if self._engine is not None else None
-        earliest = RESTART_SECONDS if registry is None else registry.restart_seconds
-        turn = int(earliest * 1000) if reason in OF_ONE_CLIENT else self._turns.milliseconds(earliest)
-        retry = turn + random.randrange(REFUSED_MILLISECONDS)
-        if registry is None:
-            return Comeback(retry, CUT_SECONDS, None)
-        return Comeback(retry, registry.cut_seconds, registry.head)
 
     async def prepare(self, claims: Claims, start: Start) -> Start:
         """Wait until a stream with these `claims` can begin at `start`; return the start that `attach` is to be given.
@@ -521,13 +437,6 @@ class Hub(RunStreams, RunProduction):
         engine = self._following()
         self.require_access(claims)
         return engine.attach(claims, sink, start, address, uses_datastar=uses_datastar, origin=origin)
-
-    def require_access(self, claims: Claims, report: Report = RAISE) -> None:
-        """Report a TokenError if the token of `claims` has been revoked, or grants every channel and none may."""
-        if claims.patterns and WILDCARD in claims.patterns and not self._allows_all_channels:
-            report.fail(TokenError("the token grants every channel, without allow_all_channels", TokenReason.CLAIMS))
-        if self.broker.revocations.refuses(claims, self.leeway_seconds):
-            report.fail(TokenError("the token has been revoked", TokenReason.REVOKED))
 
     def reattach(self, subscriber: Subscriber, sink: Sink, unsent: Iterable[Chunk]) -> None:
         """Let the stream write to another `sink` from now on, first the chunks that the old one had not sent."""

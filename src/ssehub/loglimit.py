@@ -27,7 +27,7 @@ MAX_TEMPLATE = 200
 SUMMARY = "%d more lines like this were left out in %.0f s: %s"
 _NUMBER = re.compile(r"(?:0x)?[0-9a-f]*[0-9][0-9a-f]*")
 _OTHERS = "lines of various kinds"
-_PASSED = "ssehub_passed_limit"
+_PASSED = "_ssehub_passed_limit"
 """The attribute of a record that has passed a limit: on its way to a handler it may meet a second one."""
 _ADMITTED = {_PASSED: True}
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from functools import partial
 
+from .admission import Admission
 from .claims import Claims
-from .errors import BrokerUnavailable, InvalidRequest
-from .fanout.engine import Engine
+from .errors import InvalidRequest
 from .fanout.origin import Origin
 from .fanout.sinks import Sink
 from .fanout.subscriber import Subscriber
 from .fanout.watching import Dialect
-from .publishing import Publishing
 from .runs.model import Run, check_run_name
 from .subscription import Attach
 
@@ -30,16 +28,8 @@ def check_wait_seconds(value: float) -> float:
     return value
 
 
-class RunStreams(Publishing):
+class RunStreams(Admission):
     """Lets streams watch runs. The hub, which is built on it, says in which lifespan."""
-
-    @abstractmethod
-    async def start(self) -> None:
-        """Start in the running event loop."""
-
-    @abstractmethod
-    def require_access(self, claims: Claims) -> None:
-        """Raise TokenError if these claims grant nothing any more."""
 
     async def find_run(
         self, name: str, claims: Claims, wait_seconds: float | None = None, address: str | None = None
@@ -87,9 +77,3 @@ class RunStreams(Publishing):
 
     def _attach_run(self, name: str, claims: Claims, cursor: str | None, sink: Sink) -> Subscriber:
         return self.watch(name, claims, sink, cursor)
-
-    def _following(self) -> Engine:
-        engine = self._running().engine
-        if engine is None:
-            raise BrokerUnavailable(self.broker.problem or "the log has not been read yet")
-        return engine

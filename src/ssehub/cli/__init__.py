@@ -14,6 +14,7 @@ from .bench import bench
 from .check import check
 from .disconnect import disconnect
 from .emit import emit
+from .explain import explain
 from .flags import double_dashes
 from .key import key
 from .listen import listen
@@ -23,6 +24,7 @@ from .runs import runs
 from .serve import serve
 from .streams import channels, statistics, streams
 from .token import token
+from .trace import trace
 from .version import versions
 
 HELP = ["--help", "-h"]
@@ -48,8 +50,8 @@ def ssehub() -> None:
 
 
 for _command in (
-    *(serve, token, emit, listen, streams, channels, statistics, disconnect, revoke, runs, key, log, check, bench),
-    versions,
+    *(serve, token, emit, listen, explain, trace, streams, channels, statistics),
+    *(disconnect, revoke, runs, key, log, check, bench, versions),
 ):
     ssehub.add_command(_command)
 

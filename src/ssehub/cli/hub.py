@@ -151,10 +151,15 @@ def failures_shown() -> Iterator[None]:
 
 def explained(exc: SSEHubError) -> str:
     """Return the message of a failed call, with the options of a command where it speaks of HTTP."""
-    if isinstance(exc, ControlKeyError):
-        url = str(exc).partition(" responded with ")[0]
+    return explained_status(401 if isinstance(exc, ControlKeyError) else 0, str(exc))
+
+
+def explained_status(status: int, message: str) -> str:
+    """Do what `explained` does for a response with `status`."""
+    if status == 401:
+        url = message.partition(" responded with ")[0]
         return f"{url} responded with 401: the control key is missing or wrong: give --control-key-file, or set {_KEYS}"
-    return str(exc)
+    return message
 
 
 _KEYS = f"{variable_of('control_key_file')} or {variable_of('control_key')}"

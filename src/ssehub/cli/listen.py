@@ -83,20 +83,10 @@ def listen(
     if run is not None:
         parameters["run"] = run
     used = given or new_token(hub, user_id or _USER, channels, patterns)
-    with _client(hub.client_url(url)) as client:
+    from .stream import client_for
+
+    with client_for(hub.client_url(url)) as client:
         return _print_all(client, used, parameters, hub.retries, as_json=as_json)
-
-
-def _client(url: str) -> httpx.Client:
-    """Raises ConfigError for a URL that can't be used."""
-    import httpx
-
-    from ..publisher_client import Hubs
-    from .stream import CONNECT_SECONDS, SILENCE_SECONDS
-
-    (client,) = Hubs(url).clients()
-    client.timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS)
-    return client
 
 
 def _print_all(client: httpx.Client, token: str, parameters: dict[str, Any], retries: int, *, as_json: bool) -> int:

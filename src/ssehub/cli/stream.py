@@ -13,6 +13,7 @@ import click
 import httpx
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
+from ..publisher_client import Hubs
 from ..trust import tls_problem
 
 SILENCE_SECONDS = 90.0
@@ -31,6 +32,13 @@ FAREWELLS = {
 """Why a client is to come back, by the event that says so. Then the connection is cut or ends."""
 
 
+def client_for(url: str, control_key: str | None = None) -> httpx.Client:
+    """Return what follows streams at `url`. Raises ConfigError for a URL that can't be used."""
+    (client,) = Hubs(url, control_key=control_key).clients()
+    client.timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS)
+    return client
+
+
 class Refused(Exception):
     """The hub does not open the stream, and would not the next time, either."""
 
@@ -42,6 +50,8 @@ class Refused(Exception):
 class Follower:
     """Opens the stream at `path` of `client` again and again. `tell` is given notes for the user.
 
+    Without a `token`, the client sends what it needs itself.
+
     Until it has been open once, it is tried `retries` more times; after that without end.
     """
 
@@ -50,7 +60,7 @@ class Follower:
         client: httpx.Client,
         path: str,
         *,
-        token: str,
+        token: str | None = None,
         parameters: Mapping[str, str | list[str]],
         retries: int,
         tell: Callable[[str], None],
@@ -110,7 +120,7 @@ class Follower:
                 yield event
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Authorization": f"Bearer {self._token}"}
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
         if self._cursor is not None:
             headers["Last-Event-ID"] = self._cursor
         return headers

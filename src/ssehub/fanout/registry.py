@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -96,9 +97,8 @@ class Registry:
         subscriber.number = self._statistics.connected
         if self.tracer.is_watched:
             self.tracer.opened(subscriber)
-        logger.info(
-            "stream opened: user %r, %s, from %s", subscriber.user_id, _Shown(subscriber), _origin_of(subscriber)
-        )
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("stream opened: %s", _Shown(subscriber))
 
     def position_of(self, subscriber: Subscriber) -> Position:
         """Return the position up to which everything for `subscriber` has been written."""
@@ -158,12 +158,11 @@ class Registry:
         seconds = self._monotonic() - subscriber.connected_at
         if self.tracer.is_watched:
             self.tracer.ended(subscriber, reason.value, seconds)
-        if reason is not CloseReason.DRAINED:  # those are all streams: the engine logs one line about them
+        # A drain ends all streams: the engine logs one line about them.
+        if reason is not CloseReason.DRAINED and logger.isEnabledFor(logging.INFO):
             logger.info(
-                "stream ended: user %r, %s, from %s, %.1f s, %d events, %d bytes, %s",
-                subscriber.user_id,
+                "stream ended: %s, %.1f s, %d events, %d bytes, %s",
                 _Shown(subscriber),
-                _origin_of(subscriber),
                 seconds,
                 subscriber.events,
                 subscriber.bytes,
@@ -240,7 +239,12 @@ class Registry:
 
 
 class _Shown:
-    """What a stream listens to, for a log line, if that is written: its run, a few of its channels and patterns."""
+    """A stream in a log line: its user, its run, a few of its channels and patterns, and where it comes from.
+
+    The text is only made if the line is written: lines over the limit of their rate are not.
+    """
+
+    __slots__ = ("_subscriber",)
 
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
@@ -248,20 +252,19 @@ class _Shown:
     def __str__(self) -> str:
         channels, prefixes = self._subscriber.channels, self._subscriber.prefixes
         run = self._subscriber.run_name
-        shown = [f"run {run!r}"] if run is not None else []
+        shown = [f"user {self._subscriber.user_id!r}"]
+        if run is not None:
+            shown.append(f"run {run!r}")
         if channels:
             shown.append(f"channels {_first(channels)}")
         if prefixes:
             shown.append(f"patterns {_first([prefix + WILDCARD for prefix in prefixes])}")
+        shown.append(f"from {self._subscriber.origin or 'this process'}")
         return ", ".join(shown)
 
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _origin_of(subscriber: Subscriber) -> object:
-    return subscriber.origin or "this process"
 
 
 def _abort(sink: Sink) -> None:

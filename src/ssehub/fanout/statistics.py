@@ -22,6 +22,10 @@ DELIVERY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 """The same for the time from publishing to written. Positions have milliseconds, so that no bound is lower."""
 
 
+ALWAYS_SHOWN = ("config", "secret_file", "jwks")
+"""The files that are shown among those that are read again, also where they are not used."""
+
+
 class Logout(StrEnum):
     """How a back-channel logout ended."""
 
@@ -122,9 +126,9 @@ class Statistics:
     refused_appends: dict[str, int] = field(default_factory=none_of(ConflictReason, AppendRefusal), metadata=OWN)
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0
-    reload_failures: dict[str, int] = field(default_factory=lambda: {"secret_file": 0, "jwks": 0})
+    reload_failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ALWAYS_SHOWN, 0))
     """How often files could not be used when they were read again, by the first setting that names them."""
-    reload_failed: dict[str, bool] = field(default_factory=lambda: {"secret_file": False, "jwks": False})
+    reload_failed: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(ALWAYS_SHOWN, False))
     """True while that is so: what was read before is in use."""
     control_requests: dict[str, dict[str, int]] = field(default_factory=dict, metadata=OWN)
     """Requests to the control app that were admitted, by the name of the key, then by right."""

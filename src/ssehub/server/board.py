@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import InvalidRequest, SSEHubError
 from ..loglimit import limited_logger
 from ..pace import Pace
-from ..web.board import EXPLAIN, Answerer, Answers
+from ..web.board import EXPLAIN, WORKER_AWAY, WORKER_BACK, Answerer, Answers
 
 logger = limited_logger("ssehub.server")
 
@@ -142,14 +142,14 @@ class WorkerBoard:
                     async for item in lines:
                         if is_away:
                             is_away = False
-                            await found.put((number, {"step": "worker-back", "worker": str(number)}))
+                            await found.put((number, {"step": WORKER_BACK, "worker": str(number)}))
                         if item is not None:
                             await found.put((number, item))
             except (OSError, ValueError, SSEHubError) as exc:
                 reason = str(exc) or type(exc).__name__
             if not is_away:
                 is_away = True
-                await found.put((number, {"step": "worker-away", "worker": str(number), "reason": reason}))
+                await found.put((number, {"step": WORKER_AWAY, "worker": str(number), "reason": reason}))
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _lines(self, number: int, question: bytes) -> AsyncGenerator[Any, None]:

@@ -17,6 +17,7 @@ from ..settings import RequestLimits, TcpOptions
 from .announce import announce_control
 from .apps import Apps, max_control_connections
 from .http_server import MIN_CONTROL_SECONDS, serve_control_app
+from .log_settings import LogSettings
 from .logs import logging_to_stderr
 from .refusals import ConnectionRefusals
 from .sockets import CONTROL_MODE, listen, reserve
@@ -65,11 +66,13 @@ def check_certificates(config: Config, *names: str) -> None:
 async def running(hub: Hub, config: Config, beside: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
     """Run `hub` inside the context, and enter `beside` before it. Raises BrokerUnavailable, or what `beside` raises.
 
-    Log lines go to stderr unless the server or the environment has configured logging.
+    Log lines go to stderr unless the server or its environment has configured logging, whose lines and levels stay as
+    they are.
     """
     async with AsyncExitStack() as stack:
         if not logging.getLogger("ssehub").hasHandlers():
-            stack.enter_context(logging_to_stderr(config.log_level))
+            log = stack.enter_context(logging_to_stderr(config.log_level, config.log_format, name="ssehub"))
+            hub.accompany(LogSettings(config, log))
         await stack.enter_async_context(beside)
         await stack.enter_async_context(hub)
         yield

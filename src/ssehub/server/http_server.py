@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from .tls import over_tls
 MIN_CONTROL_SECONDS = 1.0
 """Time that requests to the control app have to finish, even if the drain window is over."""
 _CONTROL_KEEP_ALIVE_SECONDS = 60
+_SHUTDOWN_LOOK_SECONDS = 0.05
 MAX_REFUSALS_PER_SECOND = 200
 """How many requests to the client app are refused a second, so that refusing them does not delay events."""
 
@@ -116,9 +116,29 @@ def _start(
 
 
 class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # the process handles them
+    """Serves as uvicorn's, but handles no signals and logs nothing: under somebody else's uvicorn, a second "Started
+    server process" would seem to be that of the host, whose loggers are not ours to change.
+    """
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup(sockets)
+        await self.main_loop()
+        await self.shutdown(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        # uvicorn tells nobody when the last of them has gone.
+        while (self.server_state.connections or self.server_state.tasks) and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(_SHUTDOWN_LOOK_SECONDS)
+        for server in self.servers:
+            await server.wait_closed()
 
     def abort_connections(self) -> None:
         for connection in list(self.server_state.connections):

@@ -28,6 +28,7 @@ from .apps import Apps, create_apps, max_client_connections, max_control_connect
 from .collector import collecting
 from .health import HealthChecks
 from .http_server import MIN_CONTROL_SECONDS, HttpServer, serve_client_app, serve_control_app
+from .log_settings import LogSettings, read_again
 from .logs import logging_to_stderr
 from .refusals import ConnectionRefusals
 from .signals import Signals
@@ -47,15 +48,16 @@ def serve(config: Config, *, add_pages: Callable[[Apps, SocketName, SocketName],
     """
     control_bind = control_address(config)
     options = config.group(TcpOptions)
-    with logging_to_stderr(config.log_level), ExitStack() as stack:
+    with logging_to_stderr(config.log_level, config.log_format) as log, ExitStack() as stack:
         apps = create_apps(config, drains_on_exit=False)
+        log_settings = LogSettings(config, log)
         client = stack.enter_context(listen(config.bind, options=options, mode=CLIENT_MODE))
         control = stack.enter_context(listen(control_bind, options=options, mode=CONTROL_MODE))
         if add_pages is not None:
             add_pages(apps, client.getsockname(), control.getsockname())
         certificates = apps.credentials.certificates
         on_ready = partial(announce, config, certificates, client.getsockname(), control.getsockname())
-        return run(apps, config, (client, control), on_ready=on_ready)
+        return run(apps, config, (client, control), log_settings, on_ready=on_ready)
 
 
 def control_address(config: Config) -> Address:
@@ -72,6 +74,7 @@ def run(
     apps: Apps,
     config: Config,
     sockets: Sockets,
+    log_settings: LogSettings,
     *,
     on_ready: Callable[[], None],
     beside: AbstractAsyncContextManager[object] | None = None,
@@ -81,21 +84,23 @@ def run(
     `beside` is entered once the hub has started and left before it stops. `on_ready` is called when both servers have
     been started.
     """
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it logs each start and end of a server
+    apps.hub.accompany(log_settings)
+    reload = partial(_reload, apps, log_settings)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_main(apps, config, sockets, on_ready, beside or contextlib.nullcontext()))
+        return runner.run(_main(apps, config, sockets, reload, on_ready, beside or contextlib.nullcontext()))
 
 
 async def _main(
     apps: Apps,
     config: Config,
     sockets: Sockets,
+    reload: Callable[[], None],
     on_ready: Callable[[], None],
     beside: AbstractAsyncContextManager[object],
 ) -> int:
     stop, stop_at_once = asyncio.Event(), asyncio.Event()
     action = f"draining for at most {config.drain_seconds:g} s"
-    signals = Signals(action, stop=stop.set, stop_at_once=stop_at_once.set, reload=partial(_reload, apps))
+    signals = Signals(action, stop=stop.set, stop_at_once=stop_at_once.set, reload=reload)
     checks = HealthChecks(apps.control, apps.hub)
     async with apps.hub, beside:
         limits = config.group(RequestLimits)
@@ -132,8 +137,8 @@ async def _main(
     return signals.exit_code or int(has_failed)
 
 
-def _reload(apps: Apps) -> None:
-    reload = apps.credentials.reload()
+def _reload(apps: Apps, log_settings: LogSettings) -> None:
+    reload = read_again(apps.credentials, log_settings)
     try:
         apps.hub.spawn(reload)
     except HubClosed:  # it starts, and has just read everything, or it has stopped

@@ -40,7 +40,9 @@ class Signals:
         return 128 + self._received[-1] if len(self._received) > 1 else 0
 
     def _handle_reload(self, reload: Callable[[], object]) -> None:
-        logger.info("SIGHUP: reading secrets, keys and certificates again (other settings need a restart)")
+        logger.info(
+            "SIGHUP: reading secrets, keys, certificates, log_level and log_format again; other settings need a restart"
+        )
         reload()
 
     def _handle(self, number: int) -> None:

@@ -37,6 +37,7 @@ from .announce import SocketName, announce
 from .apps import create_apps, node_of
 from .board import WorkerBoard
 from .credentials import Credentials, create_credentials, random_secret
+from .log_settings import LogSettings, read_again
 from .logs import logging_to_stderr
 from .process import control_address, run
 from .signals import Signals
@@ -82,14 +83,15 @@ def serve_by_workers(config: Config) -> int:
     check_shared_log(config)
     control_bind = control_address(config)
     with ExitStack() as stack:
-        stack.enter_context(logging_to_stderr(config.log_level))
+        log = stack.enter_context(logging_to_stderr(config.log_level, config.log_format))
+        log_settings = LogSettings(config, log)
         if not config.has_secret and config.jwks is None:
             config = config.with_secret(random_secret())
         credentials = create_credentials(config)
         client = stack.enter_context(_endpoint(config, config.bind, CLIENT_MODE))
         control = stack.enter_context(_endpoint(config, control_bind, CONTROL_MODE))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssehub-")))
-        return asyncio.run(_Group(config, credentials, (client, control), folder).run())
+        return asyncio.run(_Group(config, credentials, log_settings, (client, control), folder).run())
 
 
 def check_shared_log(config: Config) -> None:
@@ -119,11 +121,17 @@ class _Group:
     """The parent's side: starts the first worker, then the others, and replaces workers that die, until a signal."""
 
     def __init__(
-        self, config: Config, credentials: Credentials, endpoints: tuple[Endpoint, Endpoint], folder: Path
+        self,
+        config: Config,
+        credentials: Credentials,
+        log_settings: LogSettings,
+        endpoints: tuple[Endpoint, Endpoint],
+        folder: Path,
     ) -> None:
         """`credentials` verify nothing here, but keep what workers begin with: see `_run_one`."""
         self._config = config
         self._credentials = credentials
+        self._log_settings = log_settings
         self._endpoints = endpoints
         self._folder = folder
         self._node = node_of(config)
@@ -142,7 +150,7 @@ class _Group:
         signals = Signals(
             "stopping the workers", stop=self._stop.set, stop_at_once=self._terminate, reload=self._reload
         )
-        watching = asyncio.create_task(self._credentials.run())
+        watching = [asyncio.create_task(source.run()) for source in (self._credentials, self._log_settings)]
         tasks = [asyncio.create_task(self._keep_running(number)) for number in range(self._config.workers)]
         await self._stop.wait()
         self._first_has_started.set()  # releases the tasks that still wait for it
@@ -153,16 +161,16 @@ class _Group:
             for process in self._processes.values():
                 process.kill()
         await asyncio.gather(*tasks)
-        for task in (watching, *self._reloads):
+        for task in (*watching, *self._reloads):
             task.cancel()
-        await asyncio.gather(watching, *self._reloads, return_exceptions=True)
+        await asyncio.gather(*watching, *self._reloads, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
         logger.info("stopped")
         return signals.exit_code or max(map(abs, self._exit_codes), default=0)
 
     def _reload(self) -> None:
-        task = asyncio.create_task(self._credentials.reload())
+        task = asyncio.create_task(read_again(self._credentials, self._log_settings))
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
         for process in self._serving:
@@ -195,11 +203,11 @@ class _Group:
     async def _run_one(self, number: int) -> int:
         """Run one process to its end; return its exit code.
 
-        It begins with the secrets and keys that are in use here, as a file may be broken at this moment. Then it
-        watches the files by itself.
+        It begins with what is in use here of the files, as one may be broken at this moment. Then it watches the files
+        by itself.
         """
         ours, theirs = multiprocessing.Pipe()
-        last_good = self._credentials.last_good
+        last_good = {**self._credentials.last_good, **self._log_settings.last_good}
         arguments = (self._config, last_good, self._node, self._endpoints, number, self._folder, theirs)
         process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, name=f"worker-{number}")
         with ours:
@@ -299,8 +307,9 @@ def _work(
     os.setsid()  # so that Ctrl-C reaches the parent only, which then signals the workers
     board = WorkerBoard(folder, number, config.workers)
     with ExitStack() as stack:
-        stack.enter_context(logging_to_stderr(config.log_level, f"[worker {number}] "))
+        log = stack.enter_context(logging_to_stderr(config.log_level, config.log_format, worker=number))
         try:
+            log_settings = LogSettings(config, log, last_good)
             apps = create_apps(config, drains_on_exit=False, board=board, last_good=last_good, node=node)
             client, control = (
                 one.sock
@@ -310,7 +319,8 @@ def _work(
                 for one in endpoints
             )
             beside = _beside(board, apps.answerer, parent)
-            code = run(apps, config, (client, control), on_ready=partial(parent.send, None), beside=beside)
+            on_ready = partial(parent.send, None)
+            code = run(apps, config, (client, control), log_settings, on_ready=on_ready, beside=beside)
         except SSEHubError as exc:
             parent.send(exc)
             code = STARTUP_FAILURE

@@ -24,6 +24,10 @@ GROUPS = "groups"
 CHANNELS = "channels"
 EXPLAIN = "explain"
 TRACE = "trace"
+WORKER_AWAY = "worker-away"
+WORKER_BACK = "worker-back"
+WORKER_STEPS = (WORKER_AWAY, WORKER_BACK)
+"""The steps among what is followed that are those of a worker."""
 ALONE = "0"
 """The name of the only worker."""
 

@@ -161,6 +161,7 @@ def create_client_app(
         ],
         lifespan=lifespan,
     )
+    app.state.refusals = refusals
     # A redirect would send the token to a Host that the client chose.
     app.router.redirect_slashes = False
     return app

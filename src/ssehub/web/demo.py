@@ -12,7 +12,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..address import is_loopback_host
+from ..fanout.refusals import Refusal
 from ..tokens import Tokens
+from .refusals import refusals_of
 
 CHANNEL = "demo"
 USER_ID = "demo"
@@ -36,6 +38,7 @@ def demo_route(tokens: Tokens, control_url: str) -> Route:
     async def page(request: Request) -> Response:
         # A page of another site may have rebound its name to this machine; it is not given a token.
         if not is_loopback_host((request.url.hostname or "").lower()):
+            refusals_of(request.scope).refuse(Refusal.PAGE, request.scope, "the demo was opened by another name")
             return PlainTextResponse("open the demo by a loopback name, such as 127.0.0.1 or localhost\n", 403)
         token = tokens.issue(USER_ID, [CHANNEL], expires_at=time.time() + TOKEN_SECONDS)
         hub = json.dumps({"token": token, "command": emit_command(control_url)})

@@ -139,7 +139,7 @@ class Refusals:
 
 
 def refusals_of(scope: Scope) -> Refusals:
-    """Return those of the control app, which is to have put them into its state as `refusals`."""
+    """Return those of the app that handles the request: both apps have them in their state, as `refusals`."""
     refusals: Refusals = scope["app"].state.refusals
     return refusals
 
