@@ -9,6 +9,10 @@ from ..tokens import MAX_LIFETIME_SECONDS
 from .description import TEXT, Content, Errors, Field, Named, Parameter, Schema, object_of
 from .forms import JSON
 
+_NUMBER = "([0-9]{1,19}|0[0-9]{19}|1[0-7][0-9]{18})"
+"""Nearly all numbers of 64 bits, and no larger ones."""
+_POSITION = rf"{_NUMBER}-{_NUMBER}\.[0-9a-z]{{1,32}}"
+"""`Position.parse`."""
 NAME: Schema = Named("Name", {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000\r\n]+$"})
 """`check_name`."""
 NAMES: Schema = {"anyOf": [NAME, {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}]}
@@ -23,7 +27,7 @@ TYPE: Schema = {**NAME, "pattern": r"^(?!stream-)[^\u0000\r\n]+$"}
 """`check_type`."""
 EVENT_ID: Schema = {
     **NAME,
-    "pattern": r"^(?! )(?![0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32}$)[^\u0000-\u001f\u007f]*[^\u0000-\u0020\u007f]$",
+    "pattern": rf"^(?! )(?!{_POSITION}$)[^\u0000-\u001f\u007f]*[^\u0000-\u0020\u007f]$",
 }
 """`check_id`."""
 RETRY: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRY_MILLISECONDS}
@@ -38,13 +42,13 @@ POSITION: Schema = Named(
     "Position",
     {
         "type": "string",
-        "pattern": r"^[0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32}$",
+        "pattern": f"^{_POSITION}$",
         "description": "A position in the log, such as `1795633044736-0.loh23qqu`. It is the `id` of an event.",
     },
 )
 SINCE: Schema = {
     "type": "string",
-    "pattern": r"^(earliest|last:(?!0+$)[0-9]{1,9}|[0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32})$",
+    "pattern": rf"^(earliest|last:(?!0+$)[0-9]{{1,9}}|{_POSITION})$",
 }
 """`Start.parse`."""
 LIFETIME: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LIFETIME_SECONDS}
