@@ -827,7 +827,7 @@ ROOMS: dict[str, set[str]] = {
         "server.tls",
         "settings",
     },
-    "server.log_settings": {"config", "fanout.statistics", "server.credentials", "server.logs", "watched"},
+    "server.log_settings": {"config", "server.credentials", "server.logs", "watched"},
     "server.logs": {"loglimit"},
     "server.process": {
         "address",
