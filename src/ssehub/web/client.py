@@ -197,6 +197,7 @@ class EventsEndpoint:
         [
             Answer(200, "The stream; one that ends at once if the client is to come back.", {EVENT_STREAM: STRING}),
             Answer(204, "With `run`: the client has all of the run, which has ended."),
+            Answer(414, "The query is longer than the server reads.", {TEXT: STRING}),
         ],
         [
             Parameter("Last-Event-ID", "header", STRING, "The cursor: the last id that the client has read."),

@@ -86,9 +86,10 @@ class Question:
 
 
 def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = fields.get(name, [])
-    values = value if isinstance(value, list) else [value]
-    return check_names(name, values) if values else ()
+    if name not in fields:
+        return ()
+    value = fields[name]
+    return check_names(name, value if isinstance(value, list) else [value])
 
 
 def _address(fields: Mapping[str, Any]) -> str | None:
