@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from ..control_keys import ControlKeys
@@ -197,6 +197,10 @@ class AppendToRun:
             pass
         except SSEHubError as exc:
             await self._refuse(exc, caller, appending, receive, send)
+        except Exception:
+            # The app's own handler has returned if the connection has adopted this.
+            await PlainTextResponse("Internal Server Error", 500)({"type": "http"}, receive, send)
+            raise
         else:
             await JSONResponse(appended_object(appended))({"type": "http"}, receive, send)
 
