@@ -262,3 +262,15 @@ def test_requests_that_the_control_app_refuses_leave_a_line_with_the_address(sta
         r"request refused, page: a web page of another origin .*; POST /emit/, from 127\.0\.0\.1, ", hub.log
     )
     assert "hidden" not in hub.log
+
+
+def test_log_of_a_hub_inside_another_server_leaves_the_host_s_own_changes_as_they_are() -> None:
+    requests = logging.getLogger("httpx")
+    before = requests.level
+    try:
+        with logging_to_stderr("info", name="ssehub"):
+            requests.setLevel(logging.ERROR)
+
+        assert requests.level == logging.ERROR
+    finally:
+        requests.setLevel(before)

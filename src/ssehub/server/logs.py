@@ -124,12 +124,13 @@ def logging_to_stderr(
     logger, root = logging.getLogger(name), logging.getLogger()
     if logger is not root:
         handler.addFilter(lambda record: not root.handlers)
-    requests = logging.getLogger("httpx")  # it logs each request at level info: each time that keys are fetched
-    levels_before = {one: one.level for one in (logger, requests)}
+    levels_before = {logger: logger.level}
     log = StderrLog(logger, handler, worker)
     log.use(level, format)
     logger.addHandler(handler)
     if logger is root:
+        requests = logging.getLogger("httpx")  # it logs each request at level info: each time that keys are fetched
+        levels_before[requests] = requests.level
         requests.setLevel(logging.WARNING)
     try:
         yield log
