@@ -1202,6 +1202,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "fanout.resume",
         "fields",
+        "grant",
         "proxies",
         "web.description",
         "web.forms",
