@@ -66,15 +66,18 @@ def operations_of(document: dict[str, Any]) -> set[str]:
     return {one["operationId"] for item in document["paths"].values() for one in item.values()}
 
 
-def conform(url: str, config: str, authorization: str, examples: int, phases: str) -> str:
-    """Run schemathesis against the app at `url`, over every operation that ends; return its summary."""
+def conform(folder: Path, url: str, config: str, authorization: str, examples: int, phases: str) -> str:
+    """Run schemathesis against the app at `url`, over every operation that ends; return its summary.
+
+    It keeps what has failed in `folder`.
+    """
     operations = operations_of(document_at(url))
     left_out = [f"--exclude-operation-id={name}" for name in STREAMS & operations]
     command = [SCHEMATHESIS, "--config-file", TESTS / config, "run", f"{url}/openapi.json"]
     bounds = [f"--max-examples={examples}", "--seed=1", f"--phases={phases}", "--no-shrink", "--continue-on-failure"]
     found = subprocess.run(
         [*map(str, command), f"--header=Authorization: {authorization}", *left_out, *bounds],
-        cwd=TESTS,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))},
         capture_output=True,
         text=True,
@@ -88,10 +91,10 @@ def conform(url: str, config: str, authorization: str, examples: int, phases: st
 
 @pytest.mark.timeout(1_500)
 @pytest.mark.soak
-def test_client_app_answers_as_its_document_says(hub: RunningHub) -> None:
+def test_client_app_answers_as_its_document_says(hub: RunningHub, tmp_path: Path) -> None:
     token, examples = token_of(hub), 200 if FULL_SCALE else 10
 
-    said = conform(hub.url, "openapi_client.toml", f"Bearer {token}", examples, "coverage,fuzzing")
+    said = conform(tmp_path, hub.url, "openapi_client.toml", f"Bearer {token}", examples, "coverage,fuzzing")
 
     sys.stdout.write(said)
     assert hub.process.poll() is None
@@ -129,11 +132,11 @@ def test_stream_has_the_status_and_content_type_of_its_document(
 
 @pytest.mark.timeout(1_500)
 @pytest.mark.soak
-def test_control_app_answers_as_its_document_says(hub: RunningHub) -> None:
+def test_control_app_answers_as_its_document_says(hub: RunningHub, tmp_path: Path) -> None:
     """It also revokes the tokens of everyone, so that no test of streams may follow."""
     examples, phases = (200, "coverage,fuzzing,stateful") if FULL_SCALE else (10, "coverage,fuzzing")
 
-    said = conform(hub.control_url, "openapi_control.toml", f"Bearer {CONTROL_KEY}", examples, phases)
+    said = conform(tmp_path, hub.control_url, "openapi_control.toml", f"Bearer {CONTROL_KEY}", examples, phases)
 
     sys.stdout.write(said)
     assert hub.process.poll() is None
