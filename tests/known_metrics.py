@@ -13,7 +13,7 @@ from ssehub.rights import KeyRefusal
 from ssehub.settings import Backpressure, Retention, RunLimits, Streams
 from ssehub.web.metrics import HubCollector
 
-STATUSES = ("200", "400", "401", "403", "404", "405", "409", "413", "429", "503")
+STATUSES = ("200", "400", "401", "403", "404", "405", "409", "413", "429", "500", "503")
 FILES = ("config", "secret_file", "jwks", "control_keys_file", "tls_cert_file", "control_tls_cert_file")
 
 

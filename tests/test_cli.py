@@ -275,7 +275,9 @@ def test_help_is_printed(arguments: list[str]) -> None:
 def test_help_shows_options_in_sections_with_variables_defaults_and_choices() -> None:
     text = " ".join(run("serve", "--help").stdout.split())
 
-    assert "--log-level [debug|info|warning|error]" in text
+    assert "--log-level [debug|info|warning|error]" in text and "--log-format [text|json]" in text
+    assert "[env var: SSEHUB_LOG_LEVEL; default: info]" in text
+    assert "[env var: SSEHUB_LOG_FORMAT; default: text]" in text
     assert "--user-limit-policy [replace|refuse]" in text and "--comeback-end [auto|clean|cut]" in text
     assert "[env var: SSEHUB_BIND; default: 127.0.0.1:8000]" in text
     sections = ["Options:", "Tokens:", "TLS:", "Streams:", "Limits of streams:", "Resuming:", "Runs:", "Redis:"]

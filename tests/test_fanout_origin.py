@@ -56,3 +56,9 @@ def test_origins_that_are_equal_are_one_object_and_a_long_client_is_shortened() 
     assert len(origin("192.0.2.1", "x" * 1_000).client) == MAX_CLIENT_LENGTH
     assert str(origin("", "")) == "a Unix socket"
     assert str(origin("::1", "a\nb")) == r"::1, 'a\nb'"
+
+
+def test_what_is_remembered_of_a_client_is_only_what_is_kept_of_it() -> None:
+    kept = "x" * MAX_CLIENT_LENGTH
+
+    assert origin("192.0.2.1", f"{kept} and more") is origin("192.0.2.1", f"{kept} and something else")

@@ -42,11 +42,11 @@ def sighup(hub: RunningHub, times: int = 1) -> str:
 
 
 def is_logged(hub: RunningHub, text: str, act: Callable[[], object]) -> bool:
-    """Return True if `act` is followed by a line with `text`; the next step of the hub ends the wait."""
+    """Return True if `act` is followed by a line with `text`. That the hub has read its file again ends the wait."""
     before = len(hub.log)
     act()
-    hub.signal(signal.SIGHUP)  # logged at every level but warning and error
-    wait_until(lambda: "SIGHUP" in hub.log[before:])
+    hub.signal(signal.SIGHUP)
+    wait_until(lambda: "has been read again: no change" in hub.log[before:])
     return text in hub.log[before:]
 
 

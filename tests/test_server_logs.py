@@ -115,7 +115,7 @@ def test_c16_names_cannot_break_a_line_of_json(start_hub: StartHub) -> None:
     wait_until(lambda: "stream ended" in hub.log)
 
     lines = [json.loads(line) for line in hub.log.encode().splitlines()]
-    assert hub.log.isascii() and hub.log.isprintable() is False and "\x7f" not in hub.log
+    assert hub.log.isascii() and all(line.isprintable() for line in hub.log.split("\n"))
     ended = next(line for line in lines if line["message"].startswith("stream ended"))
     assert ended.keys() == {"time", "level", "logger", "message", "process"}
     assert f"user {user!r}, channels 'chat'" in ended["message"]
@@ -142,6 +142,26 @@ def test_line_of_json_has_its_time_its_worker_and_an_exception_as_one_string(cap
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", fields["time"])
     assert abs(datetime.fromisoformat(fields["time"]) - before) < timedelta(seconds=10)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_line_that_cannot_be_formatted_is_replaced_and_raises_nothing(
+    format: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Opaque:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    logger = logging.getLogger("ssehub.test")
+    with logging_to_stderr("info", format, name="ssehub"), without_handlers(logging.getLogger()):
+        logger.info("the number %d", "one")
+        logger.info("the thing %s", Opaque())
+        logger.info("the next line")
+
+    lines = capfd.readouterr().err.splitlines()
+    assert "a line can't be formatted: 'the number %d': TypeError" in lines[0]
+    assert "a line can't be formatted: 'the thing %s': RuntimeError" in lines[1]
+    assert "the next line" in lines[2]
 
 
 def test_c17_no_token_is_in_the_log(start_hub: StartHub) -> None:
@@ -242,3 +262,15 @@ def test_requests_that_the_control_app_refuses_leave_a_line_with_the_address(sta
         r"request refused, page: a web page of another origin .*; POST /emit/, from 127\.0\.0\.1, ", hub.log
     )
     assert "hidden" not in hub.log
+
+
+def test_log_of_a_hub_inside_another_server_leaves_the_host_s_own_changes_as_they_are() -> None:
+    requests = logging.getLogger("httpx")
+    before = requests.level
+    try:
+        with logging_to_stderr("info", name="ssehub"):
+            requests.setLevel(logging.ERROR)
+
+        assert requests.level == logging.ERROR
+    finally:
+        requests.setLevel(before)

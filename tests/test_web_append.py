@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from appends import EVENT_STREAM, OpenAppend, create_run, data_of, run_of
+from both_ports import both_ports
 from clients.catalogue import Python
 from conftest import ERROR_LINES, HubProcess, RunningHub, StartHub, require, wait_until
 from node import NODE
@@ -601,3 +602,19 @@ def test_each_of_seven_clients_sees_its_409_each_time(client: str, start_hub: St
         for pace in ("slow", "fast"):
             for how in ("restart", "stop", "finish", "delete"):
                 check_client(hub, command, client, pace, how)
+
+
+@pytest.mark.parametrize("body", [b'9\r\n{"data":1\r\n2\r\n}\n\r\n0\r\n\r\n', b""], ids=["whole-body", "half-body"])
+@pytest.mark.anyio
+async def test_append_that_fails_is_answered_and_counted_as_500(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b"POST /runs/answer?userId=*&channel=chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    async with both_ports() as ports:
+
+        async def fail(*arguments: Any) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(ports.hub.runs, "append", fail)
+        answer = await ports.send(ports.control, head + b"Content-Type: application/x-ndjson\r\n\r\n" + body)
+
+        assert answer.status == "500"
+        assert ports.hub.statistics.control_responses == {"500": 1}

@@ -196,6 +196,30 @@ async def test_request_from_an_origin_that_is_not_allowed_is_counted_and_logged(
         assert ("access-control-allow-origin" not in response.headers) == bool(refused)
 
 
+@pytest.mark.parametrize(
+    ("origin", "method", "counted"),
+    [
+        pytest.param("https://app.example", "GET", {}, id="of-the-path"),
+        pytest.param("https://app.example", "POST", {"method": 1}, id="not-of-the-path"),
+        pytest.param("https://evil.example", "POST", {"origin": 1}, id="of-another-origin"),
+    ],
+)
+@pytest.mark.anyio
+async def test_preflight_for_a_method_that_the_path_does_not_have_is_counted_and_logged(
+    origin: str, method: str, counted: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub()
+    app = create_client_app(hub, tokens=Tokens(SECRET), cors_origins=["https://app.example"], drains_on_exit=False)
+    headers = {"Origin": origin, "Access-Control-Request-Method": method}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HUB) as http:
+        with caplog.at_level("INFO", "ssehub.client"):
+            response = await http.options("/events/", headers=headers)
+
+    assert response.status_code == (400 if counted else 200)
+    assert {reason: count for reason, count in hub.statistics.refused.items() if count} == counted
+    assert len([record for record in caplog.records if record.name == "ssehub.client"]) == len(counted)
+
+
 @pytest.mark.anyio
 async def test_flood_from_one_origin_is_counted_in_full_and_logged_at_a_limited_rate(
     caplog: pytest.LogCaptureFixture,

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.anyio
         ({"userId": ""}, 400, "userId is empty"),
         ({"userId": 5}, 400, "userId must be a string"),
         ({"userId": None}, 400, "userId is null"),
+        ({"userId": [], "channel": "chat"}, 400, "userId is an empty list"),
+        ({"userId": "a", "channel": []}, 400, "channel is an empty list"),
         ({"userId": "a", "retry": -1}, 400, "retry -1 is not a whole number"),
         ({"userId": "a", "data": "x"}, 400, "data"),
         ({"userId": ["a", "b"]}, 200, ""),

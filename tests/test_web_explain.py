@@ -355,6 +355,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "channel twice": ({"userId": "a", "channel": "a", "channels": ["b"]}, "channel and channels are both given"),
     "channel of another type": ({"userId": "a", "channel": {}}, "channel must be a string, not dict"),
     "channel with a line break": ({"userId": "a", "channel": "a\nb"}, "contains a line break"),
+    "patterns that repeat": ({"userId": "a", "patterns": ["*"] * 101}, "patterns has 101 names: at most 100"),
     "pattern that is none": ({"userId": "a", "patterns": ["a"]}, "'a' is not a pattern"),
     "user": ({"userId": "", "channel": "a"}, "userId is empty"),
     "since": ({"token": "x", "since": "yesterday"}, "unknown since 'yesterday'"),

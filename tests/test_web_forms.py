@@ -190,7 +190,7 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     "json-twice": ("/emit/", event_text('"data":1,"data":2'), JSON, 400, "'data' is given twice"),
     "json-unknown": ("/emit/", event_text('"text":1'), JSON, 400, "unknown field 'text'"),
     "json-user-int": ("/emit/", '{"userId":5,"channel":"c","data":"x"}', JSON, 400, "userId must be a string, not int"),
-    "json-users-empty": ("/emit/", '{"userId":[],"channel":"c","data":"x"}', JSON, 400, "userId is missing"),
+    "json-users-empty": ("/emit/", '{"userId":[],"channel":"c","data":"x"}', JSON, 400, "userId is an empty list"),
     "json-users-mixed": ("/emit/", '{"userId":["a",null],"channel":"c","data":"x"}', JSON, 400, "userId must be"),
     "json-data-null": ("/emit/", event_text('"data":null'), JSON, 400, "data is null"),
     "json-id-int": ("/emit/", event_text('"data":"x","id":5'), JSON, 400, "id must be a string"),
@@ -237,6 +237,14 @@ BAD: dict[str, tuple[str, bytes | str, dict[str, str], int, str]] = {
     ),
     "token-user-missing": ("/token/", "channel=chat", FORM, 400, "userId is missing"),
     "token-channel-missing": ("/token/", "userId=a", FORM, 400, "channel is missing"),
+    "token-exp-null": ("/token/", '{"userId":"a","channel":"c","exp":null}', JSON, 400, "exp is null"),
+    "token-channel-none": (
+        "/token/",
+        '{"userId":"a","channel":[],"patterns":["b*"]}',
+        JSON,
+        400,
+        "channel is an empty",
+    ),
     "token-exp-word": ("/token/", "userId=a&channel=c&exp=soon", FORM, 400, "exp 'soon' is not a number"),
     "token-exp-zero": ("/token/", "userId=a&channel=c&exp=0", FORM, 400, "exp '0' is not a number"),
     "token-exp-negative": ("/token/", "userId=a&channel=c&exp=-5", FORM, 400, "exp '-5' is not a number"),
@@ -380,7 +388,15 @@ async def test_body_declared_as_uncompressed_is_accepted(encoding: str) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "status"),
-    [("ttl=1.5&store=true", 200), ("store=false", 200), ("ttl=1e3", 400), ("ttl=0", 400), ("store=no", 400)],
+    [
+        ("ttl=1.5&store=true", 200),
+        ("store=false", 200),
+        ("ttl=1e3", 200),
+        ("ttl=1e-05", 200),
+        ("ttl=e3", 400),
+        ("ttl=0", 400),
+        ("store=no", 400),
+    ],
 )
 async def test_form_may_have_store_and_ttl(fields: str, status: int) -> None:
     async with control_app() as app:

@@ -11,6 +11,10 @@ import httpx
 import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from control_requests import control_app, form
 from fakes import FakeSink
@@ -24,6 +28,7 @@ from ssehub.settings import Streams
 from ssehub.tokens import Tokens
 from ssehub.web.control import create_control_app
 from ssehub.web.metrics import HubCollector
+from ssehub.web.responses import counting_failures, counting_responses
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +128,24 @@ async def test_response_to_a_request_that_fails_is_counted_as_500(monkeypatch: p
 
     assert response.status_code == 500
     assert hub.statistics.control_responses == {"500": 1}
+
+
+async def test_response_that_fails_after_its_head_is_counted_once() -> None:
+    async def half(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("a bug")
+
+    hub = Hub()
+    app = Starlette(
+        routes=[Mount("/", half)],
+        middleware=[Middleware(counting_responses, hub=hub)],
+        exception_handlers={Exception: counting_failures(hub)},
+    )
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8001") as http:
+        await http.get("/")
+
+    assert hub.statistics.control_responses == {"200": 1}
 
 
 async def test_delivery_lasts_from_publishing_until_the_last_stream_has_been_written_to() -> None:

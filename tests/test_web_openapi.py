@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from control_requests import control_app
 from identity_provider import IdentityProvider
@@ -190,3 +190,20 @@ async def test_pages_of_cors_origins_may_read_the_document_of_the_client_app() -
     assert response.headers["cache-control"] == "public, max-age=300"
     assert (head.status_code, head.headers["content-length"]) == (200, response.headers["content-length"])
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [client_app, lambda: create_control_app(Hub(), tokens=Tokens("a secret of 32 bytes, or rather more"))],
+    ids=["client", "control"],
+)
+async def test_document_of_an_app_that_is_mounted_says_below_which_path(make: Callable[[], Starlette]) -> None:
+    app = make()
+    alone = await document_of(app)
+    host = Starlette(routes=[Mount("/my api", app)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(host), base_url="http://127.0.0.1") as http:
+        mounted = (await http.get("/my api/openapi.json")).json()
+
+    assert "servers" not in alone
+    assert mounted == {"servers": [{"url": "/my%20api"}], **alone}
+    OpenAPIV31SpecValidator(mounted).validate()

@@ -142,7 +142,7 @@ async def test_other_names_are_refused(path: str, error: str) -> None:
     ("fields", "error"),
     [
         ({"channel": None}, "channel is null"),
-        ({"userId": []}, "userId is missing"),
+        ({"userId": []}, "userId is an empty list"),
         ({"channel": "a\nb"}, "channel 'a\\nb' contains a line break"),
         ({"keep": -1}, "keep -1 is not a number of seconds"),
         ({"idle": 0}, "idle 0 is not a number of seconds"),

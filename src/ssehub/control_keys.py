@@ -23,7 +23,7 @@ from .errors import ConfigError, ControlKeyError
 from .key_file import CONTROL_KEY_NAME, Entry, check_distinct, parse_keys
 from .loglimit import limited_logger
 from .rights import NO_KEY, ControlKey, KeyRefusal, KeyUse, Right
-from .watched import NOTHING_YET, LastGood, WatchedFile, watch
+from .watched import NOTHING_YET, FromFile, LastGood, WatchedFile
 
 if TYPE_CHECKING:
     from .fanout.statistics import Statistics
@@ -35,7 +35,7 @@ logger = limited_logger("ssehub.control")
 FILE = "control_keys_file"
 
 
-class ControlKeys:
+class ControlKeys(FromFile):
     """Recognises the keys that requests to the control app bring.
 
     `control_key` is one with all rights. `file` has named keys, by their hashes; it is read in the constructor, unless
@@ -45,6 +45,7 @@ class ControlKeys:
     def __init__(
         self, control_key: str | None = None, *, file: str | Path | None = None, last_good: LastGood = NOTHING_YET
     ) -> None:
+        super().__init__()
         self._secret = secrets.token_bytes(32)
         self._nothing = (secrets.token_bytes(32), NO_KEY)
         self._uses: dict[str, KeyUse] = {}
@@ -65,7 +66,6 @@ class ControlKeys:
         """Each with its hash, by the image of the hash."""
         self.version = 0
         """How often the keys have been replaced: a key that was found before may be gone since."""
-        self._file: WatchedFile | None = None
         if file is not None:
             self._file = WatchedFile(Path(file), FILE, self._use, content=last_good.get(FILE))
 
@@ -94,30 +94,9 @@ class ControlKeys:
             raise ControlKeyError("the control key is missing or wrong: send it as 'Authorization: Bearer KEY'")
         return key
 
-    @property
-    def problem(self) -> str | None:
-        """None: there are always keys to go on with."""
-        return None
-
-    @property
-    def last_good(self) -> LastGood:
-        """The content of the file that is in use, by its setting."""
-        return {} if self._file is None else {FILE: self._file.content}
-
-    async def run(self) -> None:
-        """Look at the file until cancelled."""
-        if self._file is not None:
-            await watch([self._file])
-
-    async def reload(self) -> None:
-        """Read the file now. If it can't be used, that is logged, and the keys that were there before stay in use."""
-        if self._file is not None:
-            await self._file.reload()
-
     def measure(self, statistics: Statistics) -> None:
         """Add what has been counted since this was last called. Several apps of one hub may have keys of their own."""
-        if self._file is not None:
-            self._file.measure(statistics)
+        super().measure(statistics)
         for name in self._removed:
             statistics.control_requests.pop(name, None)
             statistics.refused_keys.pop(name, None)

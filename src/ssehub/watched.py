@@ -218,6 +218,40 @@ class WatchedFile(WatchedFiles):
         return self.contents[self.name]
 
 
+class FromFile:
+    """Something that depends on the content of one file, if there is one: a companion of a hub.
+
+    In a process without a hub, such as the parent of workers, `run` has to be called. The hub is ready whatever is in
+    the file, because there is always an older content to go on with.
+    """
+
+    problem = None
+
+    def __init__(self) -> None:
+        self._file: WatchedFile | None = None
+        """For subclasses to set."""
+
+    @property
+    def last_good(self) -> LastGood:
+        """The content of the file that is in use, by its setting."""
+        return {} if self._file is None else self._file.contents
+
+    async def run(self) -> None:
+        """Look at the file until cancelled."""
+        if self._file is not None:
+            await watch([self._file])
+
+    async def reload(self) -> None:
+        """Read the file now. If it can't be used, that is logged, and everything stays as it was."""
+        if self._file is not None:
+            await self._file.reload()
+
+    def measure(self, statistics: Statistics) -> None:
+        """Write how often the file could not be used."""
+        if self._file is not None:
+            self._file.measure(statistics)
+
+
 async def watch(files: Sequence[WatchedFiles]) -> None:
     """Look at the files until cancelled."""
     while True:

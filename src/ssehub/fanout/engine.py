@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import islice
 from time import perf_counter
@@ -31,6 +30,7 @@ from ..settings import Backpressure, Retention, StreamLimits, Streams
 from .backlogs import Backlogs
 from .clock import Clock, Ticker
 from .comebacks import OpeningRate, Turns
+from .draining import Draining
 from .endings import Endings
 from .feeds import RunReader, Watcher
 from .finding import Finder
@@ -59,7 +59,6 @@ from .watching import Dialect
 
 logger = logging.getLogger("ssehub.hub")
 
-DRAIN_STEP_SECONDS = 0.02
 PART = 20
 """Writes of a round before it looks at the time: a slice is cut short where each write needs a merge of many events."""
 RETURN_MILLISECONDS = 3_000
@@ -113,6 +112,7 @@ class Engine:
             self.index, self.backlogs, self.clock, statistics, base, turns, monotonic, tracer, counts
         )
         self.endings = Endings(self.index, self.registry)
+        self._draining = Draining(self.index, self.registry, statistics, monotonic)
         self.listing = Listing(self.index, self.registry, self.backlogs, wall, monotonic)
         tracer.walk = self.listing.walk
         self.watchers = Watchers(
@@ -489,37 +489,13 @@ class Engine:
         with contextlib.suppress(TimeoutError):  # what was published until now: there was no end to it if it timed out
             async with asyncio.timeout(window_seconds / 4):
                 await self.flush()
-        end = began + window_seconds * 3 / 4
-        drained = self._statistics.endings[CloseReason.DRAINED]
-        while self.index.all:
-            # Each step ends its share: the streams that are left, divided by the steps that fit into the time left. A
-            # step that was late makes the next ones larger; when the time is over, one step ends all.
-            steps_left = max(1.0, (end - self._monotonic()) / DRAIN_STEP_SECONDS)
-            share = list(islice(self.index.all, math.ceil(len(self.index) / steps_left)))
-            await each_in_slices(share, self._end_drained, END_SLICE)
-            await asyncio.sleep(DRAIN_STEP_SECONDS)
-        self._log_drained(drained, began)
-
-    def _log_drained(self, before: int, began: float) -> None:
-        """Log one line about the streams that were drained, after the `before` that had been at `began`."""
-        if drained := self._statistics.endings[CloseReason.DRAINED] - before:
-            logger.info("streams drained: %d in %.1f s", drained, self._monotonic() - began)
+        await self._draining.spread(began, began + window_seconds * 3 / 4)
 
     async def stop(self) -> None:
         """End every stream at once, and the ticker."""
         self.ticker.stop()
         self.finder.stop()
-        began, drained = self._monotonic(), self._statistics.endings[CloseReason.DRAINED]
-        try:
-            while self.index.all:
-                await each_in_slices(list(self.index.all), self._end_drained, END_SLICE)
-        finally:
-            for subscriber in list(self.index.all):  # there are none, unless this was cancelled
-                self._end_drained(subscriber)
-            self._log_drained(drained, began)
-
-    def _end_drained(self, subscriber: Subscriber) -> None:
-        self.registry.end(subscriber, CloseReason.DRAINED)
+        await self._draining.at_once()
 
 
 class _SinkOwner:

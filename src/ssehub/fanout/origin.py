@@ -24,7 +24,9 @@ class Origin(NamedTuple):
         return f"{address}, {self.client!a}" if self.client else address
 
 
-@lru_cache(MAX_ORIGINS)
+_shared = lru_cache(MAX_ORIGINS)(Origin)
+
+
 def origin(address: str, client: str) -> Origin:
     """Return the origin of these two, one object as long as it is remembered."""
-    return Origin(address, client[:MAX_CLIENT_LENGTH])
+    return _shared(address, client[:MAX_CLIENT_LENGTH])  # shortened first: a client may send as much as a head can have

@@ -71,8 +71,12 @@ class _QueueHandler(logging.Handler):
         self.lines: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as exc:  # a mistake in a log call of any library must not end what it is a part of
+            line = self.format(_replacement(record, exc))
         with contextlib.suppress(queue.Full):
-            self.lines.put_nowait(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+            self.lines.put_nowait(f"{line}\n".encode(errors="backslashreplace"))
 
     def write_all(self) -> None:
         """Write lines until there is None in the queue."""
@@ -80,6 +84,14 @@ class _QueueHandler(logging.Handler):
             with contextlib.suppress(OSError):
                 # Not through sys.stderr: this thread could hold its lock when the process exits.
                 os.write(STDERR, line)
+
+
+def _replacement(record: logging.LogRecord, exc: Exception) -> logging.LogRecord:
+    """Return what is logged in place of `record`, which can't be formatted."""
+    message = "a line can't be formatted: %r: %s"
+    return logging.LogRecord(
+        record.name, record.levelno, record.pathname, record.lineno, message, (record.msg, type(exc).__name__), None
+    )
 
 
 class StderrLog:
@@ -112,12 +124,13 @@ def logging_to_stderr(
     logger, root = logging.getLogger(name), logging.getLogger()
     if logger is not root:
         handler.addFilter(lambda record: not root.handlers)
-    requests = logging.getLogger("httpx")  # it logs each request at level info: each time that keys are fetched
-    levels_before = {one: one.level for one in (logger, requests)}
+    levels_before = {logger: logger.level}
     log = StderrLog(logger, handler, worker)
     log.use(level, format)
     logger.addHandler(handler)
     if logger is root:
+        requests = logging.getLogger("httpx")  # it logs each request at level info: each time that keys are fetched
+        levels_before[requests] = requests.level
         requests.setLevel(logging.WARNING)
     try:
         yield log

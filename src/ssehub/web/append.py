@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from ..control_keys import ControlKeys
@@ -31,7 +31,7 @@ from ..runs.runs import Runs
 from ..runs.store import Appended, Created, CreateMode, Creation, Ticket
 from ..settings import Limits, RequestLimits
 from .appending import Appending, LineLimits
-from .description import Answer, Description, Field, Parameter, any_of, list_of, queries
+from .description import TEXT, Answer, Description, Field, Parameter, any_of, list_of, queries
 from .feed import EVENT, EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
 from .forms import JSON, NDJSON, whole_number
 from .rates import PublishRates
@@ -121,13 +121,16 @@ class AppendToRun:
     description = Description(
         "appendToRun",
         "Append events to a run as the body arrives, or all at once if it is JSON",
-        [Answer(200, "How many events the run has now, all of them stored.", {JSON: APPENDED})],
+        [
+            Answer(200, "How many events the run has now, all of them stored.", {JSON: APPENDED}),
+            Answer(414, "The query is longer than the server reads.", {TEXT: STRING}),
+        ],
         [
             NAME_IN_PATH,
             Parameter("Run-Producer", "header", IDEMPOTENCY_KEY.schema, "The identity of the producer."),
             Parameter("Run-Offset", "header", whole_numbers(), "How many events came before this body."),
             GENERATION_HEADER,
-            *queries(APPEND_FIELDS),
+            *[one for one in queries(APPEND_FIELDS) if one.name != "generation"],
         ],
         {NDJSON: list_of(EVENT), EVENT_STREAM: STRING, JSON: any_of([EVENT, list_of(EVENT, 1)])},
         is_body_required=False,
@@ -135,7 +138,7 @@ class AppendToRun:
         errors=ERRORS,
         text=(
             "With `channel` and `userId` it is created unless it is open; the other options go with these only. "
-            "`Run-Generation` and `generation` exclude each other, and `error` needs `finish=failed`."
+            "`error` needs `finish=failed`."
         ),
     )
 
@@ -194,6 +197,10 @@ class AppendToRun:
             pass
         except SSEHubError as exc:
             await self._refuse(exc, caller, appending, receive, send)
+        except Exception:
+            # The app's own handler has returned if the connection has adopted this.
+            await PlainTextResponse("Internal Server Error", 500)({"type": "http"}, receive, send)
+            raise
         else:
             await JSONResponse(appended_object(appended))({"type": "http"}, receive, send)
 

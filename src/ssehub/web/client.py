@@ -12,7 +12,6 @@ from typing import get_args
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -48,7 +47,7 @@ from .masking import Masking
 from .methods import STREAM_METHODS, ByMethod
 from .not_found import not_found
 from .openapi import DESCRIPTION, PATH, Document, PublicDocument
-from .origins import ANY, OriginWatch, check_origins
+from .origins import Cors, OriginWatch, check_origins
 from .query import CHANNEL, QUERY_BOUNDS, RUN, Query
 from .refusals import CLAIMS, Refusals, client_reason
 from .run_stop import STOP, RunStop
@@ -113,7 +112,8 @@ def create_client_app(
     unknown_runs = UnknownRuns(refusals)
     streams = EventsEndpoint(hub, login, refusals, denials, unknown_runs, comeback_end, max_busy_waits)
     # A request is compared with one route after the other, so that of nearly all streams is the first.
-    routes = [Route("/events/", streams, middleware=_cors(cors_origins))]
+    cors = partial(_cors, cors_origins, refusals)
+    routes = [Route("/events/", streams, middleware=cors())]
     schemes = login_schemes(login, token_cookie)
     operations = [
         Operation(EventsEndpoint.path, "GET", EventsEndpoint.description, tuple(schemes)),
@@ -121,7 +121,7 @@ def create_client_app(
         Operation(PATH, "GET", DESCRIPTION),
     ]
     stop = RunStop(hub, login, frozenset(cors_origins), refusals, denials, unknown_runs)
-    routes += _both(STOP, ByMethod(streams, {"POST": stop}, refusals), _cors(cors_origins, ("POST",)))
+    routes += _both(STOP, ByMethod(streams, {"POST": stop}, refusals), cors(("POST",)))
     if isinstance(login, TokenLogin) and token_cookie is not None:
         cookie = LoginCookie(token_cookie, token_cookie_path, token_cookie_secure)
         operations += [
@@ -130,16 +130,16 @@ def create_client_app(
         ]
         cookie_login = CookieLogin(hub, login, cookie, frozenset(cors_origins), denials)
         by_method = ByMethod(streams, dict.fromkeys(LOGIN_METHODS, cookie_login), refusals)
-        routes += _both(LOGIN, by_method, _cors(cors_origins, LOGIN_METHODS))
+        routes += _both(LOGIN, by_method, cors(LOGIN_METHODS))
     elif token_cookie_path is not None:
         raise ConfigError("token_cookie_path is that of the cookie named by token_cookie: set token_cookie, too")
     if isinstance(login, TokenLogin) and tokens is not None and tokens.has_jwks:
         operations.append(Operation(BACKCHANNEL_LOGOUT, BackchannelLogout.method, BackchannelLogout.description))
         logout = BackchannelLogout(hub, tokens, login, refusals)
-        routes += _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}, refusals), _cors(cors_origins))
-    routes += [Route(path, streams, middleware=_cors(cors_origins)) for path in ("/events/{rest:path}", "/events")]
+        routes += _both(BACKCHANNEL_LOGOUT, ByMethod(streams, {"POST": logout}, refusals), cors())
+    routes += [Route(path, streams, middleware=cors()) for path in ("/events/{rest:path}", "/events")]
     document = PublicDocument(Document(_TITLE, _TEXT, operations, schemes, _ERRORS, lambda operation: set()))
-    routes += _both(PATH, ByMethod(document, {}, refusals), _cors(cors_origins))
+    routes += _both(PATH, ByMethod(document, {}, refusals), cors())
     proxies = TrustedProxies.parse(trusted_proxies)
     if tokens is not None:
         hub.accompany(tokens)
@@ -183,19 +183,8 @@ def _both(path: str, app: ASGIApp, middleware: Sequence[Middleware]) -> list[Rou
     return [Route(path + slash, app, middleware=middleware) for slash in ("", "/")]
 
 
-def _cors(origins: Sequence[str], methods: Sequence[str] = ()) -> list[Middleware]:
-    """Return what lets pages of `origins` read the responses of a path, to streams and to further `methods`."""
-    if not origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(origins),
-            allow_methods=("GET", "HEAD", *methods),
-            allow_headers=("*",),  # those requested: Datastar, htmx and others send headers of their own
-            allow_credentials=ANY not in origins,
-        )
-    ]
+def _cors(origins: Sequence[str], refusals: Refusals, methods: Sequence[str] = ()) -> list[Middleware]:
+    return [Middleware(Cors, origins=origins, methods=methods, refusals=refusals)] if origins else []
 
 
 class EventsEndpoint:
@@ -208,6 +197,7 @@ class EventsEndpoint:
         [
             Answer(200, "The stream; one that ends at once if the client is to come back.", {EVENT_STREAM: STRING}),
             Answer(204, "With `run`: the client has all of the run, which has ended."),
+            Answer(414, "The query is longer than the server reads.", {TEXT: STRING}),
         ],
         [
             Parameter("Last-Event-ID", "header", STRING, "The cursor: the last id that the client has read."),

@@ -99,7 +99,7 @@ _TOKEN = (
         "TokenOfPatterns",
         ("userId", "patterns"),
         ("channels", *_LIFETIMES),
-        instead={"patterns": PATTERNS, "channels": {"type": "array", "maxItems": 0}},
+        instead={"patterns": PATTERNS, "channels": {**NAME_LIST, "minItems": 0, "maxItems": 0}},
         rules=_ONE_LIFETIME,
     ),
 )
@@ -267,6 +267,7 @@ class IssueToken(Endpoint):
             raise InvalidRequest("this hub has no secret to sign tokens with: get them from the identity provider")
         fields, is_json = await read_fields(request, TOKEN_FIELDS, TOKEN_JSON_FIELDS, pace_for(request.body))
         requested = self._requested(fields)
+        refuse_null(fields)
         expires_at = int(self._now() + lifetime_seconds(fields, self._lifetime_seconds))
         request.key.require_channels(requested.channels)
         request.key.require_patterns(requested.patterns)

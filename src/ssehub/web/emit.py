@@ -21,14 +21,27 @@ from .endpoint import Endpoint
 from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
 from .rates import PublishRates
 from .requests import ControlRequest, idempotency_key
-from .schemas import BOOLEAN, EVENT_ID, IDEMPOTENCY_KEY, NAME, OK, POSITION, RETRY, STRING, TTL, TYPE, names_field
+from .schemas import (
+    ANY_BUT_NULL,
+    BOOLEAN,
+    EVENT_ID,
+    IDEMPOTENCY_KEY,
+    NAME,
+    OK,
+    POSITION,
+    RETRY,
+    STRING,
+    TTL,
+    TYPE,
+    names_field,
+)
 from .strict_json import parse_json, read_json, read_ndjson, too_many_events
 
 EMIT_FIELDS = {
     "userId": names_field("The user it is for, or `*` for everyone on the channel."),
     "channel": names_field("The channel to publish on. Users multiplied by channels are at most 1,000."),
     "data": Field(
-        {"type": ["string", "number", "boolean", "object", "array"]},
+        ANY_BUT_NULL,
         "The text of the event. In JSON any value but null: if it is not a string, it is sent as JSON.",
         STRING,
     ),

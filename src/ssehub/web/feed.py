@@ -17,13 +17,13 @@ from ..pace import SMALL_BODY_BYTES, Pace, pace_for
 from ..runs.entries import RunEvent
 from .description import Field, Shape, any_of
 from .forms import known_object, not_an_object, refuse_null
-from .schemas import EVENT_ID, RETRY, TYPE
+from .schemas import ANY_BUT_NULL, EVENT_ID, RETRY, TYPE
 from .strict_json import not_utf8, parse_json, read_json, too_many_events
 
 EVENT_STREAM = "text/event-stream"
 EVENT_FIELDS = {
     "data": Field(
-        {"type": ["string", "number", "boolean", "object", "array"]},
+        ANY_BUT_NULL,
         "The text of the event; any value but null: if it is not a string, it is stored as JSON.",
     ),
     "event": Field(TYPE, "The type of the event."),

@@ -284,11 +284,16 @@ def required(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Return the required field `name`, which is one name or a list of names."""
+    """Return the required field `name`, which is one name or a list of names.
+
+    An empty list is refused. Where the field may be left out, that would mean everyone, or every channel.
+    """
     value = fields.get(name)
     if isinstance(value, str):
         return (value,)
     value = required(fields, name)
+    if value == []:
+        raise InvalidRequest(f"{name} is an empty list: give at least one name")
     return tuple(value) if isinstance(value, list) else (value,)
 
 
@@ -346,7 +351,7 @@ def whole_number(name: str) -> Callable[[str], int]:
 
 def _number(name: str, kind: str) -> Callable[[str], float]:
     def read(text: str) -> float:
-        if not re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text, re.ASCII):
+        if not re.fullmatch(r"\d{1,20}(\.\d{1,30})?([eE][+-]?\d{1,3})?", text, re.ASCII):  # as JSON has them
             raise InvalidEvent(f"{name} {text[:40]!r} is not a {kind}")
         return float(text)
 

@@ -183,7 +183,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ("resets", "Clients told that they may have missed events, by reason.", "reason", stats.resets),
         (
             "reload_failures",
-            "Times a file of secrets, keys or certificates could not be used when it was read again, by setting.",
+            "Times a file of secrets, keys, certificates or settings could not be used when it was read again.",
             "file",
             stats.reload_failures,
         ),

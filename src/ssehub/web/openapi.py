@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -163,9 +164,20 @@ class Document:
 
     def response(self, visibility: str) -> Response:
         """Return the response with the document. `visibility` says if shared caches may keep it."""
-        return Response(
+        return _DocumentResponse(
             self.body, media_type=JSON, headers={"Cache-Control": f"{visibility}, max-age={MAX_AGE_SECONDS}"}
         )
+
+
+class _DocumentResponse(Response):
+    """Adds to a document where its paths begin, if the app is mounted below a path, or behind a proxy's."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if root := scope.get("root_path", ""):
+            servers = json.dumps({"servers": [{"url": quote(root)}]}).encode()
+            self.body = servers[:-1] + b"," + bytes(self.body[1:])
+            self.headers["Content-Length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 class GetDocument(Endpoint):

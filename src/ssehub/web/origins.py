@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import CallerForbidden, ConfigError, InvalidRequest
@@ -161,3 +163,29 @@ class OriginWatch:
 
     def _is_refused(self, origin: str, headers: Headers) -> bool:
         return not is_allowed(origin, self._origins) and _is_foreign(headers)
+
+
+class Cors(CORSMiddleware):
+    """Lets pages of `origins` read the responses of a path, to streams and to further `methods`.
+
+    A preflight for any other method is counted and logged here, and one from another origin by `OriginWatch`. It is not
+    a coroutine either.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], methods: Sequence[str], refusals: Refusals) -> None:
+        super().__init__(
+            app,
+            allow_origins=list(origins),
+            allow_methods=("GET", "HEAD", *methods),
+            allow_headers=(ANY,),  # those requested: Datastar, htmx and others send headers of their own
+            allow_credentials=ANY not in origins,
+        )
+        self._refusals = refusals
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        if scope["method"] == "OPTIONS":
+            headers = Headers(scope=scope)
+            origin, method = headers.get("origin"), headers.get("access-control-request-method")
+            if method not in (None, *self.allow_methods) and origin is not None and self.is_allowed_origin(origin):
+                self._refusals.refuse(Refusal.METHOD, scope)
+        return super().__call__(scope, receive, send)

@@ -9,7 +9,8 @@ from typing import Any, Self
 from ..claims import Claims
 from ..errors import InvalidRequest
 from ..fanout.resume import NOW, Start
-from ..fields import check_names
+from ..fields import MAX_NAMES, check_names
+from ..grant import MAX_PATTERNS
 from ..proxies import limit_key, parse_address
 from .description import Field, Shape
 from .forms import refuse_null
@@ -63,7 +64,7 @@ class Question:
         if "channel" in fields and "channels" in fields:
             raise InvalidRequest("channel and channels are both given: leave one out")
         channels = _names(fields, "channels" if "channels" in fields else "channel")
-        patterns = _names(fields, "patterns")
+        patterns = _names(fields, "patterns", MAX_PATTERNS)
         token = fields.get("token")
         if token is not None:
             for name in ("userId", "patterns"):
@@ -85,10 +86,14 @@ class Question:
         )
 
 
-def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = fields.get(name, [])
+def _names(fields: Mapping[str, Any], name: str, most: int = MAX_NAMES) -> tuple[str, ...]:
+    if name not in fields:
+        return ()
+    value = fields[name]
     values = value if isinstance(value, list) else [value]
-    return check_names(name, values) if values else ()
+    if len(values) > most:
+        raise InvalidRequest(f"{name} has {len(values)} names: at most {most} are allowed")
+    return check_names(name, values)
 
 
 def _address(fields: Mapping[str, Any]) -> str | None:

@@ -30,10 +30,17 @@ def counting_responses(app: ASGIApp, hub: Hub) -> ASGIApp:
 
 
 def counting_failures(hub: Hub) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Return the handler of exceptions that no endpoint expects. Starlette calls it outside of all middleware."""
+    """Return the handler of exceptions that no endpoint expects. Starlette calls it outside of all middleware.
+
+    It is called for a response that has begun, too, which has been counted: what it returns is not sent then.
+    """
+
+    class Failure(PlainTextResponse):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            hub.control_responses[self.status_code] += 1
+            await super().__call__(scope, receive, send)
 
     async def respond(request: Request, exc: Exception) -> Response:
-        hub.control_responses[500] += 1
-        return PlainTextResponse("Internal Server Error", 500)
+        return Failure("Internal Server Error", 500)
 
     return respond

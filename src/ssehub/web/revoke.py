@@ -66,8 +66,9 @@ _REVOCATION = (
     Shape("RevocationOfEveryone", ("everyone",), _TIMES),
 )
 _BODY = fields_body(REVOKE_FIELDS, _REVOCATION)
+CURSOR = {"type": "string", "pattern": "^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2,3})?$"}
 LIST_FIELDS = {
-    "after": Field(STRING, "The `next` of the page before."),
+    "after": Field(CURSOR, "The `next` of the page before."),
     "limit": Field(whole_numbers(1, MAX_PAGE), "At most so many; 1,000 if left out."),
 }
 _LISTED = object_of(

@@ -90,7 +90,7 @@ LIST_FIELDS = {
 REPEATED = ("channel", "userId")
 PATH = "/runs/{run}"
 NAME_IN_PATH = Parameter("run", "path", RUN_NAME, "The name of the run.", required=True)
-GENERATION_HEADER = Parameter("Run-Generation", "header", whole_numbers(), "The same as `generation`.")
+GENERATION_HEADER = Parameter("Run-Generation", "header", whole_numbers(), GENERATION_FIELD.text)
 ERRORS = Errors("RunRefusal", {JSON: RUN_ERROR})
 _TRUE = {"const": True}
 _CREATE = Shape(
@@ -259,7 +259,7 @@ class FinishRun(RunCall):
         "finishRun",
         "End a run as done, or as failed if there is an error",
         [Answer(200, "The run.", {JSON: RUN})],
-        [NAME_IN_PATH, GENERATION_HEADER],
+        [NAME_IN_PATH],
         fields_body(FINISH_FIELDS, [Shape("FinishRun", (), [*FINISH_FIELDS])]),
         is_body_required=False,
         refusals=(404, 409, 503),
@@ -295,7 +295,7 @@ class StopRun(RunCall):
         "stopRun",
         "Ask the producer of a run to stop",
         [Answer(200, "The run.", {JSON: RUN})],
-        [NAME_IN_PATH, GENERATION_HEADER],
+        [NAME_IN_PATH],
         fields_body(STOP_FIELDS, [Shape("StopRun", (), [*STOP_FIELDS])]),
         is_body_required=False,
         refusals=(404, 409, 503),

@@ -9,10 +9,16 @@ from ..tokens import MAX_LIFETIME_SECONDS
 from .description import TEXT, Content, Errors, Field, Named, Parameter, Schema, object_of
 from .forms import JSON
 
+_NUMBER = "([0-9]{1,19}|0[0-9]{19}|1[0-7][0-9]{18})"
+"""Nearly all numbers of 64 bits, and no larger ones."""
+_POSITION = rf"{_NUMBER}-{_NUMBER}\.[0-9a-z]{{1,32}}"
+"""`Position.parse`."""
 NAME: Schema = Named("Name", {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000\r\n]+$"})
 """`check_name`."""
 NAMES: Schema = {"anyOf": [NAME, {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}]}
 """One name, or several."""
+PREFIX: Schema = {**NAME, "minLength": 0, "pattern": r"^[^\u0000\r\n]*$"}
+"""A name, or nothing."""
 NAME_LIST: Schema = {"type": "array", "items": NAME, "minItems": 1, "maxItems": MAX_NAMES}
 """`check_names`."""
 RUN_NAME: Schema = Named("RunName", {**NAME, "pattern": r"^(?!\.{1,2}$)[^/\u0000-\u001f\u007f-\u009f]+$"})
@@ -21,7 +27,7 @@ TYPE: Schema = {**NAME, "pattern": r"^(?!stream-)[^\u0000\r\n]+$"}
 """`check_type`."""
 EVENT_ID: Schema = {
     **NAME,
-    "pattern": r"^(?! )(?![0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32}$)[^\u0000-\u001f\u007f]*[^\u0000-\u0020\u007f]$",
+    "pattern": rf"^(?! )(?!{_POSITION}$)[^\u0000-\u001f\u007f]*[^\u0000-\u0020\u007f]$",
 }
 """`check_id`."""
 RETRY: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRY_MILLISECONDS}
@@ -36,18 +42,19 @@ POSITION: Schema = Named(
     "Position",
     {
         "type": "string",
-        "pattern": r"^[0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32}$",
+        "pattern": f"^{_POSITION}$",
         "description": "A position in the log, such as `1795633044736-0.loh23qqu`. It is the `id` of an event.",
     },
 )
 SINCE: Schema = {
     "type": "string",
-    "pattern": r"^(earliest|last:0{0,8}[1-9][0-9]{0,8}|[0-9]{1,20}-[0-9]{1,20}\.[0-9a-z]{1,32})$",
+    "pattern": rf"^(earliest|last:(?!0+$)[0-9]{{1,9}}|{_POSITION})$",
 }
 """`Start.parse`."""
 LIFETIME: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LIFETIME_SECONDS}
 WHOLE_LIFETIME: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIFETIME_SECONDS}
 TOKEN: Schema = {"type": "string", "pattern": r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"}
+ANY_BUT_NULL: Schema = {"type": ["string", "number", "boolean", "object", "array"], "items": {}}
 BOOLEAN: Schema = {"type": "boolean"}
 STRING: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
@@ -85,7 +92,7 @@ OK: Content = {TEXT: {"type": "string", "const": "OK"}}
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",
-    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"},
+    {"type": "string", "minLength": 1, "maxLength": 255},
     "Makes it safe to send a request again: with the same key and the same content it is carried out once.",
 )
 

@@ -25,7 +25,7 @@ from .forms import JSON, query_fields, whole_number
 from .listing import parse_addresses
 from .nodes import NODES, OPTIONAL_OF_NODES, described
 from .requests import ControlRequest
-from .schemas import BOOLEAN, COUNT, MISSING, NAME, PATTERN, STRING, nullable, one_of, whole_numbers
+from .schemas import BOOLEAN, COUNT, MISSING, NAME, PATTERN, PREFIX, STRING, nullable, one_of, whole_numbers
 
 FILTERS = ("userId", "channel", "address")
 BACKLOG = "backlog"
@@ -42,9 +42,9 @@ FIELDS = {
     "cursor": Field({"type": "string", "pattern": "^[0-9]{1,4}-[0-9]{1,15}$"}, "The `next` of the page before."),
 }
 CHANNEL_FIELDS = {
-    "prefix": Field(NAME, "Only channels whose names begin like this."),
+    "prefix": Field(PREFIX, "Only channels whose names begin like this."),
     "limit": _LIMIT,
-    "cursor": Field(NAME, "The `next` of the page before."),
+    "cursor": Field(PREFIX, "The `next` of the page before."),
 }
 _STREAM = Named(
     "Stream",
