@@ -127,6 +127,20 @@ async def test_h2_streams_of_one_user_on_many_channels_are_listed_without_blocki
     assert blocked.seconds < 0.06
 
 
+async def test_h2_very_many_groups_are_counted_without_blocking_the_loop() -> None:
+    async with Hub(**hub_settings()) as hub, control_app_of(hub) as http:
+        for number in range(1_000):
+            hub.attach(Claims("alex", ("all", *[f"{number}-{name}" for name in range(500)])), FakeSink())
+        blocked = Blocked()
+        watching = asyncio.create_task(blocked.watch())
+        await asyncio.sleep(0)
+        found = (await http.get("/streams/?group=channel&limit=1")).json()
+        watching.cancel()
+
+    assert found["groups"] == [{"channel": "all", "streams": 1_000, "backlogBytes": 0}] and not found["isExact"]
+    assert blocked.seconds < 0.06
+
+
 async def test_h2_streams_of_a_thousand_channels_are_listed_without_blocking_the_loop() -> None:
     async with Hub(**hub_settings()) as hub, control_app_of(hub) as http:
         for number in range(40):

@@ -128,27 +128,26 @@ class Listing:
     async def count(self, wanted: Wanted, by: Group) -> tuple[list[Counted], bool]:
         """Return the groups, in no order, and False; of more than MAX_GROUPS, the largest ones, and True."""
         values_of = _VALUES[by]
-        counts: dict[str | None, list[int]] = {}
+        # Numbers, and no lists of them, which the garbage collector would go through again and again.
+        streams: dict[str | None, int] = {}
+        backlogs: dict[str | None, int] = {}
         async for subscriber in self.walk(wanted):
             backlog = self._backlog_of(subscriber)
             for value in values_of(subscriber):
-                count = counts.get(value)
-                if count is None:
-                    counts[value] = [1, backlog]
-                else:
-                    count[0] += 1
-                    count[1] += backlog
+                streams[value] = streams.get(value, 0) + 1
+                if backlog:
+                    backlogs[value] = backlogs.get(value, 0) + backlog
         pace = Pace()
         await pace.rest()
-        found = []
-        for value, (streams, backlog) in counts.items():
-            found.append(Counted(value, streams, backlog))
+        largest: list[tuple[int, int, Counted]] = []
+        for number, (value, count) in enumerate(streams.items()):
+            if number < MAX_GROUPS:
+                heapq.heappush(largest, (count, -number, Counted(value, count, backlogs.get(value, 0))))
+            elif count > largest[0][0]:
+                heapq.heapreplace(largest, (count, -number, Counted(value, count, backlogs.get(value, 0))))
             if pace.is_due:
                 await pace.rest()
-        if len(found) <= MAX_GROUPS:
-            return found, False
-        found.sort(key=attrgetter("streams"), reverse=True)
-        return found[:MAX_GROUPS], True
+        return [counted for _, _, counted in largest], len(streams) > MAX_GROUPS
 
     async def channels(self, prefix: str, after: str, limit: int) -> list[str]:
         """Return up to `limit` names of channels that begin with `prefix` and come after `after`, in order."""
