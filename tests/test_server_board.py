@@ -197,3 +197,13 @@ async def test_question_with_a_lone_surrogate_is_answered(tmp_path: Path) -> Non
         response = await group.http.post("/explain/", content=rb'{"token": "\ud800"}', headers=JSON)
 
     assert (response.status_code, response.json()["would"]) == (200, "refuse")
+
+
+@pytest.mark.parametrize("name", ["token", "lastEventId"])
+async def test_question_that_is_too_long_is_not_asked_again_and_again(name: str, tmp_path: Path) -> None:
+    async with workers(tmp_path, 1) as group:
+        fields = {"userId": "alex", "channel": "chat"} if name != "token" else {}
+        response = await group.http.post("/explain/", json={**fields, name: "x" * 5_000_000})
+
+    assert response.status_code == 400
+    assert response.json() == {"error": f"{name} has 5000000 characters: at most 100000 are allowed"}

@@ -17,17 +17,20 @@ from .forms import refuse_null
 from .origins import require_origin
 from .schemas import NAME, NAME_LIST, NAMES, PATTERNS, SINCE, STRING
 
+MAX_TEXT_LENGTH = 100_000
+"""Most characters of a token, which is longer than the hub accepts one, and of every other text."""
+_TEXT = {**STRING, "maxLength": MAX_TEXT_LENGTH}
 LISTS = ("channel", "channels", "patterns")
 FIELDS = {
-    "token": Field(STRING, "The token of a client."),
+    "token": Field(_TEXT, "The token of a client."),
     "userId": Field(NAME, "In place of a token: the user that one would have."),
     "channel": Field(NAMES, "The channels that the client requests, or that a token would have.", NAME_LIST),
     "channels": Field(NAMES, "The same as `channel`.", NAME_LIST),
     "patterns": Field(PATTERNS, "Patterns that a token would have."),
-    "lastEventId": Field(STRING, "The cursor that the client brings."),
+    "lastEventId": Field(_TEXT, "The cursor that the client brings."),
     "since": Field(SINCE, "Where a client without a cursor wants to begin."),
-    "origin": Field(STRING, "The origin of the page, as browsers send it."),
-    "address": Field(STRING, "The IP address of the client."),
+    "origin": Field(_TEXT, "The origin of the page, as browsers send it."),
+    "address": Field(_TEXT, "The IP address of the client."),
 }
 _CLIENT = ("lastEventId", "since", "origin", "address")
 SHAPES = (
@@ -61,6 +64,10 @@ class Question:
         for name in fields.keys() - LISTS:
             if not isinstance(fields[name], str):
                 raise InvalidRequest(f"{name} must be a string, not {type(fields[name]).__name__}")
+            if len(fields[name]) > MAX_TEXT_LENGTH:
+                raise InvalidRequest(
+                    f"{name} has {len(fields[name])} characters: at most {MAX_TEXT_LENGTH} are allowed"
+                )
         if "channel" in fields and "channels" in fields:
             raise InvalidRequest("channel and channels are both given: leave one out")
         channels = _names(fields, "channels" if "channels" in fields else "channel")
