@@ -14,7 +14,7 @@ import pytest
 from commands import run
 from conftest import RunningHub, StartHub, wait_until
 from redis_servers import RedisServer
-from ssehub.cli.table import cell, table, width
+from ssehub.cli.table import cell, printable_json, table, width
 from streams import RawStream, listen
 
 pytest_plugins = ("redis_fixtures",)
@@ -77,6 +77,7 @@ def test_h4_streams_are_printed_exactly_as_json(crowded: RunningHub) -> None:
 
     users = [json.loads(line)["userId"] for line in everything.stdout.splitlines()]
     assert users == [*NAMES.values(), "hoarder", "hoarder", "hoarder"]
+    assert not [one for one in everything.stdout if unicodedata.category(one) in ("Cc", "Cf") and one != "\n"]
     assert [json.loads(line)["channels"] for line in of_one.stdout.splitlines()] == [[name, "all"]]
     assert elsewhere.stdout == "" and elsewhere.returncode == 0
 
@@ -87,6 +88,19 @@ def test_who_has_opened_most_streams(crowded: RunningHub) -> None:
 
     assert by_user.stdout.split() == ["USER", "STREAMS", "BACKLOG", "hoarder", "3", "0"]
     assert json.loads(by_client.stdout) == {"client": "loop.py", "streams": 3, "backlogBytes": 0}
+
+
+def test_counts_of_very_many_groups_are_noted_as_too_low(start_hub: StartHub) -> None:
+    code = "from ssehub.fanout import listing; listing.MAX_GROUPS = 1; from ssehub.cli import main; main()"
+    hub = start_hub(code=code)
+    streams = [listen(hub.port, hub.token(user_id=user)) for user in ("alex", "kim")]
+    wait_until(lambda: httpx.get(f"{hub.control_url}/statistics").json()["total"]["subscribers"] == 2)
+
+    result = run("streams", "--by", "user", "--control-url", hub.control_url)
+
+    assert "there are very many groups: the counts may be too low" in result.stderr
+    for stream in streams:
+        stream.close()
 
 
 def test_limit_is_kept_over_pages_and_noted(crowded: RunningHub) -> None:
@@ -175,3 +189,22 @@ def test_table_is_aligned_by_columns_of_the_terminal() -> None:
 
 def test_table_without_rows_is_its_head() -> None:
     assert list(table(("NAME", "COUNT"), [])) == ["NAME  COUNT"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\u0645\u0631\u062d\u0628\u0627 \u65e5", '"\u0645\u0631\u062d\u0628\u0627 \u65e5"'),
+        ("\x9b2J\x7f\x1b", r'"\u009b2J\u007f\u001b"'),
+        ("\u202eevil\U000e0041\n", r'"\u202eevil\udb40\udc41\n"'),
+        ("\ud800", r'"\ud800"'),
+    ],
+    ids=["letters", "control characters", "invisible characters", "surrogate"],
+)
+def test_h4_json_has_escapes_for_what_could_control_the_terminal(name: str, shown: str) -> None:
+    assert printable_json(name) == shown
+    assert json.loads(shown) == name
+
+
+def test_json_over_several_lines_keeps_its_line_breaks() -> None:
+    assert printable_json({"a": ["\x9b"]}, indent=2) == '{\n  "a": [\n    "\\u009b"\n  ]\n}'

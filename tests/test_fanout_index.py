@@ -135,6 +135,30 @@ def test_subscribers_are_named_by_user_channel_or_both(
     assert len(found) == len(named)
 
 
+@pytest.mark.parametrize(
+    ("user", "channel", "most", "count"),
+    [
+        ("kim", None, 10, 2),
+        ("kim", None, 2, None),
+        ("kim", "chat", 2, 2),
+        ("kim", "chat", 1, None),
+        (None, "news", 10, 3),
+        (None, "news", 2, None),
+        ("nobody", None, 2, 0),
+        ("nobody", None, 1, None),
+        (None, None, 10, None),
+    ],
+)
+def test_few_are_found_only_if_that_takes_few_steps(
+    user: str | None, channel: str | None, most: int, count: int | None
+) -> None:
+    members = {name: subscriber(*names) for name, names in MEMBERS.items()}
+
+    found = index_of(members).few(user, channel, most)
+
+    assert (None if found is None else len(found)) == count
+
+
 def test_subscribers_with_the_same_audience_share_one_batch() -> None:
     members = {name: subscriber(*names) for name, names in MEMBERS.items()}
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import until
 from fakes import FakeSink
 from hubs import engine_of, hub_settings
+from ssehub import pace
 from ssehub.claims import Claims
 from ssehub.fanout import listing as listing_module
 from ssehub.fanout.listing import Group, Listing
@@ -106,6 +107,18 @@ async def test_stream_that_ends_while_the_walk_comes_to_it_is_left_out(monkeypat
         streams.join("alex", "chat")
 
         assert await walk == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+
+
+async def test_stream_that_ends_meanwhile_is_not_among_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)
+    async with crowd() as streams:
+        first, *_ = [streams.join("alex", "chat") for _ in range(5)]
+        largest = asyncio.create_task(streams.listing.largest(ALL, 10))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        streams.hub.detach(first)
+
+        assert [stream.number for stream in await largest] == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("few", [0, 1_000], ids=["walk", "index"])

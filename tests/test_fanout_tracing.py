@@ -20,6 +20,7 @@ from ssehub.fanout.tracing import MAX_EACH, MAX_TRACES, MAX_WAITING, Record, Ste
 from ssehub.fanout.wanted import Wanted
 from ssehub.hub import Hub
 from ssehub.web.listing import parse_addresses
+from ssehub.web.records import trace
 
 pytestmark = pytest.mark.anyio
 
@@ -193,3 +194,28 @@ async def test_stream_that_ends_is_forgotten() -> None:
 
         (trace,) = hub.tracer._traces
         assert trace._counted == {}
+
+
+async def test_trace_that_begins_when_the_drain_is_over_ends_at_once() -> None:
+    async with Hub() as hub:
+        await hub.drain(0.0)
+
+        async with asyncio.timeout(5):
+            found = [record async for record in trace(hub, "0", {})]
+
+    assert found == []
+
+
+async def test_drain_that_is_cancelled_ends_traces() -> None:
+    async with Hub() as hub:
+        with hub.tracer.watching(Wanted()) as followed:
+            draining = asyncio.create_task(hub.drain(60))
+            join(hub, "alex")
+            await asyncio.sleep(0)
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+
+            async with asyncio.timeout(5):
+                found = [record async for record in followed.records()]
+
+    assert steps(found)[:1] == [Step.OPENED]

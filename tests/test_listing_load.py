@@ -110,6 +110,23 @@ async def test_h2_twenty_thousand_streams_are_listed_in_time_without_blocking_th
     assert longest < BLOCKED_SECONDS
 
 
+async def test_h2_streams_of_one_user_on_many_channels_are_listed_without_blocking_the_loop() -> None:
+    async with Hub(**hub_settings()) as hub, control_app_of(hub) as http:
+        channels = tuple(f"channel-{number}" for number in range(1_000))
+        for _ in range(2_000):
+            hub.attach(Claims("guest", channels), FakeSink())
+        blocked = Blocked()
+        watching = asyncio.create_task(blocked.watch())
+        await asyncio.sleep(0)
+        page = (await http.get("/streams/?userId=guest&limit=1")).json()
+        await asyncio.sleep(0)  # lets the last turn be measured
+        await asyncio.sleep(0)
+        watching.cancel()
+
+    assert page["streams"][0]["userId"] == "guest"
+    assert blocked.seconds < 0.06
+
+
 async def test_h2_streams_of_a_thousand_channels_are_listed_without_blocking_the_loop() -> None:
     async with Hub(**hub_settings()) as hub, control_app_of(hub) as http:
         for number in range(40):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from boards import answerer, workers
+from boards import TOKENS, answerer, workers
 from ssehub.brokers import create_broker
 from ssehub.hub import Hub
 from ssehub.server import board as board_module
 from ssehub.server.board import WorkerBoard
+from ssehub.web.board import Answerer
 
 pytestmark = pytest.mark.anyio
+JSON = {"Content-Type": "application/json"}
 
 
 async def reply_to(path: Path, *parts: bytes) -> bytes:
@@ -130,3 +133,67 @@ async def test_h3_question_over_64_kib_is_answered_and_one_over_the_limit_is_tol
 
     assert [items[0]["counts"][-1] for items in answers.by_worker.values()] == [[0, 0], [1, 0]]
     assert json.loads(refused) == {"error": "the question has more than 1048576 bytes"}
+
+
+class BrokenAnswerer(Answerer):
+    """Follows with `items`, then fails."""
+
+    items: tuple[Any, ...] = ()
+
+    def follow(self, worker: str, question: str, arguments: Any) -> AsyncGenerator[Any, None]:
+        return self._fail()
+
+    async def _fail(self) -> AsyncGenerator[Any, None]:
+        for item in self.items:
+            yield item
+        raise RuntimeError("a bug")
+
+
+async def test_failure_while_a_worker_is_followed_is_logged_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Hub() as hub, WorkerBoard(tmp_path, 0, 1).serving(BrokenAnswerer(hub, TOKENS)):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "0.sock")
+        writer.write(b'{"follow": "trace"}\n')
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+
+    assert json.loads(answer.splitlines()[-1]) == {"error": "RuntimeError: a bug"}
+    assert "a question on the board can't be answered" in caplog.text
+
+
+async def test_worker_that_drains_is_away_until_another_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_module, "RETRY_SECONDS", 0.01)
+    async with workers(tmp_path, 1, absent=1) as group, worker_that_answers(tmp_path / "1.sock", b'{"end": true}\n\n'):
+        followed = group.board.follow("trace", {})
+        first = await asyncio.wait_for(anext(followed), 10)
+        following = asyncio.ensure_future(anext(followed))
+        await asyncio.wait([following], timeout=0.2)
+        is_silent = not following.done()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await followed.aclose()
+
+    assert first == {"step": "worker-away", "worker": "1", "reason": "it has stopped"}
+    assert is_silent
+
+
+async def test_worker_stops_at_once_while_another_reads_nothing_of_its_answer(tmp_path: Path) -> None:
+    async with Hub() as hub:
+        full = BrokenAnswerer(hub, TOKENS)
+        full.items = ("x" * 2**24,)
+        with socket.socket(socket.AF_UNIX) as silent:
+            async with asyncio.timeout(10):
+                async with WorkerBoard(tmp_path, 0, 1).serving(full):
+                    silent.connect(str(tmp_path / "0.sock"))
+                    silent.sendall(b'{"follow": "trace"}\n')
+                    await asyncio.get_running_loop().run_in_executor(None, silent.recv, 1_000)
+
+
+async def test_question_with_a_lone_surrogate_is_answered(tmp_path: Path) -> None:
+    async with workers(tmp_path, 1) as group:
+        response = await group.http.post("/explain/", content=rb'{"token": "\ud800"}', headers=JSON)
+
+    assert (response.status_code, response.json()["would"]) == (200, "refuse")

@@ -57,6 +57,10 @@ async def test_the_only_worker_that_answers_keeps_its_label() -> None:
         assert '\nssehub_subscribers{worker="0"} 0.0\n' in await app.metrics()
 
 
+def test_sums_over_no_worker_have_the_form_of_all_sums() -> None:
+    assert total([]) == total([Statistics()])
+
+
 async def test_query_is_refused() -> None:
     async with control_app() as app:
         answer = await app.http.get("/statistics?worker=1")

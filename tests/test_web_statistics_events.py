@@ -20,10 +20,12 @@ from conftest import CONTROL_KEY, StartHub, connects, wait_until
 from control_requests import control_app
 from servers import SERVERS, ServedHub
 from serving import requesting, serving
+from ssehub.fanout.tracing import MAX_TRACES
 from ssehub.server import HttpProtocol
 from ssehub.web import following
 from ssehub.web import statistics_events as statistics_events_module
 from ssehub.web.board import Board, LocalBoard
+from ssehub.web.statistics_events import MAX_READERS
 
 pytestmark = pytest.mark.anyio
 PATH = "/statistics/events"
@@ -122,6 +124,46 @@ async def test_h1_only_so_many_may_read(monkeypatch: pytest.MonkeyPatch, short_i
     assert statuses[-1] == 200
     assert refused.startswith("HTTP/1.1 503 ") and "retry-after: 1" in refused.lower()
     assert "2 readers follow the statistics already: poll GET /statistics instead" in refused
+
+
+@pytest.mark.parametrize(("path", "most"), [(PATH, MAX_READERS), ("/trace/", MAX_TRACES)])
+async def test_h1_readers_beyond_the_most_that_come_at_once_are_refused(path: str, most: int) -> None:
+    async def status() -> int:
+        async def receive() -> Any:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if "status" in message:
+                started.append(message["status"])
+
+        started: list[int] = []
+        await app.app(http_scope(path), receive, send)
+        return started[0]
+
+    gone = asyncio.Event()
+    async with control_app() as app:
+        requests = [asyncio.create_task(status()) for _ in range(most + 5)]
+        await asyncio.wait(requests, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        gone.set()
+        statuses = await asyncio.gather(*requests)
+        requests = [asyncio.create_task(status()) for _ in range(most)]
+        again = await asyncio.gather(*requests)
+
+    assert sorted(statuses) == [200] * most + [503] * 5
+    assert again == [200] * most
+
+
+def http_scope(path: str) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1")],
+        "server": ("127.0.0.1", 8001),
+        "client": ("127.0.0.1", 1),
+    }
 
 
 async def test_query_and_other_methods_are_refused_and_head_has_no_body() -> None:

@@ -12,6 +12,7 @@ import pytest
 from boards import workers
 from control_requests import control_app
 from fakes import FakeSink
+from ssehub.web.board import Answers
 
 pytestmark = pytest.mark.anyio
 CONTROL_API = Path(__file__).parent.parent / "docs" / "control-api.md"
@@ -26,6 +27,16 @@ AWKWARD = {
     "comma and space": "a, b ",
     "combining": "e\u0301\u0323",
 }
+
+
+class FadingBoard:
+    """A board whose workers name channels, and then answer nothing any more."""
+
+    async def ask(self, question: str, arguments: Any) -> Answers:
+        return Answers({}, ["0"]) if "names" in arguments else Answers({"0": [{"names": ["chat"]}]}, [])
+
+    def follow(self, question: str, arguments: Any) -> Any:
+        raise AssertionError
 
 
 def numbers(page: dict[str, Any]) -> list[str]:
@@ -230,3 +241,10 @@ async def test_answer_has_the_fields_that_the_documentation_shows(field: str, pa
     assert set(shown) <= set(found)
     assert list(shown[field][0]) == list(found[field][0])
     assert set(shown.get("node", {})) <= set(found["node"])
+
+
+async def test_channels_whose_streams_no_worker_counts_any_more_are_left_out() -> None:
+    async with control_app(board=FadingBoard()) as app:
+        found = (await app.http.get("/channels/")).json()
+
+    assert found["channels"] == [] and found["missing"] == ["0"]

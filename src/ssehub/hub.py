@@ -298,13 +298,15 @@ class Hub(RunStreams, RunProduction):
         """
         if self._lifespan is not None:
             self._lifespan.is_draining = True
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.producers.drain(window_seconds / 2))
-            began = time.monotonic()
-            await self._producing.shut_down(window_seconds / 4)
-            if self._engine is not None:
-                await self._engine.drain(window_seconds - (time.monotonic() - began))
-        self.tracer.end()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.producers.drain(window_seconds / 2))
+                began = time.monotonic()
+                await self._producing.shut_down(window_seconds / 4)
+                if self._engine is not None:
+                    await self._engine.drain(window_seconds - (time.monotonic() - began))
+        finally:
+            self.tracer.end()
 
     # Streams
 

@@ -16,6 +16,7 @@ import click
 
 from ..errors import ControlKeyError, Forbidden, InvalidRequest, Unavailable
 from .hub import ControlApp, explained
+from .table import printable_json
 
 MAX_BATCH_EVENTS = 500
 MAX_BATCH_BYTES = 512 * 2**10
@@ -41,7 +42,7 @@ def publish_lines(hub: ControlApp, defaults: Mapping[str, object], key: str | No
     for batch in _batches(sys.stdin.fileno(), defaults, 1 if key is not None else MAX_BATCH_EVENTS):
         for line, answer in _publish(hub, batch, key):
             has_failed = has_failed or "error" in answer
-            click.echo(json.dumps({"line": line.number, **answer}, ensure_ascii=False))
+            click.echo(printable_json({"line": line.number, **answer}))
     return int(has_failed)
 
 

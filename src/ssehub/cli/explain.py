@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from .bearer import NO_TOKEN, given_token, token_file_option, token_of_environme
 from .help import command, option
 from .hub import ControlApp, uses_hub
 from .options import user_option
-from .table import cell
+from .table import cell, printable_json
 
 _STATES = {True: "ok", False: "FAILED", None: "-"}
 _WOULD = {
@@ -75,7 +74,7 @@ def explain(
         "address": address,
     }
     answer = hub.call("POST", "/explain/", fields)
-    for line in [json.dumps(answer, ensure_ascii=False, indent=2)] if as_json else _lines(answer):
+    for line in [printable_json(answer, indent=2)] if as_json else _lines(answer):
         click.echo(line)
     return 0 if answer["would"] == "open" else 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import click
 from ..config import Config
 from ..errors import KeysUnavailable, TokenError
 from .bearer import NO_ACCESS
+from .table import printable_json
 
 _TIMES = ("iat", "nbf", "exp")
 
@@ -37,7 +37,7 @@ def show_token(config: Config, token: str) -> int:
         "valid": valid,
         "reason": reason,
     }
-    click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
+    click.echo(printable_json(shown, indent=2))
     return NO_ACCESS if valid is False else 0
 
 

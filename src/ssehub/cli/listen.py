@@ -20,6 +20,7 @@ from .bearer import (
 from .help import command, option
 from .hub import ControlApp, client_url_option, uses_hub
 from .options import secret_file_option, secret_option, user_option
+from .table import printable_json
 
 if TYPE_CHECKING:
     import httpx
@@ -125,7 +126,7 @@ _NO_ACCESS_ANY_MORE = ("stream-expired", "stream-revoked")
 
 def _as_json(event: ServerSentEvent) -> str:
     fields = {"id": event.id or None, "event": event.event or "message", "data": event.data}
-    return json.dumps(fields, ensure_ascii=False)
+    return printable_json(fields)
 
 
 def _tell(message: str) -> None:

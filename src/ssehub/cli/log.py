@@ -20,6 +20,7 @@ from ..publication import Command, Disconnect
 from ..settings import RedisOptions
 from .help import command, note, option
 from .options import config_option, load
+from .table import printable_json
 
 if TYPE_CHECKING:
     from ..brokers import Entry
@@ -84,7 +85,7 @@ def _print(newest_first: Sequence[Entry]) -> None:
             "time": _time(entry.position.milliseconds),
             **json.loads(entry.event.dump()),
         }
-        click.echo(json.dumps(line, ensure_ascii=False))
+        click.echo(printable_json(line))
 
 
 def _channels(event: Event | Command) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ import click
 from .help import command, option
 from .hub import ControlApp, uses_hub
 from .options import user_option
+from .table import printable_json
 
 _PAGE = 1_000
 
@@ -73,4 +73,4 @@ def _path(name: str) -> str:
 
 
 def _print(run: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(run, ensure_ascii=False))
+    click.echo(printable_json(run))

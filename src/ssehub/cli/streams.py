@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 from .help import command, option
 from .hub import ControlApp, uses_hub
 from .options import user_option
-from .table import cell, table
+from .table import cell, printable_json, table
 
 PAGE = 1_000
 GROUPS = {"user": "userId", "address": "address", "channel": "channel", "pattern": "pattern", "client": "client"}
@@ -90,7 +89,7 @@ def channels(hub: ControlApp, prefix: str | None, limit: int, as_json: bool) -> 
 @uses_hub
 def statistics(hub: ControlApp) -> None:
     """Print the numbers of a running hub as JSON: their totals, those of each worker, and the other nodes."""
-    click.echo(json.dumps(hub.call("GET", "/statistics"), ensure_ascii=False, indent=2))
+    click.echo(printable_json(hub.call("GET", "/statistics"), indent=2))
 
 
 def _pages(hub: ControlApp, path: str, name: str, query: Mapping[str, object], limit: int) -> list[Mapping[str, Any]]:
@@ -109,6 +108,8 @@ def _pages(hub: ControlApp, path: str, name: str, query: Mapping[str, object], l
         _note(f"worker {worker} did not answer: its streams are missing")
     if cursor is not None:
         _note(f"these are the first {len(rows)}: there are more, see --limit")
+    if page.get("isExact") is False:
+        _note("there are very many groups: the counts may be too low")
     if page["nodes"] is None:
         _note(f"other nodes may have streams of their own: {page['nodesProblem']}")
     for node in page["nodes"] or ():
@@ -125,9 +126,7 @@ def _print(
     heads: Sequence[str], cells: Sequence[Sequence[str | int]] | None, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Print `cells` as a table or, if there are none, `rows` as lines of JSON."""
-    lines: Iterator[str] = (
-        table(heads, cells) if cells is not None else (json.dumps(row, ensure_ascii=False) for row in rows)
-    )
+    lines: Iterator[str] = table(heads, cells) if cells is not None else (printable_json(row) for row in rows)
     for line in lines:
         click.echo(line)
 

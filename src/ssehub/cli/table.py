@@ -1,7 +1,8 @@
-"""Tables on a terminal, of names that anybody may have chosen."""
+"""Tables and JSON on a terminal, of names that anybody may have chosen."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -37,6 +38,16 @@ def cell(text: str, most: int = 40) -> str:
             return "".join(shown) + ELLIPSIS
         shown.append(piece)
     return "".join(shown)
+
+
+def printable_json(value: object, *, indent: int | None = None) -> str:
+    """Return `value` as JSON, with escapes of JSON for what could control the terminal."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(
+        [json.dumps(one)[1:-1] if one != "\n" and unicodedata.category(one) in _ESCAPED else one for one in text]
+    )
 
 
 def width(text: str) -> int:

@@ -11,7 +11,7 @@ import click
 from .help import command, option
 from .hub import ControlApp, explained_status, uses_hub
 from .options import user_option
-from .table import cell
+from .table import cell, printable_json
 
 
 @command()
@@ -80,7 +80,7 @@ def _shown(fact: str) -> str:
 
 
 def _as_json(step: str, record: Mapping[str, Any]) -> str:
-    return json.dumps({"step": step, **record}, ensure_ascii=False)
+    return printable_json({"step": step, **record})
 
 
 def _tell(message: str) -> None:

@@ -243,6 +243,21 @@ class Index:
                 found.update(dict.fromkeys(topic.by_user[user]))
         return list(found)
 
+    def few(self, user: str | None, channel: str | None, most: int) -> list[Subscriber] | None:
+        """Return what `named` returns for one or none of each; None if finding that takes more than about `most` steps.
+
+        A step is a stream in one of its topics: a user may have very many streams, with very many channels each.
+        """
+        channels = [] if channel is None else [channel]
+        if channel is None and (user is None or len(self.channels) + len(self.prefixes) + len(self._watched) > most):
+            return None
+        steps = 0
+        for topic in self._topics_of_all(channels):
+            steps += topic.count if user is None else len(topic.by_user.get(user, ()))
+            if steps > most:
+                return None
+        return self.named([] if user is None else [user], channels)
+
     def _topics_of_all(self, channels: Iterable[str]) -> Iterable[Topic]:
         if channels:
             topics = dict.fromkeys(chain.from_iterable(map(self.topics, channels)))

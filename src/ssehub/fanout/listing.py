@@ -24,7 +24,7 @@ from .subscriber import State, Subscriber
 from .wanted import Matching, Wanted, address_of
 
 FEW = 1_000
-"""Up to so many streams of a channel are found by the index at once. More are found by walking through all streams."""
+"""Streams of a user or a channel are found by the index in up to so many steps, else by walking through all streams."""
 PAGE_CHARACTERS = 2**20
 """A page ends when the names in it have so many characters: a stream may have a thousand channels."""
 PART = 1_000
@@ -120,7 +120,7 @@ class Listing:
         found: list[Stream] = []
         characters = 0
         for _, _, subscriber in sorted(heap, reverse=True):
-            if characters < PAGE_CHARACTERS:
+            if characters < PAGE_CHARACTERS and subscriber.state is not State.ENDED:  # it may have ended meanwhile
                 found.append(self._describe(subscriber))
                 characters += size_of(found[-1])
         return found
@@ -188,10 +188,9 @@ class Listing:
 
     def _candidates(self, wanted: Wanted) -> list[Subscriber]:
         """Return the streams among which all are that are wanted, by number."""
-        users = [] if wanted.user_id is None else [wanted.user_id]
-        channels = [] if wanted.channel is None else [wanted.channel]
-        if users or (channels and sum(self._index.count(channels[0])) <= FEW):
-            return sorted(self._index.named(users, channels), key=_number)
+        found = self._index.few(wanted.user_id, wanted.channel, FEW)
+        if found is not None:
+            return sorted(found, key=_number)
         return list(self._index.all)  # in the order in which they were opened
 
     def _backlog_of(self, subscriber: Subscriber) -> int:

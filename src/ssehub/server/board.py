@@ -69,6 +69,9 @@ class WorkerBoard:
                 await self._reply(answerer, reader, writer)
             except OSError as exc:
                 logger.info("a question on the board got no answer: %s", exc or type(exc).__name__)
+            except asyncio.CancelledError:
+                writer.transport.abort()  # since Python 3.12 the server waits for those who don't read, too
+                raise
             finally:
                 writer.close()
                 replies.discard(task)
@@ -140,6 +143,9 @@ class WorkerBoard:
             try:
                 async with aclosing(self._lines(number, question)) as lines:
                     async for item in lines:
+                        if item == END:
+                            await found.put((number, END))
+                            break
                         if is_away:
                             is_away = False
                             await found.put((number, {"step": WORKER_BACK, "worker": str(number)}))
@@ -221,7 +227,7 @@ async def _send_while_asked(
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:
-        if isinstance(result, SSEHubError | OSError):
+        if isinstance(result, Exception):
             raise result
 
 
@@ -263,4 +269,5 @@ async def _items(reader: asyncio.StreamReader) -> list[Any]:
 
 
 def _line(item: Any) -> bytes:
-    return json.dumps(item, ensure_ascii=False).encode() + b"\n"
+    # A field of a request may have a lone surrogate: `json.loads` reads those, too.
+    return json.dumps(item, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"

@@ -13,8 +13,14 @@ from .listing import wanted_of
 
 
 async def trace(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield what happens to the streams of `hub`, which is that of `worker`, that the arguments ask about."""
-    with hub.tracer.watching(wanted_of(arguments)) as found:
+    """Yield what happens to the streams of `hub`, which is that of `worker`, that the arguments ask about.
+
+    That is nothing while the hub drains: the traces end with the drain, which may be over already.
+    """
+    wanted = wanted_of(arguments)
+    if hub.is_draining:
+        return
+    with hub.tracer.watching(wanted) as found:
         async for record in found.records():
             yield _to_json(record, worker)
 

@@ -111,7 +111,8 @@ async def gathered(hub: Hub, board: Board) -> dict[str, Any]:
 
 def total(workers: Collection[Statistics]) -> dict[str, Any]:
     """Return the sums over `workers` of what each has of its own, by the names of the wire."""
-    return {_camel(name): _sum([getattr(statistics, name) for statistics in workers]) for name in ADDED}
+    found = workers or [Statistics()]  # if no worker has answered, the sums are 0
+    return {_camel(name): _sum([getattr(statistics, name) for statistics in found]) for name in ADDED}
 
 
 def _sum(values: list[Any]) -> Any:

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from ..errors import HubClosed, Overloaded
 from ..event import SEPARATOR
 from ..hub import Hub
 from ..rights import Right
@@ -18,7 +17,7 @@ from .board import Board
 from .description import Answer, Description
 from .endpoint import Endpoint
 from .feed import EVENT_STREAM
-from .following import Following
+from .following import Readers
 from .requests import ControlRequest
 from .schemas import STRING
 from .statistics import gathered, require_no_query
@@ -55,7 +54,9 @@ class FollowStatistics(Endpoint):
         super().__init__()
         self._hub = hub
         self._board = board
-        self._readers = 0
+        self._readers = Readers(
+            hub, MAX_READERS, f"{MAX_READERS} readers follow the statistics already: poll GET /statistics instead"
+        )
         self._gathering = asyncio.Lock()
         self._number = 0
         """Counts how often the statistics have been gathered."""
@@ -64,23 +65,16 @@ class FollowStatistics(Endpoint):
 
     async def respond(self, request: ControlRequest) -> Response:
         require_no_query(request)
-        if self._hub.is_draining:
-            raise HubClosed("the hub is draining and about to stop")
-        if self._readers >= MAX_READERS:
-            raise Overloaded(f"{MAX_READERS} readers follow the statistics already: poll GET /statistics instead")
-        return Following(self.events())
+        self._readers.require_room()
+        return self._readers.add(self.events())
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the statistics to one reader until the hub drains."""
-        self._readers += 1
-        try:
-            seen = self._number  # what was gathered before may be old
-            while not self._hub.is_draining:
-                await self._gather_after(seen)
-                seen = self._number
-                yield self._newest
-        finally:
-            self._readers -= 1
+        seen = self._number  # what was gathered before may be old
+        while not self._hub.is_draining:
+            await self._gather_after(seen)
+            seen = self._number
+            yield self._newest
 
     async def _gather_after(self, seen: int) -> None:
         """Return when statistics have been gathered after those with the number `seen`."""

@@ -214,7 +214,7 @@ class ListChannels(Endpoint):
         counts = [item["counts"] for (item,) in answers.by_worker.values()]
         rows = []
         for name, *of_workers in zip(names, *counts, strict=True):
-            streams, by_pattern = (sum(numbers) for numbers in zip(*of_workers, strict=True))
+            streams, by_pattern = (sum([count[at] for count in of_workers]) for at in (0, 1))
             if streams or by_pattern:  # else they have ended since
                 rows.append({"channel": name, "streams": streams, "patternStreams": by_pattern})
         return rows, answers.missing

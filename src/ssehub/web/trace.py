@@ -9,7 +9,7 @@ from contextlib import aclosing
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from ..errors import HubClosed, Overloaded
+from ..errors import Overloaded
 from ..event import SEPARATOR
 from ..fanout.tracing import MAX_TRACES
 from ..fields import check_name
@@ -19,7 +19,7 @@ from .board import TRACE, Board
 from .description import Answer, Description, Field, queries
 from .endpoint import Endpoint
 from .feed import EVENT_STREAM
-from .following import Following
+from .following import Readers
 from .forms import query_fields
 from .listing import wanted_of
 from .requests import ControlRequest
@@ -30,6 +30,8 @@ FIELDS = {
     "channel": Field(NAME, "Only streams that hear this channel, also by a pattern."),
     "address": Field(STRING, "Only streams from this IP address or network, or from a Unix socket (`unix`)."),
 }
+
+_FULL = f"there are {MAX_TRACES} traces already: end one of them first"
 
 
 class FollowTrace(Endpoint):
@@ -56,18 +58,18 @@ class FollowTrace(Endpoint):
         super().__init__()
         self._hub = hub
         self._board = board
+        self._readers = Readers(hub, MAX_TRACES, _FULL)
 
     async def respond(self, request: ControlRequest) -> Response:
         fields = await query_fields(request.query_string, FIELDS)
         for name in fields.keys() - {"address"}:
             check_name(name, fields[name])
         wanted_of(fields)
-        if self._hub.is_draining:
-            raise HubClosed("the hub is draining and about to stop")
-        if self._hub.tracer.is_full:
-            raise Overloaded(f"there are {MAX_TRACES} traces already: end one of them first")
         await self._hub.start()
-        return Following(self._events(fields))
+        self._readers.require_room()
+        if self._hub.tracer.is_full:  # those of other workers count, too
+            raise Overloaded(_FULL)
+        return self._readers.add(self._events(fields))
 
     async def _events(self, fields: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._board.follow(TRACE, fields)) as items:
