@@ -58,7 +58,8 @@ def test_origins_that_are_equal_are_one_object_and_a_long_client_is_shortened() 
     assert str(origin("::1", "a\nb")) == r"::1, 'a\nb'"
 
 
-def test_what_is_remembered_of_a_client_is_only_what_is_kept_of_it() -> None:
+def test_a15_long_clients_are_not_remembered() -> None:
+    """Origins are cached: User-Agents of 16 KB in 10,000 refused requests took 156 MB for good."""
     kept = "x" * MAX_CLIENT_LENGTH
 
     assert origin("192.0.2.1", f"{kept} and more") is origin("192.0.2.1", f"{kept} and something else")

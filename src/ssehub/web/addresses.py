@@ -27,10 +27,13 @@ class BelievingProxies:
         return self._app(scope, receive, send)
 
 
+MAX_ADDRESS_LENGTH = 100
+"""How much is kept of an address, more than any has. Another server may put there what a client sends in a header."""
+
+
 def address_of(scope: Scope) -> str:
     """Return what the limits per address count as one address. It is empty for clients of a Unix socket."""
-    client = scope.get("client")
-    return limit_key(client[0]) if client and client[0] else ""
+    return limit_key(_host(scope))
 
 
 def client_of(scope: Scope) -> str:
@@ -40,5 +43,10 @@ def client_of(scope: Scope) -> str:
 
 def origin_of(scope: Scope, headers: Headers) -> Origin:
     """Return where the request comes from, for log lines and listings: the address itself, not that of limits."""
+    return origin(_host(scope), headers.get("user-agent", ""))
+
+
+def _host(scope: Scope) -> str:
     client = scope.get("client")
-    return origin(client[0] if client and client[0] else "", headers.get("user-agent", ""))
+    host: str = client[0] if client and client[0] else ""
+    return host[:MAX_ADDRESS_LENGTH]
