@@ -37,7 +37,7 @@ class Node:
 
     @classmethod
     def here(cls, control: str | None = None) -> Self:
-        """Return a node that this process is from now on."""
+        """Return a new node that stands for this process."""
         return cls(
             secrets.token_hex(8),
             socket.gethostname(),

@@ -24,7 +24,7 @@ MAX_TRACES = 20
 MAX_WAITING = 1_000
 """Most records that wait for the reader of a trace. Beyond that the oldest ones are dropped, and counted."""
 MAX_EACH = 50
-"""Deliveries to up to so many streams in one second are reported stream by stream, and those to more as their sum."""
+"""Most streams whose deliveries in one second are reported one by one. Those of more streams are added up."""
 INTERVAL_SECONDS = 1.0
 
 
@@ -157,7 +157,7 @@ class Trace:
         self._has_news = asyncio.Event()
         self._is_over = False
         self._counted: dict[int, tuple[int, int]] = {}
-        """The events and bytes of each stream, by its number, that have been reported or are not to be."""
+        """The events and bytes of each stream, by its number, that were counted before: they are not reported again."""
 
     def tell(self, record: Record) -> None:
         if len(self._waiting) >= MAX_WAITING:

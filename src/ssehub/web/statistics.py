@@ -116,7 +116,7 @@ def total(workers: Collection[Statistics]) -> dict[str, Any]:
 
 
 def _sum(values: list[Any]) -> Any:
-    """Return the sum of numbers, or of those with the same name or place. Without one of the limits there is none."""
+    """Return the sum of numbers, or the sums of those with the same name or place. It is None if a limit is None."""
     if None in values:
         return None
     if values and isinstance(values[0], dict):

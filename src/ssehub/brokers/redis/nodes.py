@@ -36,9 +36,9 @@ class NodeKeys(NamedTuple):
 
 
 class RedisNodes:
-    """Tells the other nodes of `server` that this one runs, and knows which others do.
+    """Announces this node to the others that share the log at `server`, and reads which of them run.
 
-    Nobody waits for Redis to learn of them: what was read last is in `known`.
+    `known` returns what was read last: it does not wait for Redis.
     """
 
     def __init__(self, server: Server, this: Node, timeout_seconds: float) -> None:
@@ -88,7 +88,7 @@ class RedisNodes:
 
     async def _read(self, connection: Connection) -> list[Node]:
         """Return the other nodes, in the order of their hosts."""
-        ids = [id for id in await connection.command("ZRANGE", self._keys.all, 0, MAX_NODES - 1)]
+        ids: list[bytes] = await connection.command("ZRANGE", self._keys.all, 0, MAX_NODES - 1)
         texts = await connection.command("MGET", *[self._keys.prefix.encode() + id for id in ids])
         gone = [id for id, text in zip(ids, texts, strict=True) if text is None]
         if gone:
