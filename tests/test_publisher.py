@@ -144,7 +144,7 @@ async def test_async_publisher_emits_events_and_gets_tokens(hub: RunningHub) -> 
         stream = listen(hub.port, await publisher.token("alex", "chat"))
         await publisher.emit(channel="chat", user_id="alex", data="one")
         await publisher.emit_many([{"channel": "chat", "user_id": "*", "data": "two"}])
-        with pytest.raises(InvalidRequest, match="userId is missing"):
+        with pytest.raises(InvalidRequest, match="userId is an empty list"):
             await publisher.emit(channel="chat", user_id=[], data="x")
     stream.read_event("two")
     stream.close()

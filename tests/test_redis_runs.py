@@ -468,12 +468,12 @@ async def test_databases_of_one_server_have_runs_of_their_own(valkey: RedisServe
 
 async def test_number_of_connections_does_not_depend_on_the_runs(valkey: RedisServer) -> None:
     async with running(valkey.url) as node:
-        await until(lambda: len(connections(valkey)) == 4)
+        await until(lambda: len(connections(valkey)) == 5)
         for number in range(50):
             await node.create(f"{number}", holder=ticket())
             await node.follow(f"{number}")
 
-        assert len(connections(valkey)) == 4
+        assert len(connections(valkey)) == 5
 
 
 def connections(server: RedisServer) -> list[object]:
