@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import run, running
-from conftest import CONTROL_KEY, RunningHub, StartHub
+from conftest import CONTROL_KEY, RunningHub, StartHub, wait_until
 from streams import listen
 
 
@@ -84,9 +84,11 @@ def test_nothing_is_lost_or_doubled_over_a_restart_of_the_hub(start_hub: StartHu
         for number in range(100):
             command.write(json.dumps({"data": str(number)}) + "\n")
             if number == 30:
+                wait_until(lambda: command.lines)
                 before.process.kill()
                 before.wait()
             if number == 60:
+                wait_until(lambda: command.notes)
                 start_hub("--broker", log, "--control-bind", f"127.0.0.1:{before.control_port}")
             time.sleep(0.002)
         code = command.end_input()

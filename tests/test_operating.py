@@ -240,13 +240,23 @@ def test_worker_that_is_away_is_named(night: Night) -> None:
 
 def ask_while_a_worker_hangs(night: Night) -> str:
     parent = psutil.Process(night.hub.process.pid)
-    worker = next(child for child in parent.children() if "spawn_main" in " ".join(child.cmdline()))
+    wait_until(lambda: workers_of(parent), 30)  # one that was killed is replaced
+    worker = workers_of(parent)[0]
     worker.suspend()
     try:
         return night.ask("Which worker is slow, or away?")
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):  # the parent process has replaced it
             worker.resume()
+
+
+def workers_of(parent: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in parent.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has died, and its parent does not know yet
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_broker_that_is_away_is_the_problem(night: Night) -> None:  # the last test: it takes the broker away
