@@ -113,4 +113,4 @@ def test_setting_given_by_itself_is_told_its_place(
 
 def test_unknown_argument_is_refused_as_ever() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_conections'"):
-        Hub(max_conections=5)  # type: ignore[call-arg]
+        Hub(max_conections=5)  # type: ignore[call-arg]  # the misspelling is the point

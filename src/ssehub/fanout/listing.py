@@ -14,7 +14,6 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import NamedTuple
 
-from ..grant import WILDCARD
 from ..pace import Pace
 from .backlogs import Backlogs
 from .index import Index
@@ -200,7 +199,7 @@ class Listing:
             subscriber.number,
             subscriber.user_id,
             subscriber.channels,
-            [prefix + WILDCARD for prefix in subscriber.prefixes],
+            subscriber.patterns,
             subscriber.run_name,
             subscriber.origin,
             self._wall() - (self._monotonic() - subscriber.connected_at),
@@ -221,6 +220,6 @@ _VALUES: Mapping[Group, Callable[[Subscriber], Iterable[str | None]]] = {
     Group.USER: lambda subscriber: (subscriber.user_id,),
     Group.ADDRESS: lambda subscriber: (address_of(subscriber.origin),),
     Group.CHANNEL: lambda subscriber: subscriber.channels,
-    Group.PATTERN: lambda subscriber: [prefix + WILDCARD for prefix in subscriber.prefixes],
+    Group.PATTERN: lambda subscriber: subscriber.patterns,
     Group.CLIENT: lambda subscriber: (None if subscriber.origin is None else subscriber.origin.client,),
 }

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Sequence
 
 from ..claims import Claims
-from ..grant import WILDCARD
 from ..loglimit import limited_logger
 from ..position import Position
 from .backlogs import OVERRUN, Backlogs
@@ -258,7 +257,7 @@ class _Shown:
         if channels:
             shown.append(f"channels {_first(channels)}")
         if prefixes:
-            shown.append(f"patterns {_first([prefix + WILDCARD for prefix in prefixes])}")
+            shown.append(f"patterns {_first(self._subscriber.patterns)}")
         shown.append(f"from {self._subscriber.origin or 'this process'}")
         return ", ".join(shown)
 

@@ -25,7 +25,7 @@ from enum import Enum, StrEnum
 from sys import intern
 
 from ..claims import Claims
-from ..grant import prefixes_of
+from ..grant import WILDCARD, prefixes_of
 from ..loglimit import limited_logger
 from ..position import Position
 from .frames import Batch
@@ -160,6 +160,10 @@ class Subscriber:
         self.lifetime_ends_at: float | None = None
         self.bucket = 0
         self.is_due = False
+
+    @property
+    def patterns(self) -> list[str]:
+        return [prefix + WILDCARD for prefix in self.prefixes]
 
     @property
     def run_name(self) -> str | None:

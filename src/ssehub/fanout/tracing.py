@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ..errors import Overloaded
-from ..grant import WILDCARD, prefixes_of
+from ..grant import prefixes_of
 from .origin import Origin
 from .subscriber import State, Subscriber
 from .wanted import Matching, Wanted
@@ -235,7 +235,7 @@ def record_of(step: Step, at: float, subscriber: Subscriber) -> Record:
         subscriber.number,
         subscriber.user_id,
         subscriber.channels,
-        [prefix + WILDCARD for prefix in subscriber.prefixes],
+        subscriber.patterns,
         subscriber.run_name,
         subscriber.origin,
     )

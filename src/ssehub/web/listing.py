@@ -13,10 +13,19 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..fanout.listing import Group, Stream
 from ..fanout.wanted import Wanted, address_of
+from ..fields import check_name
 from ..hub import Hub
 from ..proxies import UNIX, Network, parse_address, parse_network
 from ..timestamps import rfc3339
+from .description import Field
+from .schemas import NAME, STRING
 
+FILTERS = {
+    "userId": Field(NAME, "Only streams of this user."),
+    "channel": Field(NAME, "Only streams that hear this channel, also by a pattern."),
+    "address": Field(STRING, "Only streams from this IP address or network, or from a Unix socket (`unix`)."),
+}
+"""The fields of a request that say which streams it is about: those to which all of them apply."""
 GROUPS_AT_ONCE = 500
 """So many groups are one item, which is encoded and decoded at once."""
 
@@ -33,6 +42,16 @@ def parse_addresses(text: str) -> Network | str:
             f"address {text[:60]!r}: {str(exc)[:100]}: expected an address, a network such as 10.0.0.0/8 or "
             f"2001:db8::/64, or {UNIX}"
         ) from None
+
+
+def filters_of(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `fields` that say which streams are wanted. Raises InvalidRequest."""
+    for name in ("userId", "channel"):
+        if name in fields:
+            check_name(name, fields[name])
+    if "address" in fields:
+        parse_addresses(fields["address"])
+    return {name: fields[name] for name in FILTERS if name in fields}
 
 
 async def list_streams(hub: Hub, worker: str, arguments: Mapping[str, Any]) -> list[Any]:

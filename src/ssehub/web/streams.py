@@ -22,20 +22,17 @@ from .board import CHANNELS, GROUPS, STREAMS, Answers, Board
 from .description import Answer, Description, Field, Named, any_of, list_of, object_of, queries
 from .endpoint import Endpoint
 from .forms import JSON, query_fields, whole_number
-from .listing import parse_addresses
+from .listing import FILTERS, filters_of
 from .nodes import NODES, OPTIONAL_OF_NODES, described
 from .requests import ControlRequest
 from .schemas import BOOLEAN, COUNT, MISSING, NAME, PATTERN, PREFIX, STRING, nullable, one_of, whole_numbers
 
-FILTERS = ("userId", "channel", "address")
 BACKLOG = "backlog"
 MAX_LIMIT = 1_000
 DEFAULT_LIMIT = 100
 _LIMIT = Field(whole_numbers(1, MAX_LIMIT), f"At most so many; {DEFAULT_LIMIT} if left out.")
 FIELDS = {
-    "userId": Field(NAME, "Only streams of this user."),
-    "channel": Field(NAME, "Only streams that hear this channel, also by a pattern."),
-    "address": Field(STRING, "Only streams from this IP address or network, or from a Unix socket (`unix`)."),
+    **FILTERS,
     "sort": Field(one_of([BACKLOG]), "Those with the largest backlogs, in place of pages."),
     "group": Field(one_of([*Group]), "How many there are by what they have in common, in place of pages."),
     "limit": _LIMIT,
@@ -110,7 +107,7 @@ class ListStreams(Endpoint):
 
     async def respond(self, request: ControlRequest) -> Response:
         fields = await query_fields(request.query_string, FIELDS)
-        filters, limit = _filters(fields), _limit(fields)
+        filters, limit = filters_of(fields), _limit(fields)
         sort, group = (_choice(fields, name, known) for name, known in (("sort", (BACKLOG,)), ("group", [*Group])))
         if sort is not None and group is not None:
             raise InvalidRequest("sort and group are both given: leave one out")
@@ -218,16 +215,6 @@ class ListChannels(Endpoint):
             if streams or by_pattern:  # else they have ended since
                 rows.append({"channel": name, "streams": streams, "patternStreams": by_pattern})
         return rows, answers.missing
-
-
-def _filters(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return the fields that say which streams are wanted. Raises InvalidRequest."""
-    for name in ("userId", "channel"):
-        if name in fields:
-            check_name(name, fields[name])
-    if "address" in fields:
-        parse_addresses(fields["address"])
-    return {name: fields[name] for name in FILTERS if name in fields}
 
 
 def _limit(fields: Mapping[str, str]) -> int:

@@ -12,24 +12,17 @@ from starlette.responses import Response
 from ..errors import Overloaded
 from ..event import SEPARATOR
 from ..fanout.tracing import MAX_TRACES
-from ..fields import check_name
 from ..hub import Hub
 from ..rights import Right
 from .board import TRACE, Board
-from .description import Answer, Description, Field, queries
+from .description import Answer, Description, queries
 from .endpoint import Endpoint
 from .feed import EVENT_STREAM
 from .following import Readers
 from .forms import query_fields
-from .listing import wanted_of
+from .listing import FILTERS, filters_of
 from .requests import ControlRequest
-from .schemas import NAME, STRING
-
-FIELDS = {
-    "userId": Field(NAME, "Only streams of this user."),
-    "channel": Field(NAME, "Only streams that hear this channel, also by a pattern."),
-    "address": Field(STRING, "Only streams from this IP address or network, or from a Unix socket (`unix`)."),
-}
+from .schemas import STRING
 
 _FULL = f"there are {MAX_TRACES} traces already: end one of them first"
 
@@ -50,7 +43,7 @@ class FollowTrace(Endpoint):
                 {EVENT_STREAM: STRING},
             )
         ],
-        queries(FIELDS),
+        queries(FILTERS),
         refusals=(503,),
     )
 
@@ -61,10 +54,7 @@ class FollowTrace(Endpoint):
         self._readers = Readers(hub, MAX_TRACES, _FULL)
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = await query_fields(request.query_string, FIELDS)
-        for name in fields.keys() - {"address"}:
-            check_name(name, fields[name])
-        wanted_of(fields)
+        fields = filters_of(await query_fields(request.query_string, FILTERS))
         await self._hub.start()
         self._readers.require_room()
         if self._hub.tracer.is_full:  # those of other workers count, too
