@@ -947,7 +947,7 @@ ROOMS: dict[str, set[str]] = {
     "urls": set(),
     "watched": {"errors", "fanout.statistics"},
     "web": set(),
-    "web.addresses": {"fanout.origin", "proxies"},
+    "web.addresses": {"fanout.origin", "proxies", "web.requests"},
     "web.append": {
         "control_keys",
         "errors",
@@ -1041,6 +1041,7 @@ ROOMS: dict[str, set[str]] = {
         "web.origins",
         "web.query",
         "web.refusals",
+        "web.requests",
         "web.run_stop",
         "web.run_streams",
         "web.schemas",
@@ -1091,6 +1092,7 @@ ROOMS: dict[str, set[str]] = {
         "web.logins",
         "web.origins",
         "web.refusals",
+        "web.requests",
         "web.schemas",
     },
     "web.demo": {"address", "fanout.refusals", "tokens", "web.refusals"},
@@ -1187,7 +1189,7 @@ ROOMS: dict[str, set[str]] = {
         "web.description",
         "web.schemas",
     },
-    "web.logins": {"claims", "errors", "tokens", "web.description", "web.origins", "web.query"},
+    "web.logins": {"claims", "errors", "tokens", "web.description", "web.origins", "web.query", "web.requests"},
     "web.masking": set(),
     "web.methods": {"fanout.refusals", "web.refusals"},
     "web.metrics": {
@@ -1203,7 +1205,7 @@ ROOMS: dict[str, set[str]] = {
     "web.nodes": {"hub", "web.description", "web.schemas"},
     "web.not_found": set(),
     "web.openapi": {"web.description", "web.endpoint", "web.forms", "web.requests", "web.schemas"},
-    "web.origins": {"errors", "fanout.refusals", "web.refusals"},
+    "web.origins": {"errors", "fanout.refusals", "web.refusals", "web.requests"},
     "web.process_metrics": {"fanout.statistics", "hub"},
     "web.query": {"errors", "fields", "web.escapes"},
     "web.questions": {

@@ -22,7 +22,7 @@ from conftest import CONTROL_KEY, RunningHub, StartHub, report, wait_until
 from redis_servers import RedisServer
 from streams import listen
 
-PAIRS = 7
+PAIRS = 24
 
 
 class Following:
@@ -162,16 +162,18 @@ def test_reader_that_reads_nothing_is_cut_off_and_holds_nothing_up(start_hub: St
 
 @pytest.mark.soak
 @pytest.mark.only_soak
+@pytest.mark.timeout(900)
 def test_h6_trace_of_everything_costs_little_under_full_load(start_hub: StartHub) -> None:
     """W1 of the benchmarks, with and without a trace of all streams, in turn."""
     hub = start_hub()
+    deliveries_per_cpu_second(hub)
     ratios = []
-    for _ in range(PAIRS):
-        alone = deliveries_per_cpu_second(hub)
+    for number in range(PAIRS):  # what is measured second has a start, if any: so each is second in half of the pairs
+        alone = deliveries_per_cpu_second(hub) if number % 2 else 0.0
         with following_trace(hub) as trace:
             traced = deliveries_per_cpu_second(hub)
         assert trace.of("delivered")
-        ratios.append(traced / alone)
+        ratios.append(traced / (alone or deliveries_per_cpu_second(hub)))
     median = statistics.median(ratios)
     report(f"W1 with a trace of everything, {PAIRS} pairs: {median:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
 

@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 BURST = 200
@@ -147,11 +148,17 @@ class LineLimit(logging.Filter):
 
 
 def _kind(name: str, level: int, message: object, has_arguments: bool) -> Kind:
+    if has_arguments and isinstance(message, str):
+        return _kind_of_template(name, level, message)
     template = message if isinstance(message, str) else type(message).__name__
     template = template.partition("\n")[0][:MAX_TEMPLATE]
-    if not has_arguments:
-        template = _NUMBER.sub("#", template)
-    return Kind(name, level, template)
+    return Kind(name, level, template if has_arguments else _NUMBER.sub("#", template))
+
+
+@lru_cache(MAX_KINDS)
+def _kind_of_template(name: str, level: int, template: str) -> Kind:
+    """Return the kind of a line with arguments: it says the same for each of thousands of streams that open."""
+    return Kind(name, level, template.partition("\n")[0][:MAX_TEMPLATE])
 
 
 LIMIT = LineLimit()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..fanout.origin import Origin, origin
 from ..proxies import TrustedProxies, limit_key
+from .requests import RequestHeaders
 
 
 class BelievingProxies:
@@ -41,7 +41,7 @@ def client_of(scope: Scope) -> str:
     return address_of(scope) or "a Unix socket"
 
 
-def origin_of(scope: Scope, headers: Headers) -> Origin:
+def origin_of(scope: Scope, headers: RequestHeaders) -> Origin:
     """Return where the request comes from, for log lines and listings: the address itself, not that of limits."""
     return origin(_host(scope), headers.get("user-agent", ""))
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import get_args
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -50,6 +49,7 @@ from .openapi import DESCRIPTION, PATH, Document, PublicDocument
 from .origins import Cors, OriginWatch, check_origins
 from .query import CHANNEL, QUERY_BOUNDS, RUN, Query
 from .refusals import CLAIMS, Refusals, client_reason
+from .requests import RequestHeaders
 from .run_stop import STOP, RunStop
 from .run_streams import AI_SDK, RunRequest, run_stream
 from .schemas import NAME_LIST, RUN_NAME, SINCE, STRING, one_of, whole_numbers
@@ -338,12 +338,12 @@ def _query(request: StreamRequest) -> Query:
     return request.query
 
 
-def _start(headers: Headers, query: Mapping[str, str]) -> Start:
+def _start(headers: RequestHeaders, query: Mapping[str, str]) -> Start:
     """Return where the stream is to begin. Raises InvalidRequest."""
     return Start.parse(_cursor(headers, query), query.get("since"), query.get("on_reset"))
 
 
-def _uses_datastar(headers: Headers, query: Mapping[str, str]) -> bool:
+def _uses_datastar(headers: RequestHeaders, query: Mapping[str, str]) -> bool:
     """True if the page is one of Datastar's, which sends a header of its own. Raises InvalidRequest."""
     dialect = query.get("dialect")
     if dialect == AI_SDK:
@@ -356,7 +356,7 @@ def _uses_datastar(headers: Headers, query: Mapping[str, str]) -> bool:
     return dialect is not None or "datastar-request" in headers
 
 
-def _cursor(headers: Headers, query: Mapping[str, str]) -> str | None:
+def _cursor(headers: RequestHeaders, query: Mapping[str, str]) -> str | None:
     """Return the cursor from the header of the HTML standard (9.2.4), or from what polyfills send instead."""
     cursor = headers.get("last-event-id")
     if cursor:

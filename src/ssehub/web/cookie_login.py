@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +24,7 @@ from .description import Answer, Description
 from .logins import TokenLogin, bearer_token
 from .origins import check_page
 from .refusals import CLAIMS
+from .requests import RequestHeaders, request_headers
 from .schemas import STRING
 
 LOGIN = "/events/login"
@@ -82,7 +82,7 @@ class LoginCookie:
     def _is_of_host(self) -> bool:
         return self.name.lower().startswith("__host-")
 
-    def header(self, value: str, max_age: int | None, scope: Scope, headers: Headers) -> str:
+    def header(self, value: str, max_age: int | None, scope: Scope, headers: RequestHeaders) -> str:
         """Return `Set-Cookie` in the response to a request. Without `max_age`, it lasts as long as the browser runs."""
         lifetime = "" if max_age is None else f"; Max-Age={max_age}"
         secure = "; Secure" if self.must_be_secure or (self.is_secure and not _is_local(scope, headers)) else ""
@@ -144,7 +144,7 @@ class CookieLogin:
         await response(scope, receive, send)
 
     async def _respond(self, scope: Scope) -> Response:
-        headers = Headers(scope=scope)
+        headers = request_headers(scope)
         check_page(headers, self._cors_origins, "log in or out here")
         if scope["method"] == "DELETE":
             return self._response("", 0, scope, headers)
@@ -166,11 +166,11 @@ class CookieLogin:
             max_age = max(1, int(min(claims.expires_at - self._now(), MAX_AGE_SECONDS)))
         return self._response(token, max_age, scope, headers)
 
-    def _response(self, value: str, max_age: int | None, scope: Scope, headers: Headers) -> Response:
+    def _response(self, value: str, max_age: int | None, scope: Scope, headers: RequestHeaders) -> Response:
         return Response(status_code=204, headers={"Set-Cookie": self._cookie.header(value, max_age, scope, headers)})
 
 
-def _is_local(scope: Scope, headers: Headers) -> bool:
+def _is_local(scope: Scope, headers: RequestHeaders) -> bool:
     """True if a browser on this machine called this machine, without TLS and without a proxy that ends it.
 
     nginx calls the hub as `127.0.0.1` unless told otherwise, so `Host` is not enough: the page's `Origin` must agree.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
@@ -15,6 +14,7 @@ from ..tokens import Tokens
 from .description import Schema
 from .origins import check_page
 from .query import parse_query
+from .requests import RequestHeaders, request_headers
 
 
 class StreamRequest:
@@ -24,7 +24,7 @@ class StreamRequest:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.headers = Headers(scope=scope)
+        self.headers = request_headers(scope)
         self.query = parse_query(scope["query_string"])
         """None if the query exceeds QUERY_BOUNDS."""
 
@@ -79,7 +79,7 @@ class TokenLogin:
         raise TokenError("the request has no token", TokenReason.MISSING)
 
 
-def bearer_token(headers: Headers) -> str | None:
+def bearer_token(headers: RequestHeaders) -> str | None:
     """Return the token in `Authorization` (RFC 6750, 2.1), None if there is none."""
     authorization = headers.get("authorization", "")
     return authorization[7:] if authorization[:6].lower() == "bearer" else None

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import CallerForbidden, ConfigError, InvalidRequest
 from ..fanout.refusals import Refusal
 from .refusals import Refusals
+from .requests import request_headers
 
 ANY = "*"
 OPAQUE = "null"
@@ -153,16 +153,16 @@ class OriginWatch:
         self._refusals = refusals
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            origin = headers.get("origin")
-            if origin is not None and self._is_refused(origin, headers):
-                shown = f"{origin!r:.200} is not in cors_origins: the browser hides the response from the page"
-                self._refusals.refuse(Refusal.ORIGIN, scope, shown)
+        if scope["type"] == "http" and b"origin" in [name for name, _ in scope["headers"]]:
+            self._watch(scope)
         return self._app(scope, receive, send)
 
-    def _is_refused(self, origin: str, headers: Headers) -> bool:
-        return not is_allowed(origin, self._origins) and _is_foreign(headers)
+    def _watch(self, scope: Scope) -> None:
+        headers = request_headers(scope)
+        origin = headers["origin"]
+        if not is_allowed(origin, self._origins) and _is_foreign(headers):
+            shown = f"{origin!r:.200} is not in cors_origins: the browser hides the response from the page"
+            self._refusals.refuse(Refusal.ORIGIN, scope, shown)
 
 
 class Cors(CORSMiddleware):
@@ -184,7 +184,7 @@ class Cors(CORSMiddleware):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["method"] == "OPTIONS":
-            headers = Headers(scope=scope)
+            headers = request_headers(scope)
             origin, method = headers.get("origin"), headers.get("access-control-request-method")
             if method not in (None, *self.allow_methods) and origin is not None and self.is_allowed_origin(origin):
                 self._refusals.refuse(Refusal.METHOD, scope)

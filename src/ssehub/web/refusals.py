@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from ..errors import (
@@ -40,7 +39,7 @@ from ..hub import Hub
 from ..loglimit import LimitedLogger, limited_logger
 from ..rights import ControlKey
 from .addresses import origin_of
-from .requests import KEY
+from .requests import KEY, request_headers
 
 CLAIMS = "ssehub.claims"
 """Where in the scope the claims are of a client whose token, or login, has been verified."""
@@ -94,7 +93,7 @@ def caller_of(scope: Scope) -> Caller:
     return Caller(
         scope["method"][:20],
         _shown_path(scope),
-        origin_of(scope, Headers(scope=scope)),
+        origin_of(scope, request_headers(scope)),
         None if claims is None else claims.user_id,
         () if claims is None else claims.channels,
         () if claims is None else claims.patterns,
