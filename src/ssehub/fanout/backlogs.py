@@ -71,6 +71,11 @@ class Backlogs:
         return sum([subscriber.sink.backlog for subscriber in self._paused])
 
     @property
+    def has_paused(self) -> bool:
+        """True if some clients do not read as fast as they are written to."""
+        return bool(self._paused)
+
+    @property
     def lagging(self) -> int:
         """The number of lagging subscribers."""
         return len(self._lags)
