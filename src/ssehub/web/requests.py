@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -51,11 +51,16 @@ class ControlRequest:
 
 
 def request_headers(scope: Scope) -> RequestHeaders:
-    """Return the headers by lower-case name. The first of several with one name counts, as in Starlette's `Headers`.
+    """Return the headers of a request by lower-case name: see `parsed_headers`."""
+    return parsed_headers(scope["headers"])
+
+
+def parsed_headers(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
+    """Return `headers` by lower-case name. The first of several with one name counts, as in Starlette's `Headers`.
 
     Starlette's class searches a list at each lookup, and a request takes seven lookups.
     """
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(headers))}
 
 
 def idempotency_key(headers: RequestHeaders) -> str | None:
