@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -84,8 +85,7 @@ KEYED = {
     "key": request(EVENT, f"Authorization: Bearer {KEY}"),
     "forwarded": request(EVENT, f"Authorization: Bearer {KEY}", "Via: 1.1 proxy"),
 }
-SETTINGS = {"max_event_bytes": 4_096, "max_body_bytes": 100_000, "max_batch_events": 10}
-SETTINGS = {"max_event_bytes": 4_096, "max_body_bytes": 100_000, "max_batch_events": 10}
+SETTINGS: Mapping[str, Any] = {"max_event_bytes": 4_096, "max_body_bytes": 100_000, "max_batch_events": 10}
 _VARIES = re.compile(rb'(?m)^date: [^\r]+|\d{13}-\d+\.\w+|[\w-]{20,}\.[\w-]+\.[\w-]+|(?<="expiresAt":)\d+')
 _TOKEN_LENGTH = re.compile(rb"(?m)^content-length: 2\d\d\r")
 _FINAL = re.compile(rb"HTTP/1\.1 (?!100)\d+ .*?\r\n\r\n", re.DOTALL)
@@ -142,7 +142,7 @@ class Result(NamedTuple):
     """How often the app was called."""
 
 
-async def run(requests: dict[str, bytes], *, uses_fast_paths: bool, **settings: object) -> dict[str, Result]:
+async def run(requests: dict[str, bytes], *, uses_fast_paths: bool, **settings: Any) -> dict[str, Result]:
     calls = 0
 
     async def counting(self: DirectApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,7 +172,7 @@ def results() -> dict[str, tuple[Result, Result]]:
     """Return what came of each request on its fast path, and what by the app."""
 
     async def both() -> dict[str, tuple[Result, Result]]:
-        found = {}
+        found: dict[str, tuple[Result, Result]] = {}
         for requests, settings in ((REQUESTS, {}), (KEYED, {"control_key": KEY})):
             fast, ordinary = [await run(requests, uses_fast_paths=fast, **settings) for fast in (True, False)]
             found |= {name: (fast[name], ordinary[name]) for name in requests}
