@@ -84,16 +84,20 @@ def require_identity(headers: RequestHeaders) -> None:
         raise UnsupportedContent(f"unsupported Content-Encoding {encoding[:40]!r}: send the body uncompressed")
 
 
+def check_body(headers: RequestHeaders, declared: str, max_bytes: int) -> None:
+    """Raise UnsupportedContent if the body is compressed, and BodyTooLarge if it is `declared` to be too large."""
+    require_identity(headers)
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
+
+
 async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
     """Return the whole body.
 
     Raises UnsupportedContent, BodyTooLarge as soon as the body is known to be larger than `max_bytes`, and
     ClientDisconnect.
     """
-    require_identity(headers)
-    declared = headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
+    check_body(headers, headers.get("content-length", "0"), max_bytes)
     chunks: list[bytes] = []
     size = 0
     while True:
