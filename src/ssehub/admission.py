@@ -90,8 +90,8 @@ class Admission(Publishing):
         else:
             self._check_log(report)
 
-    def is_ready(self) -> bool:
-        """True if `make_ready` would report nothing, and there is nothing to start."""
+    def can_open(self) -> bool:
+        """True if a stream can be opened now: `make_ready` would report nothing, and has nothing to start."""
         if self._lifespan_here is None:
             return False
         try:

@@ -44,9 +44,7 @@ class KeyRing:
         """Return a ring with these secrets, of which the first signs with `algorithm`. Raises ConfigError."""
         values = _checked_secrets(secrets)
         signing_key = _hmac_keys(values, algorithm)[0]
-        macs = {
-            name: [hmac.new(value.encode(), digestmod=digest) for value in values] for name, digest in HMAC.items()
-        }
+        macs = {name: [hmac.new(value.encode(), digestmod=digest) for value in values] for name, digest in HMAC.items()}
         return type(self)(self.has_provider, self.key_set, signing_key, macs)
 
     def with_key_set(self, key_set: KeySet) -> Self:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import get_args
 
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -18,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..errors import (
     ConfigError,
     InvalidEvent,
-    InvalidRequest,
     SSEHubError,
     Unavailable,
 )
@@ -36,7 +34,10 @@ from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
 from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
 from .denials import Denials
 from .description import TEXT, Answer, Description, Errors, Field, Operation, Parameter, queries
+from .direct import DirectApp
 from .ends import is_cut
+from .fast_path import FastPath
+from .fast_streams import FastStreams
 from .feed import EVENT_STREAM
 from .logins import HEADER, AsgiRequest, Authenticate, Login, TokenLogin, choose_login, login_schemes
 from .masking import Masking
@@ -52,6 +53,7 @@ from .run_stop import STOP, RunStop
 from .run_streams import run_stream
 from .schemas import NAME_LIST, RUN_NAME, SINCE, STRING, one_of, whole_numbers
 from .stream import BusyResponse, EventStream, ExitListener
+from .stream_heads import stream_heads
 from .unknown_run import UnknownRuns
 
 ALLOW = ", ".join(STREAM_METHODS)
@@ -85,7 +87,7 @@ def create_client_app(
     comeback_end: ComebackEnd = "auto",
     max_busy_waits: int = 1_000,
     drains_on_exit: bool = True,
-) -> Starlette:
+) -> DirectApp:
     """Return the app that serves `GET /events/` from `hub`, to clients with a token or logged in by `authenticate`.
 
     `token_cookie` names a cookie that may carry the token, too. `POST /events/login` sets it, with `token_cookie_path`
@@ -144,11 +146,18 @@ def create_client_app(
         hub.accompany(ExitListener(hub))
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: DirectApp) -> AsyncIterator[None]:
         async with hub:
             yield
 
-    app = Starlette(
+    fast_paths: dict[bytes, FastPath] = {}
+    if isinstance(login, TokenLogin):
+        heads = stream_heads(cors_origins, partial(_behind, cors()))
+        fast = FastStreams(hub, login, proxies, comeback_end, heads)
+        fast_paths = {b"/events/": fast, b"/events": fast}
+    app = DirectApp(
+        {},
+        fast_paths,
         routes=routes,
         exception_handlers={404: not_found(_ELSEWHERE, partial(refusals.refuse, Refusal.NOT_FOUND))},
         middleware=[
@@ -178,6 +187,13 @@ _ERRORS = Errors("Refusal", {TEXT: STRING})
 def _both(path: str, app: ASGIApp, middleware: Sequence[Middleware]) -> list[Route]:
     """Return the routes of `path` without and with a slash at its end."""
     return [Route(path + slash, app, middleware=middleware) for slash in ("", "/")]
+
+
+def _behind(middleware: Sequence[Middleware], app: ASGIApp) -> ASGIApp:
+    """Return `app` behind `middleware`, of which the first is the outermost."""
+    for cls, args, kwargs in reversed(middleware):
+        app = cls(app, *args, **kwargs)
+    return app
 
 
 def _cors(origins: Sequence[str], refusals: Refusals, methods: Sequence[str] = ()) -> list[Middleware]:
