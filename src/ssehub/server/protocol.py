@@ -385,6 +385,7 @@ class HttpProtocol(Connection):
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):
             self._exchange = exchange
+            self.wait_for(None)  # the deadline of the next request begins anew behind this one
             request = FastRequest(head.query, self._headers, exchange.body, self.client, self.server)
             if fast_path.answer(request, exchange):
                 return
