@@ -786,6 +786,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.refusals",
         "fanout.sinks",
         "server.deadlines",
+        "server.default_headers",
         "server.heads",
         "server.refusals",
         "settings",
@@ -800,6 +801,7 @@ ROOMS: dict[str, set[str]] = {
         "watched",
     },
     "server.deadlines": set(),
+    "server.default_headers": set(),
     "server.demo": {"address", "config", "errors", "server.announce", "server.apps", "server.process", "web.demo"},
     "server.embedded": {
         "config",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from broker_worlds import RecordingFollower
-from run_worlds import DONE, FAILED, NAME, OPTIONS_BYTES, RunWorld, key, numbered, options, ticket
+from run_worlds import DONE, FAILED, NAME, OPTIONS_BYTES, RunWorld, key, let_time_pass, numbered, options, ticket
 from ssehub.errors import ConflictReason, Overloaded, RunConflict
 from ssehub.runs.model import NAME_OVERHEAD_BYTES, RunError, RunState
 from ssehub.runs.store import CreateMode, RunFilter
@@ -62,8 +62,7 @@ async def test_process_that_was_suspended_reads_what_arrived_before_it_fails_idl
     kind: str, make_run_world: Callable[[str], RunWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_run_world(kind)
-    monkeypatch.setattr("ssehub.brokers.memory_runs.TICK_SECONDS", 0.2)
-    monkeypatch.setattr("ssehub.brokers.sqlite.run_writer.TICK_SECONDS", 0.2)
+    let_time_pass(monkeypatch, 0.2)
     async with world.running() as node:
         await node.create(idle=60, holder=ticket())
         await node.create("dead", idle=60)

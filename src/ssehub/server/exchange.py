@@ -247,10 +247,8 @@ class Exchange:
     def _start(self, status: int, headers: Headers) -> None:
         self.has_started = True
         self.needs_continue = False
-        lines = [_status_line(status)]
+        lines = [_status_line(status), self._connection.port.default_headers.lines()]
         has_close = False
-        for name, value in self._connection.port.state.default_headers:
-            lines.append(_parsed(name, value)[1])
         for name, value in headers:
             special, line = _parsed(name, value)
             lines.append(line)

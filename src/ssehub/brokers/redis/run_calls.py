@@ -72,6 +72,8 @@ class Calls:
         self.health = Health("runs", server.shown)
         self.totals = RunTotals(dict.fromkeys(RunState, 0), 0)
         """As of the last reply that had them."""
+        self.knows_open = asyncio.Event()
+        """Set while there are open runs, by these totals."""
         self._server = server
         self._probe_seconds = probe_seconds
         self._loop = asyncio.get_running_loop()
@@ -167,6 +169,11 @@ class Calls:
         if totals is not None:
             size, *counts = (int(number or 0) for number in totals)
             self.totals = RunTotals(dict(zip(RunState, counts, strict=True)), size)
+            states = self.totals.states
+            if states[RunState.OPEN] or states[RunState.STOPPING]:
+                self.knows_open.set()
+            else:
+                self.knows_open.clear()
         for operation, reply in zip(group, replies, strict=True):
             answer = operation.answer
             operation.arguments = ()
