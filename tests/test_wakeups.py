@@ -27,7 +27,7 @@ SETTLE_SECONDS = 1.5
 
 @pytest.mark.alone
 @pytest.mark.parametrize("broker", ["memory", "sqlite"])
-def test_idle_hub_hardly_wakes_up(broker: str, tmp_path: Path, start_hub: StartHub) -> None:
+def test_f22_idle_hub_hardly_wakes_up(broker: str, tmp_path: Path, start_hub: StartHub) -> None:
     url = "memory://" if broker == "memory" else f"sqlite:///{tmp_path}/log.db"
     hub = start_hub("--broker", url)
     use_and_leave(hub)
@@ -39,7 +39,7 @@ def test_idle_hub_hardly_wakes_up(broker: str, tmp_path: Path, start_hub: StartH
 
 
 @pytest.mark.alone
-def test_idle_hub_with_redis_hardly_wakes_up(valkey: RedisServer, start_hub: StartHub) -> None:
+def test_f22_idle_hub_with_redis_hardly_wakes_up(valkey: RedisServer, start_hub: StartHub) -> None:
     hub = start_hub("--broker", valkey.url)
     use_and_leave(hub)
 
@@ -50,7 +50,7 @@ def test_idle_hub_with_redis_hardly_wakes_up(valkey: RedisServer, start_hub: Sta
 
 
 @pytest.mark.alone
-def test_idle_app_wakes_up_hardly_more_often_than_the_server_it_runs_under() -> None:
+def test_f22_idle_app_wakes_up_hardly_more_often_than_the_server_it_runs_under() -> None:
     with ExitStack() as stack:
         hub = ServedHub(UVICORN)
         stack.callback(hub.stop)
@@ -67,7 +67,7 @@ def test_idle_app_wakes_up_hardly_more_often_than_the_server_it_runs_under() -> 
 @pytest.mark.soak
 @pytest.mark.only_soak
 @pytest.mark.timeout(300)
-def test_idle_hub_wakes_up_for_heartbeats_only_however_many_streams_it_has(start_hub: StartHub) -> None:
+def test_f22_idle_hub_wakes_up_for_heartbeats_only_however_many_streams_it_has(start_hub: StartHub) -> None:
     hub = start_hub()
     with crowds(hub, 5_000, 5_000):
         time.sleep(20)  # a heartbeat after the last stream was opened

@@ -117,6 +117,12 @@ class Calls:
         if unanswered:
             self._timer = self._loop.call_at(unanswered[0].deadline, self._refuse_overdue)
 
+    def _stop_timer(self) -> None:
+        self._unanswered.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _unreachable(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"{self.health.problem or 'no reply from Redis'}; {NOT_DONE}")
 
@@ -136,6 +142,7 @@ class Calls:
             await connection.check_open()
             while group := self._next_group():
                 await self._send(connection, keys, group)
+            self._stop_timer()  # everyone has been answered
 
     def _next_group(self) -> list[Operation]:
         """Remove and return the operations for the next call, leaving out those whose callers no longer wait."""
@@ -203,9 +210,7 @@ class Calls:
         while self._waiting:
             self._waiting.popleft().refuse(BrokerUnavailable(f"the hub has stopped; {NOT_DONE}"))
         self._waiting_bytes = 0
-        self._unanswered.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
 
 
 async def check_access(connection: Connection, keys: RunKeys) -> None:
