@@ -150,7 +150,7 @@ def test_fast_path_is_taken_for_whole_small_requests(name: str, results: dict[st
 @pytest.mark.anyio
 async def test_request_in_two_pieces_is_answered_as_whole(name: str, results: dict[str, tuple[Result, Result]]) -> None:
     data, expected = REQUESTS[name], results[name][0].answer
-    async with both_ports(**SETTINGS) as ports:
+    async with both_ports(uses_fast_paths=True, **SETTINGS) as ports:
         for at in [*range(1, len(data), 1 if SOAK else 11), len(data) - 1, data.index(b"\r\n\r\n") + 4]:
             reader, writer = await ports.connect(ports.control, data[:at])
             await writer.drain()
@@ -168,7 +168,7 @@ async def test_pipelined_requests_are_answered_in_order_by_both_paths() -> None:
     bodies = [b'{"userId":"*","channel":"chat","data":"%d"}' % number for number in range(MAX_AHEAD)]
     data = b"".join([request(body, kind=JSON) for body in bodies])
     data = data.replace(b"1.1\r\n", b"1.1\r\nExpect: 100-continue\r\n", 1)  # the first is one for the app
-    async with both_ports() as ports:
+    async with both_ports(uses_fast_paths=True) as ports:
         for _ in range(3):
             stream, _ = await ports.listen()
             reader, _ = await ports.connect(ports.control, data + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -186,7 +186,7 @@ async def test_pipelined_requests_are_answered_in_order_by_both_paths() -> None:
 
 
 @pytest.mark.anyio
-async def test_one_read_is_answered_a_bounded_number_of_requests_before_others_have_their_turn() -> None:
+async def test_a7_one_read_gets_a_bounded_number_of_answers_at_once() -> None:
     turns = 0
 
     async def take_turns() -> None:
@@ -197,7 +197,7 @@ async def test_one_read_is_answered_a_bounded_number_of_requests_before_others_h
 
     data = request(b"userId=*&channel=chat&data=x")
     many = PART_BYTES // len(data)
-    async with both_ports() as ports:
+    async with both_ports(uses_fast_paths=True) as ports:
         reader, writer = await ports.connect(ports.control)
         taking = asyncio.create_task(take_turns())
         turns = 0
@@ -212,8 +212,8 @@ async def test_one_read_is_answered_a_bounded_number_of_requests_before_others_h
 
 
 @pytest.mark.anyio
-async def test_client_that_reads_no_answers_is_not_read_from() -> None:
-    async with both_ports(body_seconds=1) as ports:
+async def test_a7_client_that_reads_no_answers_is_not_read_from() -> None:
+    async with both_ports(uses_fast_paths=True, body_seconds=1) as ports:
         reader, writer = await ports.connect(ports.control)
         reader._transport.pause_reading()  # type: ignore[attr-defined]  # the client of this test
         data = request(b'{"userId":"*","channel":"chat","dat":1}', kind=JSON) * 5
@@ -231,7 +231,7 @@ async def test_client_that_reads_no_answers_is_not_read_from() -> None:
 @pytest.mark.anyio
 async def test_held_request_is_answered_408_or_forgotten_with_its_connection() -> None:
     data = request()
-    async with both_ports(body_seconds=1) as ports:
+    async with both_ports(uses_fast_paths=True, body_seconds=1) as ports:
         reader, _ = await ports.connect(ports.control, data[:-1])
         gone, writer = await ports.connect(ports.control, data[:-1])
         await asyncio.sleep(0.1)
@@ -249,7 +249,7 @@ async def test_held_request_is_answered_408_or_forgotten_with_its_connection() -
 @pytest.mark.anyio
 async def test_hub_that_stops_answers_what_it_holds(caplog: pytest.LogCaptureFixture) -> None:
     data = request()
-    async with both_ports() as ports:
+    async with both_ports(uses_fast_paths=True) as ports:
         reader, writer = await ports.connect(ports.control, data[:-1])
         await asyncio.sleep(0.05)
         stopping = asyncio.create_task(ports.stop(2.0))
@@ -271,7 +271,7 @@ async def test_failure_in_the_hub_is_answered_500_and_logged(
     async def fail(self: Hub, publications: object) -> None:
         raise RuntimeError("as a bug would")
 
-    async with both_ports(broker=broker.format(tmp_path)) as ports:
+    async with both_ports(uses_fast_paths=True, broker=broker.format(tmp_path)) as ports:
         monkeypatch.setattr(Hub, "publish_all", fail)
 
         received = await answer(ports, request())
@@ -286,7 +286,7 @@ async def test_failure_in_the_hub_is_answered_500_and_logged(
 async def test_publishers_that_wait_are_answered_by_the_fast_path_too(tmp_path: Path) -> None:
     """Whatever makes them wait: a file that is written, or a hub at its capacity."""
     for settings in ({"broker": f"sqlite:///{tmp_path}/events.db"}, {"max_waiting_bytes": 1}):
-        async with both_ports(**settings) as ports:
+        async with both_ports(uses_fast_paths=True, **settings) as ports:
             stream, _ = await ports.listen()
             readers = [(await ports.connect(ports.control, request()))[0] for _ in range(20)]
 
