@@ -137,9 +137,11 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "brokers.redis.nodes": {"brokers.redis.connection", "brokers.redis.state", "node"},
+    "brokers.redis.pauses": set(),
     "brokers.redis.reader": {
         "brokers.base",
         "brokers.redis.connection",
+        "brokers.redis.pauses",
         "brokers.redis.state",
         "brokers.redis.table",
         "brokers.redis.wire",
@@ -788,6 +790,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.refusals",
         "fanout.sinks",
         "server.deadlines",
+        "server.default_headers",
         "server.heads",
         "server.refusals",
         "settings",
@@ -803,6 +806,7 @@ ROOMS: dict[str, set[str]] = {
         "watched",
     },
     "server.deadlines": set(),
+    "server.default_headers": set(),
     "server.demo": {"address", "config", "errors", "server.announce", "server.apps", "server.process", "web.demo"},
     "server.embedded": {
         "config",
