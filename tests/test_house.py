@@ -1124,6 +1124,7 @@ ROOMS: dict[str, set[str]] = {
         "web.forms",
         "web.rates",
         "web.requests",
+        "web.responses",
         "web.schemas",
         "web.strict_json",
     },
