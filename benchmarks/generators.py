@@ -48,6 +48,8 @@ class Load:
     publishers: int = 1
     users: int = 1
     warmup: int = 0
+    connect_rate: float = 0
+    """Streams opened in a second at most; 0 is as fast as the server accepts."""
     hold_seconds: float = 0
 
     def options(self) -> list[str]:
@@ -58,6 +60,7 @@ class Load:
             "publishers": self.publishers,
             "audiences": self.users,
             "warmup": self.warmup,
+            "connect-rate": self.connect_rate,
             "hold": self.hold_seconds,
         }
         return [text for name, value in named.items() for text in (f"--{name}", str(value))]

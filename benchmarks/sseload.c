@@ -16,6 +16,7 @@
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -42,6 +43,7 @@ enum {
   READS_BETWEEN_POSTS = 32,
 };
 static const u64 SECOND = 1000000000;
+static const u64 MILLISECOND = 1000000;
 static const u64 POLL = 20000000;
 
 static const char HELP[] =
@@ -54,6 +56,7 @@ static const char HELP[] =
     "  --url URL            the stream: http://127.0.0.1:PORT/PATH\n"
     "  --subscribers N      streams to open; 0 only publishes (default 1)\n"
     "  --tokens FILE        a line for each token; subscriber i sends token i modulo lines as Authorization: Bearer\n"
+    "  --connect-rate R     streams that are opened in a second at most; 0 is as fast as the server accepts (default 0)\n"
     "  --hold SECONDS       keep the streams open for so long, and count how often the server wakes up\n"
     "\n"
     "Events\n"
@@ -78,7 +81,7 @@ static struct {
   const char *url, *publish_url, *body, *tokens;
   int subscribers, publishers, audiences, server_pid;
   u64 events, warmup;
-  double rate, hold, settle, patience;
+  double rate, connect_rate, hold, settle, patience;
 } options = {.subscribers = 1, .publishers = 1, .audiences = 1, .settle = 0.5, .patience = 10};
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...) {
@@ -263,18 +266,18 @@ static struct address address_of(const char *url) {
   return address;
 }
 
-// Returns a socket that connects to `address`, from source address 127.0.0.1 + `source`.
-static int connecting(const struct address *address, int source) {
+// Returns a socket that connects to `address`, from source address 127.0.0.1 + `source`; on loopback it has often done so
+// before this returns.
+static int connecting(const struct address *address, int source, bool *is_connected) {
   int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) fail("cannot open a socket: %s", strerror(errno));
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   if (source) {
     struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)source)};
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
     if (bind(fd, (struct sockaddr *)&from, sizeof from)) fail("cannot bind a socket: %s", strerror(errno));
   }
-  if (connect(fd, (const struct sockaddr *)&address->socket, sizeof address->socket) && errno != EINPROGRESS)
-    fail("cannot connect to %s: %s", address->host, strerror(errno));
+  *is_connected = !connect(fd, (const struct sockaddr *)&address->socket, sizeof address->socket);
+  if (!*is_connected && errno != EINPROGRESS) fail("cannot connect to %s: %s", address->host, strerror(errno));
   return fd;
 }
 
@@ -382,14 +385,8 @@ static void watch(int poll, int operation, int fd, uint32_t events, uint32_t id)
   if (epoll_ctl(poll, operation, fd, &event)) fail("epoll_ctl: %s", strerror(errno));
 }
 
-static void start_stream(int i) {
-  subscribers[i].fd = connecting(&stream_address, i / PORTS_PER_ADDRESS);
-  watch(epoll, EPOLL_CTL_ADD, subscribers[i].fd, EPOLLOUT, (uint32_t)i);
-}
-
-static void request_stream(int i) {
+static void request_stream(int i, int operation) {
   struct subscriber *subscriber = &subscribers[i];
-  check_connected(subscriber->fd, &stream_address);
   char request[HEAD_BYTES];
   const char *token = token_count ? tokens[i % token_count] : NULL;
   int size = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: text/event-stream\r\n%s%s%s\r\n",
@@ -398,7 +395,21 @@ static void request_stream(int i) {
   if (size >= (int)sizeof request || send(subscriber->fd, request, (size_t)size, MSG_NOSIGNAL) != size)
     fail("cannot send the request of a stream");
   subscriber->state = HEAD;
-  watch(epoll, EPOLL_CTL_MOD, subscriber->fd, EPOLLIN, (uint32_t)i);
+  watch(epoll, operation, subscriber->fd, EPOLLIN, (uint32_t)i);
+}
+
+static void start_stream(int i) {
+  bool is_connected;
+  subscribers[i].fd = connecting(&stream_address, i / PORTS_PER_ADDRESS, &is_connected);
+  if (is_connected)
+    request_stream(i, EPOLL_CTL_ADD);
+  else
+    watch(epoll, EPOLL_CTL_ADD, subscribers[i].fd, EPOLLOUT, (uint32_t)i);
+}
+
+static void connected_stream(int i) {
+  check_connected(subscribers[i].fd, &stream_address);
+  request_stream(i, EPOLL_CTL_MOD);
 }
 
 static void close_stream(struct subscriber *subscriber) {
@@ -538,7 +549,7 @@ static void read_stream(int i) {
       received(i, buffer + TAIL_BYTES, (size_t)size, now());
     else if (!size || (errno != EAGAIN && errno != EINTR))
       close_stream(subscriber);
-  } while (size == READ_BYTES && subscriber->state == OPEN);
+  } while (size == READ_BYTES && subscriber->state != CLOSED);
 }
 
 // ---- Publishers
@@ -602,10 +613,20 @@ static void render(struct text *text, u64 due, u64 number) {
     }
 }
 
+static void wait_for_connection(int fd) {
+  struct pollfd writable = {.fd = fd, .events = POLLOUT};
+  if (poll(&writable, 1, 5000) != 1) fail("cannot connect to %s in 5 s", publish_address.host);
+  check_connected(fd, &publish_address);
+}
+
 static void start_publishers(void) {
   publishers = zeroed((size_t)options.publishers, sizeof *publishers);
   for (int i = 0; i < options.publishers; i++) {
-    publishers[i].fd = connecting(&publish_address, 0);
+    int one = 1;
+    bool is_connected;
+    publishers[i].fd = connecting(&publish_address, 0, &is_connected);
+    setsockopt(publishers[i].fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (!is_connected) wait_for_connection(publishers[i].fd);
     watch(publishing, EPOLL_CTL_ADD, publishers[i].fd, EPOLLIN, (uint32_t)i);
   }
   idle_publishers = options.publishers;
@@ -706,7 +727,7 @@ static void turn(u64 wait) {
     if (id == PUBLISHERS)
       serve_publishers();
     else if (subscribers[id].state == CONNECTING)
-      request_stream((int)id);
+      connected_stream((int)id);
     else if (subscribers[id].state != CLOSED)
       read_stream((int)id);
     if (i % READS_BETWEEN_POSTS == READS_BETWEEN_POSTS - 1) serve_publishers();
@@ -718,11 +739,19 @@ static void run_for(double seconds) {
   for (u64 time; (time = now()) < end;) turn(end - time < POLL ? end - time : POLL);
 }
 
+// Returns how many streams may have been started `seconds` after the first one.
+static u64 startable(double seconds) {
+  u64 by_openness = found.opened + CONNECTING_AT_ONCE, by_number = (u64)options.subscribers;
+  u64 most = by_openness < by_number ? by_openness : by_number;
+  double by_rate = options.connect_rate * seconds;
+  return options.connect_rate > 0 && by_rate < (double)most ? (u64)by_rate : most;
+}
+
 static void open_streams(void) {
-  u64 started = 0, opened = 0, moved_at = now();
+  u64 started = 0, opened = 0, began = now(), moved_at = began;
   while (found.opened < (u64)options.subscribers) {
-    while (started < (u64)options.subscribers && started - found.opened < CONNECTING_AT_ONCE) start_stream((int)started++);
-    turn(POLL);
+    while (started < startable((double)(now() - began) / 1e9)) start_stream((int)started++);
+    turn(options.connect_rate > 0 ? MILLISECOND : POLL);
     if (found.opened > opened) moved_at = now();
     opened = found.opened;
     if ((double)(now() - moved_at) / 1e9 > options.patience)
@@ -776,12 +805,13 @@ static double number_of(const char *name, const char *text, double least) {
 }
 
 static void read_options(int count, char **arguments) {
-  enum { URL = 1, SUBSCRIBERS, TOKENS, HOLD, PUBLISH_URL, ADD_HEADER, BODY, EVENTS, WARMUP, RATE, PUBLISHERS_OPTION, AUDIENCES,
+  enum { URL = 1, SUBSCRIBERS, TOKENS, CONNECT_RATE, HOLD, PUBLISH_URL, ADD_HEADER, BODY, EVENTS, WARMUP, RATE, PUBLISHERS_OPTION, AUDIENCES,
          SERVER_PID, SETTLE, PATIENCE, HELP_OPTION };
   static const struct option known[] = {
       {"url", required_argument, NULL, URL},
       {"subscribers", required_argument, NULL, SUBSCRIBERS},
       {"tokens", required_argument, NULL, TOKENS},
+      {"connect-rate", required_argument, NULL, CONNECT_RATE},
       {"hold", required_argument, NULL, HOLD},
       {"publish-url", required_argument, NULL, PUBLISH_URL},
       {"header", required_argument, NULL, ADD_HEADER},
@@ -804,6 +834,7 @@ static void read_options(int count, char **arguments) {
       case URL: options.url = optarg; break;
       case SUBSCRIBERS: options.subscribers = (int)number_of(name, optarg, 0); break;
       case TOKENS: options.tokens = optarg; break;
+      case CONNECT_RATE: options.connect_rate = number_of(name, optarg, 0); break;
       case HOLD: options.hold = number_of(name, optarg, 0); break;
       case PUBLISH_URL: options.publish_url = optarg; break;
       case ADD_HEADER:

@@ -60,7 +60,7 @@ WORKLOADS = {
     "L2": Workload(Load(subscribers=1000, events=300, rate=20, warmup=10), ("p50", "p99", "core"), (OURS, *OTHERS)),
     "L3": Workload(Load(subscribers=1000, events=750, rate=50, warmup=10), ("p50", "p99", "core"), (OURS, *OTHERS)),
     "M": Workload(Load(subscribers=10_000), ("bytes",), (OURS, *OTHERS, README), FEW_PAIRS),
-    "C": Workload(Load(subscribers=5000, users=5000), ("connections",), (OURS, *OTHERS)),
+    "C": Workload(Load(subscribers=5000, users=5000, connect_rate=10_000), ("connections",), (OURS, *OTHERS)),
 }
 
 
