@@ -332,7 +332,8 @@ def expectations(results: Results) -> str:
 
 def rounded(value: float) -> str:
     """Return a number with two significant digits."""
-    return f"{float(f'{value:.2g}'):,g}"
+    shortened = float(f"{value:.2g}")
+    return f"{shortened:,.0f}" if shortened >= 10 else f"{shortened:g}"
 
 
 def spread(figures: Sequence[float], unit: str = "") -> str:
