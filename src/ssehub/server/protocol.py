@@ -385,6 +385,7 @@ class HttpProtocol(Connection):
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):
             self._exchange = exchange
+            self.wait_for(None)  # the deadline of the next request begins anew behind this one
             request = FastRequest(head.query, self._headers, exchange.body, self.client, self.server)
             if fast_path.answer(request, exchange):
                 return
@@ -506,7 +507,7 @@ class HttpProtocol(Connection):
             last.is_persistent = False
 
     def _answer(self, refusal: Refusal) -> None:
-        self._close_with(refusal.response(self.port.state.default_headers), self.refusal_delay())
+        self._close_with(refusal.response(self.port.default_headers.lines()), self.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:
         if delay:
