@@ -72,8 +72,8 @@ class Backlogs:
 
     @property
     def has_paused(self) -> bool:
-        """True if some clients do not read as fast as they are written to."""
-        return bool(self._paused)
+        """True if a client has not read what was written."""
+        return bool(self._paused or self._lags)
 
     @property
     def lagging(self) -> int:
