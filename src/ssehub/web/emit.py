@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from ..errors import BodyTooLarge, InvalidRequest
 from ..event import Event
@@ -21,6 +21,7 @@ from .endpoint import Endpoint
 from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
 from .rates import PublishRates
 from .requests import ControlRequest, idempotency_key
+from .responses import SharedResponse
 from .schemas import (
     ANY_BUT_NULL,
     BOOLEAN,
@@ -69,6 +70,7 @@ _EVENT = (
 _ONE = fields_body(EMIT_FIELDS, _EVENT)
 _SEVERAL = list_of(_ONE[JSON], least=1)
 
+_OK = SharedResponse("OK")
 _KeyedEvent = tuple[Event, str | None]
 
 
@@ -119,7 +121,7 @@ class Emit(Endpoint):
             return Response(f'{{"ids":["{listed}"]}}', media_type=JSON)
         if kind == JSON:
             return Response(f'{{"id":"{ids[0]}"}}', media_type=JSON)
-        return PlainTextResponse("OK")
+        return _OK
 
     async def _read(self, request: ControlRequest, kind: str, pace: Pace | None) -> tuple[list[_KeyedEvent], bool]:
         """Return the events of the request, and True if it is a batch. A large body needs a `pace`."""
@@ -200,7 +202,7 @@ class Emit(Endpoint):
         has_keys = any([key is not None for _, key in keyed_events])
         header = idempotency_key(request.headers)
         if header is None and not has_keys:
-            return await self._hub.publish_events(events)
+            return await self._hub.publish_all([Publication(events)])
         if header is not None:
             if has_keys:
                 raise InvalidRequest("Idempotency-Key and idempotencyKey are both given: leave one out")
