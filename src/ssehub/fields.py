@@ -51,7 +51,7 @@ def check_names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
         raise InvalidEvent(f"{field_name} is missing: give at least one name")
     if len(values) == 1:
         (only,) = values
-        return (check_name(field_name, only),)
+        return (_check_name(field_name, only) if isinstance(only, str) else check_name(field_name, only),)
     if len(values) > MAX_NAMES:
         raise InvalidEvent(f"{field_name} has {len(values)} names: at most {MAX_NAMES} are allowed")
     for value in values:
@@ -108,6 +108,13 @@ def check_ttl(value: object) -> None:
 def check_store(value: object) -> None:
     if not isinstance(value, bool):
         raise InvalidEvent(f"store must be true or false, not {_shortened(value)}")
+
+
+def utf8_size(field_name: str, value: object) -> int:
+    """Return how many bytes `value` has in UTF-8."""
+    if isinstance(value, str) and value.isascii():
+        return len(value)
+    return len(to_utf8(field_name, value))
 
 
 def to_utf8(field_name: str, value: object) -> bytes:

@@ -104,10 +104,13 @@ class _Elements:
         while True:
             if len(values) == self._max_elements:
                 raise too_many_events(self._max_elements)
-            try:
-                value, at = await self._element(at)
-            except BodyTooLarge as exc:
-                raise BodyTooLarge(f"event {len(values)} {exc}") from exc
+            found = self._parse(at)
+            if found is None:
+                await self._open_window(at)
+                found = self._parse(at)
+            if found is None:
+                raise BodyTooLarge(f"event {len(values)} {_too_many_values(MAX_EVENT_VALUES)}")
+            value, at = found
             values.append(value)
             at = _skip_space(text, at)
             if text.startswith("]", at):
@@ -124,16 +127,9 @@ class _Elements:
             raise json.JSONDecodeError("Extra data", self._text, end)
         return values
 
-    async def _element(self, at: int) -> tuple[Any, int]:
-        """Return the element at `at`, and where it ends."""
-        found = self._parse(at)
-        if found is None:
-            end, _ = await _counted_end(self._text, at, MAX_EVENT_VALUES, self._pace)
-            self._window, self._start = self._text[at:end], at
-            found = self._parse(at)
-        if found is None:
-            raise BodyTooLarge(_too_many_values(MAX_EVENT_VALUES))
-        return found
+    async def _open_window(self, at: int) -> None:
+        end, _ = await _counted_end(self._text, at, MAX_EVENT_VALUES, self._pace)
+        self._window, self._start = self._text[at:end], at
 
     def _parse(self, at: int) -> tuple[Any, int] | None:
         """Return the element at `at` and where it ends, or None if the window ends before it does."""
