@@ -26,7 +26,7 @@ from enum import Enum
 
 from ..position import Position
 from .frames import Ending, Frame
-from .pacing import begins_at
+from .pacing import Pace
 
 SLICE = 100
 """Subscribers written to before the loop goes on: 64 and 256 were measured slower than 128, and 100 is as fast."""
@@ -62,7 +62,8 @@ class Rounds:
         self._commands = 0
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting: deque[Frame | Ending] = deque()
-        self._began = self._ended = 0.0
+        self._pace = Pace()
+        self._began = 0.0
         self.last = base
         """The end of the round that is under way, or of the latest one."""
         self.writes = 0
@@ -103,10 +104,12 @@ class Rounds:
         if not self._waiting or self.state is not IDLE:
             return None
         self._enter(SCHEDULED)
-        return max(0.0, self._begins_at() - now)
+        return 0.0 if self.has_enough else max(0.0, self._pace.begins_at - now)
 
-    def _begins_at(self) -> float:
-        return begins_at(self._began, self._ended, self.writes)
+    @property
+    def has_enough(self) -> bool:
+        """True if so much waits that no round need be put off for more."""
+        return len(self._waiting) >= self._pace.enough
 
     def lone_event(self, now: float) -> Frame | None:
         """Return the event that waits, if it is all that waits, at rest: the latest round carried one event, too."""
@@ -114,7 +117,7 @@ class Rounds:
         if self.state is not IDLE or self.events > 1 or len(waiting) != 1:
             return None
         first = waiting[0]
-        return first if isinstance(first, Frame) and self._begins_at() <= now else None
+        return first if isinstance(first, Frame) and self._pace.begins_at <= now else None
 
     def begin_alone(self, now: float) -> None:
         """Begin to write the event that waits alone."""
@@ -168,7 +171,7 @@ class Rounds:
     def finish(self, now: float) -> float:
         """All slices of the round have been written; return how many seconds it took."""
         self._enter(IDLE)
-        self._ended = now
+        self._pace.follow(self._began, now, self.writes, self.events)
         return now - self._began
 
     def finish_ending(self) -> None:

@@ -61,6 +61,8 @@ class Writing:
         self._gate = gate
         self._statistics = statistics
         self._monotonic = monotonic
+        self._pause: asyncio.TimerHandle | None = None
+        """The pause before the next round, if there is one now."""
 
     # Rounds
 
@@ -102,14 +104,20 @@ class Writing:
             self._begin_round()
 
     def schedule(self, now: float) -> None:
-        """Schedule the next round, if something waits and none is scheduled or under way."""
+        """Schedule the next round, if something waits and none is under way; end a pause if enough waits."""
         delay = self._rounds.schedule(now)
-        if delay is None:
-            return
         if delay:
-            self._loop.call_later(delay, self._begin_round)
-        else:
+            self._pause = self._loop.call_later(delay, self._end_pause)
+        elif delay is not None:
             self._loop.call_soon(self._begin_round)
+        elif self._pause is not None and self._rounds.has_enough:
+            self._pause.cancel()
+            self._pause = None
+            self._loop.call_soon(self._begin_round)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._begin_round()
 
     def _begin_round(self) -> None:
         ending = self._rounds.next_ending()
