@@ -38,6 +38,7 @@ from ssehub.errors import (
     Unavailable,
 )
 from ssehub.publisher_http import Node
+from ssehub.publisher_links import Links
 from ssehub.publisher_request import Rhythm
 from ssehub.publisher_route import Patience
 from ssehub.publisher_run import MAX_WAITING_BYTES, HttpRuns
@@ -84,7 +85,7 @@ def runs_at(*ports: int, patience: Patience = QUICK, rhythm: Rhythm = RHYTHM) ->
     nodes = [
         Node(f"http://127.0.0.1:{port}", "127.0.0.1", port, "", None, {"Host": f"127.0.0.1:{port}"}) for port in ports
     ]
-    return HttpRuns(nodes, patience, rhythm)
+    return HttpRuns(Links(nodes, patience, rhythm))
 
 
 def new_run(runs: HttpRuns, name: str, **arguments: Any) -> ProducedRun:
@@ -342,7 +343,7 @@ async def test_block_that_raises_is_left_soon_and_the_end_stored_later(
                 raise ZeroDivisionError
         assert time.monotonic() - began < 3
         proxy.mode = Mode.PASS
-        await until(lambda: not runs.tasks)
+        await until(lambda: not runs.links.tasks)
 
     assert (state_of(hub, "left")["error"], data_of(hub, "left")) == ("ZeroDivisionError", ["one"])
 
@@ -357,13 +358,13 @@ async def test_run_whose_creation_is_cancelled_ends_as_soon_as_it_is_known(hub: 
         await until(lambda: state_of(hub, "unwanted")["state"] == "open")
         proxy.mode = Mode.DROP
         proxy.mode = Mode.PASS
-        await until(lambda: not runs.tasks)
+        await until(lambda: not runs.links.tasks)
 
         nowhere = runs_at(free_port())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1), new_run(nowhere, "unsent"):
                 pass
-        await until(lambda: not nowhere.tasks)
+        await until(lambda: not nowhere.links.tasks)
 
     assert (state_of(hub, "unwanted")["state"], state_of(hub, "unwanted")["error"]) == ("failed", "cancelled")
 
@@ -630,8 +631,8 @@ async def test_hub_that_has_the_events_in_time_is_not_taken_for_a_proxy(
             await run.append(data=word)
             await asyncio.sleep(0.1)
 
-    assert runs.buffering.is_known
-    assert not runs.buffering.is_found
+    assert runs.links.buffering.is_known
+    assert not runs.links.buffering.is_found
     assert caplog.records == []
 
 

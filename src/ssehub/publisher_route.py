@@ -25,6 +25,8 @@ class Patience(NamedTuple):
     longest_wait_seconds: float = 2.0
     give_up_seconds: float = 60.0
     """How long after the first failure Unavailable is raised, if nothing has succeeded since."""
+    retries: int | None = None
+    """How many further attempts there are, if nothing succeeds; None for as many as the time allows."""
 
 
 class TryAgain(Exception):
@@ -50,6 +52,8 @@ class Route:
         self._count = len(nodes)
         """How many addresses there were at last."""
         self._failing_since: float | None = None
+        self._failures = 0
+        """Attempts in a row that have failed."""
         self._wait_seconds = patience.first_wait_seconds
 
     async def connect(self, on_change: Callable[[], None] = lambda: None) -> Connection:
@@ -85,6 +89,7 @@ class Route:
     def succeeded(self) -> None:
         """A request has been answered."""
         self._failing_since = None
+        self._failures = 0
         self._wait_seconds = self._patience.first_wait_seconds
 
     async def failed(self, problem: OSError | TryAgain) -> None:
@@ -92,6 +97,9 @@ class Route:
         url = self._nodes[0].url
         if reason := tls_problem(problem):
             raise Unavailable(f"{url} can't be reached ({reason})") from problem
+        self._failures += 1
+        if self._patience.retries is not None and self._failures > self._patience.retries:
+            raise Unavailable(f"{url} can't be used at present ({problem or type(problem).__name__})") from problem
         now = asyncio.get_running_loop().time()
         if self._failing_since is None:
             self._failing_since = now
