@@ -18,9 +18,10 @@ from ssehub import Hub, Tokens
 from ssehub.config import load_config
 from ssehub.proxies import TrustedProxies
 from ssehub.server.apps import create_apps, max_client_connections, max_control_connections
-from ssehub.server.http_server import serve_client_app, serve_control_app
+from ssehub.server.http_server import HttpServer, serve_client_app, serve_control_app
 from ssehub.server.refusals import ConnectionRefusals
 from ssehub.settings import RequestLimits
+from ssehub.web.fast_path import NO_FAST_PATHS
 
 TOKENS = Tokens(SECRET)
 
@@ -47,6 +48,7 @@ class BothPorts:
         self.client: int = client.getsockname()[1]
         self.control: int = control.getsockname()[1]
         self._writers: list[asyncio.StreamWriter] = []
+        self.servers: list[HttpServer] = []
 
     async def connect(
         self, port: int, data: bytes = b"", *, host: str = "127.0.0.1"
@@ -56,6 +58,11 @@ class BothPorts:
         self._writers.append(writer)
         writer.write(data)
         return reader, writer
+
+    async def stop(self, seconds: float = 0.0) -> None:
+        """Stop both servers, which may take so long to answer."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        await asyncio.gather(*[server.stop(deadline) for server in self.servers])
 
     def disconnect(self) -> None:
         """Close all connections."""
@@ -114,6 +121,7 @@ async def both_ports(
     client: Callable[[Hub], ASGIApp] | None = None,
     max_port_connections: int | None = None,
     control_host: str = "127.0.0.1",
+    uses_fast_paths: bool = True,
     **settings: object,
 ) -> AsyncIterator[BothPorts]:
     """Serve a hub with these settings. `client` makes another client app, whose port has `max_port_connections`."""
@@ -124,7 +132,7 @@ async def both_ports(
         with socket.create_server(("127.0.0.1", 0)) as public, socket.create_server((control_host, 0)) as private:
             ports = BothPorts(hub, public, private)
             public.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
-            servers = [
+            ports.servers = [
                 serve_client_app(
                     apps.client if client is None else client(hub),
                     public,
@@ -140,6 +148,7 @@ async def both_ports(
                     limits=limits,
                     max_connections=max_control_connections(config),
                     refusals=ConnectionRefusals("control", hub.count_refused_connection),
+                    fast_paths=apps.control.fast_paths if uses_fast_paths else NO_FAST_PATHS,
                     certificate=certificates.control,
                 ),
             ]
@@ -147,7 +156,7 @@ async def both_ports(
                 yield ports
             finally:
                 ports.disconnect()
-                await asyncio.gather(*[server.stop(0) for server in servers])
+                await ports.stop()
 
 
 def own_address() -> str | None:

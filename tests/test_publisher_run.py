@@ -9,20 +9,18 @@ import json
 import logging
 import multiprocessing
 import random
-import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypedDict
 
 import httpx
 import pytest
 
-from conftest import CONTROL_KEY, RunningHub, StartHub, connects, free_port, require, until, wait_until
+from buffering_nginx import buffering_nginx
+from conftest import CONTROL_KEY, RunningHub, StartHub, free_port, until, wait_until
 from proxy import Mode, Proxy
 from redis_servers import SOAK, RedisServer
 from ssehub import AsyncPublisher, Publisher
@@ -572,27 +570,6 @@ def restart(hub: RunningHub, start_hub: StartHub, port: int, number: signal.Sign
     hub.signal(number)
     hub.wait()
     return start_hub(*(arguments or ("--control-bind", f"127.0.0.1:{port}")))
-
-
-@contextmanager
-def buffering_nginx(folder: Path, control_port: int) -> Iterator[int]:
-    """Run nginx as it is without `proxy_request_buffering off`, in front of a control app; yield its port."""
-    require(shutil.which("nginx"), "nginx")
-    port = free_port()
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind}; " for kind in kinds)
-    (folder / "nginx.conf").write_text(
-        f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log off; client_body_buffer_size 1m; {temporary} server {{ listen 127.0.0.1:{port};\n"
-        f"location / {{ proxy_pass http://127.0.0.1:{control_port}; proxy_set_header Host $http_host; }} }} }}\n"
-    )
-    process = subprocess.Popen(["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"])
-    try:
-        wait_until(lambda: connects(port))
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 async def test_proxy_that_buffers_is_noticed_and_short_requests_sent(

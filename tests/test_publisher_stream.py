@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import threading
-import time
+from pathlib import Path
 
-import httpx
 import pytest
+from httpx_sse import ServerSentEvent
 
+from buffering_nginx import buffering_nginx
 from conftest import CONTROL_KEY, RunningHub, StartHub, free_port, until
 from proxy import Mode, Proxy
 from redis_servers import SOAK
 from ssehub import AsyncPublisher, Publisher
-from ssehub.errors import ControlKeyError, InvalidEvent, InvalidRequest, SSEHubError, Unavailable
+from ssehub.errors import ControlKeyError, InvalidRequest, Unavailable
 from ssehub.publisher_http import Node
 from ssehub.publisher_links import Links
 from ssehub.publisher_pipe import MAX_KEPT_BYTES
 from ssehub.publisher_request import Rhythm
 from ssehub.publisher_route import Patience
 from ssehub.publisher_stream import PublisherStream
-from streams import listen
+from streams import RawStream, get
 
 pytestmark = pytest.mark.anyio
 
@@ -42,11 +42,16 @@ def stream_to(*ports: int, patience: Patience = QUICK, rhythm: Rhythm = RHYTHM) 
 
 def stored(hub: RunningHub, channel: str) -> list[str]:
     """Return the data of all events on a channel."""
-    stream = listen(hub.port, hub.token(channel=channel), query="&since=earliest")
+    return [event.data for event in everything_on(hub, channel)]
+
+
+def everything_on(hub: RunningHub, channel: str) -> list[ServerSentEvent]:
+    """Return all events on a channel."""
+    stream = RawStream(hub.port, get(f"/events/?token={hub.token(channel=channel)}&since=earliest"))
     hub.emit(channel=channel, data="the end")
     stream.read_event("the end")
     stream.close()
-    return [event.data for event in stream.events][:-1]
+    return stream.events[:-1]
 
 
 async def test_events_are_published_in_order_and_leaving_the_block_waits_for_all_answers(hub: RunningHub) -> None:
@@ -61,10 +66,8 @@ async def test_emit_returns_the_id_of_the_event_and_tasks_share_the_stream(hub: 
     async with AsyncPublisher(hub.control_url) as publisher, publisher.stream() as stream:
         ids = await asyncio.gather(*[stream.emit(channel="ids", user_id="*", data=number) for number in range(200)])
 
-    listener = listen(hub.port, hub.token(channel="ids"), query="&since=earliest")
-    listener.read_event("199")
-    assert [(event.data, event.id) for event in listener.events] == [(str(n), id) for n, id in enumerate(ids)]
-    listener.close()
+    events = await asyncio.to_thread(everything_on, hub, "ids")
+    assert [(event.data, event.id) for event in events] == [(str(number), id) for number, id in enumerate(ids)]
 
 
 async def test_refused_event_ends_nothing_and_is_raised_by_flush(hub: RunningHub) -> None:
@@ -150,8 +153,7 @@ async def test_stream_can_be_entered_once(hub: RunningHub) -> None:
 
 
 async def test_send_waits_while_too_much_has_no_answer(hub: RunningHub) -> None:
-    proxy = await asyncio.to_thread(Proxy, hub.control_port)
-    try:
+    with Proxy(hub.control_port) as proxy:
         async with stream_to(proxy.port, patience=QUICK._replace(answer_seconds=30.0)) as stream:
             await stream.emit(channel="full", user_id="*", data="0")
             proxy.mode = Mode.STALL
@@ -160,36 +162,27 @@ async def test_send_waits_while_too_much_has_no_answer(hub: RunningHub) -> None:
                 async with asyncio.timeout(1):
                     while True:
                         await stream.send(channel="full", user_id="*", data="x" * 10_000)
-                        sent += 10_000
+                        sent += 1
             proxy.mode = Mode.PASS
 
-        assert MAX_KEPT_BYTES * 0.9 < sent < MAX_KEPT_BYTES * 1.1
-        assert len(await asyncio.to_thread(stored, hub, "full")) == 1 + sent // 10_000
-    finally:
-        await asyncio.to_thread(proxy.close)
+    assert 0.9 < sent * 10_000 / MAX_KEPT_BYTES < 1.1
+    assert len(await asyncio.to_thread(stored, hub, "full")) == 1 + sent
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_every_event_is_published_once_and_in_order_over_cuts(hub: RunningHub, seed: int) -> None:
     chance = random.Random(seed)
     channel = f"cuts-{seed}"
-    proxy = await asyncio.to_thread(Proxy, hub.control_port)
-
-    async def cut() -> None:
-        while True:
-            await asyncio.sleep(chance.uniform(0.005, 0.05))
-            proxy.drop_all()
-
-    try:
-        cutting = asyncio.create_task(cut())
+    with Proxy(hub.control_port) as proxy:
         async with stream_to(proxy.port) as stream:
             for number in range(300):
                 await stream.send(channel=channel, user_id="*", data=str(number))
                 if chance.random() < 0.3:
                     await asyncio.sleep(chance.uniform(0, 0.01))
-            cutting.cancel()
-    finally:
-        await asyncio.to_thread(proxy.close)
+                if chance.random() < 0.05:
+                    proxy.cut()
+                elif chance.random() < 0.05:
+                    proxy.cut_after(chance.randrange(1, 300))
 
     assert await asyncio.to_thread(stored, hub, channel) == [str(number) for number in range(300)]
 
@@ -236,8 +229,7 @@ async def test_drain_moves_a_stream_to_the_next_node(start_hub: StartHub) -> Non
 
 
 async def test_silent_hub_is_left_and_its_events_sent_again(hub: RunningHub) -> None:
-    proxy = await asyncio.to_thread(Proxy, hub.control_port)
-    try:
+    with Proxy(hub.control_port) as proxy:
         async with stream_to(proxy.port, patience=QUICK._replace(answer_seconds=0.5)) as stream:
             await stream.emit(channel="silent", user_id="*", data="1")
             proxy.mode = Mode.STALL
@@ -245,8 +237,6 @@ async def test_silent_hub_is_left_and_its_events_sent_again(hub: RunningHub) -> 
             await asyncio.sleep(1)
             proxy.mode = Mode.PASS
             await waiting
-    finally:
-        await asyncio.to_thread(proxy.close)
 
     assert await asyncio.to_thread(stored, hub, "silent") == ["1", "2"]
 
@@ -267,7 +257,7 @@ def test_threads_share_a_stream(hub: RunningHub) -> None:
             stream.send(channel="threads", user_id="*", data=f"{thread}-{number}")
 
     with Publisher(hub.control_url) as publisher, publisher.stream() as stream:
-        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -279,14 +269,41 @@ def test_threads_share_a_stream(hub: RunningHub) -> None:
 
     found = stored(hub, "threads")
     assert len(found) == 201 and found[-1] == "last" and "-" in id
-    for thread in range(4):
-        assert [data for data in found if data.startswith(f"{thread}-")] == [f"{thread}-{n}" for n in range(50)]
+    for one in range(4):
+        assert [data for data in found if data.startswith(f"{one}-")] == [f"{one}-{number}" for number in range(50)]
 
 
-def test_what_is_no_hub_is_named() -> None:
-    from faulty_servers import answering
+@pytest.mark.parametrize(
+    "body",
+    [b'{"ids":["1"]}\n', b"[]\n", b"<html>\n", b'{"id": "1"}\n{"id": "2"}\n', b"x" * 2**21],
+    ids=["batch", "list", "text", "too-many", "endless"],
+)
+async def test_answer_of_something_that_is_not_a_hub_is_named(body: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b'"data"')
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await reader.read()
+        writer.close()
 
-    with answering(b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"ids": [1]}') as port:
-        with pytest.raises(Unavailable, match="not a hub with pipes"), Publisher(f"http://127.0.0.1:{port}") as publisher:
-            with publisher.stream() as stream:
-                stream.emit(channel="chat", user_id="*", data="1")
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        with pytest.raises(Unavailable, match="not a hub with pipes"):
+            async with stream_to(server.sockets[0].getsockname()[1]) as stream:
+                await stream.emit(channel="chat", user_id="*", data="1")
+                await stream.emit(channel="chat", user_id="*", data="2")
+
+
+async def test_proxy_that_buffers_is_noticed_and_short_requests_sent(
+    hub: RunningHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with buffering_nginx(tmp_path, hub.control_port) as port:
+        async with stream_to(port, patience=QUICK._replace(answer_seconds=5.0)) as stream:
+            await stream.emit(channel="buffered", user_id="*", data="0")
+            for number in range(1, 2_000):
+                await stream.send(channel="buffered", user_id="*", data=str(number))
+            await stream.flush()
+            with pytest.raises(InvalidRequest):
+                await stream.emit(channel="", user_id="*", data="x")
+
+    assert await asyncio.to_thread(stored, hub, "buffered") == [str(number) for number in range(2_000)]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "proxy_request_buffering off" in warnings[0] and len(warnings) <= 2

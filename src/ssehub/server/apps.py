@@ -34,6 +34,7 @@ from ..watched import NOTHING_YET, LastGood
 from ..web.board import Answerer, Board
 from ..web.client import create_client_app
 from ..web.control import create_control_app
+from ..web.direct import DirectApp
 from .credentials import Credentials, create_credentials
 
 SPARE_DESCRIPTORS = 2_000
@@ -57,7 +58,7 @@ class Apps:
     hub: Hub
     credentials: Credentials
     client: Starlette
-    control: Starlette
+    control: DirectApp
     combined: Starlette
     answerer: Answerer
     """Answers what other workers ask."""
@@ -133,7 +134,7 @@ def _control_app(
     tokens: Tokens,
     keys: ControlKeys,
     board: Board | None,
-) -> Starlette:
+) -> DirectApp:
     return create_control_app(
         hub,
         tokens=tokens,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import uvicorn
@@ -31,6 +31,7 @@ from ..buckets import Throttle
 from ..fanout.refusals import ConnectionRefusal
 from ..fanout.sinks import LINGER_SECONDS, TransportSink
 from ..settings import RequestLimits
+from ..web.fast_path import FastPath
 from .deadlines import Deadlines, Wait
 from .heads import UnfinishedHeads
 from .refusals import ConnectionRefusals
@@ -61,6 +62,7 @@ class Port:
         max_refusals_per_second: float,
         logs_access: bool,
         refusals: ConnectionRefusals,
+        fast_paths: Mapping[bytes, FastPath],
     ) -> None:
         if not config.loaded:
             config.load()
@@ -71,6 +73,8 @@ class Port:
         self.limits = limits
         self.max_connections = max_connections
         self.refusals = refusals
+        self.fast_paths = fast_paths
+        """By the paths of their requests."""
         self.discards = Throttle(DISCARDED_BYTES_PER_SECOND, MAX_DELAY_SECONDS, loop.time)
         """What nobody wants is read in turns: a client that floods the server must not keep it from its work."""
         self.refused_answers = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)

@@ -94,6 +94,7 @@ async def serving_control(apps: Apps, config: Config) -> AsyncIterator[None]:
             limits=limits,
             max_connections=max_control_connections(config),
             refusals=ConnectionRefusals("control", apps.hub.count_refused_connection),
+            fast_paths=apps.control.fast_paths,
             certificate=certificate,
         )
         announce_control(config, certificate, sock.getsockname())

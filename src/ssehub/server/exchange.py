@@ -46,7 +46,6 @@ class Exchange:
         "_access_scope",
         "_adopted",
         "_body",
-        "_body_bytes",
         "_connection",
         "_ends_with_connection",
         "_has_body_ended",
@@ -58,6 +57,7 @@ class Exchange:
         "_is_handed_over",
         "_remaining",
         "_waiters",
+        "body_bytes",
         "has_started",
         "has_unlimited_body",
         "is_disconnected",
@@ -87,7 +87,7 @@ class Exchange:
         self.has_unlimited_body = False
         """True if the client may take as long as it likes to send the body."""
         self._body: list[bytes] = []
-        self._body_bytes = 0
+        self.body_bytes = 0
         self._has_body_ended = False
         self._has_delivered_end = False
         # The response
@@ -158,15 +158,20 @@ class Exchange:
 
     def body_received(self, body: bytes) -> None:
         self._body.append(body)
-        self._body_bytes += len(body)
-        if self._body_bytes > HIGH_WATER_BYTES:
+        self.body_bytes += len(body)
+        if self.body_bytes > HIGH_WATER_BYTES:
             self._connection.pause_reading()
         self._wake()
 
     @property
+    def body(self) -> bytes:
+        """What has arrived of the body, and the app has not taken."""
+        return b"".join(self._body)
+
+    @property
     def has_enough_body(self) -> bool:
         """True if nothing more of the body should be read, until the app has taken what has arrived."""
-        return self._body_bytes > HIGH_WATER_BYTES
+        return self.body_bytes > HIGH_WATER_BYTES
 
     def body_ended(self) -> None:
         self._has_body_ended = True
@@ -208,7 +213,7 @@ class Exchange:
 
     def _next_part(self) -> Message:
         body = b"".join(self._body)
-        self._body, self._body_bytes = [], 0
+        self._body, self.body_bytes = [], 0
         self._has_delivered_end = self._has_body_ended
         return {"type": "http.request", "body": body, "more_body": not self._has_body_ended}
 
@@ -243,6 +248,21 @@ class Exchange:
                 return
             connection.restore_deadline()
         self._start(status, message.get("headers", ()))
+        connection.port.loop.call_soon(self.flush)
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write the whole response, in place of an app: `headers` have its length. A client that has left gets none."""
+        if self._is_lost:
+            return
+        self.has_started = self._is_complete = True
+        lines, has_close = _lines_often(tuple(headers))
+        if has_close:
+            self.is_persistent = False
+        elif not self.is_persistent:
+            lines += b"connection: close\r\n"
+        default = b"".join([_parsed(name, value)[1] for name, value in self._connection.port.state.default_headers])
+        self._connection.transport.write(b"%b%b%b\r\n%b" % (_status_line(status), default, lines, body))
+        self._connection.response_completed(self.is_persistent)
 
     def _start(self, status: int, headers: Headers) -> None:
         self.has_started = True
@@ -269,7 +289,6 @@ class Exchange:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)
-        self._connection.port.loop.call_soon(self.flush)
 
     def _log_access(self, status: int) -> None:
         scope: Any = self._access_scope
@@ -390,3 +409,10 @@ def _parse(name: bytes, value: bytes) -> tuple[bytes | None, bytes]:
 
 _parse_often = lru_cache(512)(_parse)
 """Most headers of most responses are the same every time."""
+
+
+@lru_cache(256)
+def _lines_often(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bool]:
+    """Return the lines of `headers`, and True if one of them closes the connection."""
+    parsed = [_parsed(name, value) for name, value in headers]
+    return b"".join([line for _, line in parsed]), b"connection" in [special for special, _ in parsed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from ..proxies import TrustedProxies
 from ..settings import RequestLimits
+from ..web.fast_path import NO_FAST_PATHS, FastPath
 from .certificates import ServerCertificate
 from .protocol import HttpProtocol
 from .proxy_protocol import behind_proxies
@@ -56,6 +57,7 @@ def serve_client_app(
     limits: RequestLimits,
     max_connections: int,
     refusals: ConnectionRefusals,
+    fast_paths: Mapping[bytes, FastPath] = NO_FAST_PATHS,
     proxies: TrustedProxies | None = None,
     certificate: ServerCertificate | None = None,
 ) -> HttpServer:
@@ -63,7 +65,8 @@ def serve_client_app(
 
     `proxies` begin connections with a PROXY preamble, before TLS.
     """
-    protocol = _protocol(limits, max_connections, refusals, max_refusals_per_second=MAX_REFUSALS_PER_SECOND)
+    most = MAX_REFUSALS_PER_SECOND
+    protocol = _protocol(limits, max_connections, refusals, fast_paths=fast_paths, max_refusals_per_second=most)
     http = protocol if certificate is None else over_tls(protocol, certificate)
     return _start(app, sock, http if proxies is None else behind_proxies(http, proxies, refusals))
 
@@ -75,13 +78,14 @@ def serve_control_app(
     limits: RequestLimits,
     max_connections: int,
     refusals: ConnectionRefusals,
+    fast_paths: Mapping[bytes, FastPath] = NO_FAST_PATHS,
     certificate: ServerCertificate | None = None,
 ) -> HttpServer:
     """Start to serve the control app in the running event loop, over TLS if there is a certificate.
 
     Publishers keep their connections for a minute.
     """
-    protocol = _protocol(limits, max_connections, refusals)
+    protocol = _protocol(limits, max_connections, refusals, fast_paths=fast_paths)
     http = protocol if certificate is None else over_tls(protocol, certificate)
     return _start(app, sock, http, timeout_keep_alive=_CONTROL_KEEP_ALIVE_SECONDS)
 

@@ -120,6 +120,7 @@ async def _main(
             limits=limits,
             max_connections=max_control_connections(config),
             refusals=ConnectionRefusals("control", apps.hub.count_refused_connection),
+            fast_paths=apps.control.fast_paths,
             certificate=certificates.control,
         )
         with collecting(apps.hub):

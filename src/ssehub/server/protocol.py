@@ -17,8 +17,9 @@ import contextvars
 import logging
 import math
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import httptools
 import uvicorn
@@ -28,6 +29,7 @@ from uvicorn.server import ServerState
 
 from ..fanout.refusals import ConnectionRefusal
 from ..settings import RequestLimits
+from ..web.fast_path import NO_FAST_PATHS, FastPath, FastRequest
 from ..web.transport import EXTENSION
 from .connection import Connection, Port
 from .deadlines import Wait
@@ -65,6 +67,24 @@ class Refused(Exception):
     """Raised by a callback of the parser, to stop it."""
 
 
+class _Head(NamedTuple):
+    """The first line of a request."""
+
+    method: str
+    version: str
+    path: str
+    raw_path: bytes
+    query: bytes
+
+
+class _Held(NamedTuple):
+    """A request that waits for its body, if that is small, to be answered on a fast path. No app has been called."""
+
+    fast_path: FastPath
+    head: _Head
+    exchange: Exchange
+
+
 class HttpProtocol(Connection):
     """Parses the requests of one connection, and runs the app for one after the other.
 
@@ -76,9 +96,11 @@ class HttpProtocol(Connection):
         "_ahead",
         "_discarded_bytes",
         "_exchange",
+        "_fast_left",
         "_has_body_part",
         "_head_bytes",
         "_headers",
+        "_held",
         "_overhead_bytes",
         "_parser",
         "_rated_bytes",
@@ -101,6 +123,7 @@ class HttpProtocol(Connection):
         max_refusals_per_second: float = math.inf,
         logs_access: bool = True,
         refusals: ConnectionRefusals = UNCOUNTED,
+        fast_paths: Mapping[bytes, FastPath] = NO_FAST_PATHS,
     ) -> None:
         loop = _loop or asyncio.get_event_loop()
         make = partial(
@@ -114,6 +137,7 @@ class HttpProtocol(Connection):
             max_refusals_per_second,
             logs_access,
             refusals,
+            fast_paths,
         )
         super().__init__(Port.shared(server_state, make))
         self._exchange: Exchange | None = None
@@ -137,6 +161,9 @@ class HttpProtocol(Connection):
         """How much has arrived in this interval of the body's deadline."""
         self._discarded_bytes = 0
         self._refusal: Refusal | None = None
+        self._held: _Held | None = None
+        self._fast_left = 0
+        """How many more requests of this read may be answered on a fast path."""
 
     # What arrives
 
@@ -148,8 +175,10 @@ class HttpProtocol(Connection):
             return
         self._rated_bytes += len(data)
         if len(data) <= PART_BYTES:
+            self._fast_left = MAX_AHEAD
             self._feed(data)
         else:
+            self._fast_left = 0
             rest = memoryview(data)
             while rest and self._is_reading():
                 self._feed(rest[:PART_BYTES])
@@ -175,6 +204,7 @@ class HttpProtocol(Connection):
         except httptools.HttpParserError:
             self._refuse(self._refusal or BAD_REQUEST)
         else:
+            self._settle(is_last=True)
             self._check_size(len(part))
 
     def _check_size(self, part_bytes: int) -> None:
@@ -215,6 +245,7 @@ class HttpProtocol(Connection):
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
+        self._settle(is_last=False)
         if len(self._ahead) >= MAX_AHEAD:
             self._raise(TOO_MANY_AHEAD)
         self._enter(Reading.HEAD)
@@ -244,7 +275,9 @@ class HttpProtocol(Connection):
             self.wait_for(None)
         version = parser.get_http_version()
         method = parser.get_method().decode("ascii")
-        scope = self._scope(method, version)
+        found = target(self._url)
+        if isinstance(found, Refusal):
+            self._raise(found)
         self._begin_body()
         exchange = Exchange(
             self,
@@ -253,9 +286,14 @@ class HttpProtocol(Connection):
             is_persistent=version == "1.1" and parser.should_keep_alive(),
             needs_continue=version == "1.1" and (b"expect", b"100-continue") in self._headers,
         )
-        scope["extensions"] = {EXTENSION: {"connection": exchange}}
         self._receiving = exchange
-        self._begin(exchange, scope)
+        head = _Head(method, version, *found)
+        fast_path = self._fast_path(head, exchange)
+        if fast_path is None:
+            self._begin(exchange, self._scope(head, exchange))
+        else:
+            self._fast_left -= 1
+            self._held = _Held(fast_path, head, exchange)
 
     def on_body(self, body: bytes) -> None:
         self._has_body_part = True
@@ -300,27 +338,59 @@ class HttpProtocol(Connection):
         self._refusal = refusal
         raise Refused
 
-    def _scope(self, method: str, version: str) -> Scope:
-        found = target(self._url)
-        if isinstance(found, Refusal):
-            self._raise(found)
-        path, raw_path, query = found
+    def _scope(self, head: _Head, exchange: Exchange) -> Scope:
         root_path = self.port.config.root_path
         return {
             "type": "http",
             "asgi": self.port.asgi,
-            "http_version": version,
+            "http_version": head.version,
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,
-            "method": method,
+            "method": head.method,
             "root_path": root_path,
-            "path": root_path + path,
-            "raw_path": root_path.encode("ascii") + raw_path,
-            "query_string": query,
+            "path": root_path + head.path,
+            "raw_path": root_path.encode("ascii") + head.raw_path,
+            "query_string": head.query,
             "headers": self._headers,
             "state": self.port.app_state.copy(),
+            "extensions": {EXTENSION: {"connection": exchange}},
         }
+
+    # Fast paths
+
+    def _fast_path(self, head: _Head, exchange: Exchange) -> FastPath | None:
+        """Return the fast path that may answer the request, once all of it is there; None if an app is to do so."""
+        fast_path = self.port.fast_paths.get(head.raw_path)
+        if (
+            fast_path is None
+            or fast_path.method != head.method
+            or b"stream=" in head.query  # of a request whose body stays open, so that it is never whole
+            or not self._fast_left
+            or self._exchange is not None
+            or self.is_write_paused
+            or head.version != "1.1"
+            or exchange.needs_continue
+        ):
+            return None
+        return fast_path
+
+    def _settle(self, *, is_last: bool) -> None:
+        """Answer the request that is held, or let an app do so. `is_last` says that nothing has arrived behind it."""
+        if self._held is None:
+            return
+        fast_path, head, exchange = self._held
+        is_whole = self._reading is Reading.BETWEEN
+        if not is_whole and is_last and exchange.body_bytes <= PART_BYTES:
+            return  # many clients send head and body one after the other
+        self._held = None
+        if is_whole and (is_last or not fast_path.takes_connection):
+            self._exchange = exchange
+            request = FastRequest(head.query, self._headers, exchange.body, self.client, self.server)
+            if fast_path.answer(request, exchange):
+                return
+            self._exchange = None
+        self._begin(exchange, self._scope(head, exchange))
 
     # Upgrades
 
@@ -414,6 +484,7 @@ class HttpProtocol(Connection):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
+        self._settle(is_last=False)
         self.refuse(refusal.reason, refusal.message.removesuffix("."))
         is_answered = self._reading is Reading.BODY and self._exchange is None
         self._enter(Reading.NOTHING)
@@ -469,15 +540,16 @@ class HttpProtocol(Connection):
 
     def shutdown(self) -> None:
         """Close the connection, once the request that is being answered has its response: uvicorn stops."""
-        if self._exchange is not None:
-            self._exchange.is_persistent = False
+        exchange = self._exchange if self._held is None else self._held.exchange
+        if exchange is not None:
+            exchange.is_persistent = False
         elif self.stream is None:
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
         self._enter(Reading.NOTHING)
-        self._receiving = self._parser = None
+        self._receiving = self._parser = self._held = None
         self._ahead.clear()
         super().connection_lost(exc)
         if exchange is not None:

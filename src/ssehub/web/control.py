@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -27,9 +26,11 @@ from ..settings import Limits, RequestLimits, takes_settings
 from ..tokens import Tokens
 from .board import Answerer, Board, LocalBoard
 from .description import TEXT, Answer, Description, Field, Operation, Shape, fields_body, object_of
+from .direct import DirectApp
 from .emit import Emit
 from .endpoint import Endpoint, Methods
 from .explain import Explain
+from .fast_endpoint import FastEndpoint
 from .forms import (
     JSON,
     lifetime_seconds,
@@ -38,7 +39,7 @@ from .forms import (
     refuse_null,
     required,
 )
-from .guard import OPEN_PATHS, RUNS, Guard
+from .guard import OPEN_PATHS, RUNS, Guard, Guarding
 from .metrics import Metrics
 from .not_found import not_found
 from .openapi import Document, GetDocument
@@ -119,7 +120,7 @@ def create_control_app(
     board: Board | None = None,
     cors_origins: Sequence[str] | None = None,
     now: Callable[[], float] = time.time,
-) -> Starlette:
+) -> DirectApp:
     """Return the app that issues `tokens` and publishes to `hub`.
 
     With a `control_key`, every call except the health checks requires it. With `control_keys` in its place, each
@@ -140,9 +141,12 @@ def create_control_app(
     asked = board or LocalBoard(Answerer(hub, tokens, cors_origins, now))
     refusals = Refusals(hub)
     rates = PublishRates(limits.max_publishes_per_second)
-    endpoints: list[Endpoint | Methods] = [
-        Emit(hub, refusals, keys, limits, request_limits, rates),  # the most frequent call, so it is matched first
+    frequent: list[Endpoint] = [
+        Emit(hub, refusals, keys, limits, request_limits, rates),
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
+    ]
+    endpoints: list[Endpoint | Methods] = [
+        *frequent,
         Disconnect(hub, limits),
         Methods(Revoke(hub, tokens, limits), TakeBack(hub, tokens, limits), ListRevocations(hub)),
         Explain(asked, limits, now),
@@ -157,7 +161,7 @@ def create_control_app(
     ]
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: DirectApp) -> AsyncIterator[None]:
         async with hub:
             yield
 
@@ -170,11 +174,22 @@ def create_control_app(
     )
     routes = [Route(path, endpoint) for endpoint in endpoints for path in both(endpoint.path)]
     routes[2:2] = runs.routes()
-    app = Starlette(
+    guard = Guard(keys, allowed_hosts)
+    app = DirectApp(
+        {
+            path: counting_responses(Guarding(endpoint, guard), hub)
+            for endpoint in frequent
+            for path in both(endpoint.path)
+        },
+        {
+            path.encode(): FastEndpoint(endpoint, guard, hub, refusals)
+            for endpoint in frequent
+            for path in both(endpoint.path)
+        },
         routes=routes,
         middleware=[
             Middleware(counting_responses, hub=hub),
-            Middleware(Guard, keys=keys, allowed_hosts=allowed_hosts),
+            Middleware(Guarding, guard=guard),
         ],
         exception_handlers={
             404: not_found(elsewhere, partial(refusals.refuse, ControlRefusal.NOT_FOUND)),

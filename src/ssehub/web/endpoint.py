@@ -35,7 +35,7 @@ class Endpoint:
     description: ClassVar[Description]
 
     def __init__(self, max_body_bytes: int = 0) -> None:
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._dropped = DroppedBodies()
 
     async def respond(self, request: ControlRequest) -> Response:
@@ -57,7 +57,7 @@ class Endpoint:
             try:
                 if self.right is not None:
                     key.require(self.right)
-                body = await read_body(headers, receive, self._max_body_bytes) if self.method != "GET" else b""
+                body = await read_body(headers, receive, self.max_body_bytes) if self.method != "GET" else b""
             except ClientDisconnect:
                 return
             except SSEHubError as exc:

@@ -39,9 +39,7 @@ FORWARDING_HEADERS = frozenset(
 
 
 class Guard:
-    """Middleware that refuses requests from web pages and, if control keys are set, requests without one of them.
-
-    The others find the key that they were made with in their scope.
+    """Refuses requests from web pages and, if control keys are set, requests without one of them.
 
     Any web page can make a browser POST a form to this machine. The browser then sends `Origin` or `Sec-Fetch-Site`.
     A page can also rebind its own DNS name to this machine, and is then of the same origin. So without a key, `Host`
@@ -49,35 +47,11 @@ class Guard:
     on this machine may pass on what others send, under a `Host` of its own: without a key, what it forwards is refused.
     """
 
-    def __init__(self, app: ASGIApp, keys: ControlKeys, allowed_hosts: Collection[str]) -> None:
-        self._app = app
+    def __init__(self, keys: ControlKeys, allowed_hosts: Collection[str]) -> None:
         self._keys = keys
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._dropped = DroppedBodies(REFUSED_SECONDS)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and scope["query_string"]:
-            scope = masked(scope)  # a key there is refused, and must not get into the access log either
-        if scope["type"] == "http" and _path(scope) not in OPEN_PATHS:
-            headers = request_headers(scope)
-            try:
-                scope[KEY] = self._check(headers, scope.get("server"))
-                scope[HEADERS] = headers
-            except SSEHubError as exc:
-                await self._refuse(exc, headers, scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    async def _refuse(
-        self, exc: SSEHubError, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        refusals_of(scope).refuse_control(exc, scope)
-        if _is_about_runs(scope):  # it may be an append, whose client looks at the answer when the connection is closed
-            await self._dropped.refuse(error_response(exc, headers, {"reason": AppendRefusal.FORBIDDEN}), receive, send)
-        else:
-            await error_response(exc, headers)(scope, receive, send)
-
-    def _check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> ControlKey:
+    def check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> ControlKey:
         """Return the key of a request. Raises CallerForbidden and ControlKeyError."""
         if not self._keys.is_required:
             if not FORWARDING_HEADERS.isdisjoint(headers):
@@ -112,13 +86,45 @@ class Guard:
         return address in self._hosts if is_loopback is None else is_loopback
 
 
-def _path(scope: Scope) -> str:
+class Guarding:
+    """Middleware that lets through what `guard` admits. A request finds the key that it was made with in its scope."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+        self._dropped = DroppedBodies(REFUSED_SECONDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["query_string"]:
+            scope = masked(scope)  # a key there is refused, and must not get into the access log either
+        if scope["type"] == "http" and path_of(scope) not in OPEN_PATHS:
+            headers = request_headers(scope)
+            try:
+                scope[KEY] = self._guard.check(headers, scope.get("server"))
+                scope[HEADERS] = headers
+            except SSEHubError as exc:
+                await self._refuse(exc, headers, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _refuse(
+        self, exc: SSEHubError, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        refusals_of(scope).refuse_control(exc, scope)
+        if _is_about_runs(scope):  # it may be an append, whose client looks at the answer when the connection is closed
+            await self._dropped.refuse(error_response(exc, headers, {"reason": AppendRefusal.FORBIDDEN}), receive, send)
+        else:
+            await error_response(exc, headers)(scope, receive, send)
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path that was asked for, below where the app is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
 def _is_about_runs(scope: Scope) -> bool:
-    path = _path(scope)
+    path = path_of(scope)
     return path == RUNS or path.startswith(f"{RUNS}/")
 
 

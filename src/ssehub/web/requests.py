@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -51,11 +51,16 @@ class ControlRequest:
 
 
 def request_headers(scope: Scope) -> RequestHeaders:
-    """Return the headers by lower-case name. The first of several with one name counts, as in Starlette's `Headers`.
+    """Return the headers of a request by lower-case name: see `parsed_headers`."""
+    return parsed_headers(scope["headers"])
+
+
+def parsed_headers(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
+    """Return `headers` by lower-case name. The first of several with one name counts, as in Starlette's `Headers`.
 
     Starlette's class searches a list at each lookup, and a request takes seven lookups.
     """
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(headers))}
 
 
 def idempotency_key(headers: RequestHeaders) -> str | None:
@@ -79,16 +84,20 @@ def require_identity(headers: RequestHeaders) -> None:
         raise UnsupportedContent(f"unsupported Content-Encoding {encoding[:40]!r}: send the body uncompressed")
 
 
+def check_body(headers: RequestHeaders, declared: str, max_bytes: int) -> None:
+    """Raise UnsupportedContent if the body is compressed, and BodyTooLarge if it is `declared` to be too large."""
+    require_identity(headers)
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
+
+
 async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
     """Return the whole body.
 
     Raises UnsupportedContent, BodyTooLarge as soon as the body is known to be larger than `max_bytes`, and
     ClientDisconnect.
     """
-    require_identity(headers)
-    declared = headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
+    check_body(headers, headers.get("content-length", "0"), max_bytes)
     chunks: list[bytes] = []
     size = 0
     while True:

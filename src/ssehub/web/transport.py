@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from starlette.types import Receive, Scope
@@ -44,6 +44,9 @@ class Connection(Protocol):
 
     def close_stream(self) -> None:
         """Discard the sink: the server writes the response."""
+
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Write the whole response, for a request that no app answers. If the client has left, nothing is written."""
 
     def unlimit_body(self) -> None:
         """Let the client take as long as it likes for the rest of this request's body, of whatever size.

@@ -166,13 +166,16 @@ class Writer:
 
     async def _answer_to(self, waiting: Waiting[Answer], unknown: str) -> Answer:
         """Return the answer to what the task has been handed. `unknown` is what no answer means once it is sent."""
+        answer = waiting.answer
         try:
-            async with asyncio.timeout(PUBLISH_SECONDS):
-                return await waiting.answer
-        except TimeoutError:
-            if waiting.is_sent:
-                raise BrokerUnavailable(f"no reply from Redis: {unknown}") from None
-            raise self._unreachable() from None
+            await asyncio.wait([answer], timeout=PUBLISH_SECONDS)  # `asyncio.timeout` would need a task
+            if answer.done():
+                return answer.result()
+        finally:
+            answer.cancel()
+        if waiting.is_sent:
+            raise BrokerUnavailable(f"no reply from Redis: {unknown}")
+        raise self._unreachable()
 
     async def revoke(self, revocations: Sequence[Revocation]) -> str:
         """Enter `revocations` in the table and in the log; return the position. Raises as `Broker.revoke` does."""

@@ -1,0 +1,40 @@
+"""Fast paths: requests that our server answers without an ASGI scope, routes, middleware and a task.
+
+All of these cost more than what most requests ask for. A fast path applies the same rules by the same functions, and
+leaves what is unusual to the app. Only our launcher uses it, for apps that it has built and nobody has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from .transport import Connection
+
+
+class FastRequest(NamedTuple):
+    """A request, all of which has arrived. `headers` are as in ASGI, with names in lower case."""
+
+    query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+
+
+class FastPath(Protocol):
+    """Answers the requests with one method for one path."""
+
+    method: str
+    takes_connection: bool
+    """True if a stream may be the answer, so that nothing may follow the request."""
+
+    def answer(self, request: FastRequest, connection: Connection) -> bool:
+        """Answer `request` on `connection`, now or later, and return True; or return False for the app to answer it.
+
+        Before it returns False, it changes and counts nothing. Raises nothing.
+        """
+
+
+NO_FAST_PATHS: Mapping[bytes, FastPath] = MappingProxyType({})
