@@ -9,12 +9,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TextIO
 
 from conftest import wait_until
 
 
-def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `ssehub` with `arguments` and only the variables in `env` of its own; return when it has ended."""
+def run(
+    *arguments: str, stdin: str | None = None, file: TextIO | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `ssehub` with `arguments` and only the variables in `env` of its own; return when it has ended.
+
+    Its standard input is the text `stdin`, or a `file`.
+    """
     return subprocess.run(
         [sys.executable, "-m", "ssehub", *arguments],
         capture_output=True,
@@ -22,7 +28,7 @@ def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.Com
         timeout=30,
         env=_environment(env),
         input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
+        stdin=(file or subprocess.DEVNULL) if stdin is None else None,
     )
 
 

@@ -292,7 +292,7 @@ async def test_answer_of_something_that_is_not_a_hub_is_named(body: bytes) -> No
                 await stream.emit(channel="chat", user_id="*", data="2")
 
 
-async def test_proxy_that_buffers_is_noticed_and_short_requests_sent(
+async def test_stream_through_a_proxy_that_buffers_is_sent_in_short_requests(
     hub: RunningHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with buffering_nginx(tmp_path, hub.control_port) as port:

@@ -114,15 +114,16 @@ class PipeWriter:
                     await self._connect_and_send()
                 except (OSError, TryAgain) as problem:
                     if self._kept_bytes:  # otherwise nobody has to know
-                        self._note_failure(problem)
-                        await self._route.failed(problem)
+                        self._route.note_failure(problem)
+                        self._tell_failure(problem)
+                        await self._route.wait()
         except SSEHubError as exc:
             self._fail(exc)
         except Exception as exc:
             logger.exception("a stream of events can't be continued")
             self._fail(Unavailable(f"the stream of events can't be continued: {type(exc).__name__}"))
 
-    def _note_failure(self, problem: OSError | TryAgain) -> None:
+    def _tell_failure(self, problem: OSError | TryAgain) -> None:
         if not self._is_failing:
             self._is_failing = True
             logger.warning("%s can't be used at present (%s): trying again", self._url, problem)

@@ -94,6 +94,11 @@ class Route:
 
     async def failed(self, problem: OSError | TryAgain) -> None:
         """Wait until another attempt is due, at the next address. Raises Unavailable if there should be none."""
+        self.note_failure(problem)
+        await self.wait()
+
+    def note_failure(self, problem: OSError | TryAgain) -> None:
+        """Raise Unavailable if there should be no other attempt; the next one is due after `wait`."""
         url = self._nodes[0].url
         if reason := tls_problem(problem):
             raise Unavailable(f"{url} can't be reached ({reason})") from problem
@@ -107,7 +112,10 @@ class Route:
             seconds = self._patience.give_up_seconds
             raise Unavailable(f"{url} could not be used for {seconds:g} s ({problem or type(problem).__name__})")
         self._turn += 1
-        if self._turn % self._count == 0:  # every address has been tried
+
+    async def wait(self) -> None:
+        """Wait if every address has been tried since the last wait."""
+        if self._turn % self._count == 0:
             await asyncio.sleep(self._wait_seconds * random.uniform(0.5, 1.0))
             self._wait_seconds = min(2 * self._wait_seconds, self._patience.longest_wait_seconds)
 
