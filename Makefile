@@ -47,8 +47,9 @@ e2e: tools ## run the tests with a browser, a web server and Node
 cov: tools ## run the tests, and report branch coverage line by line
 	@$(call tests,,--cov-report=term-missing --cov-report=html)
 
-soak: tools ## run the fault tests at full scale
+soak: tools ## run the fault tests at full scale, and all tests without fast paths
 	SOAK=1 $(BIN)/python -m pytest -m soak --timeout 1800 -s
+	ORDINARY_PATHS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 newcomer: ## follow the README in fresh clones, and measure the seconds to a first event (ARGS=curl for one way)
 	$(PYTHON) tests/first_event.py $(ARGS)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from starlette.types import ASGIApp
 
-from conftest import SECRET
+from conftest import ORDINARY_PATHS, SECRET
 from ssehub import Hub, Tokens
 from ssehub.config import load_config
 from ssehub.proxies import TrustedProxies
@@ -121,7 +121,7 @@ async def both_ports(
     client: Callable[[Hub], ASGIApp] | None = None,
     max_port_connections: int | None = None,
     control_host: str = "127.0.0.1",
-    uses_fast_paths: bool = True,
+    uses_fast_paths: bool = not ORDINARY_PATHS,
     **settings: object,
 ) -> AsyncIterator[BothPorts]:
     """Serve a hub with these settings. `client` makes another client app, whose port has `max_port_connections`."""

@@ -36,6 +36,10 @@ CONTROL_KEY = "a control key for tests that has 32 bytes or more"
 START_SECONDS = 20.0
 ERROR_LINES = re.compile(r"ERROR|Traceback|Exception")
 """What the log of a hub must not contain after a test."""
+ORDINARY_PATHS = "ORDINARY_PATHS" in os.environ
+"""True if the hubs of the tests are to answer every request by their apps, so that the suite runs over both paths."""
+WITHOUT_FAST_PATHS = "from ssehub.web.direct import DirectApp; DirectApp.fast_paths = property(lambda app: {})"
+RUN = "import runpy; runpy.run_module('ssehub', run_name='__main__', alter_sys=True)"
 MEASURED_PROCESSES = (
     "test_asgi",
     "test_bench",
@@ -252,6 +256,8 @@ class RunningHub(HubProcess):
         Python code to run instead of `python -m ssehub`.
         """
         addresses = [] if any("--bind" in argument for argument in arguments) else ["--bind", "127.0.0.1:0"]
+        if ORDINARY_PATHS:
+            code = f"{WITHOUT_FAST_PATHS}; {code or RUN}"
         program = ["-m", "ssehub"] if code is None else ["-c", code]
         command = [*prefix, sys.executable, *program, *addresses, "--control-bind", "127.0.0.1:0", *arguments]
         variables = {"SSEHUB_SECRET": SECRET, **os.environ, **(env or {})}

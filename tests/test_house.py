@@ -137,9 +137,11 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "brokers.redis.nodes": {"brokers.redis.connection", "brokers.redis.state", "node"},
+    "brokers.redis.pauses": set(),
     "brokers.redis.reader": {
         "brokers.base",
         "brokers.redis.connection",
+        "brokers.redis.pauses",
         "brokers.redis.state",
         "brokers.redis.table",
         "brokers.redis.wire",

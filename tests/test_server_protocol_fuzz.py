@@ -18,52 +18,12 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from fake_transport import FakeTransport, pieces
 from ssehub.server import HttpProtocol
 from ssehub.server.protocol import MAX_AHEAD
 
 SOAK = "SOAK" in os.environ
 EXAMPLES = 200_000 if SOAK else 600
-
-
-class FakeTransport(asyncio.Transport):
-    """Collects what is written, as asyncio's transports do until a client reads it."""
-
-    def __init__(self, protocol: HttpProtocol) -> None:
-        super().__init__({"peername": ("192.0.2.1", 4711), "sockname": ("192.0.2.2", 80)})
-        self.protocol: HttpProtocol | None = protocol
-        self.written = b""
-        self.is_paused = False
-        self.is_closed = False
-
-    def write(self, data: Any) -> None:
-        assert not self.is_closed, "nothing may be written after the connection has been closed"
-        self.written += data
-
-    def close(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            asyncio.get_running_loop().call_soon(self.lose_connection)
-
-    def lose_connection(self) -> None:
-        protocol, self.protocol = self.protocol, None
-        assert protocol is not None
-        protocol.connection_lost(None)
-
-    abort = close
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def pause_reading(self) -> None:
-        assert not self.is_paused
-        self.is_paused = True
-
-    def resume_reading(self) -> None:
-        assert self.is_paused
-        self.is_paused = False
-
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,15 +69,6 @@ WHOLE = [
     b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n",
 ]
 STREAMS = st.lists(st.sampled_from(TOKENS) | st.sampled_from(WHOLE) | st.binary(max_size=20), max_size=14).map(b"".join)
-
-
-def pieces(data: bytes, seed: int) -> Iterator[bytes]:
-    numbers = random.Random(seed)
-    rest = data
-    while rest:
-        size = numbers.choice((1, 2, 7, 100, 10_000, len(rest)))
-        yield rest[:size]
-        rest = rest[size:]
 
 
 async def send(data: bytes, seed: int, state: ServerState) -> FakeTransport:

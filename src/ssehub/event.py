@@ -16,7 +16,18 @@ from typing import Any, Self
 from sse_starlette import ServerSentEvent
 
 from .errors import InvalidEvent
-from .fields import EVERYONE, MAX_NAMES, check_id, check_names, check_retry, check_store, check_ttl, check_type, to_utf8
+from .fields import (
+    EVERYONE,
+    MAX_NAMES,
+    check_id,
+    check_names,
+    check_retry,
+    check_store,
+    check_ttl,
+    check_type,
+    json_text,
+    to_utf8,
+)
 from .payload import MAX_CHECKED_FIELDS, ParsedPayload, without_checked_fields
 from .position import Position
 
@@ -123,7 +134,7 @@ class Event:
             given.pop("id", None)
         if self.store:
             del given["store"]
-        return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
+        return json_text(given)
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -186,22 +197,28 @@ def encode(event: Event, position: Position) -> bytes:
     """Return the bytes that every subscriber receives; they contain `position` as id if the publisher gave none."""
     parsed = event.parsed
     if parsed is None:
-        id, data = event.id or str(position), event.data or ""
-        if "\n" in data or "\r" in data:
-            # As `encode_fields` would, but without an object for each line.
-            data = data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", f"{SEPARATOR}data: ")
-        return (template(event.type, event.retry) % {"id": id, "data": data}).encode()
+        return encode_data(event.data or "", event.type, event.id or str(position), event.retry)
     text = f"{event.payload}{parsed.completion}"
     if parsed.position_at is not None:
         text = f"{text[: parsed.position_at]}id: {position}{SEPARATOR}{text[parsed.position_at :]}"
     return text.encode()
 
 
+def encode_data(data: str, type: str | None, id: str, retry: int | None) -> bytes:
+    """Return the frame that `encode_fields` returns, in a fifth of the time. It writes most events."""
+    if "\n" in data or "\r" in data:
+        data = data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", f"{SEPARATOR}data: ")
+    head, middle, end = _around(type, retry)
+    return f"{head}{data}{middle}{id}{end}".encode()
+
+
 @lru_cache(1_024)
-def template(type: str | None, retry: int | None) -> str:
-    """Return the frame of an event with one line of data, to be filled in: `encode_fields` takes four times as long."""
+def _around(type: str | None, retry: int | None) -> tuple[str, str, str]:
+    """Return the text of a frame before its data, between data and id, and after the id."""
     frame = encode_fields(data="\0data", event=type, id="\0id", retry=retry).decode()
-    return frame.replace("%", "%%").replace("\0data", "%(data)s").replace("\0id", "%(id)s")
+    head, _, rest = frame.partition("\0data")
+    middle, _, end = rest.partition("\0id")
+    return head, middle, end
 
 
 def ends_with_position(event: Event) -> bool:

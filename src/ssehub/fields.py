@@ -24,6 +24,7 @@ _MAX_LENGTH = 255
 _MAX_TTL_SECONDS = 2**40
 _BREAKS = re.compile(r"[\r\n\0]")
 _CONTROLS = re.compile(r"[\x01-\x1f\x7f]")
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # json.dumps makes one each time
 
 
 def check_name(field_name: str, value: object) -> str:
@@ -138,7 +139,7 @@ def json_text(value: object) -> str:
     if isinstance(value, str):
         return value
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _JSON.encode(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidEvent(f"data can't be written as JSON ({exc}): give a string, or a value that JSON has") from exc
 

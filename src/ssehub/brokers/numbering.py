@@ -74,20 +74,22 @@ def assign_positions(
 
     Raises IdempotencyConflict if a key was used with another body.
     """
-    numbered = Numbered([], {}, [])
+    entries: list[Entry] = []
+    keys: dict[str, Receipt] = {}
+    texts: list[str] = []
     for events, key in publications:
-        receipt = None if key is None else _receipt(key, numbered.keys, find)
+        receipt = None if key is None else _receipt(key, keys, find)
         if receipt is not None:
             positions = receipt.positions
         else:
-            start = position_after(first, len(numbered.entries))
+            start = position_after(first, len(entries)) if entries else first
             # Most publications are one event: this takes half the time.
             positions = [start] if len(events) == 1 else consecutive(start, len(events))
-            numbered.entries.extend(map(Entry, positions, events))
+            entries += map(Entry, positions, events)
             if key is not None:
-                numbered.keys[key.name] = Receipt(key.body, start, len(events))
-        numbered.positions.extend(map(str, positions))
-    return numbered
+                keys[key.name] = Receipt(key.body, start, len(events))
+        texts += map(str, positions)
+    return Numbered(entries, keys, texts)
 
 
 def _receipt(key: IdempotencyKey, new: dict[str, Receipt], find: Callable[[str], Receipt | None]) -> Receipt | None:

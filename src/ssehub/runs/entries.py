@@ -11,7 +11,7 @@ from json.encoder import encode_basestring
 from typing import NamedTuple, Self
 
 from ..errors import InvalidEvent
-from ..event import SEPARATOR, template
+from ..event import SEPARATOR, encode_data
 from ..fields import check_id, check_retry, check_type, to_utf8
 
 
@@ -59,10 +59,7 @@ class RunEvent(NamedTuple):
 
     def encode(self, ordinal: int, log: str) -> bytes:
         """Return the frame that a watcher is sent."""
-        data = self.data
-        if "\n" in data or "\r" in data:
-            data = data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", f"{SEPARATOR}data: ")
-        return (template(self.type, self.retry) % {"id": f"{ordinal}-0.{log}", "data": data}).encode()
+        return encode_data(self.data, self.type, f"{ordinal}-0.{log}", self.retry)
 
     def encode_data(self) -> bytes:
         """Return its `data:` lines alone, as a frame without type and id: see `?dialect=ai-sdk`."""

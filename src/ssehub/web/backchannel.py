@@ -84,7 +84,7 @@ class BackchannelLogout:
 
     async def _respond(self, request: ControlRequest, scope: Scope) -> Response:
         try:
-            await self._log_out(await _logout_token(request), client_of(scope))
+            await self._log_out(_logout_token(request), client_of(scope))
         except (InvalidRequest, TokenError) as exc:
             return self._refusal(str(exc), scope)
         except Unavailable as exc:
@@ -131,11 +131,11 @@ class BackchannelLogout:
         return JSONResponse({"error": "invalid_request", "error_description": description}, 400, _NO_STORE)
 
 
-async def _logout_token(request: ControlRequest) -> str:
+def _logout_token(request: ControlRequest) -> str:
     """Return the field of the form (2.5). Other fields are ignored. Raises InvalidRequest."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise UnsupportedContent(f"the body must be {FORM}")
-    found = [value for name, value in await urlencoded("the body", request.body) if name == FIELD]
+    found = [value for name, value in urlencoded("the body", request.body) if name == FIELD]
     if len(found) != 1:
         raise InvalidRequest(f"{FIELD} is {'given twice' if found else 'missing'}: send it once, in the body")
     return found[0]

@@ -327,7 +327,7 @@ class ListRuns(RunCall):
     )
 
     async def respond(self, request: ControlRequest) -> Response:
-        wanted, after, limit = await _listing(request.query_string)
+        wanted, after, limit = _listing(request.query_string)
         found: list[Run] = []
         is_last = False
         page_runs = limit if request.key.grant is None else MAX_LIMIT
@@ -350,11 +350,11 @@ def _may_use(key: ControlKey, run: Run) -> bool:
     return grant is None or all([grant.covers(channel) for channel in run.options.channels])
 
 
-async def _listing(query: bytes) -> tuple[RunFilter, str | None, int]:
+def _listing(query: bytes) -> tuple[RunFilter, str | None, int]:
     """Return which runs are asked for, the name after which they begin, and how many. Raises InvalidRequest."""
     fields: dict[str, str] = {}
     states: list[str] = []
-    for name, value in await urlencoded("the query", query):
+    for name, value in urlencoded("the query", query):
         if name == "state":
             states += value.split(",")
         elif name in fields:

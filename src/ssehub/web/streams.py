@@ -106,7 +106,7 @@ class ListStreams(Endpoint):
         self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = await query_fields(request.query_string, FIELDS)
+        fields = query_fields(request.query_string, FIELDS)
         filters, limit = filters_of(fields), _limit(fields)
         sort, group = (_choice(fields, name, known) for name, known in (("sort", (BACKLOG,)), ("group", [*Group])))
         if sort is not None and group is not None:
@@ -185,7 +185,7 @@ class ListChannels(Endpoint):
         self._board = board
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = await query_fields(request.query_string, CHANNEL_FIELDS)
+        fields = query_fields(request.query_string, CHANNEL_FIELDS)
         prefix, after = (check_name(name, fields[name]) if fields.get(name) else "" for name in ("prefix", "cursor"))
         limit = _limit(fields)
         names, has_more, missing = await self._names(prefix, after, limit)

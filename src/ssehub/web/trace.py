@@ -54,7 +54,7 @@ class FollowTrace(Endpoint):
         self._readers = Readers(hub, MAX_TRACES, _FULL)
 
     async def respond(self, request: ControlRequest) -> Response:
-        fields = filters_of(await query_fields(request.query_string, FILTERS))
+        fields = filters_of(query_fields(request.query_string, FILTERS))
         await self._hub.start()
         self._readers.require_room()
         if self._hub.tracer.is_full:  # those of other workers count, too

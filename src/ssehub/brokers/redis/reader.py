@@ -29,6 +29,7 @@ from ...revocations import Revocation
 from ...settings import Retention
 from ..base import Entry, Follower
 from .connection import CONNECTION_ERRORS, Connection, Server, explain, keep_connected
+from .pauses import Pauses
 from .state import Health, Knowledge
 from .table import Table
 from .wire import LogState, parse_entry, parse_id, stream_id
@@ -71,6 +72,7 @@ class Reader:
         """The stream id after which reading continues; later than `_last` if the entries between were skipped."""
         self._count = READ_COUNT
         """How many entries to ask for: after a reply that did not arrive in time only one, since they may be large."""
+        self._pauses = Pauses()
         self._idle_state: LogState | None = None
         """The log's state when nothing came. If nothing comes again, the entries it counts have been trimmed."""
         self._goal = 0
@@ -135,8 +137,11 @@ class Reader:
         self._count = min(2 * count, READ_COUNT)
         entries = reply[0][1] if reply else ()  # a new log, which wakes those that wait, is a stream without entries
         if entries:
+            next_at = self._pauses.ends_at(time.monotonic(), len(entries))
             await self._process(connection, entries)
             self._note_reply()
+            if len(entries) < count and not self._table.has_work and next_at > (now := time.monotonic()):
+                await asyncio.sleep(next_at - now)
             return
         if idle_state is not None and idle_state.entries > self._entries:
             await self._skip_trimmed(connection, idle_state)

@@ -30,6 +30,8 @@ except ImportError:  # Windows: there SQLite's own locks have to do
 
 Outcome = Numbered | IdempotencyConflict | Overloaded
 """Of one request: what has been stored, or why nothing has."""
+_Row = tuple[int, int, str]
+"""Of an event: the milliseconds and the sequence of its position, and the event itself, dumped."""
 FORMAT = Format("log", 0x53534568, version=2)  # "SSEh"
 SCHEMA = """
 CREATE TABLE log (name TEXT NOT NULL, last_ms INTEGER NOT NULL, last_seq INTEGER NOT NULL,
@@ -193,10 +195,21 @@ class LogFile:
         One with a key conflict, or for which the table of revocations is too full, is refused without affecting the
         others. Raises BrokerUnavailable if nothing was stored.
         """
-        last = self.last
+        last, changes = self.last, self._database.total_changes
+        rows: list[_Row] = []
         try:
             with translated(self._path), self._transaction():
-                return [self._append(publications) for publications in requests]
+                outcomes = [self._append(publications, rows) for publications in requests]
+                if rows:
+                    self._database.executemany("INSERT INTO events (ms, seq, event) VALUES (?, ?, ?)", rows)
+                    self.is_empty = False
+                if self._database.total_changes > changes:
+                    self._record(self.last)
+                elif self.last > self._recorded:
+                    # Positions of events that are not stored must not be assigned again either. Recording one that
+                    # lies ahead saves a commit for each of these events.
+                    self._record(self.last._replace(milliseconds=self.last.milliseconds + RESERVED_MILLISECONDS))
+                return outcomes
         except BaseException:
             self.last = last
             with contextlib.suppress(sqlite3.Error):
@@ -208,46 +221,32 @@ class LogFile:
                 self._revoked = self._count_revocations()
             raise
 
-    def _append(self, publications: Sequence[Publication]) -> Outcome:
+    def _append(self, publications: Sequence[Publication], rows: list[_Row]) -> Outcome:
+        """Number `publications`, store all of them but the events, and add the rows of these to `rows`."""
         try:
             first = next_position(self.last, int(self._now() * 1000))
             numbered = assign_positions(publications, first, self._find)
-            changes_table = self._apply_commands(numbered.entries)
+            self._apply_commands(numbered.entries)
         except (IdempotencyConflict, Overloaded) as exc:
             return exc
-        rows = [
-            (entry.position.milliseconds, entry.position.sequence, entry.event.dump())
-            for entry in numbered.entries
-            if entry.event.store
-        ]
-        if rows:
-            self._database.executemany("INSERT INTO events (ms, seq, event) VALUES (?, ?, ?)", rows)
-            self.is_empty = False
+        rows += [(at.milliseconds, at.sequence, event.dump()) for at, event in numbered.entries if event.store]
         if numbered.keys:
             self._add_keys(numbered.keys)
         if numbered.entries:
-            self.last = last = numbered.entries[-1].position
-            if rows or numbered.keys or changes_table:
-                self._record(last)
-            elif last > self._recorded:
-                # Positions of events that are not stored must not be assigned again either. Recording one that lies
-                # ahead saves a commit for each of these events.
-                self._record(last._replace(milliseconds=last.milliseconds + RESERVED_MILLISECONDS))
+            self.last = numbered.entries[-1].position
         return numbered
 
-    def _apply_commands(self, entries: Sequence[Entry]) -> bool:
-        """Change the table of revocations as `entries` say; return False if they say nothing of it.
+    def _apply_commands(self, entries: Sequence[Entry]) -> None:
+        """Change the table of revocations as `entries` say.
 
         Raises Overloaded if the table is too full for a command, which then changes nothing.
         """
-        commands = [entry.event for entry in entries if isinstance(entry.event, Revoke | TakeBack)]
-        for command in commands:
+        for _, command in entries:
             if isinstance(command, Revoke):
                 self._revoke(command.revocations)
-            else:
+            elif isinstance(command, TakeBack):
                 for key in command.keys:
                     self._revoked -= self._database.execute("DELETE FROM revocations WHERE key = ?", (key,)).rowcount
-        return bool(commands)
 
     def _revoke(self, revocations: Sequence[Revocation]) -> None:
         merged: dict[str, Revocation] = {}
