@@ -14,12 +14,10 @@ from typing import TextIO
 from conftest import wait_until
 
 
-def run(
-    *arguments: str, stdin: str | None = None, file: TextIO | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str | TextIO | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `ssehub` with `arguments` and only the variables in `env` of its own; return when it has ended.
 
-    Its standard input is the text `stdin`, or a `file`.
+    Its standard input is the text or the file `stdin`.
     """
     return subprocess.run(
         [sys.executable, "-m", "ssehub", *arguments],
@@ -27,8 +25,8 @@ def run(
         text=True,
         timeout=30,
         env=_environment(env),
-        input=stdin,
-        stdin=(file or subprocess.DEVNULL) if stdin is None else None,
+        input=stdin if isinstance(stdin, str) else None,
+        stdin=None if isinstance(stdin, str) else stdin or subprocess.DEVNULL,
     )
 
 

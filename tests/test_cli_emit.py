@@ -71,7 +71,7 @@ def test_file_of_more_lines_than_a_batch_may_have_is_published_in_order(start_hu
     file.write_text("".join([json.dumps({"data": str(number)}) + "\n" for number in range(count)]))
 
     with file.open() as opened:
-        result = run("emit", "-", "--channel", "chat", "--control-url", hub.control_url, file=opened)
+        result = run("emit", "-", "--channel", "chat", "--control-url", hub.control_url, stdin=opened)
 
     assert result.returncode == 0, result.stderr
     assert [answer["line"] for answer in answers(result.stdout.splitlines())] == list(range(1, count + 1))
