@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
+from typing import cast
 
 from ssehub.fanout.sinks import HIGH_WATER_BYTES, Chunk, Owner
 
@@ -81,3 +84,50 @@ class FakeSink:
     def ids(self) -> list[str]:
         """Return the value of each `id:` line."""
         return [line[4:] for line in self.text.split("\n") if line.startswith("id: ")]
+
+
+class ManualLoop:
+    """The timers of an event loop, whose time only passes in `pass_seconds`."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.wake_ups = 0
+        """How often a timer has gone off."""
+        self._timers: list[_ManualTimer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> _ManualTimer:
+        timer = _ManualTimer(self, when, callback)
+        self._timers.append(timer)
+        return timer
+
+    def cancel(self, timer: _ManualTimer) -> None:
+        if timer in self._timers:
+            self._timers.remove(timer)
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Let the timers go off that are due within so many seconds, in their order."""
+        end = self.now + seconds
+        while due := [timer for timer in self._timers if timer.when <= end]:
+            first = min(due, key=lambda timer: timer.when)
+            self._timers.remove(first)
+            self.now = max(self.now, first.when)
+            self.wake_ups += 1
+            first.callback()
+        self.now = end
+
+    @property
+    def as_loop(self) -> asyncio.AbstractEventLoop:
+        return cast(asyncio.AbstractEventLoop, self)  # as far as timers go
+
+
+class _ManualTimer:
+    def __init__(self, loop: ManualLoop, when: float, callback: Callable[[], object]) -> None:
+        self.when = when
+        self.callback = callback
+        self._loop = loop
+
+    def cancel(self) -> None:
+        self._loop.cancel(self)

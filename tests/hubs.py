@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from fakes import FakeSink
 from ssehub.claims import Claims
 from ssehub.fanout.engine import Engine
@@ -35,11 +37,13 @@ def hub_settings(**given: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def running_hub(clock: ManualClock | None = None, **settings: Any) -> AsyncIterator[Hub]:
-    """Run a hub that ticks in real time. With `clock`, it reads the time from that."""
-    if clock is not None:
-        settings.update(now=lambda: clock.wall, monotonic=lambda: clock.monotonic)
-    async with Hub(**hub_settings(**settings)) as hub:
-        yield hub
+    """Run a hub that ticks in real time. With `clock`, it reads the time from that, and sleeps over no tick."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if clock is not None:
+            settings.update(now=lambda: clock.wall, monotonic=lambda: clock.monotonic)
+            monkeypatch.setattr("ssehub.fanout.upkeep.REST_SECONDS", 0.0)
+        async with Hub(**hub_settings(**settings)) as hub:
+            yield hub
 
 
 @asynccontextmanager

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from broker_worlds import StartServer
-from run_worlds import RUN_WORLDS, RunWorld
+from run_worlds import RUN_WORLDS, RunWorld, let_time_pass
 
 
 @pytest.fixture
 def make_run_world(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], RunWorld]:
-    monkeypatch.setattr("ssehub.brokers.memory_runs.TICK_SECONDS", 0.01)
-    monkeypatch.setattr("ssehub.brokers.sqlite.run_writer.TICK_SECONDS", 0.01)
+    let_time_pass(monkeypatch, 0.01)
     monkeypatch.setattr("ssehub.brokers.redis.runs.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("ssehub.brokers.redis.runs.REST_SECONDS", 0.1)
     return lambda name: RUN_WORLDS[name](tmp_path, start_server)
 
 

@@ -20,6 +20,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import pytest
+
 from broker_worlds import RecordingFollower, StartServer
 from ssehub.brokers import Broker
 from ssehub.brokers.memory import MemoryBroker
@@ -36,6 +38,12 @@ NAME = "answer"
 DONE = Outcome(RunState.DONE)
 FAILED = Outcome(RunState.FAILED, "no more tokens")
 PAGE_BYTES = 2**20
+
+
+def let_time_pass(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let stores in this process look at their deadlines every so many seconds: they can't know a `ManualClock`."""
+    monkeypatch.setattr("ssehub.runs.deadlines.TICK_SECONDS", seconds)
+    monkeypatch.setattr("ssehub.runs.deadlines.REST_SECONDS", seconds)
 
 
 def ticket(producer: str = "p", connection: int = 1) -> Ticket:

@@ -11,7 +11,7 @@ import pytest
 
 from builders import subscriber
 from conftest import until
-from fakes import FakeSink
+from fakes import FakeSink, ManualLoop
 from hubs import join, running_hub
 from ssehub.fanout.clock import JITTER, Clock, Ticker
 from ssehub.fanout.sinks import Chunk
@@ -198,19 +198,137 @@ def visits_of(timeline: Timeline, ticks: int) -> Iterator[tuple[Subscriber, int]
             yield visited, number
 
 
+@pytest.mark.parametrize("heartbeat_seconds", [0.0, 0.15, 1.0, 15.0])
+def test_streams_are_visited_and_end_in_the_same_ticks_if_all_others_are_slept_over(heartbeat_seconds: float) -> None:
+    awake, asleep = Timeline(heartbeat_seconds=heartbeat_seconds), Timeline(heartbeat_seconds=heartbeat_seconds)
+    interval = heartbeat_seconds or 15.0
+    for timeline in (awake, asleep):
+        for expires_in in (None, interval / 2, 3 * interval):
+            timeline.add(expires_in)
+            timeline.pass_seconds(interval / 5)
+    ticks = 5 * round(interval / awake.clock.tick_seconds)
+
+    visits = [len(visited) for visited in visits_in_ticks(awake, ticks)]
+    left, slept = ticks, 0
+    seen = [0] * ticks
+    while left:
+        free = min(asleep.clock.free_ticks(asleep.times.monotonic, 1_000), left - 1)
+        asleep.clock.skip(free)
+        asleep.times.pass_seconds(free * asleep.clock.tick_seconds)
+        slept, left = slept + free, left - free - 1
+        seen[ticks - left - 1] = len(next(visits_in_ticks(asleep, 1)))
+
+    assert seen == visits
+    assert asleep.due == awake.due
+    assert slept > ticks // 2
+
+
+def visits_in_ticks(timeline: Timeline, ticks: int) -> Iterator[list[Subscriber]]:
+    for _ in range(ticks):
+        timeline.times.pass_seconds(timeline.clock.tick_seconds)
+        yield timeline.tick()
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "most", "free"),
+    [
+        pytest.param(None, 7, 7, id="nobody"),
+        pytest.param(None, 100, 59, id="until-the-visit"),
+        pytest.param(2.0, 100, 3, id="until-the-warning"),
+        pytest.param(-1.0, 100, 0, id="overdue"),
+        pytest.param(None, -1, 0, id="never"),
+    ],
+)
+def test_ticks_are_free_until_something_is_due(expires_in: float | None, most: int, free: int) -> None:
+    timeline = Timeline()
+    if most > 7:
+        timeline.add(expires_in)
+
+    assert timeline.clock.free_ticks(timeline.times.monotonic, most) == free
+
+
+class SleepyTicker:
+    """A ticker of one tick a second that sleeps over `free` ticks after each, and what it has called."""
+
+    def __init__(self, free: int) -> None:
+        self.loop = ManualLoop()
+        self.free = free
+        self.calls: list[str | int] = []
+        self.ticker = Ticker(self.loop.as_loop, 1.0, self._tick, self.calls.append)
+        self.ticker.start()
+
+    def _tick(self) -> int:
+        self.calls.append("tick")
+        return self.free
+
+
+def test_ticker_sleeps_over_free_ticks_and_reports_them() -> None:
+    sleepy = SleepyTicker(free=7)
+
+    sleepy.loop.pass_seconds(17)
+
+    assert sleepy.calls == ["tick", 7, "tick", 7, "tick"]
+    assert sleepy.loop.wake_ups == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passed"), [(0.0, 0), (0.9, 0), (1.0, 1), (4.5, 4), (7.9, 7)], ids=lambda seconds: f"{seconds}"
+)
+def test_ticker_that_is_woken_goes_on_with_the_next_tick(seconds: float, passed: int) -> None:
+    sleepy = SleepyTicker(free=7)
+    sleepy.loop.pass_seconds(1)
+
+    sleepy.loop.pass_seconds(seconds)
+    sleepy.ticker.wake()
+    sleepy.ticker.wake()
+    sleepy.free = 0
+    sleepy.loop.pass_seconds(1)
+
+    assert sleepy.calls == ["tick", passed, "tick"]
+    assert not sleepy.ticker.is_asleep
+
+
+def test_ticker_that_is_late_makes_up_for_one_tick_only() -> None:
+    sleepy = SleepyTicker(free=0)
+
+    sleepy.loop.now += 5.5
+    sleepy.loop.pass_seconds(0)
+    at_once = len(sleepy.calls)
+    sleepy.loop.pass_seconds(1)
+
+    assert (at_once, len(sleepy.calls)) == (2, 3)
+
+
+def test_ticker_that_is_stopped_in_a_tick_stays_stopped() -> None:
+    loop = ManualLoop()
+
+    def tick() -> int:
+        ticker.stop()
+        return 7
+
+    ticker = Ticker(loop.as_loop, 1.0, tick, lambda ticks: None)
+    ticker.start()
+    loop.pass_seconds(20)
+    ticker.wake()
+    loop.pass_seconds(20)
+
+    assert loop.wake_ups == 1
+
+
 async def test_ticker_goes_on_after_a_tick_that_raises() -> None:
     ticks = 0
     errors: list[BaseException | None] = []
 
-    def tick() -> None:
+    def tick() -> int:
         nonlocal ticks
         ticks += 1
         if ticks == 1:
             raise RuntimeError("a bug")
+        return 0
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context.get("exception")))
-    ticker = Ticker(loop, 0.01, tick)
+    ticker = Ticker(loop, 0.01, tick, lambda ticks: None)
     ticker.start()
     await until(lambda: ticks == 3)
     ticker.stop()
@@ -222,7 +340,12 @@ async def test_ticker_goes_on_after_a_tick_that_raises() -> None:
 
 async def test_ticker_measures_how_late_each_tick_is() -> None:
     lags: list[float] = []
-    ticker = Ticker(asyncio.get_running_loop(), 0.01, lambda: lags.append(ticker.lag_seconds))
+
+    def tick() -> int:
+        lags.append(ticker.lag_seconds)
+        return 0
+
+    ticker = Ticker(asyncio.get_running_loop(), 0.01, tick, lambda ticks: None)
     ticker.start()
 
     time.sleep(0.1)  # noqa: ASYNC251  # this is the lag to measure

@@ -822,6 +822,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.refusals",
         "fanout.sinks",
         "server.deadlines",
+        "server.default_headers",
         "server.heads",
         "server.refusals",
         "settings",
@@ -837,6 +838,7 @@ ROOMS: dict[str, set[str]] = {
         "watched",
     },
     "server.deadlines": set(),
+    "server.default_headers": set(),
     "server.demo": {"address", "config", "errors", "server.announce", "server.apps", "server.process", "web.demo"},
     "server.embedded": {
         "config",

@@ -12,7 +12,7 @@ import pytest
 
 from broker_worlds import RecordingFollower
 from conftest import CONTROL_KEY, SECRET, report
-from run_worlds import DONE, NAME, Node, RecordingListener, events, options, ticket
+from run_worlds import DONE, NAME, Node, RecordingListener, events, let_time_pass, options, ticket
 from ssehub.brokers.memory import MemoryBroker
 from ssehub.config import load_config
 from ssehub.errors import Overloaded, RunConflict
@@ -32,8 +32,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def node(clock: ManualClock) -> AsyncIterator[Node]:
+async def node(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     """A store with room for 20,000 runs and more."""
+    let_time_pass(monkeypatch, 0.25)
     limits = RunLimits(max_runs=100_000)
     broker = MemoryBroker(runs=limits, now=lambda: clock.wall, monotonic=lambda: clock.monotonic)
     async with broker.run(RecordingFollower()):

@@ -6,12 +6,17 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from broker_worlds import RecordingFollower
-from run_worlds import DONE, FAILED, NAME, OPTIONS_BYTES, RunWorld, key, numbered, options, ticket
+from run_worlds import DONE, FAILED, NAME, OPTIONS_BYTES, Node, RunWorld, key, let_time_pass, numbered, options, ticket
+from ssehub.brokers import Broker
+from ssehub.brokers.memory import MemoryBroker
+from ssehub.brokers.sqlite import SqliteBroker
 from ssehub.errors import ConflictReason, Overloaded, RunConflict
+from ssehub.runs.deadlines import TICK_SECONDS
 from ssehub.runs.model import NAME_OVERHEAD_BYTES, RunError, RunState
 from ssehub.runs.store import CreateMode, RunFilter
 
@@ -62,8 +67,7 @@ async def test_process_that_was_suspended_reads_what_arrived_before_it_fails_idl
     kind: str, make_run_world: Callable[[str], RunWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_run_world(kind)
-    monkeypatch.setattr("ssehub.brokers.memory_runs.TICK_SECONDS", 0.2)
-    monkeypatch.setattr("ssehub.brokers.sqlite.run_writer.TICK_SECONDS", 0.2)
+    let_time_pass(monkeypatch, 0.2)
     async with world.running() as node:
         await node.create(idle=60, holder=ticket())
         await node.create("dead", idle=60)
@@ -76,6 +80,21 @@ async def test_process_that_was_suspended_reads_what_arrived_before_it_fails_idl
 
         assert (await node.ends(RunState.FAILED, "dead")).error == RunError.IDLE
         assert (await node.get()).state is RunState.OPEN
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_store_that_sleeps_does_in_time_what_a_new_run_brings(kind: str, tmp_path: Path) -> None:
+    broker: Broker = MemoryBroker() if kind == "memory" else SqliteBroker(tmp_path / "log.db")
+    async with broker.run(RecordingFollower()):
+        node = Node(broker)
+        await node.create("first", idle=300)
+        await asyncio.sleep(2 * TICK_SECONDS)  # its look is the next one now
+        began = time.monotonic()
+        await node.create("short", idle=1)
+        await node.append("1", name="first", outcome=DONE)
+        await node.ends(RunState.FAILED, "short")
+
+        assert 1 <= time.monotonic() - began < 3
 
 
 async def test_events_that_are_known_already_are_a_sign_of_life(world: RunWorld) -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ssehub.runs.deadlines import LATE_SECONDS, NEVER, SPARE_ENTRIES, Deadlines, Lateness, Tombstones
+from ssehub.runs.deadlines import (
+    LATE_SECONDS,
+    NEVER,
+    REST_SECONDS,
+    SPARE_ENTRIES,
+    TICK_SECONDS,
+    Deadlines,
+    Lateness,
+    Looks,
+    Tombstones,
+)
 
 
 class Item:
@@ -74,3 +84,51 @@ def test_late_look_is_left_out_but_never_two_in_a_row() -> None:
         False,
         True,
     ]
+
+
+def test_nothing_is_looked_at_until_a_deadline_is_reached() -> None:
+    looks = Looks(0.0)
+
+    looks.plan(0.0, 20.0)
+    first = looks.next
+    acts = [looks.acts(20.0)]
+    looks.plan(20.0, 0.0)
+    acts.append(looks.acts(looks.next))
+
+    # The first may be the first thing that happens in a process that was suspended, which has read nothing yet.
+    assert (first, acts) == (20.0, [False, True])
+    assert looks.next == 20.0 + 2 * TICK_SECONDS
+
+
+def test_earlier_deadline_moves_the_next_look_and_a_later_one_does_so_too() -> None:
+    looks = Looks(0.0)
+
+    times = []
+    for now, seconds in ((0.0, 20.0), (1.0, 2.0), (2.0, 0.01), (2.1, 20.0), (2.2, -1.0)):
+        looks.plan(now, seconds)
+        times.append(looks.next)
+
+    assert times == [20.0, 3.0, 2.0 + TICK_SECONDS, 22.1, 2.2 + TICK_SECONDS]
+
+
+def test_deadlines_that_have_passed_do_not_put_the_look_off() -> None:
+    looks = Looks(0.0)
+
+    for now in range(1, 20):
+        looks.plan(now / 100, -1.0)
+
+    assert looks.next == TICK_SECONDS
+    assert looks.acts(TICK_SECONDS)
+
+
+def test_look_that_rests_acts_at_once_unless_it_is_late() -> None:
+    looks = Looks(0.0)
+
+    looks.plan(0.0, NEVER)
+    looks.plan(10.0, NEVER)
+    rested = looks.next
+    acts = [looks.acts(rested)]
+    looks.plan(rested, NEVER)
+    acts.append(looks.acts(looks.next + LATE_SECONDS + 0.1))
+
+    assert (rested, acts) == (REST_SECONDS, [True, False])

@@ -88,11 +88,14 @@ import asyncio
 import uvicorn
 from ssehub.cli import main
 
-async def main_loop(self):
+start = uvicorn.Server.startup
+
+async def startup(self, sockets=None):
+    await start(self, sockets)
     await asyncio.sleep(1)
     raise TimeoutError
 
-uvicorn.Server.main_loop = main_loop
+uvicorn.Server.startup = startup
 main()
 """
 

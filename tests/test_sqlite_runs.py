@@ -19,7 +19,7 @@ import pytest
 
 from broker_worlds import RecordingFollower, SqliteWorld, event
 from conftest import report, until
-from run_worlds import DONE, NAME, Node, SqliteRunWorld, numbered, ticket
+from run_worlds import DONE, NAME, Node, SqliteRunWorld, let_time_pass, numbered, ticket
 from small_disk import run_on_small_disk
 from ssehub.brokers.sqlite import LogFile, SqliteBroker
 from ssehub.brokers.sqlite.tails import Tails
@@ -37,7 +37,7 @@ SOAK = bool(os.environ.get("SOAK"))
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqliteRunWorld:
-    monkeypatch.setattr("ssehub.brokers.sqlite.run_writer.TICK_SECONDS", 0.01)
+    let_time_pass(monkeypatch, 0.01)
     return SqliteRunWorld(tmp_path, lambda kind: pytest.fail(f"SQLite needs no {kind}"))
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from ..errors import BrokerUnavailable
 from ..loglimit import limited_logger
 from ..runs.book import Book, Change
-from ..runs.deadlines import Lateness
+from ..runs.deadlines import NEVER, Looks
 from ..runs.entries import RunEvent
 from ..runs.followers import Followers
 from ..runs.model import Outcome, Run
@@ -21,7 +21,47 @@ from .numbering import new_log_name
 logger = limited_logger("ssehub.runs")
 
 NOT_RUNNING = "the memory broker is not running: use it inside `async with hub`"
-TICK_SECONDS = 0.25
+
+
+class _Timer:
+    """Calls `look` when a deadline of `book` may have been reached, until `stop`.
+
+    `look` does some of what is due, and returns True if there may be more to do.
+    """
+
+    def __init__(self, book: Book, look: Callable[[], bool]) -> None:
+        self._book = book
+        self._look = look
+        self._loop = asyncio.get_running_loop()
+        self._looks = Looks(self._loop.time())
+        self._plan()
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+    def changed(self) -> None:
+        """The book has changed, and with it perhaps its first deadline."""
+        if self._book.due_at < self._due_at:
+            self._handle.cancel()
+            self._plan()
+
+    def _plan(self) -> None:
+        self._due_at = self._book.due_at
+        self._looks.plan(self._loop.time(), self._book.due_in)
+        self._handle: asyncio.Handle = self._loop.call_at(self._looks.next, self._run)
+
+    def _run(self) -> None:
+        if self._looks.acts(self._loop.time()):
+            self._act()
+        else:
+            self._plan()
+
+    def _act(self) -> None:
+        self._due_at = -NEVER  # whatever changes now, the next look is planned afterwards
+        if self._look():
+            self._handle = self._loop.call_soon(self._act)
+        else:
+            self._plan()
 
 
 class MemoryRuns:
@@ -35,32 +75,20 @@ class MemoryRuns:
         self._events: dict[str, PackedEvents] = {}
         """The events by run, for those that have any."""
         self._followers = Followers()
-        self._is_running = False
+        self._timer: _Timer | None = None
+        """Lets time pass while the store is running; None while it is not."""
 
     # Life
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Inside the context the store can be used, and time passes. Runs that are open at its end have failed."""
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
-        lateness = Lateness()
-
-        def tick(due: float) -> None:
-            is_skipped = lateness.skips(loop.time() - due)
-            wait_for(0.0 if not is_skipped and self._advance_once() else TICK_SECONDS)
-
-        def wait_for(seconds: float) -> None:
-            nonlocal timer
-            timer = loop.call_later(seconds, tick, loop.time() + seconds)
-
-        wait_for(TICK_SECONDS)
-        self._is_running = True
+        self._timer = _Timer(self._book, self._advance_once)
         try:
             yield
         finally:
-            timer.cancel()
-            self._is_running = False
+            self._timer.stop()
+            self._timer = None
             for changes in self._book.shut_down():
                 self._apply_all(changes)
                 await asyncio.sleep(0)
@@ -148,7 +176,7 @@ class MemoryRuns:
     # Changes
 
     def _require_running(self) -> None:
-        if not self._is_running:
+        if self._timer is None:
             raise BrokerUnavailable(NOT_RUNNING)
 
     def _apply_all(self, changes: Sequence[Change]) -> None:
@@ -162,6 +190,8 @@ class MemoryRuns:
         """Store what has changed, then tell it."""
         if change is None:
             return
+        if self._timer is not None:
+            self._timer.changed()
         run = change.record.run
         if change.is_gone or (change.is_new_log and change.first == 1):
             self._events.pop(run.name, None)

@@ -71,6 +71,11 @@ class Backlogs:
         return sum([subscriber.sink.backlog for subscriber in self._paused])
 
     @property
+    def has_paused(self) -> bool:
+        """True if a client has not read what was written."""
+        return bool(self._paused or self._lags)
+
+    @property
     def lagging(self) -> int:
         """The number of lagging subscribers."""
         return len(self._lags)

@@ -4,6 +4,9 @@ Every subscriber is in a bucket, and each tick visits one bucket, so that heartb
 visit looks ahead as far as the next one: only a subscriber for which something is due before then is put on the heap,
 so the heap holds nothing for streams that ended long ago.
 
+Ticks in which nothing is due are slept over. The clock counts them all the same, so that a bucket is visited when its
+turn comes, and never before.
+
 A token expires by the monotonic clock or by the wall clock, whichever comes first: setting the wall clock back
 lengthens no stream, and setting it forward ends it within one interval.
 """
@@ -11,6 +14,7 @@ lengthens no stream, and setting it forward ends it within one interval.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
@@ -63,8 +67,23 @@ class Clock:
 
     def next_bucket(self) -> list[Subscriber]:
         """Return the subscribers to visit in this tick."""
-        bucket, self._turn = self._buckets[self._turn], (self._turn + 1) % len(self._buckets)
+        bucket = self._buckets[self._turn]
+        self.skip(1)
         return list(bucket)
+
+    def skip(self, ticks: int) -> None:
+        """Count so many ticks that were slept over: `free_ticks` has said that nothing is due in them."""
+        self._turn = (self._turn + ticks) % len(self._buckets)
+
+    def free_ticks(self, now: float, most: int) -> int:
+        """Return how many of the next ticks have nothing to do before the first one that has, at most `most`."""
+        if self._due:
+            most = min(most, math.ceil((self._due[0][0] - now) / self.tick_seconds) - 1)
+        buckets, turn = self._buckets, self._turn
+        for free in range(min(most, len(buckets))):
+            if buckets[(turn + free) % len(buckets)]:
+                return free
+        return max(0, most)
 
     def due(self, now: float, wall: float) -> Iterator[tuple[Subscriber, CloseReason | None]]:
         """Yield each subscriber whose time has come, with the reason to end it.
@@ -104,27 +123,66 @@ class Clock:
 
 
 class Ticker:
-    """Calls `tick` every `seconds` in `loop` while it is started, and measures how late each call is."""
+    """Calls `tick` in `loop` while it is started, on a grid of `seconds`, and measures how late each call is.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, tick: Callable[[], None]) -> None:
+    `tick` returns how many of the ticks after it may be slept over. `skip` is called with the number of those that
+    were, before anything else is done.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        tick: Callable[[], int],
+        skip: Callable[[int], None],
+    ) -> None:
         self.lag_seconds = 0.0
         """How late the last tick was."""
-        self._loop = loop
+        self.is_asleep = False
+        """True if the next tick is not the one after the last: `wake` then changes something."""
         self.seconds = seconds
+        self._loop = loop
         self._tick = tick
-        self._next = loop.time() + seconds
+        self._skip = skip
+        self._last = 0.0
+        """When the last tick was, or should have been."""
+        self._free = 0
+        """How many ticks after it are slept over."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._next = self._loop.time() + self.seconds
-        self._timer = self._loop.call_at(self._next, self._run)
+        self._last = self._loop.time()
+        self._sleep(0)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        self.is_asleep = False
+
+    def wake(self) -> None:
+        """Go on with the next tick, because something has happened that it may be about."""
+        if self.is_asleep:
+            passed = min(self._free, int((self._loop.time() - self._last) // self.seconds))
+            self._last += passed * self.seconds
+            self._skip(passed)
+            self._sleep(0)
+
+    def _sleep(self, ticks: int) -> None:
+        """Sleep over so many ticks, and then call the next one."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._free = ticks
+        self.is_asleep = ticks > 0
+        self._timer = self._loop.call_at(self._last + (ticks + 1) * self.seconds, self._run)
 
     def _run(self) -> None:
-        self.lag_seconds = max(0.0, self._loop.time() - self._next)
-        self._next = max(self._next, self._loop.time() - self.seconds) + self.seconds
-        self._timer = self._loop.call_at(self._next, self._run)
-        self._tick()
+        due, now = self._last + (self._free + 1) * self.seconds, self._loop.time()
+        self.lag_seconds = max(0.0, now - due)
+        self._last = max(due, now - self.seconds)
+        if self._free:
+            self._skip(self._free)
+        self._sleep(0)  # so the clock goes on even if the tick raises
+        free = self._tick()
+        if free and self._timer is not None:
+            self._sleep(free)

@@ -161,7 +161,7 @@ class Engine:
             log_now=log_now,
             monotonic=monotonic,
         )
-        self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.upkeep.advance)
+        self.ticker = Ticker(self._loop, self.clock.tick_seconds, self.upkeep.advance, self.clock.skip)
         """Drives the upkeep while it is started."""
         self.is_ending_streams = False
         """True since streams are ended because the hub stops."""
@@ -235,6 +235,8 @@ class Engine:
 
     def dispatch(self, position: Position, entries: Sequence[Entry]) -> None:
         """Retain the next `entries` of the log for clients that reconnect, and give them to the next round."""
+        if self.ticker.is_asleep:
+            self.ticker.wake()
         history, rounds = self._history, self._rounds
         has_listeners = bool(self.index.all) or rounds.is_under_way
         now, log_now = self._monotonic(), self._log_now() * 1000
@@ -352,6 +354,7 @@ class Engine:
     # Sinks
 
     def sink_paused(self, subscriber: Subscriber) -> None:
+        self.ticker.wake()
         self.backlogs.pause(subscriber, self._monotonic())
         if isinstance(subscriber, Watcher):
             self.watchers.pause(subscriber)
@@ -416,6 +419,7 @@ class Engine:
         Limits apply to streams with an `address`. Raises StreamRefused.
         """
         self.registry.admit(claims, address)
+        self.ticker.wake()
         now = self._monotonic()
         sent, reset = beginning(self._history, self.head, claims, start, now)
         subscriber = Subscriber(claims, sink, self.head, sent, uses_datastar=uses_datastar, origin=origin)
@@ -452,6 +456,7 @@ class Engine:
             raise TokenError("the token has expired", TokenReason.EXPIRED)
         feed = self.finder.require(name, claims)
         self.registry.admit(claims, address, watches=True)
+        self.ticker.wake()
         sent, reset = feed.beginning(None if dialect is Dialect.AI_SDK else cursor)
         watcher = Watcher(claims, sink, self.head, feed, sent, dialect, uses_datastar=uses_datastar, origin=origin)
         sink.owner = _SinkOwner(self, watcher)

@@ -60,6 +60,11 @@ class Replays:
         self._searching = asyncio.Lock()
         self._counting = asyncio.Lock()
 
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing is being replayed."""
+        return not self._subscribers
+
     async def search(self, head: Position, claims: Claims, count: int) -> Position | None:
         """Return the position after which come the last `count` events, None if finding it takes no search.
 

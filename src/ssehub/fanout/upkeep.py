@@ -1,6 +1,11 @@
 """The upkeep: what has to be done because time has passed or memory is short, and not because something has arrived.
 
-It is driven by ticks. Each does its work in slices, between which the event loop goes on.
+It is driven by ticks. Each does its work in slices, between which the event loop goes on. After a tick in which nothing
+was under way, the clock sleeps until the next one in which something is due for a stream, but for `REST_SECONDS` at
+most: memory has to be read, and history expires.
+
+    a stream opens, a client has stopped reading, an event is published    the clock wakes, with its next tick
+    a client is behind, a replay goes on, memory is short                   it does not sleep
 """
 
 from __future__ import annotations
@@ -30,6 +35,10 @@ EXPIRE_SLICE = 5_000
 """Revocations that are looked at before the loop goes on."""
 EVICT_SLICE = 500
 """Events that leave history before the loop goes on."""
+REST_SECONDS = 2.0
+"""How long the clock sleeps at most. What runs and requests take is noticed within this time, and what events and
+streams take within a tick.
+"""
 SWEEP_SECONDS = 2.0
 """How often the feeds of runs are looked through: one that has not been used since the last time is dropped."""
 
@@ -76,11 +85,16 @@ class Upkeep:
         """True while the streams whose time has come are being ended."""
         self._is_relieving = False
         """True while streams are being ended because memory is short."""
+        self._visits = 0
+        """How many buckets of the clock are being visited: each takes several calls of the loop if it is large."""
         self._revocations_expire_at = 0.0
         self._sweep_at = 0.0
 
-    def advance(self, slice_size: int | None = END_SLICE) -> None:
-        """Do the work of one tick, in slices of `slice_size`: among others, send the next share of the heartbeats."""
+    def advance(self, slice_size: int | None = END_SLICE) -> int:
+        """Do the work of one tick, in slices of `slice_size`: among others, send the next share of the heartbeats.
+
+        Return how many of the following ticks may be slept over.
+        """
         now, wall = self._monotonic(), self._wall()
         self._replays.advance_all()
         self._watchers.make_room(now)
@@ -101,6 +115,18 @@ class Upkeep:
             in_slices(self._due(now, wall), self._end_or_warn, slice_size, self._finish_due)
         if bucket := self._clock.next_bucket():
             self._visit(bucket, slice_size)
+        return self._free_ticks(now)
+
+    def _free_ticks(self, now: float) -> int:
+        is_busy = (
+            self._is_ending_due
+            or self._is_relieving
+            or self._visits
+            or self._pressure.is_short
+            or self._backlogs.has_paused
+            or not self._replays.is_idle
+        )
+        return 0 if is_busy else self._clock.free_ticks(now, int(REST_SECONDS // self._clock.tick_seconds) - 1)
 
     def _relieve(self, now: float, slice_size: int | None) -> None:
         """Free memory if it is short: history first, then the largest backlogs."""
@@ -154,4 +180,8 @@ class Upkeep:
                 if self._has_heartbeats:
                     self._registry.beat(subscriber, frames)
 
-        in_slices(iter(bucket), beat, slice_size)
+        self._visits += 1
+        in_slices(iter(bucket), beat, slice_size, self._finish_visit)
+
+    def _finish_visit(self) -> None:
+        self._visits -= 1

@@ -213,6 +213,16 @@ class Book:
 
     # Time
 
+    @property
+    def due_at(self) -> float:
+        """The monotonic time at which `overdue` has something to do, at the earliest. Tombstones do not count."""
+        return self._deadlines.first
+
+    @property
+    def due_in(self) -> float:
+        """How many seconds are left until then."""
+        return self.due_at - self._monotonic()
+
     def overdue(self, most: int = OVERDUE_CHANGES) -> list[Change] | None:
         """Do what is due: fail idle runs, stop those that were asked to, drop those that have been kept long enough.
 

@@ -10,6 +10,10 @@ from typing import Generic, Protocol, TypeVar
 
 SPARE_ENTRIES = 1_000
 """How many entries that no longer count the heap may have, besides as many as count."""
+TICK_SECONDS = 0.25
+"""The least time between two looks at the deadlines, unless there is more to do than one of them does."""
+REST_SECONDS = 30.0
+"""The longest time between two looks. Tombstones are removed by looks, too, and have no hurry."""
 LATE_SECONDS = 1.0
 """By how much a look at the deadlines may be late without being left out."""
 NEVER = float("inf")
@@ -39,6 +43,11 @@ class Deadlines(Generic[Item]):
     def __len__(self) -> int:
         """Return the number of entries. Some of them may not count any more."""
         return len(self._heap)
+
+    @property
+    def first(self) -> float:
+        """The time of the first entry, NEVER if there is none."""
+        return self._heap[0][0] if self._heap else NEVER
 
     def watch(self, item: Item, deadline: float) -> None:
         """Let `item` have an entry that is not later than `deadline`."""
@@ -83,6 +92,35 @@ class Lateness:
         """Return True if a look that is late by `seconds` is left out. Call this for each look."""
         self._has_skipped = seconds > LATE_SECONDS and not self._has_skipped
         return self._has_skipped
+
+
+class Looks:
+    """Decides when to look at the deadlines. Times are seconds of the clock that the caller waits by.
+
+    It sleeps until a deadline is reached. The look then does nothing, and leaves it to the one after it: the process
+    may have been suspended in the meantime, which so late nobody notices.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.next = now + TICK_SECONDS
+        """When the next look is due."""
+        self._last = now
+        self._has_slept = False
+        self._lateness = Lateness()
+
+    def acts(self, now: float) -> bool:
+        """Look, as it is time for it. Return True if what is due is to be done now."""
+        is_left_out = self._lateness.skips(now - self.next) or self._has_slept
+        self.next, self._last, self._has_slept = now + TICK_SECONDS, now, False
+        return not is_left_out
+
+    def plan(self, now: float, seconds: float) -> None:
+        """The first deadline is reached in so many seconds."""
+        if seconds > TICK_SECONDS:
+            rest = self._last + REST_SECONDS - now
+            self.next, self._has_slept = now + min(seconds, rest), seconds < rest + LATE_SECONDS
+        elif self.next > now + TICK_SECONDS:
+            self.next, self._has_slept = now + TICK_SECONDS, False
 
 
 class Tombstones:

@@ -7,6 +7,8 @@ each step looks only at what is new:
 
     step     every `STEP_OBJECTS` new objects, and at least every `STEP_SECONDS`. It collects everything that is not
              frozen. If that took longer than `FREEZE_SECONDS`, what is left is frozen, so that no step takes long.
+    sleep    while hardly anything new is made. CPython's own schedule ends it: after `STEP_OBJECTS` new objects it
+             collects the youngest, and tells `gc.callbacks`.
     whole    once a minute the frozen objects are counted, which takes milliseconds. If there are far more than the
              streams and the events in history account for, garbage may be among them. Only then, or when memory is
              short, everything is looked at.
@@ -29,10 +31,10 @@ from ..hub import Hub
 logger = logging.getLogger("ssehub.server")
 
 TICK_SECONDS = 0.1
-IDLE_TICK_SECONDS = 1.0
+IDLE_TICK_SECONDS = 5.0
 """The time between ticks while hardly anything new is made, so that an idle hub wakes up rarely."""
 IDLE_OBJECTS = 500
-"""If no more objects are new at a tick, nothing much goes on."""
+"""If no more objects are new since the tick before, nothing much goes on."""
 STEP_OBJECTS = 5_000
 STEP_SECONDS = 10.0
 FREEZE_SECONDS = 0.002
@@ -66,6 +68,8 @@ class Collector:
         self._others = 0
         """Objects besides those that were expected: as few as have been counted since the latest whole collection."""
         self._was_urgent = False
+        self._youngest = 0
+        """How many objects were new after the last tick."""
 
     def start(self, now: float) -> None:
         """Freeze what exists now, and take over from CPython's own schedule."""
@@ -73,9 +77,13 @@ class Collector:
         self._collect_whole()
         self._base = self._others
         gc.set_threshold(BURST_OBJECTS, NEVER, NEVER)
+        self._youngest = gc.get_count()[0]
 
     def tick(self, now: float) -> float:
-        """Do a step or a whole collection if it is due; return in how many seconds to call this again."""
+        """Do a step or a whole collection if it is due; return in how many seconds to call this again.
+
+        If that is longer than TICK_SECONDS, call it at once when CPython has collected by itself.
+        """
         youngest, bursts, _ = gc.get_count()
         is_urgent = self._is_urgent()
         if (is_urgent and not self._was_urgent) or (now - self._counted_at >= COUNT_SECONDS and self._has_garbage(now)):
@@ -85,7 +93,10 @@ class Collector:
             self._step()
             self._stepped_at = now
         self._was_urgent = is_urgent
-        return IDLE_TICK_SECONDS if youngest <= IDLE_OBJECTS and not bursts else TICK_SECONDS
+        is_idle = youngest - self._youngest <= IDLE_OBJECTS and not bursts
+        gc.set_threshold(STEP_OBJECTS if is_idle else BURST_OBJECTS, NEVER, NEVER)
+        self._youngest = gc.get_count()[0]
+        return IDLE_TICK_SECONDS if is_idle else TICK_SECONDS
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -123,14 +134,31 @@ def collecting(hub: Hub) -> Iterator[None]:
     collector = Collector(expected, lambda: hub.is_short_of_memory)
     collector.start(loop.time())
     timer: asyncio.TimerHandle
+    is_asleep = False
 
     def tick() -> None:
-        nonlocal timer
-        timer = loop.call_later(collector.tick(loop.time()), tick)
+        nonlocal timer, is_asleep
+        is_asleep = False
+        seconds = collector.tick(loop.time())
+        is_asleep = seconds > TICK_SECONDS
+        timer = loop.call_later(seconds, tick)
+
+    def wake() -> None:
+        if not timer.cancelled():  # as at the end of the context
+            timer.cancel()
+            tick()
+
+    def on_collection(phase: str, info: dict[str, int]) -> None:
+        nonlocal is_asleep
+        if is_asleep and phase == "stop":
+            is_asleep = False
+            loop.call_soon_threadsafe(wake)  # any thread may have caused it, in the middle of anything
 
     timer = loop.call_later(TICK_SECONDS, tick)
+    gc.callbacks.append(on_collection)
     try:
         yield
     finally:
+        gc.callbacks.remove(on_collection)
         timer.cancel()
         gc.set_threshold(*thresholds)  # what is frozen stays frozen: most processes end here

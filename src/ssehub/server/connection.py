@@ -33,6 +33,7 @@ from ..fanout.sinks import LINGER_SECONDS, TransportSink
 from ..settings import RequestLimits
 from ..web.fast_path import FastPath
 from .deadlines import Deadlines, Wait
+from .default_headers import DefaultHeaders
 from .heads import UnfinishedHeads
 from .refusals import ConnectionRefusals
 
@@ -67,6 +68,7 @@ class Port:
         if not config.loaded:
             config.load()
         self.app: ASGIApp = config.loaded_app
+        self.default_headers = DefaultHeaders(config.encoded_headers, has_date=config.date_header)
         self.app_state = app_state
         self.config = config
         self.loop = loop

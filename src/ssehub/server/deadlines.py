@@ -1,18 +1,22 @@
 """Deadlines: how long the connections of a server may take to send what the server waits for.
 
 All deadlines of one kind last equally long. So each kind is a queue, the oldest first: starting and stopping a deadline
-is one operation on a dict, and one timer per server serves them all. It runs only while there are deadlines.
+is one operation on a dict, and one timer per server serves them all. It is set to the first deadline, but goes
+off at most twice a second. A deadline that is stopped leaves it as it is: the next request would only set it again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from typing import Generic, TypeVar
 
 TICK_SECONDS = 0.5
-"""How late a deadline is noticed at the most."""
+"""The least time between two looks at the deadlines, and so how late one is noticed at the most."""
+_RESOLUTION_SECONDS = 0.001
+"""uvloop's clock counts milliseconds."""
 
 
 class Wait(Enum):
@@ -57,6 +61,10 @@ class Deadlines(Generic[Owner]):
         self._expire = expire
         self._queues: dict[Wait, tuple[float, dict[Owner, float]]] = {wait: (seconds[wait], {}) for wait in Wait}
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
+        """When the timer goes off."""
+        self._looked_at = -math.inf
+        """When it last did."""
 
     def seconds(self, wait: Wait) -> float:
         """Return how long the deadlines of `wait` last."""
@@ -64,9 +72,9 @@ class Deadlines(Generic[Owner]):
 
     def start(self, connection: Owner, wait: Wait) -> None:
         seconds, queue = self._queues[wait]
-        queue[connection] = self._loop.time() + seconds
-        if self._timer is None:
-            self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+        queue[connection] = deadline = self._loop.time() + seconds
+        if deadline < self._looks_at:
+            self._look_for(deadline)
 
     def stop(self, connection: Owner, wait: Wait) -> None:
         self._queues[wait][1].pop(connection, None)
@@ -78,15 +86,30 @@ class Deadlines(Generic[Owner]):
                 return next(iter(queue))
         return None
 
-    def _tick(self) -> None:
-        is_needed = any([queue for _, queue in self._queues.values()])
-        # The timer goes on even if `expire` raises.
-        self._timer = self._loop.call_later(TICK_SECONDS, self._tick) if is_needed else None
-        now = self._loop.time()
+    def _look_for(self, deadline: float) -> None:
+        """Let the timer go off at `deadline`, or as soon after it as it may."""
+        looks_at = max(deadline, self._looked_at + TICK_SECONDS)
+        if looks_at < self._looks_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._looks_at = looks_at
+            self._timer = self._loop.call_at(looks_at, self._look)
+
+    def _look(self) -> None:
+        self._looked_at = self._loop.time()
+        try:
+            self._expire_before(self._looked_at + _RESOLUTION_SECONDS)
+        finally:  # the timer goes on even if `expire` raises
+            self._timer, self._looks_at = None, math.inf
+            firsts = [next(iter(queue.values())) for _, queue in self._queues.values() if queue]
+            if firsts:
+                self._look_for(min(firsts))
+
+    def _expire_before(self, end: float) -> None:
         for wait, (_, queue) in self._queues.items():
             due = []
             for connection, deadline in queue.items():
-                if deadline > now:
+                if deadline > end:
                     break
                 due.append(connection)
             for connection in due:

@@ -260,17 +260,15 @@ class Exchange:
             self.is_persistent = False
         elif not self.is_persistent:
             lines += b"connection: close\r\n"
-        default = b"".join([_parsed(name, value)[1] for name, value in self._connection.port.state.default_headers])
+        default = self._connection.port.default_headers.lines()
         self._connection.transport.write(b"%b%b%b\r\n%b" % (_status_line(status), default, lines, body))
         self._connection.response_completed(self.is_persistent)
 
     def _start(self, status: int, headers: Headers) -> None:
         self.has_started = True
         self.needs_continue = False
-        lines = [_status_line(status)]
+        lines = [_status_line(status), self._connection.port.default_headers.lines()]
         has_close = False
-        for name, value in self._connection.port.state.default_headers:
-            lines.append(_parsed(name, value)[1])
         for name, value in headers:
             special, line = _parsed(name, value)
             lines.append(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -24,19 +24,16 @@ class Refusal(NamedTuple):
     reason: Reason
     message: str
 
-    def response(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the whole response, after which the connection ends."""
+    def response(self, default_lines: bytes) -> bytes:
+        """Return the whole response, after which the connection ends. `default_lines` are those of every response."""
         message = self.message.encode()
-        lines = [b"HTTP/1.1 %d %b" % (self.status, self.phrase.encode())]
-        lines += [b"%b: %b" % header for header in default_headers]
-        lines += [
-            b"content-type: text/plain; charset=utf-8",
-            b"content-length: %d" % len(message),
-            b"connection: close",
-            b"",
-            message,
-        ]
-        return b"\r\n".join(lines)
+        return (
+            b"HTTP/1.1 %d %b\r\n" % (self.status, self.phrase.encode())
+            + default_lines
+            + b"content-type: text/plain; charset=utf-8\r\n"
+            + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(message)
+            + message
+        )
 
 
 BAD_REQUEST = Refusal(400, "Bad Request", Reason.MALFORMED, "Invalid HTTP request received.")

@@ -37,7 +37,7 @@ class HttpServer:
 
     async def stop(self, deadline: float) -> None:
         """Stop accepting, let requests finish, and abort what is still connected at `deadline`, in loop time."""
-        self._server.should_exit = True
+        self._server.exit()
         loop = asyncio.get_running_loop()
         await asyncio.wait([self.task], timeout=max(0.0, deadline - loop.time()))
         self._server.abort_connections()
@@ -122,7 +122,23 @@ def _start(
 class _Server(uvicorn.Server):
     """Serves as uvicorn's, but handles no signals and logs nothing: under somebody else's uvicorn, a second "Started
     server process" would seem to be that of the host, whose loggers are not ours to change.
+
+    It sleeps until `exit` is called, where uvicorn's looks ten times a second if it should exit, and renews the date:
+    see `DefaultHeaders`. The settings `limit_max_requests` and `callback_notify`, which that loop is also for, are not
+    used here.
     """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._exiting = asyncio.Event()
+
+    def exit(self) -> None:
+        """Stop to serve: `serve` goes on with the shutdown at once."""
+        self.should_exit = True
+        self._exiting.set()
+
+    async def main_loop(self) -> None:
+        await self._exiting.wait()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.load()

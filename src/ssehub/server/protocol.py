@@ -507,7 +507,7 @@ class HttpProtocol(Connection):
             last.is_persistent = False
 
     def _answer(self, refusal: Refusal) -> None:
-        self._close_with(refusal.response(self.port.state.default_headers), self.refusal_delay())
+        self._close_with(refusal.response(self.port.default_headers.lines()), self.refusal_delay())
 
     def _close_with(self, response: bytes, delay: float) -> None:
         if delay:

@@ -112,7 +112,7 @@ class TlsHandshake(Connection):
         elif b"A" <= data[:1] <= b"Z":  # the method of a request
             self.refuse(PLAIN_HTTP.reason, "plain HTTP on a port with TLS")
             self._enter(Stage.REFUSED)
-            self.transport.write(PLAIN_HTTP.response(self.port.state.default_headers))
+            self.transport.write(PLAIN_HTTP.response(self.port.default_headers.lines()))
             self.close()
         else:
             self.refuse(ConnectionRefusal.TLS, "neither TLS nor HTTP on a port with TLS")

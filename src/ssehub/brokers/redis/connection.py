@@ -89,6 +89,22 @@ class Connection:
             await self._connection.send_packed_command(packed)
             return await self._connection.read_response(disable_decoding=True)
 
+    async def commands(self, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
+        """Send several commands in one piece, and return their replies. Raises the first error among these."""
+        packed = b"".join([pack_command(parts) for parts in commands])  # type: ignore[arg-type]  # as above
+        replies: list[Any] = []
+        errors: list[ResponseError] = []
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._connection.send_packed_command(packed)
+            for _ in commands:  # all of them: a reply that is left would answer the next command
+                try:
+                    replies.append(await self._connection.read_response(disable_decoding=True))
+                except ResponseError as exc:
+                    errors.append(exc)
+        if errors:
+            raise errors[0]
+        return replies
+
     async def send(self, *parts: str | bytes | int) -> None:
         """Send a command whose replies `receive` returns. Only one task may send, and only one receive."""
         if not self._connection.is_connected:  # otherwise redis-py would connect again

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 from ...node import Node, Nodes
 from .connection import CONNECTION_ERRORS, PERMISSION_ERRORS, Connection, Server, explain, keep_connected
@@ -73,22 +73,26 @@ class RedisNodes:
     async def _use(self, connection: Connection) -> None:
         while True:
             try:
-                await self._announce(connection)
-                self._others = await self._read(connection)
+                ids = await self._announce(connection)
+                self._others = await self._read(connection, ids)
             except PERMISSION_ERRORS as exc:  # which another connection would get, too
                 self._health.report(explain(exc))
             else:
                 self._health.clear()
             await asyncio.sleep(BEAT_SECONDS)
 
-    async def _announce(self, connection: Connection) -> None:
+    async def _announce(self, connection: Connection) -> list[bytes]:
+        """Renew the key, and return the ids of all nodes."""
         text = json.dumps(self._this.to_json(), ensure_ascii=False)
-        await connection.command("SET", self._keys.prefix + self._this.id, text, "EX", EXPIRY_SECONDS)
-        await connection.command("ZADD", self._keys.all, 0, self._this.id)
+        *_, ids = await connection.commands(
+            ("SET", self._keys.prefix + self._this.id, text, "EX", EXPIRY_SECONDS),
+            ("ZADD", self._keys.all, 0, self._this.id),
+            ("ZRANGE", self._keys.all, 0, MAX_NODES - 1),
+        )
+        return cast(list[bytes], ids)
 
-    async def _read(self, connection: Connection) -> list[Node]:
-        """Return the other nodes, in the order of their hosts."""
-        ids: list[bytes] = await connection.command("ZRANGE", self._keys.all, 0, MAX_NODES - 1)
+    async def _read(self, connection: Connection, ids: list[bytes]) -> list[Node]:
+        """Return the nodes with these ids, but this one, in the order of their hosts."""
         texts = await connection.command("MGET", *[self._keys.prefix.encode() + id for id in ids])
         gone = [id for id, text in zip(ids, texts, strict=True) if text is None]
         if gone:

@@ -72,6 +72,8 @@ class Calls:
         self.health = Health("runs", server.shown)
         self.totals = RunTotals(dict.fromkeys(RunState, 0), 0)
         """As of the last reply that had them."""
+        self.knows_open = asyncio.Event()
+        """Set while there are open runs, by these totals."""
         self._server = server
         self._probe_seconds = probe_seconds
         self._loop = asyncio.get_running_loop()
@@ -115,6 +117,12 @@ class Calls:
         if unanswered:
             self._timer = self._loop.call_at(unanswered[0].deadline, self._refuse_overdue)
 
+    def _stop_timer(self) -> None:
+        self._unanswered.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _unreachable(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"{self.health.problem or 'no reply from Redis'}; {NOT_DONE}")
 
@@ -134,6 +142,7 @@ class Calls:
             await connection.check_open()
             while group := self._next_group():
                 await self._send(connection, keys, group)
+            self._stop_timer()  # everyone has been answered
 
     def _next_group(self) -> list[Operation]:
         """Remove and return the operations for the next call, leaving out those whose callers no longer wait."""
@@ -167,6 +176,11 @@ class Calls:
         if totals is not None:
             size, *counts = (int(number or 0) for number in totals)
             self.totals = RunTotals(dict(zip(RunState, counts, strict=True)), size)
+            states = self.totals.states
+            if states[RunState.OPEN] or states[RunState.STOPPING]:
+                self.knows_open.set()
+            else:
+                self.knows_open.clear()
         for operation, reply in zip(group, replies, strict=True):
             answer = operation.answer
             operation.arguments = ()
@@ -196,9 +210,7 @@ class Calls:
         while self._waiting:
             self._waiting.popleft().refuse(BrokerUnavailable(f"the hub has stopped; {NOT_DONE}"))
         self._waiting_bytes = 0
-        self._unanswered.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
 
 
 async def check_access(connection: Connection, keys: RunKeys) -> None:

@@ -50,7 +50,11 @@ from .run_wire import dump_error, dump_options, load_events, parse_run
 logger = limited_logger("ssehub.brokers.redis")
 
 SWEEP_SECONDS = 0.5
-"""How often a node does what is due."""
+"""How often a node does what is due while it knows of open runs."""
+REST_SECONDS = 2.0
+"""How often it does so otherwise. It learns of an open run when it next does anything with one, and the node that has
+created a run knows of it.
+"""
 SWEEP_RUNS = 100
 """How many runs it ends, or releases, at a time."""
 LIST_RUNS = 200
@@ -87,6 +91,17 @@ class _Tasks:
             on_lost=followings.on_lost,
         )
         followings.connect(self.channels)
+
+
+async def _rest(knows_open: asyncio.Event) -> None:
+    """Return when it is time for the next sweep."""
+    jitter = random.uniform(0.8, 1.2)
+    if knows_open.is_set():
+        await asyncio.sleep(SWEEP_SECONDS * jitter)
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REST_SECONDS * jitter):
+            await knows_open.wait()
 
 
 class RedisRuns:
@@ -147,7 +162,10 @@ class RedisRuns:
                     logger.warning("cannot do what is due for runs: %s", problem)
             except Exception:
                 logger.exception("unexpected error while doing what is due for runs: trying again")
-            await asyncio.sleep(0 if has_more else SWEEP_SECONDS * random.uniform(0.8, 1.2))
+            if has_more:
+                await asyncio.sleep(0)
+            else:
+                await _rest(tasks.calls.knows_open)
 
     async def _sweep(self, tasks: _Tasks) -> bool:
         """Do what is due, and renew the lease. Returns True if there may be more to do."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ...errors import BrokerUnavailable
 from ...runs.book import Book, Change
-from ...runs.deadlines import Lateness
+from ...runs.deadlines import Looks
 from .run_ledger import Ledger, Telling
 from .runfile import Changes, Loaded, RunFile
 
@@ -35,8 +35,6 @@ GROUP_BYTES = 4 * 2**20
 """A transaction with events of this size accepts no further calls."""
 SLICE_CALLS = 100
 """How many calls are decided, or changes told, before the event loop does something else."""
-TICK_SECONDS = 0.25
-"""How often deadlines are looked at, and how soon a file that could not be read is read again."""
 TIDY_SECONDS = 30.0
 
 Answer = TypeVar("Answer")
@@ -92,7 +90,6 @@ class RunWriter:
         """True from a failed transaction until one succeeds."""
         self._is_due = False
         """True if deadlines are to be looked at."""
-        self._lateness = Lateness()
         self._is_untidy = False
         """True if tombstones that have run out are to be deleted."""
         self._is_stopping = False
@@ -100,7 +97,7 @@ class RunWriter:
         self._questions: list[tuple[Callable[[Book], Any], asyncio.Future[Any]]] = []
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._next_tick = self._loop.time() + TICK_SECONDS
+        self._looks = Looks(self._loop.time())
         self._next_tidying = self._loop.time() + TIDY_SECONDS
         self._task = self._loop.create_task(self._run())
 
@@ -128,19 +125,24 @@ class RunWriter:
     async def _run(self) -> None:
         while not self._is_stopping:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_SECONDS):
+                async with asyncio.timeout_at(min(self._looks.next, self._next_tidying)):
                     await self._wake.wait()
             self._wake.clear()
             self._look_at_clock()
             while not self._is_stopping and self._has_work and await self._work():
                 self._look_at_clock()
+            self._plan_look()
+
+    def _plan_look(self) -> None:
+        # A file that could not be read, or written, is tried again at the next look.
+        is_well = self._failed is None and not self._must_probe and not self._is_due
+        self._looks.plan(self._loop.time(), self.ledger.book.due_in if is_well else 0.0)
 
     def _look_at_clock(self) -> None:
+        self._plan_look()  # a call may have brought an earlier deadline
         now = self._loop.time()
-        if now >= self._next_tick:
-            if not self._lateness.skips(now - self._next_tick):
-                self._is_due = True
-            self._next_tick = now + TICK_SECONDS
+        if now >= self._looks.next and self._looks.acts(now):
+            self._is_due = True
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_SECONDS
             self._is_untidy = True
