@@ -89,7 +89,7 @@ class EmitStream:
         key: ControlKey = scope.get(KEY, NO_KEY)
         try:
             key.require(Right.PUBLISH)
-            await _check(scope, headers)
+            _check(scope, headers)
             if self._hub.is_draining:
                 raise HubClosed("the hub is about to stop: publish to another node, or here after its restart")
         except SSEHubError as exc:
@@ -150,9 +150,9 @@ def _begun(first: Message, receive: Receive) -> Receive:
     return receive_begun
 
 
-async def _check(scope: Scope, headers: RequestHeaders) -> None:
+def _check(scope: Scope, headers: RequestHeaders) -> None:
     """Raise InvalidRequest unless the request can be for a pipe."""
-    fields = await query_fields(scope["query_string"], STREAM_FIELDS)
+    fields = query_fields(scope["query_string"], STREAM_FIELDS)
     if fields["stream"] != "1":
         raise InvalidRequest(f"stream must be 1, not {fields['stream'][:40]!r}: leave it out for a request of its own")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
