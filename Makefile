@@ -63,7 +63,7 @@ browsers: tools ## try browsers behind proxies; writes the table in docs/proxies
 
 bench: .venv/run ## measure against other servers; writes the tables and plots in docs/ (ARGS="W1 --pairs 2" for less)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	tests/install-tools nginx-light libnginx-mod-nchan
+	tests/install-tools nginx-light libnginx-mod-nchan gcc libc6-dev wrk
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 docs: .venv/dev ## check the documentation against the code

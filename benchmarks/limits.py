@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -9,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from measuring import FEW_PAIRS, Bench, Figures, figure, first_frame_milliseconds
-from page import OURS
-from peers import HERE, PEERS, Running, pinned, redis_log, ssehub, started, wait_until
+from generators import Load
+from measuring import FEW_PAIRS, Bench, Figures, figure, figures, first_frame_milliseconds, in_turn
+from peers import HERE, OURS, PEERS, Running, pinned, redis_log, ssehub, started, wait_until
 
 from ssehub.bench.messages import Order, Tally
 from ssehub.bench.resources import ServerProcesses
@@ -26,34 +27,46 @@ READS = {"alone": (1, 250, 50_000), "64 together": (64, 100, 2_000_000)}
 
 def run_sqlite(bench: Bench, pairs: int | None) -> Figures:
     """Return the events published per second, one per POST, by 1 and by 50 publishers, in memory and on disk."""
-    found: Figures = {}
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        for pair in range(min(pairs or FEW_PAIRS, FEW_PAIRS)):
-            for publishers, events in ((1, 2_000), (50, 10_000)):
-                for name, broker in (("memory", "memory://"), ("sqlite", f"sqlite:///{folder}/{pair}-{publishers}.db")):
-                    with ssehub("--broker", broker)() as server:
-                        report = bench(server, f"--subscribers 1 --events {events} --publishers {publishers}")
-                    found.setdefault(f"{name}, {publishers}", []).append(report["published_per_second"])
-    return found
+        databases = itertools.count()
+
+        def one_run(name: str) -> dict[str, float]:
+            broker, _, publishers = name.partition(", ")
+            url = "memory://" if broker == "memory" else f"sqlite:///{folder}/{next(databases)}.db"
+            events = 2_000 if publishers == "1" else 10_000
+            with ssehub("--broker", url)() as server:
+                report = bench.sseload(name, server, Load(subscribers=1, events=events, publishers=int(publishers)))
+            return {"events a second": figure(report, "published")}
+
+        return in_turn(("memory, 1", "sqlite, 1", "memory, 50", "sqlite, 50"), one_run, FEW_PAIRS, pairs)
 
 
 def run_redis(bench: Bench, pairs: int | None) -> Figures:
     """Return the latency, and the rate and CPU time of 100,000 events in batches of 100, over Redis and in memory."""
-    found: Figures = {}
+    prefixes = itertools.count()
     with redis_log() as (pid, url):
         redis = ServerProcesses(pid)
-        for pair in range(min(pairs or FEW_PAIRS, FEW_PAIRS)):
-            for name, log in (("memory", ()), ("redis", ("--broker", url, "--redis-prefix", f"bench-{pair}"))):
-                with ssehub(*log)() as server:
-                    latency = figure(bench(server, "--subscribers 1 --events 500 --rate 200"), "latency_ms")
-                    before = redis.usage().cpu_seconds
-                    report = bench(server, "--subscribers 1 --events 100000 --publishers 4 --batch 100")
-                    spent = redis.usage().cpu_seconds - before
-                found.setdefault(f"{name}, latency in ms", []).append(latency)
-                found.setdefault(f"{name}, events a second", []).append(report["published_per_second"])
-                found.setdefault(f"{name}, seconds of the node", []).append(report["server_cpu_seconds"])
-                found.setdefault(f"{name}, seconds of Redis", []).append(spent)
-    return found
+
+        def hub(log: str) -> AbstractContextManager[Running]:
+            options = ("--broker", url, "--redis-prefix", f"bench-{next(prefixes)}")
+            return ssehub(*(options if log == "redis" else ()))()
+
+        def paced(name: str) -> dict[str, float]:
+            with hub(name) as server:
+                report = bench.sseload(name, server, Load(subscribers=1, events=500, rate=200, warmup=50))
+            return figures(report, ["p50"])
+
+        def batches(name: str) -> dict[str, float]:
+            with hub(name.partition(",")[0]) as server:
+                before = redis.usage().cpu_seconds
+                arguments = "--subscribers 1 --events 100000 --publishers 4 --batch 100"
+                report = bench.ssehub_bench(name, server, arguments)
+                spent = redis.usage().cpu_seconds - before
+            node = {"events a second": figure(report, "published"), "seconds of the node": report["server_cpu_seconds"]}
+            return node | {"seconds of Redis": spent}
+
+        found = in_turn(("memory", "redis"), paced, FEW_PAIRS, pairs)
+        return found | in_turn(("memory, batches", "redis, batches"), batches, FEW_PAIRS, pairs)
 
 
 def run_lag(bench: Bench, pairs: int | None) -> Figures:
@@ -73,10 +86,10 @@ def run_lag(bench: Bench, pairs: int | None) -> Figures:
                     milliseconds.append(first_frame_milliseconds(server))
 
             with repeated(open_stream, every_seconds=0.1):
-                bench(server, "--subscribers 19000 --events 60 --rate 4 --processes 2")
+                bench.sseload("lag", server, Load(subscribers=19_000, events=60, rate=4))
         lines = [line.split() for line in file.read().splitlines()]
         gaps = [float(gap) for at, gap in lines if began[0] + 1 < float(at) < began[-1]]
-    return {"longest gap in the loop, ms": [max(gaps)], "slowest newcomer, ms": [max(milliseconds)]}
+    return {"lag: longest gap, ms": [max(gaps)], "lag: slowest newcomer, ms": [max(milliseconds)]}
 
 
 def open_descriptors(server: Running) -> int:
@@ -90,17 +103,17 @@ def run_pressure(bench: Bench, pairs: int | None) -> Figures:
     """
     arguments = "--subscribers 100 --size 20000 --publishers 16 --batch 10 --patience 30"
     with PEERS[OURS]() as server:
-        rate = bench(server, f"{arguments} --events 5000")["published_per_second"]
+        rate = bench.ssehub_bench("pressure", server, f"{arguments} --events 5000")["published_per_second"]
         memory: list[float] = []
         began = time.monotonic()
         with repeated(lambda: memory.append(server.usage().memory_bytes / 2**20), every_seconds=1):
-            report = bench(server, f"{arguments} --events {int(60 * rate)}")
+            report = bench.ssehub_bench("pressure", server, f"{arguments} --events {int(60 * rate)}")
             seconds = time.monotonic() - began
     return {
-        "seconds": [seconds],
-        "MB a second": [report["deliveries_per_second"] * 20_000 / 1e6],
-        "MiB after 10 s": [memory[min(10, len(memory) - 1)]],
-        "MiB at most": [max(memory)],
+        "pressure: seconds": [seconds],
+        "pressure: MB a second": [report["deliveries_per_second"] * 20_000 / 1e6],
+        "pressure: MiB after 10 s": [memory[min(10, len(memory) - 1)]],
+        "pressure: MiB at most": [max(memory)],
     }
 
 
@@ -131,8 +144,8 @@ def run_reader(bench: Bench, pairs: int | None) -> Figures:
     for _ in range(min(pairs or FEW_PAIRS, FEW_PAIRS)):
         for name, (together, writes, rate) in READS.items():
             per_cpu_second, per_read = read_events(together, writes, rate)
-            found.setdefault(name, []).append(per_cpu_second)
-            found.setdefault(f"{name}, events in a read", []).append(per_read)
+            found.setdefault(f"{name}: events", []).append(per_cpu_second)
+            found.setdefault(f"{name}: events in a read", []).append(per_read)
     return found
 
 

@@ -1,59 +1,108 @@
-"""How the workloads are measured: runs of `ssehub bench` on servers that take turns, and single streams beside them."""
+"""How the workloads are measured: runs of the load generators on servers that take turns, and single streams."""
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from peers import SECRET, Running, pinned
+import generators
+from generators import SSEHUB_BENCH, SSELOAD, WRK, Load, Report
+from peers import SECRET, Running
 
 from ssehub import Tokens
 
+BUSY_SHARE = 0.7
+"""A generator that used more of a core may have been the bottleneck: such a row is no result."""
+MOST_DELAY = 1.05
+"""Events with a rate that took longer against what was planned were not published at that rate: no result either."""
 PAIRS = 5
 FEW_PAIRS = 2
-"""For SQLite, Redis and the reader, so that all workloads take less than half an hour."""
-CPU = "deliveries_per_cpu_second"
+"""For what takes long, or varies little."""
 
-Report = dict[str, Any]
 Figures = dict[str, list[float]]
+FIGURES: Mapping[str, Callable[[Report], float]] = {
+    "deliveries": lambda report: float(report["deliveries_per_cpu_second"]),
+    "events": lambda report: float(report["events_per_cpu_second"]),
+    "connections": lambda report: float(report["connections_per_cpu_second"]),
+    "requests": lambda report: float(report["requests_per_cpu_second"]),
+    "published": lambda report: float(report["published_per_second"]),
+    "bytes": lambda report: float(report["bytes_per_subscriber"]),
+    "wake-ups": lambda report: float(report["wakeups_per_second"]),
+    "p50": lambda report: float(report["latency_ms"]["p50"]),
+    "p99": lambda report: float(report["latency_ms"]["p99"]),
+    "CPU": lambda report: 1e6 / report["events_per_cpu_second"],
+    "core": lambda report: 100 * report["server_cpu_seconds"] / report["seconds"],
+}
+"""The figures of a report: work per CPU second, milliseconds, microseconds of CPU time per event, percent of a core."""
 
 
 class Bench:
-    """Runs `ssehub bench`, and keeps the highest CPU share of the load."""
+    """Runs the load generators, and keeps how busy they were and how much longer they took than planned.
+
+    `name` says what is measured. The names of its figures are the same, or begin with it and a colon.
+    """
 
     def __init__(self) -> None:
-        self.load_share = 0.0
+        self.generators: dict[str, str] = {}
+        self.shares: dict[str, float] = {}
+        """The highest share of the time in which the generator used its core or, as `sseload` says, waited for it."""
+        self.delays: dict[str, float] = {}
+        """The longest duration against the planned one, where events have a rate."""
 
-    def __call__(self, server: Running, arguments: str) -> Report:
-        """Return the report of one run; raises RuntimeError if an event was lost, duplicated or reordered."""
-        addresses = ["--url", server.url, "--control-url", server.control_url, "--server-pid", str(server.pid)]
-        command = [sys.executable, "-m", "ssehub", "bench", "--json", *addresses, *server.arguments, *arguments.split()]
-        env = {**os.environ, "SSL_CERT_FILE": str(server.ca)} if server.ca else None
-        result = subprocess.run([*pinned(1), *command], capture_output=True, text=True, timeout=300, env=env)
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {result.stderr}{result.stdout}")
-        report: Report = json.loads(result.stdout)
-        self.load_share = max(self.load_share, report["own_cpu_share"])
+    def sseload(self, name: str, server: Running, load: Load) -> Report:
+        report = generators.sseload(server, load)
+        self._keep(name, SSELOAD, report, waiting=report["own_wait_share"])
+        if load.rate:
+            self.delays[name] = max(self.delays.get(name, 0), delay(report))
+        return report
+
+    def wrk(
+        self, name: str, server: Running, connections: int, body: str | None = None, header: str | None = None
+    ) -> Report:
+        return self._keep(name, WRK, generators.wrk(server, connections, 4, body, header))
+
+    def ssehub_bench(self, name: str, server: Running, arguments: str) -> Report:
+        return self._keep(name, SSEHUB_BENCH, generators.ssehub_bench(server, arguments))
+
+    def _keep(self, name: str, generator: str, report: Report, waiting: float = 0.0) -> Report:
+        self.generators[name] = generator
+        self.shares[name] = max(self.shares.get(name, 0.0), report["own_cpu_share"] + waiting)
         return report
 
 
+def delay(report: Report) -> float:
+    """Return how long events with a rate took against what was planned."""
+    return float(report["seconds"] / report["planned_seconds"])
+
+
+def is_late(report: Report) -> bool:
+    return delay(report) > MOST_DELAY
+
+
 def figure(report: Report, name: str) -> float:
-    return float(report["latency_ms"]["p50"] if name == "latency_ms" else report[name])
+    return FIGURES[name](report)
 
 
-def in_turn(names: Sequence[str], one_run: Callable[[str], float], most: int, pairs: int | None) -> Figures:
-    """Return `most` figures for each name, or `pairs` if that is less; the runs take turns: A B A B …"""
-    found: Figures = {name: [] for name in names}
+def figures(report: Report, names: Sequence[str]) -> dict[str, float]:
+    return {name: figure(report, name) for name in names}
+
+
+def in_turn(
+    names: Sequence[str], one_run: Callable[[str], Mapping[str, float]], most: int, pairs: int | None
+) -> Figures:
+    """Run each name `most` times, or `pairs` times if that is less; the runs take turns: A B A B …
+
+    Each figure F of the run of N is kept as `N: F`.
+    """
+    found: Figures = {}
     for _ in range(min(pairs or most, most)):
         for name in names:
-            found[name].append(one_run(name))
+            for what, value in one_run(name).items():
+                found.setdefault(f"{name}: {what}", []).append(value)
+                say(f"  {name}: {what} {value:,.4g}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The plots of docs/laboratory.md, made from the results of run.py."""
+"""The plots of docs/performance.md and docs/laboratory.md, made from the results of run.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from page import doubt
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-COLOURS = {"ssehub": "#1f6feb", "nchan": "#e36209", "sse-starlette": "#8b949e", "ssehub, plain uvicorn": "#79b8ff"}
+COLOURS = {
+    "ssehub": "#1f6feb",
+    "nchan": "#e36209",
+    "Centrifugo": "#2da44e",
+    "go-sse": "#bf8700",
+    "sse-starlette": "#8b949e",
+    "ssehub, plain uvicorn": "#79b8ff",
+}
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
@@ -36,70 +44,88 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 def deliveries(results: dict[str, Any], axes: Axes) -> None:
     workloads = ("W1", "W2", "W3")
     labels = ("W1: 1,000 subscribers", "W2: 10,000 subscribers", "W3: 100 subscribers")
-    measured = [results[name]["figures"] for name in workloads]
-    width = 0.2
+    width = 0.15
     seen: set[str] = set()
-    for group, figures in enumerate(measured):
-        peers = [peer for peer in COLOURS if peer in figures]
-        for index, peer in enumerate(peers):
-            x = group + (index - (len(peers) - 1) / 2) * width
-            median, low, high = statistics.median(figures[peer]), min(figures[peer]), max(figures[peer])
+    for group, workload in enumerate(workloads):
+        measured = of_servers(results[workload], "deliveries")
+        for index, (peer, figures) in enumerate(measured.items()):
+            x = group + (index - (len(measured) - 1) / 2) * width
+            median, low, high = statistics.median(figures), min(figures), max(figures)
             label = None if peer in seen else peer
             spread = [[median - low], [high - median]]
-            axes.bar(x, median, width * 0.92, yerr=spread, capsize=3, color=COLOURS[peer], label=label)
-            axes.annotate(f"{median / 1000:,.0f}k", (x, high), (0, 4), textcoords="offset points", ha="center")
+            axes.bar(x, median, width * 0.92, yerr=spread, capsize=2, color=COLOURS[peer], label=label)
+            axes.annotate(f"{median / 1000:,.0f}k", (x, high), (0, 4), textcoords="offset points", ha="center", size=7)
             seen.add(peer)
     axes.set_xticks(range(len(workloads)), labels)
     axes.set_xlim(-0.5, len(workloads) - 0.5)
+    axes.set_yscale("log")
     axes.margins(y=0.12)
     axes.set_ylabel("deliveries per server CPU second")
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_title("Deliveries per CPU second: median and range of the runs")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=3)
 
 
 def growth(results: dict[str, Any], axes: Axes) -> None:
-    for peer, points in results["growth"]["figures"].items():
-        axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[peer], label=peer)
+    for peer, points in by_number(results["growth"], "CPU").items():
+        axes.plot(points.keys(), points.values(), "o-", color=COLOURS[peer], label=peer)
     axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel("subscribers of one channel")
-    axes.set_ylabel("server CPU time per delivery (µs)")
-    axes.set_title("Cost of a delivery by number of subscribers (one publisher, closed loop)")
+    axes.set_ylabel("server CPU time per event (µs)")
+    axes.set_title("Cost of an event that is delivered by itself")
     axes.legend(frameon=False)
 
 
 def latency(results: dict[str, Any], axes: Axes) -> None:
-    for peer, points in results["latency"]["figures"].items():
-        rates = [rate for rate, _, _ in points]
-        axes.plot(rates, [p50 for _, p50, _ in points], "o-", color=COLOURS[peer], label=f"{peer}, median")
-        axes.plot(rates, [p99 for _, _, p99 in points], "o:", color=COLOURS[peer], label=f"{peer}, 99 %")
+    result = results["latency"]
+    for figure, line in (("p50", "o-"), ("p99", "o:")):
+        for peer, points in by_number(result, figure).items():
+            axes.plot(points.keys(), points.values(), line, color=COLOURS[peer], label=f"{peer}, {figure}")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    ticks = [50, 100, 200, 400, 800, 1_600, 3_200, 6_400]
-    fastest = max(rate for points in results["latency"]["figures"].values() for rate, _, _ in points)
-    axes.set_xticks([tick for tick in ticks if tick <= fastest], minor=False)
+    axes.set_xticks(sorted({int(name.partition(", ")[2]) for name in result["shares"]}), minor=False)
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("events published per second, to 1,000 subscribers")
-    axes.set_ylabel("latency, publish to receive (ms)")
-    axes.set_title("Latency by publishing rate, up to a median over 200 ms")
+    axes.set_ylabel("latency from the due time (ms)")
+    axes.set_title("Latency by rate, as long as servers keep up")
     axes.legend(frameon=False)
 
 
 def memory(results: dict[str, Any], axes: Axes) -> None:
-    found = results["M"]["figures"]
-    peers = list(found)
-    values = [statistics.median(found[peer]) for peer in peers]
-    bars = axes.barh(peers, values, color=[COLOURS[peer] for peer in peers], height=0.6)
+    found = of_servers(results["M"], "bytes")
+    values = [statistics.median(figures) for figures in found.values()]
+    bars = axes.barh(list(found), values, color=[COLOURS[peer] for peer in found], height=0.6)
     axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4)
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel("server memory per idle subscriber (bytes)")
     axes.set_title("Memory: 10,000 idle subscribers")
+
+
+def of_servers(result: dict[str, Any], figure: str) -> dict[str, list[float]]:
+    """Return one figure of each server that has a result."""
+    names = {peer: f"{peer}: {figure}" for peer in COLOURS}
+    return {peer: result["figures"][name] for peer, name in names.items() if has_result(result, name)}
+
+
+def by_number(result: dict[str, Any], figure: str) -> dict[str, dict[int, float]]:
+    """Return the median of one figure of each server, by the number in the names of its runs."""
+    found: dict[str, dict[int, float]] = {}
+    for run in result["shares"]:
+        peer, _, count = run.partition(", ")
+        if has_result(result, f"{run}: {figure}"):
+            found.setdefault(peer, {})[int(count)] = statistics.median(result["figures"][f"{run}: {figure}"])
+    return found
+
+
+def has_result(result: dict[str, Any], name: str) -> bool:
+    return name in result["figures"] and doubt(result, [name]) is None
 
 
 PLOTS: dict[str, tuple[Callable[[dict[str, Any], Axes], None], set[str]]] = {

@@ -1,6 +1,6 @@
 """Measures the workloads of docs/laboratory.md; writes results.json, the tables of the pages, and the plots.
 
-python benchmarks/run.py                  all workloads, in less than half an hour
+python benchmarks/run.py                  all workloads, in about an hour and a half
 python benchmarks/run.py W1 W3            only these; the results of the others stay, each with its date
 python benchmarks/run.py W1 W3 --pairs 2  only these, with fewer pairs; nothing is written
 """
@@ -8,6 +8,7 @@ python benchmarks/run.py W1 W3 --pairs 2  only these, with fewer pairs; nothing 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -25,10 +26,21 @@ from typing import Any
 import page
 from limits import run_lag, run_pressure, run_reader, run_redis, run_sqlite
 from measuring import PAIRS, Bench, say
-from page import spread
-from peers import HERE, has_nchan
+from page import doubt, spread
+from peers import BUILD, CENTRIFUGO, GO_SSE, HERE, NCHAN, NEEDED, available, build_go_peers
 from tls import run_handshakes, run_tls
-from workloads import WORKLOADS, run_growth, run_history, run_latency, run_stalled, run_workers, run_workload
+from workloads import (
+    WORKLOADS,
+    run_growth,
+    run_history,
+    run_idle,
+    run_latency,
+    run_p1,
+    run_p100,
+    run_stalled,
+    run_workers,
+    run_workload,
+)
 
 RESULTS = HERE / "results.json"
 
@@ -36,6 +48,9 @@ Measuring = Callable[[Bench, int | None], Any]
 
 MEASURED: dict[str, Measuring] = {
     **{name: partial(run_workload, name) for name in WORKLOADS},
+    "P1": run_p1,
+    "P100": run_p100,
+    "idle": run_idle,
     "stalled": run_stalled,
     "history": run_history,
     "workers": run_workers,
@@ -52,31 +67,69 @@ MEASURED: dict[str, Measuring] = {
 
 
 def measured(name: str, pairs: int | None) -> dict[str, Any]:
-    """Return the figures of one workload, the time they took, the load's CPU share, and the machine."""
+    """Return the figures of one workload, how they were made, and on what machine."""
     bench, began = Bench(), time.monotonic()
-    found = MEASURED[name](bench, pairs)
-    seconds = time.monotonic() - began
-    say(f"{name}: {seconds:.0f} s, load busy for at most {bench.load_share:.0%}")
-    for what, figures in found.items():
-        say(f"  {what:30} {spread(figures) if isinstance(figures[0], float) else figures}")
-    return {"figures": found, "seconds": seconds, "load_share": bench.load_share, "machine": machine()}
+    say(name)
+    figures = MEASURED[name](bench, pairs)
+    result = {
+        "figures": figures,
+        "seconds": time.monotonic() - began,
+        "generators": bench.generators,
+        "shares": bench.shares,
+        "delays": bench.delays,
+        "machine": machine(),
+    }
+    say(f"{name}: {result['seconds']:.0f} s, load busy for at most {max(bench.shares.values(), default=0):.0%}")
+    for what, values in figures.items():
+        reason = doubt(result, [what])
+        say(f"  {what:40} {spread(values)}{f' (no result: {reason})' if reason else ''}")
+    return result
 
 
 def machine() -> dict[str, str]:
     """Return the date, the hardware and the versions."""
     packages = ("uvicorn", "uvloop", "httptools", "starlette", "sse-starlette")
-    nginx = "not installed"
-    if has_nchan():
-        output = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
-        nginx = output.split("/")[-1].strip()
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} cores, {model[1] if model else platform.machine()}",
         "system": f"Linux {platform.release()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {version(name)}" for name in packages),
-        "nginx": nginx,
+        "others": ", ".join(other_servers()) or "no other servers",
     }
+
+
+@functools.cache
+def other_servers() -> list[str]:
+    """Return the names of the optional servers that are installed, with their versions."""
+    found = []
+    for name in available(NEEDED):
+        if name == NCHAN:
+            output = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
+            found.append(f"nginx {output.split('/')[-1].strip()} with nchan")
+        else:
+            found.append(f"{name} {go_version(name)}")
+    return found
+
+
+def go_version(name: str) -> str:
+    """Return the version of the module that a server was built from."""
+    module = {CENTRIFUGO: "centrifugal/centrifugo", GO_SSE: "tmaxmax/go-sse"}[name]
+    command = ["go", "version", "-m", str(BUILD / name.lower())]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(rf"{module}\S*\s+v(\S+)", output)
+    return match[1] if match else "of an unknown version"
+
+
+def build_optional_servers() -> None:
+    """Build the servers written in Go, and say which of the optional servers are left out."""
+    try:
+        build_go_peers()
+    except (OSError, subprocess.SubprocessError) as exc:
+        say(f"the servers written in Go could not be built: {exc}")
+    for name in NEEDED.keys() - set(available(NEEDED)):
+        needs = "Debian: nginx-light, libnginx-mod-nchan" if name == NCHAN else "Go"
+        say(f"{name} is not installed ({needs}): it is left out")
 
 
 def main() -> int:
@@ -88,8 +141,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(MEASURED):
         parser.error(f"unknown workload: {', '.join(unknown)}; expected {', '.join(MEASURED)}")
-    if not has_nchan():
-        say("nginx with nchan is not installed (Debian: nginx-light, libnginx-mod-nchan): it is left out")
+    build_optional_servers()
     began = time.monotonic()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     failed = []

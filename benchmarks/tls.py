@@ -8,9 +8,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from measuring import CPU, FEW_PAIRS, PAIRS, Bench, Figures, Report, address_of, figure, say, stream_request
+from measuring import FEW_PAIRS, PAIRS, Bench, Figures, address_of, figures, in_turn, say, stream_request
 from peers import Peer, Running, ssehub
 
 PLAIN, TLS = "plain", "TLS"
@@ -23,6 +24,13 @@ LOADS = {
 OPENINGS = {
     "M": ("--subscribers 10000 --events 0 --processes 2", FEW_PAIRS),
     "C": ("--subscribers 5000 --users 5000 --events 0", FEW_PAIRS),
+}
+FIGURES_OF = {
+    "W1": ("deliveries",),
+    "W2": ("deliveries", "p50", "p99"),
+    "L2": ("deliveries", "p50", "p99"),
+    "M": ("bytes",),
+    "C": ("connections",),
 }
 CONNECTIONS = 1_000
 KEYS = {
@@ -47,34 +55,25 @@ def run_handshakes(bench: Bench, pairs: int | None) -> Figures:
         for _ in range(min(pairs or PAIRS, PAIRS)):
             for name, server in servers.items():
                 for is_resumed in (False, True) if server.ca else (False,):
-                    what = f"connections, {name}{', resumed' if is_resumed else ''}"
+                    what = f"{name}{', resumed' if is_resumed else ''}: connections"
                     found.setdefault(what, []).append(connections_per_cpu_second(server, is_resumed=is_resumed))
-                    say(f"tls       {what:37} {found[what][-1]:,.0f}")
+                    say(f"  {what} {found[what][-1]:,.0f}")
     return found
 
 
 def _with_and_without(loads: Mapping[str, tuple[str, int]], peer: Peer, bench: Bench, pairs: int | None) -> Figures:
     found: Figures = {}
     for name, (arguments, most) in loads.items():
-        for _ in range(min(pairs or most, most)):
-            for kind, each in ((PLAIN, ssehub()), (TLS, peer)):
-                with each() as server:
-                    for what, value in figures_of(name, bench(server, arguments)):
-                        found.setdefault(f"{what}, {kind}", []).append(value)
-                        say(f"tls       {what:30} {kind:6} {value:,.1f}")
+        peers = {f"{name}, {PLAIN}": ssehub(), f"{name}, {TLS}": peer}
+
+        def one_run(
+            each: str, name: str = name, arguments: str = arguments, peers: Mapping[str, Peer] = peers
+        ) -> dict[str, float]:
+            with peers[each]() as server:
+                return figures(bench.ssehub_bench(each, server, arguments), FIGURES_OF[name])
+
+        found |= in_turn(list(peers), one_run, most, pairs)
     return found
-
-
-def figures_of(name: str, report: Report) -> Iterator[tuple[str, float]]:
-    if name == "M":
-        yield "M", figure(report, "bytes_per_subscriber")
-    elif name == "C":
-        yield "C", figure(report, "connections_per_cpu_second")
-    else:
-        yield name, figure(report, CPU)
-    if name in ("W2", "L2"):
-        yield f"{name} p50", report["latency_ms"]["p50"]
-        yield f"{name} p99", report["latency_ms"]["p99"]
 
 
 def tls_peer(folder: Path, key: str) -> Peer:
@@ -90,7 +89,7 @@ def tls_peer(folder: Path, key: str) -> Peer:
     @contextmanager
     def peer() -> Iterator[Running]:
         with ssehub(env=env)() as server:
-            yield Running(server.pid, server.url, server.control_url, server.arguments, ca=certificate)
+            yield replace(server, ca=certificate)
 
     return peer
 

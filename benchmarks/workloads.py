@@ -2,73 +2,119 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
-from measuring import CPU, PAIRS, Bench, Figures, figure, in_turn, say, stalled_subscriber
-from page import NCHAN, OURS, README, TASKS
-from peers import PEERS, Running, has_nchan, redis_log, ssehub, wait_until
+from generators import Load
+from measuring import FEW_PAIRS, PAIRS, Bench, Figures, figures, in_turn, is_late, stalled_subscriber
+from peers import (
+    BARE,
+    CENTRIFUGO,
+    GO_SSE,
+    NCHAN,
+    OURS,
+    PEERS,
+    README,
+    TASKS,
+    Running,
+    available,
+    redis_log,
+    ssehub,
+    wait_until,
+)
 
-LONGER_W1 = "--subscribers 1000 --events 1500"
-"""For differences of a few percent: CPU time is counted in steps of 10 ms, which are 2 % of that of W1."""
+OTHERS = (NCHAN, CENTRIFUGO, GO_SSE)
+LONGER_W1 = Load(subscribers=1000, events=3000, warmup=20)
+"""For differences of a few percent."""
+RATES = (10, 20, 50, 80, 100, 200, 400)
+GROWTH = {1: 200, 10: 100, 100: 50, 1_000: 20, 10_000: 2}
+"""Events a second by number of subscribers: few enough for each event to be delivered by itself."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The arguments of `ssehub bench`, the peers it runs on, and the figure of its report that counts."""
+    """A load, the servers it runs on, and the figures that count."""
 
-    arguments: str
+    load: Load
+    figures: tuple[str, ...]
     peers: tuple[str, ...] = (OURS,)
-    figure: str = CPU
     pairs: int = PAIRS
-    fewer: dict[str, str] = field(default_factory=dict)
-    """Other arguments for peers that would need minutes with these."""
+    fewer: dict[str, Load] = field(default_factory=dict)
+    """Other loads for servers that would need minutes with this one."""
 
 
 WORKLOADS = {
     "W1": Workload(
-        "--subscribers 1000 --events 1000",
-        (OURS, README, TASKS, NCHAN),
-        fewer={README: "--subscribers 1000 --events 100"},
+        Load(subscribers=1000, events=1000, warmup=20),
+        ("deliveries", "p50"),
+        (OURS, *OTHERS, README, TASKS),
+        fewer={README: Load(subscribers=1000, events=100, warmup=20)},
     ),
-    "W2": Workload("--subscribers 10000 --events 30 --rate 2 --processes 2", (OURS, NCHAN)),
-    "W3": Workload("--subscribers 100 --events 20000", (OURS, NCHAN)),
-    "W4": Workload("--subscribers 1 --events 1000 --rate 200", (OURS, NCHAN), "latency_ms"),
-    "W5": Workload("--subscribers 1000 --users 1000 --events 20000 --publishers 8", figure="events_per_cpu_second"),
-    "M": Workload(
-        "--subscribers 10000 --events 0 --processes 2", (OURS, NCHAN, README), "bytes_per_subscriber", pairs=2
-    ),
-    "C": Workload("--subscribers 5000 --users 5000 --events 0", figure="connections_per_cpu_second"),
-    "P1": Workload("--subscribers 0 --events 20000 --publishers 8", figure="events_per_cpu_second"),
-    "P100": Workload("--subscribers 0 --events 200000 --publishers 4 --batch 100", figure="events_per_cpu_second"),
+    "W2": Workload(Load(subscribers=10_000, events=30, rate=2), ("deliveries", "p50", "p99"), (OURS, *OTHERS)),
+    "W3": Workload(Load(subscribers=100, events=20_000, warmup=100), ("deliveries", "p50"), (OURS, *OTHERS)),
+    "W4": Workload(Load(subscribers=1, events=1000, rate=200, warmup=50), ("p50", "p99", "CPU"), (OURS, *OTHERS)),
+    "W5": Workload(Load(subscribers=1000, users=1000, events=20_000, publishers=8, warmup=1000), ("events",)),
+    "L2": Workload(Load(subscribers=1000, events=300, rate=20, warmup=10), ("p50", "p99", "core"), (OURS, *OTHERS)),
+    "L3": Workload(Load(subscribers=1000, events=750, rate=50, warmup=10), ("p50", "p99", "core"), (OURS, *OTHERS)),
+    "M": Workload(Load(subscribers=10_000), ("bytes",), (OURS, *OTHERS, README), FEW_PAIRS),
+    "C": Workload(Load(subscribers=5000, users=5000, connect_rate=10_000), ("connections",), (OURS, *OTHERS)),
 }
 
 
-def available(names: Sequence[str]) -> list[str]:
-    """Return those of `names` that can run on this machine."""
-    return [name for name in names if name != NCHAN or has_nchan()]
-
-
 def run_workload(name: str, bench: Bench, pairs: int | None) -> Figures:
-    """Return the figures of each peer."""
+    """Return the figures of each server."""
     workload = WORKLOADS[name]
 
-    def one_run(peer: str) -> float:
+    def one_run(peer: str) -> dict[str, float]:
         with PEERS[peer]() as server:
-            return figure(bench(server, workload.fewer.get(peer, workload.arguments)), workload.figure)
+            load = workload.fewer.get(peer, workload.load)
+            return figures(bench.sseload(peer, server, load), workload.figures)
 
     return in_turn(available(workload.peers), one_run, workload.pairs, pairs)
+
+
+def run_p1(bench: Bench, pairs: int | None) -> Figures:
+    """Return the publishes per CPU second over 8 connections, one event in each request, without subscribers."""
+
+    def one_run(peer: str) -> dict[str, float]:
+        with PEERS[peer]() as server:
+            return figures(bench.wrk(peer, server, 8), ["requests"])
+
+    return in_turn(available((OURS, BARE, *OTHERS)), one_run, PAIRS, pairs)
+
+
+def run_p100(bench: Bench, pairs: int | None) -> Figures:
+    """Return the events published per CPU second in batches of 100, over 4 connections, without subscribers."""
+    events = [{"userId": "*", "channel": "bench", "data": f"{number:0100}"} for number in range(100)]
+
+    def one_run(peer: str) -> dict[str, float]:
+        with PEERS[peer]() as server:
+            report = bench.wrk(peer, server, 4, json.dumps(events), "Content-Type: application/json")
+            return {"events": 100 * report["requests_per_cpu_second"]}
+
+    return in_turn([OURS], one_run, PAIRS, pairs)
+
+
+def run_idle(bench: Bench, pairs: int | None) -> Figures:
+    """Return how often the idle process wakes up in a second, without streams and with 10,000."""
+
+    def one_run(name: str) -> dict[str, float]:
+        with PEERS[OURS]() as server:
+            load = Load(subscribers=int(name), hold_seconds=20)
+            return figures(bench.sseload(name, server, load), ["wake-ups"])
+
+    return in_turn(("0", "10000"), one_run, FEW_PAIRS, pairs)
 
 
 def run_stalled(bench: Bench, pairs: int | None) -> Figures:
     """Return W1 without a stalled subscriber, and with one."""
 
-    def one_run(name: str) -> float:
+    def one_run(name: str) -> dict[str, float]:
         with PEERS[OURS]() as server, stalled_subscriber(server) if name == "with" else nullcontext():
-            return figure(bench(server, LONGER_W1), CPU)
+            return figures(bench.sseload(name, server, LONGER_W1), ["deliveries"])
 
     return in_turn(("without", "with"), one_run, 10, pairs)
 
@@ -76,9 +122,9 @@ def run_stalled(bench: Bench, pairs: int | None) -> Figures:
 def run_history(bench: Bench, pairs: int | None) -> Figures:
     """Return W1 with the default history, and with a history of one event."""
 
-    def one_run(name: str) -> float:
+    def one_run(name: str) -> dict[str, float]:
         with ssehub(*([] if name == "on" else ["--history-events", "1"]))() as server:
-            return figure(bench(server, LONGER_W1), CPU)
+            return figures(bench.sseload(name, server, LONGER_W1), ["deliveries"])
 
     return in_turn(("off", "on"), one_run, PAIRS, pairs)
 
@@ -88,10 +134,10 @@ def run_workers(bench: Bench, pairs: int | None) -> Figures:
 
     Also returns how many percent of 1,000 streams the worker with more of them has.
     """
-    shares: list[float] = []
-    at_a_rate: Figures = {}
+    at_a_rate = Load(subscribers=1000, events=400, rate=200, warmup=20)
 
-    def one_run(name: str) -> float:
+    def one_run(name: str) -> dict[str, float]:
+        found: dict[str, float] = {}
         with redis_log() as (_, url), ssehub("--broker", url, "--workers", name)() as server:
             wait_until(lambda: len(streams_by_worker(server)) == int(name))
             if name == "2":
@@ -99,15 +145,13 @@ def run_workers(bench: Bench, pairs: int | None) -> Figures:
                     for _ in range(1_000):
                         stack.enter_context(stalled_subscriber(server))
                     wait_until(lambda: sum(streams_by_worker(server)) == 1_000)
-                    shares.append(max(streams_by_worker(server)) / 10)
+                    found["larger share, %"] = max(streams_by_worker(server)) / 10
                 wait_until(lambda: sum(streams_by_worker(server)) == 0)
-            closed_loop = figure(bench(server, WORKLOADS["W1"].arguments), CPU)
-            at_a_rate.setdefault(f"{name}, 200 a second", []).append(
-                figure(bench(server, "--subscribers 1000 --events 400 --rate 200"), CPU)
-            )
-            return closed_loop
+            found |= figures(bench.sseload(name, server, WORKLOADS["W1"].load), ["deliveries"])
+            paced = figures(bench.sseload(name, server, at_a_rate), ["deliveries"])
+            return found | {"deliveries at 200 a second": paced["deliveries"]}
 
-    return {**in_turn(("1", "2"), one_run, PAIRS, pairs), **at_a_rate, "larger share, %": shares}
+    return in_turn(("1", "2"), one_run, PAIRS, pairs)
 
 
 def streams_by_worker(server: Running) -> list[int]:
@@ -117,32 +161,38 @@ def streams_by_worker(server: Running) -> list[int]:
     return [int(float(n)) for n in re.findall(r"^ssehub_subscribers(?:{.*})? (\S+)$", text, re.MULTILINE)]
 
 
-def run_growth(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, float]]]:
-    """Return the CPU time per delivery, in microseconds, for growing numbers of subscribers."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for peer in available((OURS, NCHAN)):
-        for count in (100, 1_000, 3_000, 10_000, 19_000):
-            with PEERS[peer]() as server:
-                events = max(30, 300_000 // count)
-                cost = 1e6 / figure(bench(server, f"--subscribers {count} --events {events} --processes 2"), CPU)
-            found.setdefault(peer, []).append((count, cost))
-            say(f"growth    {peer:24} {count:6} subscribers: {cost:.2f} us per delivery")
-    return found
+def run_growth(bench: Bench, pairs: int | None) -> Figures:
+    """Return the CPU time per event, in microseconds, for growing numbers of subscribers, at rates with idle time."""
+
+    def one_run(name: str) -> dict[str, float]:
+        peer, _, count = name.partition(", ")
+        rate = GROWTH[int(count)]
+        with PEERS[peer]() as server:
+            load = Load(subscribers=int(count), events=max(20, rate * 5), rate=rate, warmup=rate)
+            return figures(bench.sseload(name, server, load), ["CPU"])
+
+    names = [f"{peer}, {count}" for count in GROWTH for peer in available((OURS, NCHAN, CENTRIFUGO))]
+    return in_turn(names, one_run, FEW_PAIRS, pairs)
 
 
-def run_latency(bench: Bench, pairs: int | None) -> dict[str, list[tuple[float, float, float]]]:
-    """Return the median and 99th percentile, in milliseconds, with 1,000 subscribers at growing rates of events.
+def run_latency(bench: Bench, pairs: int | None) -> Figures:
+    """Return latency and CPU share with 1,000 subscribers at growing rates of events.
 
-    Ends with the first rate at which the median is over 200 ms.
+    A server that falls behind is not tried at higher rates, of those above 100.
     """
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for peer in available((OURS, NCHAN)):
-        for rate in (50, 100, 200, 400, 800, 1_200, 1_600, 2_400, 3_200, 4_800):
-            with PEERS[peer]() as server:
-                report = bench(server, f"--subscribers 1000 --events {rate * 2} --rate {rate} --publishers 4")
-            latency = report["latency_ms"]
-            found.setdefault(peer, []).append((rate, latency["p50"], latency["p99"]))
-            say(f"latency   {peer:24} {rate:6}/s: {latency['p50']:.2f} ms, 99 % {latency['p99']:.2f} ms")
-            if latency["p50"] > 200:
-                break
-    return found
+    limits: dict[str, int] = {}
+
+    def one_run(name: str) -> dict[str, float]:
+        peer, _, text = name.partition(", ")
+        rate = int(text)
+        if rate > max(100, limits.get(peer, rate)):
+            return {}
+        with PEERS[peer]() as server:
+            load = Load(subscribers=1000, events=max(200, rate * 5), rate=rate, publishers=4, warmup=rate)
+            report = bench.sseload(name, server, load)
+        if is_late(report):
+            limits[peer] = min(rate, limits.get(peer, rate))
+        return figures(report, ["p50", "p99", "core"])
+
+    names = [f"{peer}, {rate}" for rate in RATES for peer in available((OURS, NCHAN, CENTRIFUGO))]
+    return in_turn(names, one_run, PAIRS, pairs)

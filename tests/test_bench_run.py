@@ -76,6 +76,15 @@ def test_report_is_a_table_by_default(running: RunningHub) -> None:
     assert re.search(r"^faults +none$", result.stdout, re.MULTILINE)
 
 
+def test_without_events_the_own_share_is_that_of_connecting(running: RunningHub) -> None:
+    plan = ("--subscribers", "400", "--events", "0")
+
+    result = run_bench(running.url, *plan, control_url=running.control_url)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads(result.stdout)["own_cpu_share"] > 0
+
+
 def test_load_is_busy_if_all_its_processes_together_fill_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
 

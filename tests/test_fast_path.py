@@ -18,6 +18,7 @@ from both_ports import BothPorts, both_ports
 from control_requests import FORM, JSON
 from emit_requests import EVENT, KEY, KEYED, REQUESTS, request
 from ssehub import Hub, Tokens
+from ssehub.server import http_server
 from ssehub.server.protocol import MAX_AHEAD, PART_BYTES
 from ssehub.web.control import create_control_app
 from ssehub.web.direct import DirectApp
@@ -322,3 +323,16 @@ async def test_added_middleware_sees_every_request() -> None:
             await http.post("/token/", content=b"userId=alex&channel=chat", headers=FORM)
 
     assert seen == ["/emit/", "/token/"]
+
+
+@pytest.mark.anyio
+async def test_connection_is_kept_as_long_as_requests_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_CONTROL_KEEP_ALIVE_SECONDS", 1)
+    async with both_ports(uses_fast_paths=True) as ports:
+        reader, writer = await ports.connect(ports.control)
+        for _ in range(6):
+            writer.write(request())
+            assert (await read_answer(reader)).endswith(b"OK")
+            await asyncio.sleep(0.5)
+
+        assert await asyncio.wait_for(reader.read(), 5) == b""

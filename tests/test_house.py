@@ -1161,6 +1161,7 @@ ROOMS: dict[str, set[str]] = {
         "web.rates",
         "web.refusals",
         "web.requests",
+        "web.responses",
         "web.schemas",
         "web.strict_json",
     },

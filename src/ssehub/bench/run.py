@@ -34,11 +34,12 @@ async def measure(plan: Plan, tokens: list[str], progress: Progress) -> Report:
     server = ServerProcesses(plan.server_pid)
     meter = Meter(server)
     async with listening(plan, tokens) as load:
+        own = load.cpu_seconds
         connecting = _Stage(
             "connecting", plan.subscribers, lambda: load.total.opened, lambda: _refusal(load.total, plan)
         )
         await _wait(connecting, plan, progress)
-        connected = _Connected(meter.seconds(), meter.usage())
+        connected = _Connected(meter.seconds(), meter.usage(), _own_share(own, load, meter.seconds()))
         published = await _publish(plan, load, server, progress) if plan.events else _Published()
     return _report(plan, connected, published, load.total)
 
@@ -47,6 +48,7 @@ async def measure(plan: Plan, tokens: list[str], progress: Progress) -> Report:
 class _Connected:
     seconds: float
     server: Usage
+    own_cpu_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,11 @@ async def _publish(plan: Plan, load: Load, server: ServerProcesses, progress: Pr
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     seconds = max(load.total.finished_at, ended_at) - began
-    used = [now - before for now, before in zip(load.cpu_seconds, own, strict=True)]
     return _Published(
         seconds=seconds,
         publishing_seconds=ended_at - began,
         server_cpu_seconds=meter.usage().cpu_seconds if plan.server_pid is not None else None,
-        own_cpu_share=busy_share(used, seconds),
+        own_cpu_share=_own_share(own, load, seconds),
         problem=problem,
     )
 
@@ -149,6 +150,10 @@ def _failure(task: asyncio.Task[None]) -> str | None:
     return str(exc) or type(exc).__name__
 
 
+def _own_share(before: Sequence[float], load: Load, seconds: float) -> float:
+    return busy_share([now - earlier for now, earlier in zip(load.cpu_seconds, before, strict=True)], seconds)
+
+
 def busy_share(used: Sequence[float], seconds: float) -> float:
     """Return how busy the busiest process was in `seconds`, or all together on the cores they may use, if that is more.
 
@@ -180,7 +185,7 @@ def _report(plan: Plan, connected: _Connected, published: _Published, tally: Tal
         events_per_cpu_second=_quotient(plan.events, published.server_cpu_seconds),
         connections_per_cpu_second=_quotient(plan.subscribers, connected.server.cpu_seconds) if knows_server else None,
         bytes_per_subscriber=_quotient(connected.server.memory_bytes, plan.subscribers) if knows_server else None,
-        own_cpu_share=published.own_cpu_share,
+        own_cpu_share=published.own_cpu_share if plan.events else connected.own_cpu_share,
         problem=published.problem,
     )
 

@@ -97,6 +97,7 @@ class HttpProtocol(Connection):
         "_discarded_bytes",
         "_exchange",
         "_fast_left",
+        "_fields_left",
         "_has_body_part",
         "_head_bytes",
         "_headers",
@@ -107,7 +108,6 @@ class HttpProtocol(Connection):
         "_reading",
         "_receiving",
         "_refusal",
-        "_trailers",
         "_url",
     )
 
@@ -156,7 +156,8 @@ class HttpProtocol(Connection):
         self._has_body_part = False
         self._overhead_bytes = 0
         """Size of the parts since the last one with some of the body: chunk extensions and trailers."""
-        self._trailers = 0
+        self._fields_left = 0
+        """How many more headers and trailers the request may have."""
         self._rated_bytes = 0
         """How much has arrived in this interval of the body's deadline."""
         self._discarded_bytes = 0
@@ -251,18 +252,17 @@ class HttpProtocol(Connection):
         self._enter(Reading.HEAD)
         self._url = b""
         self._headers = []
+        self._fields_left = self.port.limits.max_head_fields
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        headers = self._headers
-        if self._reading is Reading.BODY:  # trailers, which nobody uses
-            self._trailers += 1
-        else:
-            headers.append((name.lower(), value))
-        if len(headers) + self._trailers > self.port.limits.max_head_fields:
+        self._fields_left -= 1
+        if self._fields_left < 0:
             self._raise(HEAD_TOO_LARGE)
+        if self._reading is not Reading.BODY:  # there it is a trailer, which nobody uses
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._check_head()
@@ -315,7 +315,7 @@ class HttpProtocol(Connection):
     def _begin_body(self) -> None:
         self._enter(Reading.BODY)
         self._has_body_part = True  # this part contains the head, which does not count as overhead
-        self._overhead_bytes = self._trailers = self._discarded_bytes = 0
+        self._overhead_bytes = self._discarded_bytes = 0
 
     def _check_head(self) -> None:
         max_bytes = self.port.limits.max_head_bytes
@@ -386,6 +386,7 @@ class HttpProtocol(Connection):
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):
             self._exchange = exchange
+            self.wait_for(None)  # the deadline of the next request begins anew behind this one
             request = FastRequest(head.query, self._headers, exchange.body, self.client, self.server)
             if fast_path.answer(request, exchange):
                 return

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..control_keys import ControlKeys
@@ -25,6 +25,7 @@ from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, r
 from .rates import PublishRates
 from .refusals import Refusals
 from .requests import ControlRequest, idempotency_key
+from .responses import SharedResponse
 from .schemas import (
     ANY_BUT_NULL,
     BOOLEAN,
@@ -73,6 +74,7 @@ _EVENT = (
 _ONE = fields_body(EMIT_FIELDS, _EVENT)
 _SEVERAL = list_of(_ONE[JSON], least=1)
 
+_OK = SharedResponse("OK")
 _KeyedEvent = tuple[Event, str | None]
 
 
@@ -146,7 +148,7 @@ class Emit(Endpoint):
             return Response(f'{{"ids":["{listed}"]}}', media_type=JSON)
         if kind == JSON:
             return Response(f'{{"id":"{ids[0]}"}}', media_type=JSON)
-        return PlainTextResponse("OK")
+        return _OK
 
     async def _read(self, request: ControlRequest, kind: str, pace: Pace | None) -> tuple[list[_KeyedEvent], bool]:
         """Return the events of the request, and True if it is a batch. A large body needs a `pace`."""
@@ -231,7 +233,7 @@ class Emit(Endpoint):
         has_keys = any([key is not None for _, key in keyed_events])
         header = idempotency_key(request.headers)
         if header is None and not has_keys:
-            return await self._hub.publish_events(events)
+            return await self._hub.publish_all([Publication(events)])
         if header is not None:
             if has_keys:
                 raise InvalidRequest("Idempotency-Key and idempotencyKey are both given: leave one out")

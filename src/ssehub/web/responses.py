@@ -1,4 +1,4 @@
-"""Counts the responses of the control app by their status, in `Hub.control_responses`."""
+"""The responses of the control app: they are counted by status, in `Hub.control_responses`, or made once for all."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def counting_responses(app: ASGIApp, hub: Hub) -> ASGIApp:
         return app(scope, receive, counted)
 
     return counting
+
+
+class SharedResponse(PlainTextResponse):
+    """A response that is made once, and sent again and again."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = list(self.raw_headers)  # middleware may add some
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def counting_failures(hub: Hub) -> Callable[[Request, Exception], Awaitable[Response]]:
