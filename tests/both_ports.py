@@ -139,6 +139,7 @@ async def both_ports(
                     limits=limits,
                     max_connections=max_port_connections or max_client_connections(config),
                     refusals=ConnectionRefusals("client", hub.count_refused_connection),
+                    fast_paths=apps.client.fast_paths if client is None and uses_fast_paths else NO_FAST_PATHS,
                     proxies=TrustedProxies.parse(config.trusted_proxies) if config.proxy_protocol else None,
                     certificate=certificates.client,
                 ),

@@ -81,23 +81,41 @@ class Admission(Publishing):
 
     async def make_ready(self, report: Report = RAISE) -> None:
         """Start at the first use. Reports a StreamRefused, or what `start` raises, if no stream can be opened now."""
-        if self.is_short_of_memory:
-            report.fail(StreamRefused(Refusal.MEMORY, "memory is short"))
-        elif self.is_full:
-            report.fail(StreamRefused(Refusal.FULL, "the hub has as many streams as it may have"))
-        if self.is_draining:
-            report.fail(StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop"))
+        self._check_room(report)
         try:
             await self.start()
         except Unavailable as exc:
             logger.warning("the hub can't start: %s", exc)
             report.fail(exc)
         else:
-            if not self.is_following:
-                report.fail(StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet"))
-            elif not self.broker.is_current:
-                message = "the log cannot be read now, so that revocations may be missing"
-                report.fail(StreamRefused(Refusal.UNAVAILABLE, message))
+            self._check_log(report)
+
+    def can_open(self) -> bool:
+        """True if a stream can be opened now: `make_ready` would report nothing, and has nothing to start."""
+        if self._lifespan_here is None:
+            return False
+        try:
+            self._check_room(RAISE)
+            self._check_log(RAISE)
+        except StreamRefused:
+            return False
+        return True
+
+    def _check_room(self, report: Report) -> None:
+        if self.is_full:
+            if self.is_short_of_memory:
+                report.fail(StreamRefused(Refusal.MEMORY, "memory is short"))
+            else:
+                report.fail(StreamRefused(Refusal.FULL, "the hub has as many streams as it may have"))
+        if self.is_draining:
+            report.fail(StreamRefused(Refusal.DRAINING, "the hub is draining and about to stop"))
+
+    def _check_log(self, report: Report) -> None:
+        if not self.is_following:
+            report.fail(StreamRefused(Refusal.UNAVAILABLE, "the log has not been read yet"))
+        elif not self.broker.is_current:
+            message = "the log cannot be read now, so that revocations may be missing"
+            report.fail(StreamRefused(Refusal.UNAVAILABLE, message))
 
     def check_limits(self, claims: Claims, address: str | None, report: Report) -> bool:
         """Report the limits that keep a stream from being opened. Nothing is counted as opened.

@@ -393,11 +393,20 @@ class Hub(RunStreams, RunProduction):
         up to its cursor, or to the log's end, but at most 2 s. If `since=last:N` takes a search of history, it is done
         here, part by part. `attach` would do it in one pass of the event loop: 0.2 s for a million events.
         """
-        if self._lifespan is not None:
-            await self._lifespan.reach(start.cursor)
+        lifespan = self._lifespan
+        if lifespan is None or not self.must_wait(start):
+            return start
+        await lifespan.reach(start.cursor)
         if start.last is None or self._engine is None:
             return start
         return replace(start, last_after=await self._engine.search(claims, start.last))
+
+    def must_wait(self, start: Start) -> bool:
+        """True if `prepare` has something to do for a stream that begins at `start`."""
+        lifespan = self._lifespan
+        if lifespan is None:
+            return False
+        return start.last is not None or (start.cursor is not None and not lifespan.has_reached(start.cursor))
 
     def count_refusal(self, reason: Refusal | TokenReason | ControlRefusal) -> None:
         """Count a request that an app has refused."""

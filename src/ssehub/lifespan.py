@@ -97,6 +97,14 @@ class Lifespan:
             waiting.cancel()
             raise
 
+    def has_reached(self, cursor: str) -> bool:
+        """True if the log has been read up to `cursor`, or certainly has no such position."""
+        position, engine = Position.parse(cursor), self.engine
+        if position is None or engine is None or _has_reached(engine, position):
+            return True
+        # Another process may have begun a new log. One that is in memory stays as long as the process.
+        return position.log != engine.head.log and not self._broker.outlives_process
+
     async def reach(self, cursor: str | None) -> None:
         """Wait until the log has been read up to `cursor`, or to its end, but at most REACH_SECONDS."""
         position, engine = Position.parse(cursor or ""), self.engine

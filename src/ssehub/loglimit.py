@@ -54,7 +54,8 @@ class _Budget:
         """When the first line was left out since the last summary."""
 
     def refill(self, now: float) -> None:
-        self.left = min(BURST, self.left + (now - self.updated_at) * LINES_PER_SECOND)
+        left = self.left + (now - self.updated_at) * LINES_PER_SECOND
+        self.left = left if left < BURST else float(BURST)
         self.updated_at = now
 
     def spend(self, now: float) -> bool:

@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 
 from ..settings import Streams
 from .subscriber import CloseReason, State, Subscriber
@@ -109,8 +110,10 @@ class Clock:
         """Put `subscriber` on the heap if something is due for it before its next visit."""
         if subscriber.is_due or (subscriber.expires_at is None and subscriber.lifetime_ends_at is None):
             return
-        times = (subscriber.expiring_at, self._expiry(subscriber, now, wall), subscriber.lifetime_ends_at)
-        due = min(time for time in times if time is not None)
+        due = self._expiry(subscriber, now, wall)
+        for time in (subscriber.expiring_at, subscriber.lifetime_ends_at):
+            if time is not None and time < due:
+                due = time
         if due <= now + self._interval + 2 * self.tick_seconds:
             subscriber.is_due = True
             heappush(self._due, (due, next(self._order), subscriber))
@@ -118,7 +121,7 @@ class Clock:
     @staticmethod
     def _expiry(subscriber: Subscriber, now: float, wall: float) -> float:
         if subscriber.ends_at is None or subscriber.expires_at is None:
-            return float("inf")
+            return inf
         return min(subscriber.ends_at, now + subscriber.expires_at - wall)
 
 

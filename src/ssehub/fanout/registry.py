@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -96,8 +95,7 @@ class Registry:
         subscriber.number = self._statistics.connected
         if self.tracer.is_watched:
             self.tracer.opened(subscriber)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("stream opened: %s", _Shown(subscriber))
+        logger.info("stream opened: %s", _Shown(subscriber))
 
     def position_of(self, subscriber: Subscriber) -> Position:
         """Return the position up to which everything for `subscriber` has been written."""
@@ -158,7 +156,7 @@ class Registry:
         if self.tracer.is_watched:
             self.tracer.ended(subscriber, reason.value, seconds)
         # A drain ends all streams: the engine logs one line about them.
-        if reason is not CloseReason.DRAINED and logger.isEnabledFor(logging.INFO):
+        if reason is not CloseReason.DRAINED:
             logger.info(
                 "stream ended: %s, %.1f s, %d events, %d bytes, %s",
                 _Shown(subscriber),

@@ -133,7 +133,7 @@ class TransportSink:
         """Write `head`, the head of the response, and everything written since."""
         was_paused, self.is_paused = self.is_paused, False
         if corked := self.pop_corked():
-            chunk = Chunk(b"".join([chunk.data for chunk in corked]))
+            chunk = corked[0] if len(corked) == 1 else Chunk(b"".join([chunk.data for chunk in corked]))
             head += chunk.framed if self.is_chunked else chunk.data
         if head and not self._transport.is_closing():
             self._transport.write(head)

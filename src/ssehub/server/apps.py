@@ -57,7 +57,7 @@ class Apps:
 
     hub: Hub
     credentials: Credentials
-    client: Starlette
+    client: DirectApp
     control: DirectApp
     combined: Starlette
     answerer: Answerer

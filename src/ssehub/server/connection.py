@@ -24,7 +24,6 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from ..buckets import Throttle
@@ -124,6 +123,7 @@ class Connection(asyncio.Protocol):
     """The transport of one client, and everything about it that does not depend on what the client has sent."""
 
     __slots__ = (
+        "_server",
         "_unread_bytes",
         "_wait",
         "_writable",
@@ -131,8 +131,6 @@ class Connection(asyncio.Protocol):
         "is_read_paused",
         "is_write_paused",
         "port",
-        "scheme",
-        "server",
         "stream",
         "transport",
     )
@@ -143,8 +141,7 @@ class Connection(asyncio.Protocol):
         self.port = port
         self.client: tuple[str, int] | None = None
         """The client's address, for `scope["client"]`."""
-        self.server: tuple[str, int | None] | None = None
-        self.scheme = "http"
+        self._server: tuple[str, int | None] | None = None
         self.stream: TransportSink | None = None
         """The stream that writes to the transport in place of the server."""
         self.is_read_paused = False
@@ -156,15 +153,24 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses of it
-        self.client = get_remote_addr(self.transport)
-        self.server = get_local_addr(self.transport)
-        if is_ssl(self.transport):
-            self.scheme = "https"
+        self.client = peer_of(transport)
         port = self.port
         port.connections.add(self)
         self.wait_for(Wait.HEAD)
         if port.max_connections is not None and len(port.connections) > port.max_connections:
             self._drop_oldest()
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        """The address that the client has called, for `scope["server"]`. It is looked up at its first use."""
+        if self._server is None:
+            self._server = _name_of(self.transport)
+        return self._server
+
+    @property
+    def scheme(self) -> str:
+        """`https` over TLS, for `scope["scheme"]`."""
+        return "https" if self.transport.get_extra_info("sslcontext") else "http"
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.port.connections.discard(self)
@@ -309,3 +315,23 @@ class Connection(asyncio.Protocol):
                     self._unread_bytes = self.transport.get_write_buffer_size()
                     self.wait_for(Wait.DRAIN)
             await asyncio.shield(self._writable)
+
+
+def peer_of(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
+    """Return the address of the client, None on a Unix socket, and if the connection is lost already.
+
+    uvicorn's function makes a socket object, and asks the kernel for what the transport knows.
+    """
+    name = transport.get_extra_info("peername")
+    return (name[0], name[1]) if isinstance(name, tuple) else None
+
+
+def _name_of(transport: asyncio.BaseTransport) -> tuple[str, int | None] | None:
+    """Return the address of the server's end: a host and a port, or the path of a Unix socket and None."""
+    try:
+        name = transport.get_extra_info("sockname")
+    except OSError:  # raised by uvloop, if the connection is lost
+        return None
+    if isinstance(name, tuple):
+        return name[0], name[1]
+    return (name, None) if isinstance(name, str) else None

@@ -374,6 +374,10 @@ class Exchange:
         self._connection.stream_begun()
         return self.take_head()
 
+    def begin_stream(self, status: int, headers: Headers) -> bytes:
+        self._start(status, headers)
+        return self.hand_over()
+
     def close_stream(self) -> None:
         self._connection.stream = None
 

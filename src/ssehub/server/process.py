@@ -111,6 +111,7 @@ async def _main(
             limits=limits,
             max_connections=max_client_connections(config),
             refusals=ConnectionRefusals("client", apps.hub.count_refused_connection),
+            fast_paths=apps.client.fast_paths,
             proxies=TrustedProxies.parse(config.trusted_proxies) if config.proxy_protocol else None,
             certificate=certificates.client,
         )

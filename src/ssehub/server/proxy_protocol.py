@@ -15,11 +15,11 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
-from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
 from ..fanout.refusals import ConnectionRefusal
 from ..proxies import TrustedProxies, parse_address
+from .connection import peer_of
 from .refusals import ConnectionRefusals
 
 PREAMBLE_SECONDS = 10.0
@@ -168,7 +168,7 @@ class ProxyProtocol(asyncio.Protocol):
     def _refuse(self, reason: str) -> None:
         if not self.transport.is_closing():
             detail = f"no PROXY preamble from a trusted proxy: {reason}"
-            self._refusals.refuse(ConnectionRefusal.PREAMBLE, get_remote_addr(self.transport), detail)
+            self._refusals.refuse(ConnectionRefusal.PREAMBLE, peer_of(self.transport), detail)
             self.transport.abort()
 
     def _leave(self) -> None:

@@ -18,8 +18,8 @@ _LAST_CHARACTERS = ("", None, "AQgw", "AEIMQUYcgkosw048")
 """How a segment may end, by its length modulo 4: the unused bits of the last character are 0 (RFC 4648, 3.5)."""
 _PADDING = (b"", b"===", b"==", b"=")
 _TO_BASE64 = bytes.maketrans(b"-_", b"+/")
-_parse = json.JSONDecoder().decode
-"""`json.loads` without its looks at types and options."""
+_JSON_SPACE = " \t\n\r"
+_raw_decode = json.JSONDecoder().raw_decode
 _REFUSED_HEADERS = ("crit", "b64", "zip")
 """Headers that change what a token means. Headers that contain or locate keys (`jwk`, `jku`, `x5u`) are never used."""
 
@@ -82,6 +82,15 @@ def json_object(name: str, segment: str) -> dict[str, Any]:
         raise TokenError(f"the token's {name} can't be decoded ({type(exc).__name__})") from exc
     if not isinstance(value, dict):
         raise TokenError(f"the token's {name} is not a JSON object")
+    return value
+
+
+def _parse(text: str) -> Any:
+    """`json.loads` without its looks at types and options, and without a regular expression at either end."""
+    text = text.strip(_JSON_SPACE)
+    value, end = _raw_decode(text)
+    if end != len(text):
+        raise ValueError("more follows the JSON")
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -34,21 +34,22 @@ class KeyRing:
     """True if tokens of an identity provider are accepted, as soon as its keys are known."""
     key_set: KeySet | None
     """The keys of the identity provider."""
-    secrets: tuple[bytes, ...] = ()
-    """The first one signs."""
     signing_key: Key | None = None
     """Of the first secret. Given the secret itself, python-jose would make a key for every token."""
+    macs: Mapping[str, Sequence[hmac.HMAC]] = field(default_factory=dict)
+    """By algorithm, one for each secret, to be copied: making one takes OpenSSL as long as all the rest."""
     verified: VerifiedTokens = field(default_factory=VerifiedTokens)
 
     def with_secrets(self, secrets: str | Sequence[str], algorithm: str) -> Self:
         """Return a ring with these secrets, of which the first signs with `algorithm`. Raises ConfigError."""
         values = _checked_secrets(secrets)
         signing_key = _hmac_keys(values, algorithm)[0]
-        return type(self)(self.has_provider, self.key_set, tuple(value.encode() for value in values), signing_key)
+        macs = {name: [hmac.new(value.encode(), digestmod=digest) for value in values] for name, digest in HMAC.items()}
+        return type(self)(self.has_provider, self.key_set, signing_key, macs)
 
     def with_key_set(self, key_set: KeySet) -> Self:
         """Return a ring with these keys of the identity provider."""
-        return type(self)(self.has_provider, key_set, self.secrets, self.signing_key)
+        return type(self)(self.has_provider, key_set, self.signing_key, self.macs)
 
     def signed_claims(self, parts: CompactToken, token: str, report: Report) -> dict[str, Any]:
         """Return the claims of `token`, which was taken apart into `parts`, after its signature has been verified.
@@ -62,12 +63,13 @@ class KeyRing:
         return json_object("claims", parts.claims)
 
     def _check_hmac(self, parts: CompactToken, report: Report) -> None:
-        if not self.secrets:
+        if not self.macs:
             raise TokenError("the token is signed with a secret, and there is none", TokenReason.ALGORITHM)
-        digest, signature = HMAC[parts.header.alg], decoded("signature", parts.signature)
-        signed = parts.signed.encode()
-        for secret in self.secrets:  # python-jose would take twice as long
-            if hmac.compare_digest(hmac.digest(secret, signed, digest), signature):
+        signature, signed = decoded("signature", parts.signature), parts.signed.encode()
+        for prepared in self.macs[parts.header.alg]:
+            mac = prepared.copy()
+            mac.update(signed)
+            if hmac.compare_digest(mac.digest(), signature):
                 return
         report.fail(TokenError("the token's signature is wrong", TokenReason.SIGNATURE))
 

@@ -127,7 +127,7 @@ class Tokens:
     @property
     def can_issue(self) -> bool:
         """True if there is a secret to sign with."""
-        return bool(self._ring.secrets)
+        return self._ring.signing_key is not None
 
     @property
     def leeway_seconds(self) -> float:

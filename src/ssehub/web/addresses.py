@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..fanout.origin import Origin, origin
-from ..proxies import TrustedProxies, limit_key
+from ..proxies import Client, TrustedProxies, limit_key
 from .requests import RequestHeaders
 
 
@@ -31,22 +31,20 @@ MAX_ADDRESS_LENGTH = 100
 """How much is kept of an address, more than any has. Another server may put there what a client sends in a header."""
 
 
-def address_of(scope: Scope) -> str:
+def address_of(client: Client | None) -> str:
     """Return what the limits per address count as one address. It is empty for clients of a Unix socket."""
-    return limit_key(_host(scope))
+    return limit_key(_host(client))
 
 
 def client_of(scope: Scope) -> str:
     """Return the client's address for a log line."""
-    return address_of(scope) or "a Unix socket"
+    return address_of(scope.get("client")) or "a Unix socket"
 
 
-def origin_of(scope: Scope, headers: RequestHeaders) -> Origin:
+def origin_of(client: Client | None, headers: RequestHeaders) -> Origin:
     """Return where the request comes from, for log lines and listings: the address itself, not that of limits."""
-    return origin(_host(scope), headers.get("user-agent", ""))
+    return origin(_host(client), headers.get("user-agent", ""))
 
 
-def _host(scope: Scope) -> str:
-    client = scope.get("client")
-    host: str = client[0] if client and client[0] else ""
-    return host[:MAX_ADDRESS_LENGTH]
+def _host(client: Client | None) -> str:
+    return client[0][:MAX_ADDRESS_LENGTH] if client and client[0] else ""

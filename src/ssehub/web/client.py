@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import get_args
 
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..claims import Claims
 from ..errors import (
     ConfigError,
     InvalidEvent,
-    InvalidRequest,
     SSEHubError,
     Unavailable,
 )
 from ..fanout.frames import control_event
-from ..fanout.origin import Origin
 from ..fanout.refusals import Refusal
-from ..fanout.resume import Start
 from ..fields import check_id
 from ..hub import Hub
 from ..position import Position
@@ -34,26 +29,31 @@ from ..proxies import TrustedProxies
 from ..run_streams import MAX_WAIT_SECONDS
 from ..settings import ComebackEnd
 from ..tokens import Tokens
-from .addresses import BelievingProxies, address_of, origin_of
+from .addresses import BelievingProxies
 from .backchannel import BACKCHANNEL_LOGOUT, BackchannelLogout
 from .cookie_login import LOGIN, LOGIN_METHODS, CookieLogin, LoginCookie
 from .denials import Denials
 from .description import TEXT, Answer, Description, Errors, Field, Operation, Parameter, queries
+from .direct import DirectApp
 from .ends import is_cut
+from .fast_path import FastPath
+from .fast_streams import FastStreams
 from .feed import EVENT_STREAM
-from .logins import HEADER, Authenticate, Login, StreamRequest, TokenLogin, choose_login, login_schemes
+from .logins import HEADER, AsgiRequest, Authenticate, Login, TokenLogin, choose_login, login_schemes
 from .masking import Masking
 from .methods import STREAM_METHODS, ByMethod
 from .not_found import not_found
 from .openapi import DESCRIPTION, PATH, Document, PublicDocument
+from .opening import CURSOR_PARAMETERS, Opening, cursor_of, opening_of
 from .origins import Cors, OriginWatch, check_origins
-from .query import CHANNEL, QUERY_BOUNDS, RUN, Query
+from .query import CHANNEL, RUN
 from .refusals import CLAIMS, Refusals, client_reason
-from .requests import RequestHeaders
+from .run_request import AI_SDK, RunRequest
 from .run_stop import STOP, RunStop
-from .run_streams import AI_SDK, RunRequest, run_stream
+from .run_streams import run_stream
 from .schemas import NAME_LIST, RUN_NAME, SINCE, STRING, one_of, whole_numbers
 from .stream import BusyResponse, EventStream, ExitListener
+from .stream_heads import stream_heads
 from .unknown_run import UnknownRuns
 
 ALLOW = ", ".join(STREAM_METHODS)
@@ -61,7 +61,6 @@ _ELSEWHERE = (
     "not found: this port serves streams, at /events/; tokens and events are POSTed to /token/ and /emit/ of the "
     "control app, which listens on another port (control_bind, by default 127.0.0.1:8001)\n"
 )
-CURSOR_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID")
 STREAM_FIELDS = {
     CHANNEL: Field(NAME_LIST, "Only these of the granted channels."),
     "since": Field(SINCE, "Where a client without a cursor begins; now, if left out."),
@@ -88,7 +87,7 @@ def create_client_app(
     comeback_end: ComebackEnd = "auto",
     max_busy_waits: int = 1_000,
     drains_on_exit: bool = True,
-) -> Starlette:
+) -> DirectApp:
     """Return the app that serves `GET /events/` from `hub`, to clients with a token or logged in by `authenticate`.
 
     `token_cookie` names a cookie that may carry the token, too. `POST /events/login` sets it, with `token_cookie_path`
@@ -147,11 +146,18 @@ def create_client_app(
         hub.accompany(ExitListener(hub))
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: DirectApp) -> AsyncIterator[None]:
         async with hub:
             yield
 
-    app = Starlette(
+    fast_paths: dict[bytes, FastPath] = {}
+    if isinstance(login, TokenLogin):
+        heads = stream_heads(cors_origins, partial(_behind, cors()))
+        fast = FastStreams(hub, login, proxies, comeback_end, heads)
+        fast_paths = {b"/events/": fast, b"/events": fast}
+    app = DirectApp(
+        {},
+        fast_paths,
         routes=routes,
         exception_handlers={404: not_found(_ELSEWHERE, partial(refusals.refuse, Refusal.NOT_FOUND))},
         middleware=[
@@ -181,6 +187,13 @@ _ERRORS = Errors("Refusal", {TEXT: STRING})
 def _both(path: str, app: ASGIApp, middleware: Sequence[Middleware]) -> list[Route]:
     """Return the routes of `path` without and with a slash at its end."""
     return [Route(path + slash, app, middleware=middleware) for slash in ("", "/")]
+
+
+def _behind(middleware: Sequence[Middleware], app: ASGIApp) -> ASGIApp:
+    """Return `app` behind `middleware`, of which the first is the outermost."""
+    for cls, args, kwargs in reversed(middleware):
+        app = cls(app, *args, **kwargs)
+    return app
 
 
 def _cors(origins: Sequence[str], refusals: Refusals, methods: Sequence[str] = ()) -> list[Middleware]:
@@ -247,71 +260,37 @@ class EventsEndpoint:
         if method not in ("GET", "HEAD"):
             self._refusals.refuse(Refusal.METHOD, scope)
             return PlainTextResponse("method not allowed: use GET\n", 405, headers={"Allow": ALLOW})
-        request = StreamRequest(scope)
+        request = AsgiRequest(scope)
         claims = scope[CLAIMS] = await self._login(request)
-        self._hub.require_access(claims)
-        query = _query(request)
-        fields = query.fields
-        cuts = is_cut(fields.get("end"), self._comeback_end, request.headers)
-        uses_datastar = _uses_datastar(request.headers, fields)
-        origin = origin_of(scope, request.headers)
-        if RUN in fields:
-            wanted = RunRequest.parse(query, _cursor(request.headers, fields))
-            return await self._respond_with_run(wanted, claims, origin, scope, receive, cuts, uses_datastar)
-        start = _start(request.headers, fields)
-        if query.has_channels:
-            claims = claims.narrowed(query.channels())
+        opening = opening_of(request, claims, self._hub, self._comeback_end)
+        if opening.run is not None:
+            return await self._respond_with_run(opening.run, opening, scope, receive)
+        start = opening.start
         if method == "GET":
             await self._hub.make_ready()
-            start = await self._hub.prepare(claims, start)
-        address = self._address_of(scope)
-        return EventStream(self._hub, claims, start, address, origin, cuts=cuts, uses_datastar=uses_datastar)
+            start = await self._hub.prepare(opening.claims, start)
+        return EventStream(self._hub, opening, start)
 
-    async def _respond_with_run(
-        self,
-        wanted: RunRequest,
-        claims: Claims,
-        origin: Origin,
-        scope: Scope,
-        receive: Receive,
-        cuts: bool,
-        uses_datastar: bool,
-    ) -> ASGIApp:
+    async def _respond_with_run(self, wanted: RunRequest, opening: Opening, scope: Scope, receive: Receive) -> ASGIApp:
         is_head = scope["method"] == "HEAD"
         if not is_head:
             await self._hub.make_ready()
-        response = await run_stream(
-            self._hub,
-            wanted,
-            claims,
-            self._address_of(scope),
-            origin,
-            scope,
-            receive,
-            self._unknown_runs,
-            is_head=is_head,
-            cuts=cuts,
-            uses_datastar=uses_datastar,
-        )
+        response = await run_stream(self._hub, wanted, opening, scope, receive, self._unknown_runs, is_head=is_head)
         if not is_head:  # it may have waited
             await self._hub.make_ready()
         return response
 
-    def _address_of(self, scope: Scope) -> str | None:
-        """Return what the limits on streams take for the client, None if there are no limits."""
-        return address_of(scope) if self._hub.limits_streams else None
-
     def _busy(self, exc: Unavailable, scope: Scope) -> ASGIApp:
         """Return a short stream that tells the client to come back later, or 503 where that would do harm."""
         self._refusals.refuse_client(exc, scope)
-        request = StreamRequest(scope)
+        request = AsgiRequest(scope)
         query = request.query.fields if request.query is not None else {}
         comeback = self._hub.comeback(client_reason(exc))
         if RUN in query and query.get("dialect") == AI_SDK:
             headers = {"Retry-After": str(math.ceil(comeback.retry_milliseconds / 1000)), "Cache-Control": "no-store"}
             return PlainTextResponse("no stream can be opened at present: try again\n", 503, headers)
         end = None if "since" in query or RUN in query else comeback.position
-        id = _id_of_refused(_cursor(request.headers, query), end)
+        id = _id_of_refused(cursor_of(request.headers, query), end)
         frame = control_event("stream-busy", {}, id, comeback.retry_milliseconds)
         cuts = is_cut(query.get("end"), self._comeback_end, request.headers)
         return BusyResponse(frame.data, comeback.cut_seconds if cuts else None, self._busy_waits)
@@ -330,36 +309,3 @@ def _id_of_refused(cursor: str | None, end: Position | None) -> str | None:
         except InvalidEvent:
             return None
     return cursor
-
-
-def _query(request: StreamRequest) -> Query:
-    if request.query is None:
-        raise InvalidRequest(f"the query has more than {QUERY_BOUNDS}")
-    return request.query
-
-
-def _start(headers: RequestHeaders, query: Mapping[str, str]) -> Start:
-    """Return where the stream is to begin. Raises InvalidRequest."""
-    return Start.parse(_cursor(headers, query), query.get("since"), query.get("on_reset"))
-
-
-def _uses_datastar(headers: RequestHeaders, query: Mapping[str, str]) -> bool:
-    """True if the page is one of Datastar's, which sends a header of its own. Raises InvalidRequest."""
-    dialect = query.get("dialect")
-    if dialect == AI_SDK:
-        if RUN not in query:
-            raise InvalidRequest("dialect 'ai-sdk' is one of runs: give run, too")
-        return False
-    if dialect not in (None, "datastar"):
-        dialects = "datastar or ai-sdk" if RUN in query else "datastar"
-        raise InvalidRequest(f"unknown dialect {dialect[:40]!r}: use {dialects}, or leave it out")
-    return dialect is not None or "datastar-request" in headers
-
-
-def _cursor(headers: RequestHeaders, query: Mapping[str, str]) -> str | None:
-    """Return the cursor from the header of the HTML standard (9.2.4), or from what polyfills send instead."""
-    cursor = headers.get("last-event-id")
-    if cursor:
-        # Browsers send it as UTF-8 (HTML, 9.2.3), but ASGI headers are decoded as Latin-1.
-        return cursor.encode("latin-1").decode(errors="replace")
-    return next((query[name] for name in CURSOR_PARAMETERS if query.get(name)), None)

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from ..claims import Claims
 from ..errors import ConfigError, LoginFailed, SSEHubError, TokenError, TokenReason
+from ..proxies import Client
 from ..tokens import Tokens
 from .description import Schema
 from .origins import check_page
 from .query import parse_query
-from .requests import RequestHeaders, request_headers
+from .requests import RequestHeaders, parsed_headers
 
 
 class StreamRequest:
     """A request for a stream, with its headers and its query parsed once."""
 
-    __slots__ = ("headers", "query", "scope")
+    __slots__ = ("client", "headers", "query")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]], query_string: bytes, client: Client | None) -> None:
+        self.headers = parsed_headers(headers)
+        self.query = parse_query(query_string)
+        """None if the query exceeds QUERY_BOUNDS."""
+        self.client = client
+        """The client's address, behind trusted proxies."""
+
+
+class AsgiRequest(StreamRequest):
+    """A request that has reached the app, with its scope."""
+
+    __slots__ = ("scope",)
 
     def __init__(self, scope: Scope) -> None:
+        super().__init__(scope["headers"], scope["query_string"], scope.get("client"))
         self.scope = scope
-        self.headers = request_headers(scope)
-        self.query = parse_query(scope["query_string"])
-        """None if the query exceeds QUERY_BOUNDS."""
 
 
 Authenticate = Callable[[HTTPConnection], Awaitable[Claims | None]]
 """A login of the host application: returns what the request may listen to, None if it is not logged in."""
 
-Login = Callable[[StreamRequest], Awaitable[Claims]]
+Login = Callable[[AsgiRequest], Awaitable[Claims]]
 """Returns what the request may listen to. Raises TokenError, Forbidden, LoginFailed, or Unavailable if it can't yet."""
 
 
@@ -56,12 +68,21 @@ class TokenLogin:
         self.has_seen_sid = False
         """True if one of the tokens verified here so far named its session at the identity provider."""
 
-    async def __call__(self, request: StreamRequest) -> Claims:
+    async def __call__(self, request: AsgiRequest) -> Claims:
         return await self.verify(self._token(request))
 
     async def verify(self, token: str) -> Claims:
         """Return what `token` grants. Raises TokenError, and KeysUnavailable."""
-        claims = await self._tokens.authenticate(token)
+        return self._seen(await self._tokens.authenticate(token))
+
+    def verify_at_once(self, request: StreamRequest) -> Claims:
+        """Return what a call with `request` returns, and raise what it raises.
+
+        If the call would ask for keys first, this raises UnknownKey or KeysUnavailable.
+        """
+        return self._seen(self._tokens.verify(self._token(request)))
+
+    def _seen(self, claims: Claims) -> Claims:
         if claims.sid is not None:
             self.has_seen_sid = True
         return claims
@@ -105,7 +126,7 @@ class HostLogin:
     def __init__(self, authenticate: Authenticate) -> None:
         self._authenticate = authenticate
 
-    async def __call__(self, request: StreamRequest) -> Claims:
+    async def __call__(self, request: AsgiRequest) -> Claims:
         try:
             claims = await self._authenticate(HTTPConnection(request.scope))
         except SSEHubError:

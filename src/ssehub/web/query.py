@@ -70,7 +70,9 @@ def parse_query(query_string: bytes) -> Query | None:
     if _CHANNEL_FIELD.encode() in query_string:
         channels = [piece.removeprefix(_CHANNEL_FIELD) for piece in pieces if piece.startswith(_CHANNEL_FIELD)]
         pieces = [piece for piece in pieces if not piece.startswith(_CHANNEL_FIELD)]
-    if len(pieces) > MAX_QUERY_FIELDS or sum([piece.count("%") for piece in pieces]) > MAX_QUERY_ESCAPES:
+    if len(pieces) > MAX_QUERY_FIELDS:
+        return None
+    if b"%" in query_string and sum([piece.count("%") for piece in pieces]) > MAX_QUERY_ESCAPES:
         return None
     fields: dict[str, str] = {}
     for piece in pieces:

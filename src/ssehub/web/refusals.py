@@ -93,7 +93,7 @@ def caller_of(scope: Scope) -> Caller:
     return Caller(
         scope["method"][:20],
         _shown_path(scope),
-        origin_of(scope, request_headers(scope)),
+        origin_of(scope.get("client"), request_headers(scope)),
         None if claims is None else claims.user_id,
         () if claims is None else claims.channels,
         () if claims is None else claims.patterns,

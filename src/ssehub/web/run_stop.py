@@ -13,7 +13,7 @@ from ..runs.model import Run, RunState, check_run_name
 from .denials import Denials
 from .description import Answer, Description, Parameter, object_of
 from .forms import JSON
-from .logins import Login, StreamRequest, TokenLogin
+from .logins import AsgiRequest, Login, StreamRequest, TokenLogin
 from .origins import ANY, check_page
 from .query import QUERY_BOUNDS, RUN
 from .refusals import CLAIMS, Refusals
@@ -83,7 +83,7 @@ class RunStop:
         await response(scope, receive, send)
 
     async def _respond(self, scope: Scope) -> Response:
-        request = StreamRequest(scope)
+        request = AsgiRequest(scope)
         # Pages of all origins may listen with a token that is no cookie, which they have to know. So they may stop.
         if ANY not in self._cors_origins or not isinstance(self._login, TokenLogin):
             check_page(request.headers, self._cors_origins, "stop a run here")

@@ -16,15 +16,14 @@ from sse_starlette import EventSourceResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
 
-from ..claims import Claims
 from ..event import SEPARATOR
-from ..fanout.origin import Origin
 from ..fanout.resume import Start
 from ..fanout.sinks import LINGER_SECONDS, Sink, TaskSink, TransportSink
 from ..fanout.statistics import Statistics
 from ..fanout.subscriber import Subscriber
 from ..hub import Hub
 from ..loglimit import limited_logger
+from .opening import Opening
 from .transport import Closing, Connection, closing_of, connection_of
 
 logger = limited_logger("ssehub.stream")
@@ -43,8 +42,11 @@ def _response() -> EventSourceResponse:
     return EventSourceResponse(_nothing(), sep=SEPARATOR, ping=0)
 
 
-_TEMPLATE = _response()
-"""The status and headers of every stream."""
+STATUS = 200
+HEADERS = tuple(_response().raw_headers)
+"""Those of every stream."""
+CLOSING_HEADERS = tuple([(name, b"close" if name == b"connection" else value) for name, value in HEADERS])
+"""Those of a stream on a connection that the client has said it will use for nothing else."""
 
 
 class StreamResponse(ABC):
@@ -101,12 +103,10 @@ class StreamResponse(ABC):
         sink.uncork(connection.hand_over())
 
     async def _send_head(self, send: Send, *, closes: bool = False) -> None:
-        headers = list(_TEMPLATE.raw_headers)  # a copy: middleware may append to it
-        if closes:
-            MutableHeaders(raw=headers)["Connection"] = "close"
+        headers = list(CLOSING_HEADERS if closes else HEADERS)  # a copy: middleware may append to it
         if self._headers is not None:
             MutableHeaders(raw=headers).update(self._headers)
-        await send({"type": "http.response.start", "status": _TEMPLATE.status_code, "headers": headers})
+        await send({"type": "http.response.start", "status": STATUS, "headers": headers})
 
     async def _move_to_task(
         self, subscriber: Subscriber, corked: TransportSink, closing: Closing, receive: Receive, send: Send
@@ -128,35 +128,15 @@ class StreamResponse(ABC):
 
 
 class EventStream(StreamResponse):
-    """The stream of what `claims` grant of the hub's log, from `start` on."""
+    """The stream of what `opening` grants of the hub's log, from `start` on."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        claims: Claims,
-        start: Start,
-        address: str | None,
-        origin: Origin,
-        *,
-        cuts: bool = False,
-        uses_datastar: bool = False,
-    ) -> None:
-        super().__init__(hub, cuts=cuts)
-        self._claims = claims
+    def __init__(self, hub: Hub, opening: Opening, start: Start) -> None:
+        super().__init__(hub, cuts=opening.cuts)
+        self._opening = opening
         self._start = start
-        self._address = address
-        self._origin = origin
-        self._uses_datastar = uses_datastar
 
     def attach(self, sink: Sink) -> Subscriber:
-        return self._hub.attach(
-            self._claims,
-            sink,
-            self._start,
-            self._address,
-            uses_datastar=self._uses_datastar,
-            origin=self._origin,
-        )
+        return self._opening.attach(self._hub, sink, self._start)
 
 
 class BusyResponse:
@@ -173,9 +153,7 @@ class BusyResponse:
         self._waits = waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = MutableHeaders(raw=list(_TEMPLATE.raw_headers))
-        headers["Connection"] = "close"
-        await send({"type": "http.response.start", "status": _TEMPLATE.status_code, "headers": headers.raw})
+        await send({"type": "http.response.start", "status": STATUS, "headers": list(CLOSING_HEADERS)})
         cut_after = None if scope["http_version"] == "1.0" else self._cut_after  # its end is that of the connection
         await send({"type": "http.response.body", "body": self._frame, "more_body": cut_after is not None})
         if cut_after is None:

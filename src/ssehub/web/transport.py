@@ -42,6 +42,9 @@ class Connection(Protocol):
         Returns the part of the response's head that is still to be written.
         """
 
+    def begin_stream(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Begin the response with this head, for a request that no app answers, and `hand_over`."""
+
     def close_stream(self) -> None:
         """Discard the sink: the server writes the response."""
 
