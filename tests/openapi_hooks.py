@@ -73,8 +73,13 @@ def filter_case(context: HookContext, case: AnyCase) -> bool:
     return len(values) <= MAX_FIELDS and not (is_negative and any([not isinstance(one, str) for one in values]))
 
 
-def one_key(case: AnyCase) -> None:
-    """An idempotency key is given in the header, or with the events."""
+def emit(case: AnyCase) -> None:
+    """A pipe needs lines. An idempotency key is given in the header, or with the events."""
+    if "stream" in case.query:
+        if case.media_type == "application/x-ndjson":
+            case.headers.pop("Idempotency-Key", None)
+        else:
+            del case.query["stream"]
     events = case.body if isinstance(case.body, list) else [case.body]
     if any(["idempotencyKey" in event for event in events if isinstance(event, dict)]):
         case.headers.pop("Idempotency-Key", None)
@@ -128,7 +133,7 @@ def stop(case: AnyCase) -> None:
 
 
 RULES: dict[str, Rule] = {
-    "POST /emit/": one_key,
+    "POST /emit/": emit,
     "GET /streams/": page_of_streams,
     "GET /revoke/": cursor_of_revocations,
     "POST /revoke/": revocation,
