@@ -204,7 +204,7 @@ ROOMS: dict[str, set[str]] = {
         "revocations",
         "settings",
     },
-    "brokers.redis.wire": {"brokers.base", "errors", "position", "publication", "revocations"},
+    "brokers.redis.wire": {"brokers.base", "errors", "event", "position", "publication", "revocations"},
     "brokers.redis.writer": {
         "brokers.numbering",
         "brokers.redis.connection",
