@@ -72,7 +72,7 @@ docs: .venv/dev ## check the documentation against the code
 clean: ## remove everything that make has created
 	rm -rf .venv .coverage* htmlcov tests/e2e/node_modules tests/idp/node_modules dist
 	rm -rf tests/clients/node/node_modules tests/clients/python/.venv tests/clients/go/build
-	rm -rf tests/clients/publish/build
+	rm -rf tests/clients/publish/build benchmarks/build
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \

@@ -87,14 +87,15 @@ def sseload(server: Running, load: Load) -> Report:
 
 
 def compiled() -> Path:
-    """Return the program `sseload`, compiled from its source if that is newer."""
-    source, program = HERE / "sseload.c", BUILD / "sseload"
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        compiler = shutil.which("cc") or shutil.which("gcc")
+    """Return the program `sseload`, compiled from its sources if one of them is newer."""
+    sources, program = sorted((HERE / "sseload").glob("*.[ch]")), BUILD / "sseload"
+    if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        compiler = shutil.which("cc")
         if compiler is None:
             raise MissingGeneratorError("sseload needs a C compiler (Debian: gcc, libc6-dev)")
         BUILD.mkdir(exist_ok=True)
-        subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", program, source], check=True)
+        files = [str(source) for source in sources if source.suffix == ".c"]
+        subprocess.run([compiler, "-O2", "-o", str(program), *files], check=True)
     return program
 
 

@@ -20,8 +20,11 @@ class FaultyServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, fault: Fault, statuses: Mapping[str, int], is_chunked: bool) -> None:
+    def __init__(
+        self, fault: Fault, statuses: Mapping[str, int], is_chunked: bool, keep_alive_seconds: float | None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), FaultyHandler)
+        self.keep_alive_seconds = keep_alive_seconds
         self.is_chunked = is_chunked
         self.fault = fault
         self.statuses = statuses
@@ -39,6 +42,10 @@ class FaultyServer(ThreadingHTTPServer):
 class FaultyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FaultyServer
+
+    def setup(self) -> None:
+        self.request.settimeout(self.server.keep_alive_seconds)
+        super().setup()
 
     def respond(self, text: str) -> None:
         self.send_response(self.server.statuses.get(self.path, 200))
@@ -74,10 +81,14 @@ class FaultyHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def faulty_server(
-    fault: Fault | None = None, statuses: Mapping[str, int] | None = None, *, is_chunked: bool = False
+    fault: Fault | None = None,
+    statuses: Mapping[str, int] | None = None,
+    *,
+    is_chunked: bool = False,
+    keep_alive_seconds: float | None = None,
 ) -> Iterator[str]:
     """Run a server and return its URL. `statuses` has the status of each path that it refuses."""
-    server = FaultyServer(fault or faultless, statuses or {}, is_chunked)
+    server = FaultyServer(fault or faultless, statuses or {}, is_chunked, keep_alive_seconds)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

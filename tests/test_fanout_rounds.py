@@ -29,6 +29,9 @@ STEPS: dict[str, Callable[[Rounds], object]] = {
     "next_ending": lambda rounds: rounds.next_ending(),
     "finish": lambda rounds: rounds.finish(NOW),
     "finish_ending": lambda rounds: rounds.finish_ending(),
+    "begin_alone": lambda rounds: rounds.begin_alone(NOW),
+    "await_turn": lambda rounds: rounds.await_turn(),
+    "rest": lambda rounds: rounds.rest(),
 }
 LEADS_TO = {
     (IDLE, "schedule"): SCHEDULED,
@@ -40,10 +43,16 @@ LEADS_TO = {
     (SCHEDULED, "next_ending"): ENDING,
     (WRITING, "finish"): IDLE,
     (ENDING, "finish_ending"): IDLE,
+    (IDLE, "begin_alone"): WRITING,
+    (IDLE, "await_turn"): SCHEDULED,
+    (SCHEDULED, "rest"): IDLE,
 }
 """Each step that is possible, by the state before it, and the state after it."""
-# The two ways to finish lead to the same state, so the table of states cannot tell them apart.
-AMBIGUOUS = {(ENDING, "finish"), (WRITING, "finish_ending")}
+# Several steps lead from different states to the same one, so the table of states cannot tell them apart.
+AMBIGUOUS = {
+    *product((SCHEDULED, WRITING, ENDING), ("finish", "finish_ending", "rest")),
+    *product((IDLE, SCHEDULED), ("begin", "begin_alone")),
+} - LEADS_TO.keys()
 CASES = [case for case in product(RoundState, STEPS) if case not in AMBIGUOUS]
 
 
@@ -125,6 +134,46 @@ def test_command_stands_between_the_events_in_the_order_of_the_log() -> None:
     assert rounds.is_idle
 
 
+@pytest.mark.parametrize(
+    ("before", "waiting", "is_alone"),
+    [
+        pytest.param(0, [1], True, id="the-first-of-all"),
+        pytest.param(1, [2], True, id="after-one"),
+        pytest.param(1, [2, 3], False, id="together-with-another"),
+        pytest.param(2, [3], False, id="after-two"),
+        pytest.param(1, [COMMAND], False, id="a-command"),
+    ],
+)
+def test_event_waits_alone_if_it_comes_at_rest(before: int, waiting: list[Ending | int], is_alone: bool) -> None:
+    rounds = Rounds(BASE, 1_000)
+    if before:
+        rounds = rounds_in(SCHEDULED, *range(1, before + 1))
+        rounds.begin(NOW, 1_000)
+        rounds.finish(NOW)
+    for item in waiting:
+        rounds.add(item if isinstance(item, Ending) else frame(item))
+
+    found = rounds.lone_event(NOW)
+
+    assert (found is not None) is is_alone
+    assert found is None or found.position == at(before + 1)
+
+
+@pytest.mark.parametrize("state", [SCHEDULED, WRITING, ENDING])
+def test_no_event_waits_alone_unless_the_round_before_is_over(state: RoundState) -> None:
+    assert rounds_in(state, 3).lone_event(NOW) is None
+
+
+def test_event_that_waits_alone_is_written_like_any_other() -> None:
+    rounds = rounds_in(IDLE, 1)
+
+    rounds.begin_alone(NOW)
+
+    assert rounds.is_under_way and rounds.waiting_bytes == 0
+    assert (rounds.last, rounds.events) == (at(1), 1)
+    assert rounds.finish(NOW + 0.5) == 0.5 and rounds.is_idle
+
+
 def test_capacity_for_publishers_ends_with_the_waiting_bytes() -> None:
     size = len(frame(1).data)
     rounds = Rounds(BASE, 2 * size)
@@ -144,8 +193,8 @@ def test_capacity_for_publishers_ends_with_the_waiting_bytes() -> None:
 @pytest.mark.parametrize(
     ("writes", "seconds", "delay"),
     [
-        pytest.param(31, 0.001, 0.0, id="few-writes-without-pause"),
-        pytest.param(32, 0.001, 0.002, id="a-pause-after-the-end"),
+        pytest.param(32, 0.001, 0.0, id="few-writes-without-pause"),
+        pytest.param(33, 0.001, 0.002, id="a-pause-after-the-end"),
         pytest.param(100, 0.001, 0.005, id="6-ms-from-beginning-to-beginning"),
         pytest.param(100, 0.005, 0.002, id="long-round"),
         pytest.param(10_000, 0.001, 0.014, id="at-most-15-ms"),

@@ -13,7 +13,7 @@ import pytest
 from conftest import report, until
 from fakes import FakeSink
 from hubs import engine_of, join, publish, running_hub
-from ssehub.fanout import engine
+from ssehub.fanout import writing
 from ssehub.fanout.rounds import SLICE
 from ssehub.fanout.slices import each_in_slices, in_slices
 from ssehub.hub import Hub
@@ -150,7 +150,7 @@ async def test_f12_ending_streams_of_a_thousand_channels_leaves_the_loop_to_othe
 
 
 async def test_slice_of_a_round_is_cut_short_if_its_writes_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(writing, "SLICE_SECONDS", 0.0)
     async with running_hub() as hub:
         sinks = [join(hub, f"user-{number}", "chat", "news")[1] for number in range(SLICE)]
         before = len(sinks[0].chunks)
@@ -162,7 +162,7 @@ async def test_slice_of_a_round_is_cut_short_if_its_writes_take_long(monkeypatch
             written.append(sum(len(sink.chunks) > before for sink in sinks))
         await publishing
 
-        assert max(after - before for before, after in pairwise(written)) <= engine.PART
+        assert max(after - before for before, after in pairwise(written)) <= writing.PART
         assert all(sink.data() == ["1"] for sink in sinks)
 
 

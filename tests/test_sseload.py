@@ -24,7 +24,7 @@ from faulty_servers import (
 )
 from ssehub import Tokens
 
-SOURCE = Path(__file__).parent.parent / "benchmarks" / "sseload.c"
+SOURCES = Path(__file__).parent.parent / "benchmarks" / "sseload"
 MARK = r"{\"ts\":{TS},\"seq\":{SEQ},\"pad\":\"{PAD:40}\"}"
 EVENTS = 12
 
@@ -36,7 +36,7 @@ def sseload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require(compiler, "a C compiler (cc)")
     program = tmp_path_factory.mktemp("sseload") / "sseload"
     warnings = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
-    subprocess.run([str(compiler), "-O2", *warnings, "-o", program, SOURCE], check=True, timeout=60)
+    subprocess.run([str(compiler), "-O2", *warnings, "-o", program, *SOURCES.glob("*.c")], check=True, timeout=60)
     return program
 
 
@@ -110,7 +110,18 @@ def test_idle_streams_show_how_often_the_server_wakes_up(sseload: Path, hub: Run
 )
 def test_fault_is_counted(sseload: Path, make_fault: Callable[[], Fault], counts: Mapping[str, int]) -> None:
     with faulty_server(make_fault()) as url:
-        streams = ["--url", f"{url}/events/", "--subscribers", 3, "--events", EVENTS, "--patience", 0.5]
+        streams = [
+            "--url",
+            f"{url}/events/",
+            "--subscribers",
+            3,
+            "--events",
+            EVENTS,
+            "--patience",
+            0.5,
+            "--settle",
+            0.1,
+        ]
         result = run(sseload, *streams, "--publish-url", f"{url}/emit/", "--body", f'{{"data":"{MARK}"}}')
 
     report = json.loads(result.stdout)
@@ -125,6 +136,16 @@ def test_closed_streams_are_counted(sseload: Path) -> None:
 
     assert json.loads(result.stdout)["closed"] == 1
     assert result.returncode == 1
+
+
+def test_idle_publisher_connects_again(sseload: Path) -> None:
+    """A publisher that no event needs is idle for longer than the server keeps its connection."""
+    with faulty_server(keep_alive_seconds=0.2) as url:
+        streams = ["--url", f"{url}/events/", "--events", 4, "--rate", 5, "--publishers", 2]
+        result = run(sseload, *streams, "--publish-url", f"{url}/emit/", "--body", f'{{"data":"{MARK}"}}')
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["delivered"] == 4
 
 
 def test_closed_publisher_is_one_sentence(sseload: Path) -> None:
@@ -170,10 +191,29 @@ def test_refused_stream_is_one_sentence(sseload: Path, hub: RunningHub) -> None:
 
 
 def test_help_has_every_option(sseload: Path) -> None:
-    options = [line.split('"')[1] for line in SOURCE.read_text().splitlines() if "_argument, NULL" in line]
+    source = (SOURCES / "options.c").read_text()
+    options = [line.split('"')[1] for line in source.splitlines() if "_argument, NULL" in line]
 
     result = run(sseload, "--help")
 
     assert result.returncode == 0
     assert len(options) > 10
     assert [option for option in options if option != "help" and f"  --{option} " not in result.stdout] == []
+
+
+def test_wrk_script_publishes_and_counts_refusals(hub: RunningHub, tmp_path: Path) -> None:
+    require(shutil.which("wrk"), "wrk")
+    body = tmp_path / "body"
+    script, url = SOURCES.parent / "post.lua", f"{hub.control_url}/emit/"
+    command = ["wrk", "-t1", "-c2", "-d1s", "-s", str(script), url, "--", str(body), "Content-Type: application/json"]
+
+    reports = []
+    for text in ('{"userId": "*", "channel": "wrk", "data": "x"}', '{"userId": "*", "data": "x"}'):
+        body.write_text(text)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        reports.append(json.loads(result.stdout.splitlines()[-1]))
+
+    taken, refused = reports
+    assert taken["requests"] > 0 and taken["failed"] == 0
+    assert refused["requests"] == refused["failed"] > 0
+    assert 0.9 < taken["seconds"] < 10

@@ -26,7 +26,7 @@ from .fields import (
     check_ttl,
     check_type,
     json_text,
-    to_utf8,
+    utf8_size,
 )
 from .payload import MAX_CHECKED_FIELDS, ParsedPayload, without_checked_fields
 from .position import Position
@@ -76,12 +76,12 @@ class Event:
             users = _check_users(users, channels)
         if payload is not None:
             _check_alone(data=data, event=type, id=id, retry=retry)
-            size = len(to_utf8("payload", payload))
+            size = utf8_size("payload", payload)
             parsed = ParsedPayload.parse(payload)
             id = parsed.id
             _check_id_count(parsed, channels)
         elif data is not None:
-            size = len(to_utf8("data", data))
+            size = utf8_size("data", data)
             if type is not None:
                 check_type("event", type)
             if id is not None:
@@ -96,20 +96,19 @@ class Event:
             check_store(store)
             if id is not None:
                 raise InvalidEvent("id can't be given with store false: a client can't resume after such an event")
-        # Setting all fields at once takes half as long as the constructor that `dataclass` would write.
-        vars(self).update(
-            channels=channels,
-            users=users,
-            data=data,
-            type=type,
-            id=id,
-            retry=retry,
-            payload=payload,
-            store=store,
-            ttl=ttl,
-            size=size,
-            parsed=parsed,
-        )
+        # The constructor that `dataclass` would write takes three times as long for this.
+        fields = vars(self)
+        fields["channels"] = channels
+        fields["users"] = users
+        fields["data"] = data
+        fields["type"] = type
+        fields["id"] = id
+        fields["retry"] = retry
+        fields["payload"] = payload
+        fields["store"] = store
+        fields["ttl"] = ttl
+        fields["size"] = size
+        fields["parsed"] = parsed
 
     @property
     def is_for_everyone(self) -> bool:

@@ -28,7 +28,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", "
 
 
 def check_name(field_name: str, value: object) -> str:
-    """Return `value` if it can be the name of a user or a channel, or an idempotency key."""
+    """Return `value` if it can be the name of a user or a channel."""
     if not isinstance(value, str):
         raise _not_a_string(field_name, value)
     # Most names are plain, and each client has its own.
@@ -39,6 +39,13 @@ def check_name(field_name: str, value: object) -> str:
 
 @lru_cache(4_096)
 def _check_name(field_name: str, value: str) -> str:
+    return check_key(field_name, value)
+
+
+def check_key(field_name: str, value: object) -> str:
+    """Return `value` if it can be an idempotency key. Each comes once or twice, so nothing is remembered of it."""
+    if not isinstance(value, str):
+        raise _not_a_string(field_name, value)
     if not value:
         raise InvalidEvent(f"{field_name} is empty: it needs 1 to {_MAX_LENGTH} characters")
     _check_text(field_name, value)
@@ -53,7 +60,7 @@ def check_names(field_name: str, values: Sequence[str]) -> tuple[str, ...]:
         raise InvalidEvent(f"{field_name} is missing: give at least one name")
     if len(values) == 1:
         (only,) = values
-        return (check_name(field_name, only),)
+        return (_check_name(field_name, only) if isinstance(only, str) else check_name(field_name, only),)
     if len(values) > MAX_NAMES:
         raise InvalidEvent(f"{field_name} has {len(values)} names: at most {MAX_NAMES} are allowed")
     for value in values:
@@ -110,6 +117,13 @@ def check_ttl(value: object) -> None:
 def check_store(value: object) -> None:
     if not isinstance(value, bool):
         raise InvalidEvent(f"store must be true or false, not {_shortened(value)}")
+
+
+def utf8_size(field_name: str, value: object) -> int:
+    """Return how many bytes `value` has in UTF-8."""
+    if isinstance(value, str) and value.isascii():
+        return len(value)
+    return len(to_utf8(field_name, value))
 
 
 def to_utf8(field_name: str, value: object) -> bytes:

@@ -19,8 +19,7 @@ class Position(NamedTuple):
     log: str
 
     def __str__(self) -> str:
-        milliseconds, sequence, log = self  # looking up each field by its name would take longer
-        return f"{milliseconds}-{sequence}.{log}"
+        return "%d-%d.%s" % self  # noqa: UP031  # an f-string looks up each field by its name
 
     @property
     def before(self) -> Self:

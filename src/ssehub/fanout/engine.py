@@ -5,7 +5,7 @@ channel, whose time has come, who has to end, what is to be replayed) and keep t
 acts on the answers. Streams are ended in one place, `Registry.end`.
 
     deliver → intake → history
-                     → rounds → index.select → subscriber.write → sink → connection
+                     → rounds → writing → index.select → subscriber.write → sink → connection
     attach → resume.beginning → replay from history → live
     watch → pages of a run → what its feed is told
 """
@@ -15,9 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from itertools import islice
-from time import perf_counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from ..brokers.base import Entry
 from ..claims import Claims
@@ -34,7 +32,7 @@ from .draining import Draining
 from .endings import Endings
 from .feeds import RunReader, Watcher
 from .finding import Finder
-from .frames import Batch, Ending, Frame, hello
+from .frames import Ending, Frame, hello
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Index
@@ -49,23 +47,22 @@ from .resume import Prospect, Start, beginning
 from .rounds import SLICE, Rounds
 from .run_waits import RunWaits
 from .sinks import Chunk, Sink
-from .slices import END_SLICE, SLICE_SECONDS, act_on_slice, each_in_slices
+from .slices import each_in_slices
 from .statistics import Statistics
-from .subscriber import FAILED, CloseReason, State, Subscriber
+from .subscriber import CloseReason, State, Subscriber
 from .tracing import Tracer
 from .upkeep import Upkeep
 from .watchers import Watchers
 from .watching import Dialect
+from .writing import Writing
 
 logger = logging.getLogger("ssehub.hub")
 
-PART = 20
-"""Writes of a round before it looks at the time: a slice is cut short where each write needs a merge of many events."""
 RETURN_MILLISECONDS = 3_000
 """The `retry:` sent to a client that has reconnected, unless one is configured. Otherwise it would keep the one with
 which its last stream ended, which may have been long because there were many clients.
 """
-LIVE, LAGGING, REPLAYING, WATCHING = State.LIVE, State.LAGGING, State.REPLAYING, State.WATCHING
+LAGGING, REPLAYING, WATCHING = State.LAGGING, State.REPLAYING, State.WATCHING
 
 
 class Engine:
@@ -143,6 +140,9 @@ class Engine:
             lambda channel: self.backlogs.waits.must_wait(channel, monotonic()),
         )
         """Publishers pass it before they publish."""
+        self._writing = Writing(
+            self._rounds, self.index, self.backlogs, self.registry, self.endings, self.gate, statistics, monotonic
+        )
         self._intake = Intake(self.dispatch, self._expect)
         self.upkeep = Upkeep(
             self._history,
@@ -253,103 +253,13 @@ class Engine:
         self.registry.head = position
         if not has_listeners and rounds.is_idle:
             self.registry.settled = position
-        self._schedule_round()
+        self._writing.begin(now, is_all=self._intake.is_idle)
 
     async def flush(self) -> None:
         """Return when everything delivered, and every event of a run, has been written to its subscribers."""
         # An event would have to be set at the end of every round.
         while not (self._intake.is_idle and self._rounds.is_idle and self.watchers.is_idle):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-
-    # Rounds
-
-    def _schedule_round(self) -> None:
-        delay = self._rounds.schedule(self._monotonic())
-        if delay is None:
-            return
-        if delay:
-            self._loop.call_later(delay, self._begin_round)
-        else:
-            self._loop.call_soon(self._begin_round)
-
-    def _begin_round(self) -> None:
-        ending = self._rounds.next_ending()
-        if ending is not None:
-            self.endings.begin(ending, self._finish_ending)
-            return
-        try:
-            self._make_room()
-        except Exception:
-            logger.exception("checking the backlogs failed, so no stream ends because of them")
-        frames = self._rounds.begin(self._monotonic(), self.backlogs.capacity(len(self.index)))
-        self.gate.open()
-        self._write_slice(self._writes(frames))
-
-    def _make_room(self) -> None:
-        """End the streams that memory does not allow for, at most a slice of them at a time."""
-        act_on_slice(self.backlogs.excess(self._monotonic()), self._end_as_slow, END_SLICE)
-
-    def _end_as_slow(self, subscriber: Subscriber) -> None:
-        self.registry.end(subscriber, CloseReason.SLOW)
-
-    def _writes(self, frames: list[Frame]) -> Iterator[tuple[Batch, Subscriber]]:
-        for batch, members in self.index.select(frames, frames[-1].position):
-            for subscriber in members:
-                yield batch, subscriber
-
-    def _write_slice(self, work: Iterator[tuple[Batch, Subscriber]]) -> None:
-        """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
-        writes = events = size = 0
-        is_last = False
-        is_tight = self.backlogs.is_tight
-        subscriber = None
-        until = perf_counter() + SLICE_SECONDS
-        try:
-            while writes < SLICE and not is_last:
-                part_end = writes + PART
-                for batch, subscriber in islice(work, PART):
-                    writes += 1
-                    if is_tight and subscriber.state is LIVE and subscriber.sink.is_paused:
-                        self._check_backlog(subscriber, 0)
-                    if subscriber.state is LIVE:
-                        written = subscriber.write(batch)
-                    elif subscriber.state is LAGGING:
-                        written = self.backlogs.hold(subscriber, batch)
-                    else:
-                        continue
-                    if written > 0:
-                        events += written
-                        size += len(batch.data)
-                        if subscriber.sink.is_paused:
-                            self._check_backlog(subscriber, len(batch.data))
-                    elif written:
-                        self.registry.end_failed(subscriber, written)
-                is_last = writes < part_end
-                if perf_counter() >= until:
-                    break
-        except Exception:
-            logger.exception("writing a round failed at one stream, so it ends")
-            if subscriber is not None:
-                self.registry.end_failed(subscriber, FAILED)
-        finally:
-            self._statistics.delivered += events
-            self._statistics.delivered_bytes += size
-            self._rounds.writes += writes
-            if is_last:
-                self._finish_round()
-            else:
-                self._loop.call_soon(self._write_slice, work)
-
-    def _finish_round(self) -> None:
-        now, rounds = self._monotonic(), self._rounds
-        self._statistics.count_round(rounds.finish(now))
-        self._statistics.count_deliveries(now - rounds.arrived_at, rounds.events)
-        self.registry.settled = rounds.last
-        self._schedule_round()
-
-    def _finish_ending(self) -> None:
-        self._rounds.finish_ending()
-        self._schedule_round()
 
     # Sinks
 
@@ -362,7 +272,7 @@ class Engine:
     def sink_resumed(self, subscriber: Subscriber) -> None:
         """Write what was held for `subscriber`, or is to be replayed to it, as far as its client reads that, too."""
         if subscriber.state is LAGGING:
-            self._write_held(subscriber)
+            self._writing.write_held(subscriber)
         # After that, because what was held may have paused the sink again, and its client has read all the same.
         self.backlogs.resume(subscriber, self._monotonic())
         self.backlogs.settle(subscriber)
@@ -374,24 +284,6 @@ class Engine:
     def detach(self, subscriber: Subscriber) -> None:
         """End a stream whose client has disconnected."""
         self.registry.end(subscriber, CloseReason.DISCONNECTED)
-
-    def _write_held(self, subscriber: Subscriber) -> None:
-        is_over = False
-        while not subscriber.sink.is_paused and (batch := self.backlogs.next_held(subscriber)) is not None:
-            if subscriber.write(batch) == FAILED:
-                self.registry.end_failed(subscriber, FAILED)
-                return
-            is_over = subscriber.sink.is_paused and self.backlogs.is_over(subscriber, len(batch.data))
-        if is_over or self.backlogs.held_for(subscriber):
-            self.backlogs.start_lag(subscriber, self._monotonic())
-        else:
-            self.backlogs.end_lag(subscriber)
-            subscriber.enter(LIVE)
-
-    def _check_backlog(self, subscriber: Subscriber, written_bytes: int) -> None:
-        if subscriber.state is LIVE and self.backlogs.is_over(subscriber, written_bytes):
-            subscriber.enter(LAGGING)
-            self.backlogs.start_lag(subscriber, self._monotonic())
 
     # Subscribers
 

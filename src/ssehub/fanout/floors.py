@@ -9,18 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from ..position import Position
 
 MAX_FLOORS = 10_000
-
-
-class Floor(NamedTuple):
-    """The newest evicted event of a channel, and the publisher's id that a client has after it, if any."""
-
-    position: Position
-    id: str | None
 
 
 class Floors:
@@ -29,40 +21,44 @@ class Floors:
     def __init__(self, base: Position, max_floors: int = MAX_FLOORS) -> None:
         self._base = base
         self._max_floors = max_floors
-        self._floors: OrderedDict[str, Floor] = OrderedDict()
+        self._floors: OrderedDict[str, Position] = OrderedDict()
+        self._ids: dict[str, str] = {}
+        """The publisher's id that clients of a channel have after its floor, if it is one."""
         self._by_id: dict[str, dict[str, Position]] = {}
-        """The channels, with their floors, whose clients have a publisher's id after the floor, by that id."""
+        """The channels with such ids, and their floors, by id."""
 
-    def set(self, name: str, floor: Floor) -> None:
-        """Set the floor of a channel. It is not below any other."""
-        if self._by_id and (old := self._floors.get(name)) is not None:
-            self._forget_id(name, old)
-        self._floors[name] = floor
+    def set(self, name: str, position: Position, id: str | None) -> None:
+        """Set the floor of a channel, which is not below any other, and the publisher's id that clients have there."""
+        if name in self._ids:
+            self._forget_id(name)
+        self._floors[name] = position
         self._floors.move_to_end(name)
-        if floor.id is not None:
-            self._by_id.setdefault(floor.id, {})[name] = floor.position
+        if id is not None:
+            self._ids[name] = id
+            self._by_id.setdefault(id, {})[name] = position
         if len(self._floors) > self._max_floors:
             forgotten, oldest = self._floors.popitem(last=False)
-            self._forget_id(forgotten, oldest)
-            self._base = max(self._base, oldest.position)
+            if forgotten in self._ids:
+                self._forget_id(forgotten)
+            self._base = max(self._base, oldest)
 
-    def _forget_id(self, name: str, floor: Floor) -> None:
-        if floor.id is not None:
-            channels = self._by_id[floor.id]
-            del channels[name]
-            if not channels:
-                del self._by_id[floor.id]
+    def _forget_id(self, name: str) -> None:
+        id = self._ids.pop(name)
+        channels = self._by_id[id]
+        del channels[name]
+        if not channels:
+            del self._by_id[id]
 
     @property
     def highest(self) -> Position:
         """The highest floor of all."""
         newest = next(reversed(self._floors.values()), None)
-        return self._base if newest is None else newest.position
+        return self._base if newest is None else newest
 
     def of(self, channels: Iterable[str]) -> Position:
         """Return the position up to which it is no longer known what was in `channels`, of which there is one."""
         floors = self._floors
-        return max(floors[name].position if name in floors else self._base for name in channels)
+        return max(floors.get(name, self._base) for name in channels)
 
     def is_above(self, position: Position, channels: Iterable[str], prefixes: tuple[str, ...]) -> bool:
         """True if the floor of one of `channels`, or of a channel with one of `prefixes`, is above `position`."""
@@ -74,7 +70,7 @@ class Floors:
             return True
         # Only cursors older than everything retained are below any floor, so that nearly always the loop ends at once.
         for name, floor in reversed(self._floors.items()):
-            if floor.position <= position:
+            if floor <= position:
                 return False
             if name.startswith(prefixes):
                 return True

@@ -35,13 +35,17 @@ class Frame:
         self.arrived_at = arrived_at
         """When the log stored it, by the hub's monotonic clock."""
         self.expires_at = None if event.ttl is None else arrived_at + event.ttl
-        self.ids = event.ids
-        self.inner_ids = event.inner_ids
+        self.ids: tuple[str, ...] = ()
+        self.inner_ids: tuple[str, ...] = ()
+        self.ends_with_position = True
+        if event.id is not None or event.parsed is not None:
+            self.ids = event.ids
+            self.inner_ids = event.inner_ids
+            self.ends_with_position = ends_with_position(event)
         self.channels = event.channels
         self.users = event.users
         self.is_for_everyone = event.is_for_everyone
         self.data = encode(event, position)
-        self.ends_with_position = ends_with_position(event)
         self.retained_bytes = 0
         """The memory that history counts for it: kept here, because the size of a string may change."""
 

@@ -24,7 +24,7 @@ from typing import NamedTuple, cast
 from ..fields import EVERYONE
 from ..position import Position
 from ..settings import Retention
-from .floors import MAX_FLOORS, Floor, Floors
+from .floors import MAX_FLOORS, Floors
 from .frames import Frame
 from .ids import Ids
 from .slices import SLICE_SECONDS
@@ -161,7 +161,7 @@ class History:
             self._evict_from(name, frame)
             if not has_expired:
                 id = None if frame.ends_with_position else self._last_own_id(name, frame)
-                self._floors.set(name, Floor(frame.position, id))
+                self._floors.set(name, frame.position, id)
         if frame.ids or frame.inner_ids:
             self.bytes -= self._ids.remove(frame)
 

@@ -16,7 +16,7 @@ for them, but commands that end streams find them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 from ..position import Position
@@ -82,6 +82,16 @@ class Topic:
         else:
             assert isinstance(same_user, set)
             same_user.remove(subscriber)
+
+    def groups(self) -> Iterator[Collection[Subscriber]]:
+        """Yield its subscribers, in groups: those of this topic only, and of each audience."""
+        yield self.single
+        for audience in self.multiple:
+            yield audience.members
+
+    def groups_of(self, users: Iterable[str]) -> list[Collection[Subscriber]]:
+        """Return the subscribers of each of `users`."""
+        return [self.by_user.get(user, ()) for user in users]
 
 
 Delivery = tuple[Batch, list[Subscriber]]
@@ -263,6 +273,25 @@ class Index:
             topics = dict.fromkeys(chain.from_iterable(map(self.topics, channels)))
             return chain(topics, filter(None, map(self._watched.get, channels)))
         return chain(self.channels.values(), self.prefixes.values(), self._watched.values())
+
+    def few_for(self, frame: Frame, most: int) -> Collection[Subscriber] | None:
+        """Return the subscribers that `frame` is for, or None if they may be more than `most`.
+
+        One that hears it in several ways, or under several names, counts as several.
+        """
+        if len(frame.channels) * len(frame.users) > most:
+            return None
+        found: dict[Subscriber, None] = {}
+        count = 0
+        for topic in chain.from_iterable(map(self.topics, frame.channels)):
+            groups = topic.groups() if frame.is_for_everyone else topic.groups_of(frame.users)
+            for members in groups:
+                count += len(members)
+                if count > most:
+                    return None
+                for subscriber in members:
+                    found[subscriber] = None
+        return found
 
     def select(self, frames: Sequence[Frame], last: Position) -> Iterable[Delivery]:
         """Return which part of `frames` is for whom. `frames` are in log order, in a round that ends at `last`.

@@ -55,14 +55,24 @@ class Intake:
             self._dispatch(position, entries)
             return None
         batch = _Batch(position, entries)
-        if is_first and batch.advance(self._dispatch, perf_counter() + SLICE_SECONDS):
+        self._batches.append(batch)
+        if is_first and self._advance_at_once(batch):
             return None
         batch.wait(self._loop)
-        self._batches.append(batch)
         self._expect(batch.size)
         if is_first:
             self._loop.call_soon(self._next_slice)
         return batch.done
+
+    def _advance_at_once(self, batch: _Batch) -> bool:
+        """Dispatch as much of the first batch as fits into a slice; return True if that is all of it."""
+        is_dispatched = True
+        try:
+            is_dispatched = batch.advance(self._dispatch, perf_counter() + SLICE_SECONDS)
+        finally:
+            if is_dispatched:
+                self._batches.popleft()
+        return is_dispatched
 
     def _next_slice(self) -> None:
         until = perf_counter() + SLICE_SECONDS

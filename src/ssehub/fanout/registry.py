@@ -11,7 +11,7 @@ from ..position import Position
 from .backlogs import OVERRUN, Backlogs
 from .clock import Clock
 from .comebacks import Turns
-from .frames import HEARTBEAT, control_event, reset
+from .frames import HEARTBEAT, Batch, control_event, reset
 from .history import ResetReason
 from .index import Index
 from .limits import StreamCounts
@@ -63,6 +63,8 @@ class Registry:
         """The position up to which the log has been read."""
         self.settled = base
         """Every live subscriber has been written everything up to here that is for it."""
+        self.is_sending = False
+        """True while a frame is sent, or a part of a replay: what its sink may publish meanwhile has to wait."""
         self.drain_until: float | None = None
         """When the drain window ends, if the hub drains."""
         self._index = index
@@ -119,8 +121,20 @@ class Registry:
         self.send_frame(subscriber, reset(reason.value, position, for_datastar=subscriber.uses_datastar), position)
 
     def send_frame(self, subscriber: Subscriber, chunk: Chunk, position: Position | None) -> None:
-        if subscriber.state is not State.ENDED and not subscriber.send(chunk, position):
+        if subscriber.state is State.ENDED:
+            return
+        was_sending, self.is_sending = self.is_sending, True
+        has_failed = not subscriber.send(chunk, position)
+        self.is_sending = was_sending
+        if has_failed:
             self.end_failed(subscriber, FAILED)
+
+    def replay(self, subscriber: Subscriber, batch: Batch) -> int:
+        """Write a part of a replay; return what `Subscriber.write` returns."""
+        was_sending, self.is_sending = self.is_sending, True
+        written = subscriber.write(batch)
+        self.is_sending = was_sending
+        return written
 
     def beat(self, subscriber: Subscriber, frames: dict[Position, Chunk]) -> None:
         """Send a heartbeat, or the position if that has moved since the client was last sent it."""

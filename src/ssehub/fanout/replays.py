@@ -146,6 +146,7 @@ class Replays:
             return
         if subscriber.sink.is_paused or subscriber.sink.backlog > self._part_bytes:
             return
+        head = self._registry.head
         try:
             part = next_part(self._history, subscriber, self._part_bytes, self._monotonic())
         except Exception:
@@ -153,17 +154,19 @@ class Replays:
             self._registry.end_failed(subscriber, FAILED)
             return
         if part is None:
-            self._join(subscriber)
+            self._join(subscriber, head)
             self._registry.send_reset(subscriber, ResetReason.TOO_OLD)
             return
         if part.batch is not None:
-            written = subscriber.write(part.batch)
+            written = self._registry.replay(subscriber, part.batch)
             if written == FAILED:
                 self._registry.end_failed(subscriber, FAILED)
                 return
             self._statistics.replayed += written
-        if part.is_last:
-            self._join(subscriber)
+        if subscriber.state is not State.REPLAYING:  # its connection was lost while it was written to
+            self._subscribers.discard(subscriber)
+        elif part.is_last:
+            self._join(subscriber, head)
         else:
             subscriber.sent = max(subscriber.sent, part.reached)
             self._ready[subscriber] = None
@@ -173,9 +176,10 @@ class Replays:
         for subscriber in list(self._subscribers):
             self.advance(subscriber)
 
-    def _join(self, subscriber: Subscriber) -> None:
+    def _join(self, subscriber: Subscriber, head: Position) -> None:
+        """`subscriber` has been sent everything up to `head`, where the log ended when its last part was made."""
         self._subscribers.discard(subscriber)
-        subscriber.sent = self._registry.head
+        subscriber.sent = head
         subscriber.enter(State.LIVE)
         tracer = self._registry.tracer
         if tracer.is_watched:

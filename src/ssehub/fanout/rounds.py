@@ -5,8 +5,8 @@ so that the loop goes on accepting and publishing meanwhile. What arrives during
 an event leaves at once, under load one write carries many.
 
     state       meaning                                                             next
-    IDLE        nothing waits                                                       SCHEDULED
-    SCHEDULED   a call of the loop will begin the next round                        WRITING, ENDING
+    IDLE        nothing waits                                                       SCHEDULED, WRITING
+    SCHEDULED   a call of the loop will begin the next round, if anything waits     WRITING, ENDING, IDLE
     WRITING     the slices of a round are being written                             IDLE
     ENDING      the streams that a command names are being ended, also in slices    IDLE
 
@@ -14,7 +14,9 @@ Only one round is under way at any time, and commands stand between the events i
 subscriber receives events in log order, and a command ends a stream after everything published before it. No round
 waits for a client: what a slow one cannot be written yet is held for it (backlogs.py).
 
-After WRITING or ENDING the state is IDLE for an instant; if something waits, it becomes SCHEDULED in the same call.
+After WRITING or ENDING the state is IDLE for an instant; if something waits, it becomes SCHEDULED in the same call. An
+event that is written straight through (writing.py) makes IDLE WRITING at once, and afterwards SCHEDULED until the next
+turn of the loop.
 """
 
 from __future__ import annotations
@@ -24,22 +26,10 @@ from enum import Enum
 
 from ..position import Position
 from .frames import Ending, Frame
+from .pacing import begins_at
 
 SLICE = 100
 """Subscribers written to before the loop goes on: 64 and 256 were measured slower than 128, and 100 is as fast."""
-SPACED_FROM = 32
-"""A round with at least this many writes is followed by a pause."""
-SPACING_SECONDS = 0.002
-"""That pause: what is published meanwhile leaves in the same write. Measured against none: twice the deliveries per CPU
-second with 1,000 subscribers, three times with 100, and no more latency; 1 ms gains half of it.
-"""
-PERIOD_SECONDS_PER_WRITE = 60e-6
-"""The least time from the beginning of a round to the next one, per write: about six times what a write takes. So half
-of the subscribers, in one of two processes, receive as many events per write as all of them in one process do. Measured
-with 1,000 over Redis: 0.86 of the deliveries per CPU second instead of 0.6; in one process, half as many again.
-"""
-MAX_PERIOD_SECONDS = 0.015
-"""The most of that. The median latency grows by at most as much, and only if events arrive faster than that."""
 
 
 class RoundState(Enum):
@@ -56,8 +46,8 @@ class RoundState(Enum):
 IDLE, SCHEDULED, WRITING, ENDING = RoundState
 
 _NEXT: dict[RoundState, tuple[RoundState, ...]] = {
-    IDLE: (SCHEDULED,),
-    SCHEDULED: (WRITING, ENDING),
+    IDLE: (SCHEDULED, WRITING),
+    SCHEDULED: (WRITING, ENDING, IDLE),
     WRITING: (IDLE,),
     ENDING: (IDLE,),
 }
@@ -113,7 +103,34 @@ class Rounds:
         if not self._waiting or self.state is not IDLE:
             return None
         self._enter(SCHEDULED)
-        return max(0.0, self._next_at() - now)
+        return max(0.0, self._begins_at() - now)
+
+    def _begins_at(self) -> float:
+        return begins_at(self._began, self._ended, self.writes)
+
+    def lone_event(self, now: float) -> Frame | None:
+        """Return the event that waits, if it is all that waits, at rest: the latest round carried one event, too."""
+        waiting = self._waiting
+        if self.state is not IDLE or self.events > 1 or len(waiting) != 1:
+            return None
+        first = waiting[0]
+        return first if isinstance(first, Frame) and self._begins_at() <= now else None
+
+    def begin_alone(self, now: float) -> None:
+        """Begin to write the event that waits alone."""
+        self._enter(WRITING)
+        frame = self._waiting.popleft()
+        assert isinstance(frame, Frame)
+        self.waiting_bytes -= len(frame.data)
+        self._start(now, frame, frame, 1)
+
+    def await_turn(self) -> None:
+        """An event was written straight through: what comes in this turn of the loop waits for the next one."""
+        self._enter(SCHEDULED)
+
+    def rest(self) -> None:
+        """Nothing came in that turn."""
+        self._enter(IDLE)
 
     def next_ending(self) -> Ending | None:
         """Remove and return the command that comes next, and begin to end streams; None if an event comes next."""
@@ -139,11 +156,14 @@ class Rounds:
             size += len(frame.data)
             waiting.popleft()
         self.waiting_bytes -= size
-        self.last = frames[-1].position
-        self.events, self.arrived_at = len(frames), frames[0].arrived_at
+        self._start(now, frames[0], frames[-1], len(frames))
+        return frames
+
+    def _start(self, now: float, first: Frame, last: Frame, events: int) -> None:
+        self.last = last.position
+        self.events, self.arrived_at = events, first.arrived_at
         self._began = now
         self.writes = 0
-        return frames
 
     def finish(self, now: float) -> float:
         """All slices of the round have been written; return how many seconds it took."""
@@ -159,9 +179,3 @@ class Rounds:
     def _enter(self, state: RoundState) -> None:
         assert state in _NEXT[self.state], f"{self.state} cannot be followed by {state}"
         self.state = state
-
-    def _next_at(self) -> float:
-        if self.writes < SPACED_FROM:
-            return self._ended
-        period = min(MAX_PERIOD_SECONDS, self.writes * PERIOD_SECONDS_PER_WRITE)
-        return max(self._ended + SPACING_SECONDS, self._began + period)

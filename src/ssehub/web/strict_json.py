@@ -68,11 +68,13 @@ async def read_ndjson(body: bytes, max_lines: int, pace: Pace | None) -> list[An
         if len(values) == max_lines:
             raise too_many_events(max_lines)
         end = body.find(b"\n", found.start())
-        at = len(body) if end < 0 else end + 1
-        line, where = body[found.start() : at], f"line {len(values) + 1}"
+        if end < 0:
+            end = len(body)
+        line, where = body[found.start() : end], f"line {len(values) + 1}"
+        at = end + 1
         if pace is not None and len(line) > SMALL_BODY_BYTES:
             await _check_values(where, line.decode("latin-1"), MAX_EVENT_VALUES, pace)
-        values.append(parse_json(where, line))
+        values.append(_decode(where, _to_text(where, line), 0))
     return values
 
 
@@ -104,10 +106,13 @@ class _Elements:
         while True:
             if len(values) == self._max_elements:
                 raise too_many_events(self._max_elements)
-            try:
-                value, at = await self._element(at)
-            except BodyTooLarge as exc:
-                raise BodyTooLarge(f"event {len(values)} {exc}") from exc
+            found = self._parse(at)
+            if found is None:
+                await self._open_window(at)
+                found = self._parse(at)
+            if found is None:
+                raise BodyTooLarge(f"event {len(values)} {_too_many_values(MAX_EVENT_VALUES)}")
+            value, at = found
             values.append(value)
             at = _skip_space(text, at)
             if text.startswith("]", at):
@@ -124,16 +129,9 @@ class _Elements:
             raise json.JSONDecodeError("Extra data", self._text, end)
         return values
 
-    async def _element(self, at: int) -> tuple[Any, int]:
-        """Return the element at `at`, and where it ends."""
-        found = self._parse(at)
-        if found is None:
-            end, _ = await _counted_end(self._text, at, MAX_EVENT_VALUES, self._pace)
-            self._window, self._start = self._text[at:end], at
-            found = self._parse(at)
-        if found is None:
-            raise BodyTooLarge(_too_many_values(MAX_EVENT_VALUES))
-        return found
+    async def _open_window(self, at: int) -> None:
+        end, _ = await _counted_end(self._text, at, MAX_EVENT_VALUES, self._pace)
+        self._window, self._start = self._text[at:end], at
 
     def _parse(self, at: int) -> tuple[Any, int] | None:
         """Return the element at `at` and where it ends, or None if the window ends before it does."""
@@ -207,9 +205,10 @@ def _to_text(where: str, text: bytes) -> str:
 def _decode(where: str, text: str, start: int) -> Any:
     try:
         value, end = _raw_decode(where, text, start)
-        end = _skip_space(text, end)
         if end != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
+            end = _skip_space(text, end)
+            if end != len(text):
+                raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as exc:
         raise _invalid(where, exc) from exc
     return value
