@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -77,6 +77,11 @@ def objection(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Refusal |
         if codings != [b"chunked"]:
             return BAD_CODING
     return None
+
+
+def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return how long the body is according to `headers`, which the parser has accepted; 0 if they do not say."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
 def target(url: bytes) -> tuple[str, bytes, bytes] | Refusal:

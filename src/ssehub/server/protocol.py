@@ -42,6 +42,7 @@ from .heads import (
     UNWANTED_BODY,
     URL_TOO_LONG,
     Refusal,
+    declared_length,
     objection,
     oversize,
     target,
@@ -383,7 +384,7 @@ class HttpProtocol(Connection):
             return
         fast_path, head, exchange = self._held
         is_whole = self._reading is Reading.BETWEEN
-        if not is_whole and is_last and exchange.body_bytes <= PART_BYTES:
+        if not is_whole and is_last and max(exchange.body_bytes, declared_length(self._headers)) <= PART_BYTES:
             return  # many clients send head and body one after the other
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):

@@ -85,7 +85,7 @@ class KeyCheck:
     @property
     def is_due(self) -> bool:
         """True if the control keys have been replaced since the key was looked up."""
-        return self._version != self._keys.version
+        return self._keys.version > self._version
 
     def repeat(self) -> ControlKey:
         """Return the key. Raises ControlKeyError, and KeyForbidden if it may not publish any more."""
