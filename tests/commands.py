@@ -9,20 +9,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TextIO
 
 from conftest import wait_until
 
 
-def run(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `ssehub` with `arguments` and only the variables in `env` of its own; return when it has ended."""
+def run(*arguments: str, stdin: str | TextIO | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `ssehub` with `arguments` and only the variables in `env` of its own; return when it has ended.
+
+    Its standard input is the text or the file `stdin`.
+    """
     return subprocess.run(
         [sys.executable, "-m", "ssehub", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
         env=_environment(env),
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
+        input=stdin if isinstance(stdin, str) else None,
+        stdin=None if isinstance(stdin, str) else stdin or subprocess.DEVNULL,
     )
 
 

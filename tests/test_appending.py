@@ -12,8 +12,9 @@ from run_stores import FaultyRuns, data_of, faulty_hub
 from ssehub import Hub
 from ssehub.runs.model import Run, RunOptions
 from ssehub.runs.store import Append, Appended, Creation, Ticket
-from ssehub.web.appending import Appending, LineLimits
+from ssehub.web.appending import Appending
 from ssehub.web.feed import LineFeed
+from ssehub.web.open_body import LineLimits, OpenBody
 from ssehub.web.rates import PublishRates
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ def appending_to(hub: Hub, name: str) -> Appending:
         rates=PublishRates(None),
         key_name="",
         key_check=ValidKey(),
-        limits=LineLimits(10, 0),
+        body=OpenBody(LineLimits(10, 0)),
         count=lambda events: None,
     )
 

@@ -19,7 +19,7 @@ from named_keys import NamedKey, entry, hash_of, new_key, write_keys, write_text
 from ssehub import ControlKeys, Hub, Tokens, create_control_app
 from ssehub.errors import ConfigError
 from ssehub.fanout.statistics import Statistics
-from ssehub.settings import Limits
+from ssehub.settings import Limits, RequestLimits
 from ssehub.web.emit import Emit
 from ssehub.web.rates import PublishRates
 from ssehub.web.refusals import Refusals
@@ -245,8 +245,10 @@ async def test_mounted_app_requires_a_key_on_every_path_but_the_health_checks(pa
 
 async def test_endpoint_without_its_guard_admits_nobody() -> None:
     async with Hub() as hub:
-        app = Starlette(routes=[Route("/emit/", Emit(hub, Limits(), PublishRates(None)))])
-        app.state.refusals = Refusals(hub)
+        refusals = Refusals(hub)
+        emit = Emit(hub, refusals, ControlKeys(), Limits(), RequestLimits(), PublishRates(None))
+        app = Starlette(routes=[Route("/emit/", emit)])
+        app.state.refusals = refusals
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             answer = await http.post("/emit/", content=form(), headers=FORM)

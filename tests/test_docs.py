@@ -276,3 +276,13 @@ def test_publisher_of_the_library_page_publishes(hub: RunningHub) -> None:
     block = run_block(code)
 
     assert len(block["ids"]) == 1 and block["ids"][0] != block["id"]
+
+
+def test_stream_of_the_library_page_publishes_a_thousand_events(hub: RunningHub) -> None:
+    code = code_with("publish_numbers").replace("http://127.0.0.1:8001", hub.control_url)
+    before = hub.metric("ssehub_events_published_total")
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert re.fullmatch(r"\d+-\d+\.\w+\n", ran.stdout), ran.stderr
+    assert hub.metric("ssehub_events_published_total") == before + 1_001

@@ -248,6 +248,17 @@ async def test_held_request_is_answered_408_or_forgotten_with_its_connection() -
 
 
 @pytest.mark.anyio
+async def test_body_that_is_declared_to_be_too_large_is_refused_before_it_is_sent() -> None:
+    head = (
+        "POST /emit/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
+    )
+    async with both_ports(uses_fast_paths=True) as ports:
+        reader, _ = await ports.connect(ports.control, head.encode())
+
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.anyio
 async def test_hub_that_stops_answers_what_it_holds(caplog: pytest.LogCaptureFixture) -> None:
     data = request()
     async with both_ports(uses_fast_paths=True) as ports:

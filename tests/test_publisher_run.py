@@ -9,20 +9,18 @@ import json
 import logging
 import multiprocessing
 import random
-import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypedDict
 
 import httpx
 import pytest
 
-from conftest import CONTROL_KEY, RunningHub, StartHub, connects, free_port, require, until, wait_until
+from buffering_nginx import buffering_nginx
+from conftest import CONTROL_KEY, RunningHub, StartHub, free_port, until, wait_until
 from proxy import Mode, Proxy
 from redis_servers import SOAK, RedisServer
 from ssehub import AsyncPublisher, Publisher
@@ -38,6 +36,7 @@ from ssehub.errors import (
     Unavailable,
 )
 from ssehub.publisher_http import Node
+from ssehub.publisher_links import Links
 from ssehub.publisher_request import Rhythm
 from ssehub.publisher_route import Patience
 from ssehub.publisher_run import MAX_WAITING_BYTES, HttpRuns
@@ -84,7 +83,7 @@ def runs_at(*ports: int, patience: Patience = QUICK, rhythm: Rhythm = RHYTHM) ->
     nodes = [
         Node(f"http://127.0.0.1:{port}", "127.0.0.1", port, "", None, {"Host": f"127.0.0.1:{port}"}) for port in ports
     ]
-    return HttpRuns(nodes, patience, rhythm)
+    return HttpRuns(Links(nodes, patience, rhythm))
 
 
 def new_run(runs: HttpRuns, name: str, **arguments: Any) -> ProducedRun:
@@ -342,7 +341,7 @@ async def test_block_that_raises_is_left_soon_and_the_end_stored_later(
                 raise ZeroDivisionError
         assert time.monotonic() - began < 3
         proxy.mode = Mode.PASS
-        await until(lambda: not runs.tasks)
+        await until(lambda: not runs.links.tasks)
 
     assert (state_of(hub, "left")["error"], data_of(hub, "left")) == ("ZeroDivisionError", ["one"])
 
@@ -357,13 +356,13 @@ async def test_run_whose_creation_is_cancelled_ends_as_soon_as_it_is_known(hub: 
         await until(lambda: state_of(hub, "unwanted")["state"] == "open")
         proxy.mode = Mode.DROP
         proxy.mode = Mode.PASS
-        await until(lambda: not runs.tasks)
+        await until(lambda: not runs.links.tasks)
 
         nowhere = runs_at(free_port())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1), new_run(nowhere, "unsent"):
                 pass
-        await until(lambda: not nowhere.tasks)
+        await until(lambda: not nowhere.links.tasks)
 
     assert (state_of(hub, "unwanted")["state"], state_of(hub, "unwanted")["error"]) == ("failed", "cancelled")
 
@@ -573,27 +572,6 @@ def restart(hub: RunningHub, start_hub: StartHub, port: int, number: signal.Sign
     return start_hub(*(arguments or ("--control-bind", f"127.0.0.1:{port}")))
 
 
-@contextmanager
-def buffering_nginx(folder: Path, control_port: int) -> Iterator[int]:
-    """Run nginx as it is without `proxy_request_buffering off`, in front of a control app; yield its port."""
-    require(shutil.which("nginx"), "nginx")
-    port = free_port()
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind}; " for kind in kinds)
-    (folder / "nginx.conf").write_text(
-        f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log off; client_body_buffer_size 1m; {temporary} server {{ listen 127.0.0.1:{port};\n"
-        f"location / {{ proxy_pass http://127.0.0.1:{control_port}; proxy_set_header Host $http_host; }} }} }}\n"
-    )
-    process = subprocess.Popen(["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"])
-    try:
-        wait_until(lambda: connects(port))
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
 async def test_proxy_that_buffers_is_noticed_and_short_requests_sent(
     hub: RunningHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -630,8 +608,8 @@ async def test_hub_that_has_the_events_in_time_is_not_taken_for_a_proxy(
             await run.append(data=word)
             await asyncio.sleep(0.1)
 
-    assert runs.buffering.is_known
-    assert not runs.buffering.is_found
+    assert runs.links.buffering.is_known
+    assert not runs.links.buffering.is_found
     assert caplog.records == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import re
@@ -11,16 +12,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from conftest import RunningHub, StartHub, report, wait_until
+from conftest import RunningHub, StartHub, report, until, wait_until
 from crowd import crowds
+from ssehub.hub import Hub
 from ssehub.server.collector import (
     COUNT_SECONDS,
     IDLE_OBJECTS,
     IDLE_TICK_SECONDS,
     SPARE_OBJECTS,
+    STEP_OBJECTS,
     STEP_SECONDS,
     TICK_SECONDS,
     Collector,
+    collecting,
 )
 
 SOAK = "SOAK" in os.environ
@@ -133,6 +137,16 @@ def test_collector_ticks_rarely_while_nothing_happens() -> None:
     busy = collector.tick(2 * TICK_SECONDS)
 
     assert (idle, busy, len(objects)) == (IDLE_TICK_SECONDS, TICK_SECONDS, 2 * IDLE_OBJECTS)
+
+
+@pytest.mark.anyio
+async def test_collector_that_sleeps_is_woken_by_many_new_objects() -> None:
+    async with Hub() as hub:
+        with collecting(hub):
+            await asyncio.sleep(5 * TICK_SECONDS)  # nothing is made, so it sleeps
+            garbage = make_garbage(2 * STEP_OBJECTS)
+
+            await until(lambda: not len(garbage), IDLE_TICK_SECONDS / 2)
 
 
 def test_memory_that_is_short_causes_one_whole_collection() -> None:

@@ -88,6 +88,26 @@ async def test_file_is_bounded_and_records_up_to_where_events_were_deleted(
     assert str(base) == ids[0] and [entry.event for entry in entries] == [event("new")]
 
 
+@pytest.mark.usefixtures("tidies_often")
+async def test_file_is_bounded_while_publishers_never_pause(world: SqliteWorld) -> None:
+    broker = world.broker(log=LogRetention(log_seconds=100))
+    answers: list[asyncio.Task[list[str]]] = []
+
+    async def publish_always() -> None:
+        while True:
+            answers.append(asyncio.create_task(broker.publish([Publication([event()])])))
+            await asyncio.sleep(0)
+
+    async with broker.run(RecordingFollower()):
+        await broker.publish([Publication([event("old")])])
+        world.pass_seconds(101)
+        publishing = asyncio.create_task(publish_always())
+        with contextlib.closing(sqlite3.connect(world.path)) as database:
+            await until(lambda: database.execute("SELECT min(n) FROM events").fetchone() != (1,))
+        publishing.cancel()
+        await asyncio.gather(*answers)
+
+
 OLD_EVENTS = [
     {"channels": ["chat"], "users": ["*"], "data": "x", "id": "a\x1bb"},
     {"channels": ["chat"], "users": ["*"], "payload": "id:  a\ndata: x\n"},

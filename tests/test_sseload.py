@@ -108,7 +108,9 @@ def test_idle_streams_show_how_often_the_server_wakes_up(sseload: Path, hub: Run
         pytest.param(lambda: splitting, {}, id="splits events"),
     ],
 )
-def test_fault_is_counted(sseload: Path, make_fault: Callable[[], Fault], counts: Mapping[str, int]) -> None:
+def test_fault_is_counted_by_the_generator_in_c(
+    sseload: Path, make_fault: Callable[[], Fault], counts: Mapping[str, int]
+) -> None:
     with faulty_server(make_fault()) as url:
         streams = [
             "--url",

@@ -12,6 +12,7 @@ import pytest
 
 from ssehub.server import HttpProtocol
 from ssehub.server.deadlines import Wait
+from ssehub.server.default_headers import DefaultHeaders
 
 
 class Adapted(HttpProtocol):
@@ -21,6 +22,8 @@ class Adapted(HttpProtocol):
         if _loop is not None and not hasattr(_loop, "call_soon"):
             complete_loop(_loop)
         super().__init__(config, server_state, app_state, _loop)
+        # A server of uvicorn's puts the date there, and these tests have none.
+        self.port.default_headers = DefaultHeaders(server_state.default_headers, has_date=False)
 
     def connection_made(self, transport: Any) -> None:
         if not hasattr(transport, "get_write_buffer_size"):
@@ -50,7 +53,7 @@ class Adapted(HttpProtocol):
 
 
 def complete_loop(loop: Any) -> None:
-    """Give uvicorn's fake of a loop a clock, which its `run_later` advances, and `call_soon`."""
+    """Give uvicorn's fake of a loop a clock, which its `run_later` advances, `call_at` and `call_soon`."""
     clock = 0.0
 
     def run_later(with_delay: float) -> None:
@@ -62,6 +65,7 @@ def complete_loop(loop: Any) -> None:
             handle.callback(*handle.args)
 
     loop.time = lambda: clock
+    loop.call_at = lambda at, callback, *args: loop.call_later(at - clock, callback, *args)
     loop.call_soon = lambda callback, *args: loop.call_later(0, callback, *args)
     loop.create_future = lambda: asyncio.get_running_loop().create_future()
     loop.run_later = run_later

@@ -122,6 +122,8 @@ class Hub(RunStreams, RunProduction):
         """How often the control app has responded, by status. It counts that itself."""
         self.producers = Producers()
         """Who appends to runs here."""
+        self.pipes = Producers()
+        """Who publishes here by a pipe."""
         self._producing = Producing(
             self.runs, self.start, self.spawn, lambda: self._is_closed or self.is_draining, monotonic
         )
@@ -201,8 +203,9 @@ class Hub(RunStreams, RunProduction):
         await self._producing.shut_down(PRODUCERS_SECONDS)
         if lifespan.engine is not None:
             lifespan.engine.is_ending_streams = True
-        if len(self.producers):
-            await self.producers.drain(0.0)
+        for producers in (self.producers, self.pipes):
+            if len(producers):
+                await producers.drain(0.0)
         if lifespan.is_started:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
@@ -249,6 +252,7 @@ class Hub(RunStreams, RunProduction):
         self._statistics.runs = {state.value: count for state, count in runs.states.items()}
         self._statistics.run_bytes = runs.bytes
         self._statistics.run_producers = len(self.producers)
+        self._statistics.pipes = len(self.pipes)
         self._statistics.control_responses = {str(status): count for status, count in self.control_responses.items()}
         self._statistics.clock_skew_seconds = self.broker.clock_skew_seconds
         for companion in self._companions:
@@ -289,9 +293,9 @@ class Hub(RunStreams, RunProduction):
     async def drain(self, window_seconds: float) -> None:
         """Write what waits, then end every stream with `stream-drain`, spread over three quarters of the window.
 
-        Producers of runs that append over HTTP are ended over the first half of it. Before the streams end, the runs
-        that are produced here end as `failed`, with the error `shutdown`: see `aclose`. Those whose producers do not
-        end keep the streams waiting for at most a quarter of the window.
+        Producers of runs that append over HTTP, and pipes of publishers, are ended over the first half of it. Before
+        the streams end, the runs that are produced here end as `failed`, with the error `shutdown`: see `aclose`. Those
+        whose producers do not end keep the streams waiting for at most a quarter of the window.
 
         When the first stream ends, nothing more can be published if the log ends with this process: a client that has
         left could not get it any more.
@@ -301,6 +305,7 @@ class Hub(RunStreams, RunProduction):
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.producers.drain(window_seconds / 2))
+                group.create_task(self.pipes.drain(window_seconds / 2))
                 began = time.monotonic()
                 await self._producing.shut_down(window_seconds / 4)
                 if self._engine is not None:

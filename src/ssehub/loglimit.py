@@ -93,12 +93,17 @@ class LineLimit(logging.Filter):
 
     def admits(self, name: str, level: int, message: object, *, has_arguments: bool) -> bool:
         """Return True if such a line may be written now, which it then counts as."""
+        if has_arguments and isinstance(message, str):
+            kind = _kind_of_template(name, level, message)
+        else:
+            kind = _kind(name, level, message, has_arguments)
         now = self._now()
         with self._lock:
-            may_pass = self._budget(_kind(name, level, message, has_arguments), now).spend(now)
-            if not may_pass and self._timer is None:
+            if (self._budgets.get(kind) or self._budget(kind, now)).spend(now):
+                return True
+            if self._timer is None:
                 self._start_timer()
-        return may_pass
+        return False
 
     def summarize(self) -> None:
         """Log, for each kind, how many lines were left out since the last summary, if any were."""
@@ -149,8 +154,6 @@ class LineLimit(logging.Filter):
 
 
 def _kind(name: str, level: int, message: object, has_arguments: bool) -> Kind:
-    if has_arguments and isinstance(message, str):
-        return _kind_of_template(name, level, message)
     template = message if isinstance(message, str) else type(message).__name__
     template = template.partition("\n")[0][:MAX_TEMPLATE]
     return Kind(name, level, template if has_arguments else _NUMBER.sub("#", template))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 from uuid import uuid4
 
 from .publisher_calls import Call, json_body
@@ -17,26 +17,15 @@ from .publisher_client import (
     check_open,
     header_value,
 )
+from .publisher_fields import EventFields, wire_fields
+from .publisher_links import Links
 from .publisher_route import DEFAULT_RETRIES, Patience
 from .publisher_run import HttpRuns
+from .publisher_stream import PublisherStream, SyncPublisherStream
 from .publisher_thread import LoopThread
 from .runs.arguments import RunArguments, make_order
 from .runs.producer import ProducedRun
 from .runs.threads import SyncProducedRun
-
-
-class EventFields(TypedDict, total=False):
-    """One event, with the field names of `Hub.publish`. `payload` is raw stream text that replaces the other fields."""
-
-    channel: Required[str | Sequence[str]]
-    user_id: Required[str | Sequence[str]]
-    data: object
-    type: str | None
-    id: str | None
-    retry: int | None
-    payload: str | None
-    store: bool
-    ttl: float | None
 
 
 class Publisher:
@@ -66,17 +55,18 @@ class Publisher:
         retries: int = DEFAULT_RETRIES,
     ) -> None:
         hubs = Hubs(url, control_key=control_key, timeout_seconds=timeout_seconds)
-        self._runs = HttpRuns(hubs.nodes(), Patience(answer_seconds=timeout_seconds))
+        self._links = Links(hubs.nodes(), Patience(answer_seconds=timeout_seconds))
+        self._runs = HttpRuns(self._links)
         self._client = Client(hubs, retries)
         self._thread = LoopThread()
 
     def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event and return its id."""
-        return str(self._client.send(_emit(_wire(event), idempotency_key))["id"])
+        return str(self._client.send(_emit(wire_fields(event), idempotency_key))["id"])
 
     def emit_many(self, events: Sequence[EventFields], *, idempotency_key: str | None = None) -> list[str]:
         """Publish a batch, all of it or nothing, and return the ids."""
-        ids: list[str] = self._client.send(_emit([_wire(event) for event in events], idempotency_key))["ids"]
+        ids: list[str] = self._client.send(_emit([wire_fields(event) for event in events], idempotency_key))["ids"]
         return ids
 
     def token(
@@ -103,8 +93,21 @@ class Publisher:
         check_open(is_closed=self._client.is_closed)
         return self._runs.produce_sync(make_order(name, **arguments), self._thread.call)
 
+    def stream(self) -> SyncPublisherStream:
+        """Send events one after the other without waiting for each answer. Enter it with `with`; then `send` or `emit`.
+
+        They are sent by a thread, over one connection, as they come, and published in this order. What has no answer is
+        kept, up to about 1 MiB (beyond that, `send` waits), and sent again to the hub after its restart, or to another
+        node; idempotency keys make sure that nothing is published twice. An event that the hub refuses ends nothing.
+        Leaving the block waits until everything is answered.
+
+        Raises what `emit` does; and Unavailable after 60 s without a hub that works.
+        """
+        check_open(is_closed=self._client.is_closed)
+        return SyncPublisherStream(self._links, self._thread.call)
+
     def close(self) -> None:
-        """Close the connections. A run that has not ended is given up: leave its block first."""
+        """Close the connections. A run or a stream that has not ended is given up: leave its block first."""
         self._client.close()
         self._thread.close()
 
@@ -133,16 +136,19 @@ class AsyncPublisher:
         retries: int = DEFAULT_RETRIES,
     ) -> None:
         hubs = Hubs(url, control_key=control_key, timeout_seconds=timeout_seconds)
-        self._runs = HttpRuns(hubs.nodes(), Patience(answer_seconds=timeout_seconds))
+        self._links = Links(hubs.nodes(), Patience(answer_seconds=timeout_seconds))
+        self._runs = HttpRuns(self._links)
         self._client = AsyncClient(hubs, retries)
 
     async def emit(self, *, idempotency_key: str | None = None, **event: Unpack[EventFields]) -> str:
         """Publish one event and return its id."""
-        return str((await self._client.send(_emit(_wire(event), idempotency_key)))["id"])
+        return str((await self._client.send(_emit(wire_fields(event), idempotency_key)))["id"])
 
     async def emit_many(self, events: Sequence[EventFields], *, idempotency_key: str | None = None) -> list[str]:
         """Publish a batch, all of it or nothing, and return the ids."""
-        ids: list[str] = (await self._client.send(_emit([_wire(event) for event in events], idempotency_key)))["ids"]
+        ids: list[str] = (await self._client.send(_emit([wire_fields(event) for event in events], idempotency_key)))[
+            "ids"
+        ]
         return ids
 
     async def token(
@@ -161,10 +167,15 @@ class AsyncPublisher:
         check_open(is_closed=self._client.is_closed)
         return self._runs.produce(make_order(name, **arguments))
 
+    def stream(self) -> PublisherStream:
+        """Send events one after the other: see `Publisher.stream`. Enter it with `async with`."""
+        check_open(is_closed=self._client.is_closed)
+        return PublisherStream(self._links)
+
     async def aclose(self) -> None:
-        """Close the connections. A run that has not ended is given up: leave its block first."""
+        """Close the connections. A run or a stream that has not ended is given up: leave its block first."""
         await self._client.aclose()
-        await self._runs.aclose()
+        await self._links.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,17 +189,6 @@ class AsyncPublisher:
 def _emit(event_or_batch: object, idempotency_key: str | None) -> Call:
     key = header_value("idempotency_key", idempotency_key) if idempotency_key else uuid4().hex
     return Call("POST", "/emit/", json_body(event_or_batch), {"Idempotency-Key": key})
-
-
-_WIRE_NAMES = {"user_id": "userId", "type": "event"}
-
-
-def _wire(event: EventFields) -> dict[str, object]:
-    """Return the fields of `event` with the names of `POST /emit/`."""
-    wire = {_WIRE_NAMES.get(name, name): value for name, value in event.items() if value is not None}
-    if "data" in event and event["data"] is None:
-        wire["data"] = "null"  # as `Hub.publish` writes it
-    return wire
 
 
 def _issue_token(

@@ -1,4 +1,4 @@
-"""Proxies that hold what is sent until the end of a request, as far as the runs of a publisher have found out."""
+"""Proxies that hold what is sent until the end of a request, as far as a publisher has found out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BUFFERING_REMEMBERED_SECONDS = 600.0
 
 
 class Buffering:
-    """What the runs of one publisher know of a proxy on the way to the hub. It is checked anew after ten minutes."""
+    """What one publisher knows of a proxy on the way to the hub. It is checked anew after ten minutes."""
 
     def __init__(self) -> None:
         self._is_found = False
@@ -34,7 +34,7 @@ class Buffering:
         if is_found and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "%s: a proxy holds what is sent until the request ends, so runs are sent in many short requests, which "
-                "costs more; in nginx, set proxy_request_buffering off and proxy_http_version 1.1",
+                "%s: a proxy holds what is sent until the request ends, so events are sent in many short requests, "
+                "which costs more; in nginx, set proxy_request_buffering off and proxy_http_version 1.1",
                 url,
             )

@@ -71,7 +71,8 @@ class Connection(asyncio.Protocol):
 
     A request begins with `begin`. Without a body there, any number of `write` and then `end` follow, as chunks. Its
     answer is in `answer` as soon as it is there, which may be before `end`. `on_change` is called when an answer has
-    arrived or the connection is lost. Nothing waits until the network has taken what is written: the caller bounds it.
+    arrived or the connection is lost, and `on_part` with each part of the body of a 200, which is not kept then.
+    Nothing waits until the network has taken what is written: the caller bounds it.
     """
 
     def __init__(self, node: Node, on_change: Callable[[], None]) -> None:
@@ -79,6 +80,7 @@ class Connection(asyncio.Protocol):
         self.answer: Answer | None = None
         self.is_lost = False
         self._on_change = on_change
+        self._on_part: Callable[[bytes], None] | None = None
         self._has_changed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -94,10 +96,28 @@ class Connection(asyncio.Protocol):
         """True if another request may be sent."""
         return self._keeps_alive and not (self.is_lost or self._in_request)
 
-    def begin(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
+    @property
+    def is_answering(self) -> bool:
+        """True if an answer has begun."""
+        return self._in_answer or self.answer is not None
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much the network has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        on_part: Callable[[bytes], None] | None = None,
+    ) -> None:
         """Send the head of a request for `path` below the node's, and its body if it is given."""
         assert self.is_usable
         self.answer = None
+        self._on_part = on_part
         self._in_request = body is None
         fields = {
             **self.node.headers,
@@ -176,9 +196,14 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_answer = self._parser.get_status_code() >= 200
+        if self._on_part is not None:
+            self._notify()  # an answer that is read in parts has begun
 
     def on_body(self, body: bytes) -> None:
-        self._body += body
+        if self._on_part is not None and self._parser.get_status_code() == 200:
+            self._on_part(body)
+        else:
+            self._body += body
 
     def on_message_complete(self) -> None:
         if self._in_answer:  # not an interim answer such as 100 Continue

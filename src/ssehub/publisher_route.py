@@ -25,6 +25,8 @@ class Patience(NamedTuple):
     longest_wait_seconds: float = 2.0
     give_up_seconds: float = 60.0
     """How long after the first failure Unavailable is raised, if nothing has succeeded since."""
+    retries: int | None = None
+    """How many further attempts there are, if nothing succeeds; None for as many as the time allows."""
 
 
 class TryAgain(Exception):
@@ -50,6 +52,8 @@ class Route:
         self._count = len(nodes)
         """How many addresses there were at last."""
         self._failing_since: float | None = None
+        self._failures = 0
+        """Attempts in a row that have failed."""
         self._wait_seconds = patience.first_wait_seconds
 
     async def connect(self, on_change: Callable[[], None] = lambda: None) -> Connection:
@@ -85,13 +89,22 @@ class Route:
     def succeeded(self) -> None:
         """A request has been answered."""
         self._failing_since = None
+        self._failures = 0
         self._wait_seconds = self._patience.first_wait_seconds
 
     async def failed(self, problem: OSError | TryAgain) -> None:
         """Wait until another attempt is due, at the next address. Raises Unavailable if there should be none."""
+        self.note_failure(problem)
+        await self.wait()
+
+    def note_failure(self, problem: OSError | TryAgain) -> None:
+        """Raise Unavailable if there should be no other attempt; the next one is due after `wait`."""
         url = self._nodes[0].url
         if reason := tls_problem(problem):
             raise Unavailable(f"{url} can't be reached ({reason})") from problem
+        self._failures += 1
+        if self._patience.retries is not None and self._failures > self._patience.retries:
+            raise Unavailable(f"{url} can't be used at present ({problem or type(problem).__name__})") from problem
         now = asyncio.get_running_loop().time()
         if self._failing_since is None:
             self._failing_since = now
@@ -99,7 +112,10 @@ class Route:
             seconds = self._patience.give_up_seconds
             raise Unavailable(f"{url} could not be used for {seconds:g} s ({problem or type(problem).__name__})")
         self._turn += 1
-        if self._turn % self._count == 0:  # every address has been tried
+
+    async def wait(self) -> None:
+        """Wait if every address has been tried since the last wait."""
+        if self._turn % self._count == 0:
             await asyncio.sleep(self._wait_seconds * random.uniform(0.5, 1.0))
             self._wait_seconds = min(2 * self._wait_seconds, self._patience.longest_wait_seconds)
 

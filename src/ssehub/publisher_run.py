@@ -26,11 +26,11 @@ from uuid import uuid4
 
 from .errors import RunLost, SSEHubError, StaleRun, Unavailable
 from .publisher_answers import RunAnswers, log_of
-from .publisher_buffering import Buffering
-from .publisher_http import Answer, Connection, Node, run_path
+from .publisher_http import Answer, Connection, run_path
 from .publisher_kept import KeptEvents
-from .publisher_request import MAX_REQUEST_BYTES, OpenRequest, Rhythm
-from .publisher_route import Patience, Route, TryAgain
+from .publisher_links import Links
+from .publisher_request import MAX_REQUEST_BYTES, OpenRequest
+from .publisher_route import Route, TryAgain
 from .runs.arguments import Order
 from .runs.entries import RunEvent
 from .runs.model import Outcome, RunError, RunState
@@ -50,47 +50,33 @@ _JSON = {"Content-Type": "application/json"}
 
 
 class HttpRuns:
-    """What the runs of one publisher share: the `nodes` of a hub, their timing, and what is known of proxies."""
+    """The runs of one publisher, whose requests are open on its `links`."""
 
-    def __init__(self, nodes: Sequence[Node], patience: Patience, rhythm: Rhythm | None = None) -> None:
-        self.nodes = nodes
-        self.patience = patience
-        self.rhythm = rhythm or Rhythm()
-        self.buffering = Buffering()
-        self.tasks: set[asyncio.Task[None]] = set()
-        """Those of the writers at work: also after `finish` was cancelled, until the end of the run is stored."""
+    def __init__(self, links: Links) -> None:
+        self.links = links
 
     def produce(self, order: Order) -> ProducedRun:
         """Return a run that the task produces which enters it."""
-        return ProducedRun(order.name, HttpWriter(order, self))
+        return ProducedRun(order.name, HttpWriter(order, self.links))
 
     def produce_sync(self, order: Order, call: Caller) -> SyncProducedRun:
         """Return a run that the thread produces which enters it."""
-        return SyncProducedRun(order.name, HttpWriter(order, self), call)
-
-    async def aclose(self) -> None:
-        """Break off what is under way in this event loop."""
-        loop = asyncio.get_running_loop()
-        tasks = [task for task in self.tasks if task.get_loop() is loop]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        return SyncProducedRun(order.name, HttpWriter(order, self.links), call)
 
 
 class HttpWriter:
     """A `Writer` (see `runs/producer.py`) to the control app of a hub elsewhere."""
 
-    def __init__(self, order: Order, runs: HttpRuns) -> None:
+    def __init__(self, order: Order, links: Links) -> None:
         self._order = order
         self._name = order.name
-        self._url = runs.nodes[0].url
+        self._url = links.nodes[0].url
         self._answers = RunAnswers(order.name, self._url)
-        self._buffering = runs.buffering
-        self._tasks = runs.tasks
-        self._patience = runs.patience
-        self._rhythm = runs.rhythm.within(order.options.idle)
-        self._route = Route(runs.nodes, runs.patience)
+        self._buffering = links.buffering
+        self._tasks = links.tasks
+        self._patience = links.patience
+        self._rhythm = links.rhythm.within(order.options.idle)
+        self._route = Route(links.nodes, links.patience)
         self._producer = uuid4().hex
         self._connection: Connection | None = None
         self._kept = KeptEvents()

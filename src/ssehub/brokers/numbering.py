@@ -55,7 +55,7 @@ class Numbered(NamedTuple):
 
 def position_after(position: Position, count: int) -> Position:
     milliseconds, sequence, log = position
-    return Position(milliseconds, sequence + count, log)
+    return _position((milliseconds, sequence + count, log))
 
 
 def consecutive(first: Position, count: int) -> list[Position]:
@@ -67,7 +67,7 @@ def consecutive(first: Position, count: int) -> list[Position]:
 def next_position(last: Position, milliseconds: int) -> Position:
     """Return the position after `last` at the time `milliseconds`, which may be earlier: clocks are set back."""
     if milliseconds > last.milliseconds:
-        return Position(milliseconds, 0, last.log)
+        return _position((milliseconds, 0, last.log))
     return position_after(last, 1)
 
 
@@ -84,15 +84,18 @@ def assign_positions(
     for events, key in publications:
         receipt = None if key is None else _receipt(key, keys, find)
         if receipt is not None:
-            positions = receipt.positions
+            texts += map(str, receipt.positions)
+            continue
+        start = position_after(first, len(entries)) if entries else first
+        if len(events) == 1:  # as most publications have: this takes half the time
+            entries.append(_entry((start, events[0])))
+            texts.append(str(start))
         else:
-            start = position_after(first, len(entries)) if entries else first
-            # Most publications are one event: this takes half the time.
-            positions = [start] if len(events) == 1 else consecutive(start, len(events))
+            positions = consecutive(start, len(events))
             entries += map(_entry, zip(positions, events, strict=True))
-            if key is not None:
-                keys[key.name] = Receipt(key.body, start, len(events))
-        texts += map(str, positions)
+            texts += map(str, positions)
+        if key is not None:
+            keys[key.name] = Receipt(key.body, start, len(events))
     return Numbered(entries, keys, texts)
 
 

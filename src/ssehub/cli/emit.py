@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from .events_in import publish_lines
 from .help import command, option
 from .hub import ControlApp, failures_shown, uses_hub
 from .options import given, user_option
@@ -59,8 +58,8 @@ def emit(
     """Publish one event to a running hub and print the event's id.
 
     `ssehub emit -` publishes each line of standard input, a JSON object with the fields of POST /emit/, as the lines
-    come. Fields that a line does not have are those of the options. For each line, in order, it prints a line of JSON:
-    {"line": 1, "id": …} or {"line": 2, "error": …}.
+    come, over one connection. Fields that a line does not have are those of the options. For each line, in order, it
+    prints a line of JSON: {"line": 1, "id": …} or {"line": 2, "error": …}.
     """
     if source not in (None, "-"):
         raise click.UsageError(
@@ -77,6 +76,8 @@ def emit(
     if source is not None:
         if data is not None or payload is not None or id is not None:
             raise click.UsageError("with -, each line has its own data, payload and id: remove the options")
+        from .events_in import publish_lines  # it imports what other commands do not need
+
         return publish_lines(hub, given(fields), idempotency_key)
     if not channels:
         raise click.UsageError("Missing option '--channel'.")

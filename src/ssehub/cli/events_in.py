@@ -1,136 +1,160 @@
-"""`ssehub emit -`: events from standard input, one on each line, published in batches as the lines come.
+"""`ssehub emit -`: events from standard input, one on each line, sent by a pipe as they come.
 
-A batch is what has arrived while the one before was published, and is published whole or not at all. If the hub refuses
-it, its events are sent one by one, so that only those are refused that are wrong.
+The lines are answered in their order, so that the answer to a line that can't be sent waits for those before it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+from uuid import uuid4
 
 import click
 
-from ..errors import ControlKeyError, Forbidden, InvalidRequest, Unavailable
-from .hub import ControlApp, explained
+from ..errors import ControlKeyError, InvalidRequest, SSEHubError
+from ..publisher_calls import json_body
+from ..publisher_links import Links
+from ..publisher_pipe import PipeWriter
+from ..publisher_pipe_request import Result
+from .hub import ControlApp, explained, retries_shown
 from .table import printable_json
 
-MAX_BATCH_EVENTS = 500
-MAX_BATCH_BYTES = 512 * 2**10
 MAX_LINE_BYTES = 16 * 2**20
 _READ_BYTES = 64 * 2**10
-
-
-class Line(NamedTuple):
-    """A line of the input. `event` is None if `problem` says what is wrong with it."""
-
-    number: int
-    event: Mapping[str, Any] | None
-    problem: str = ""
 
 
 def publish_lines(hub: ControlApp, defaults: Mapping[str, object], key: str | None) -> int:
     """Publish the lines of standard input, and answer each; return the exit code.
 
-    With `key`, each event is published by itself, with a key of its own made of that and its line: then the same input
-    can be published again, however its lines arrive. Raises click.ClickException if the hub can't be used any more.
+    With `key`, the idempotency key of each event is made of that and its line: then the same input can be published
+    again. Raises click.ClickException if the hub can't be used any more.
     """
-    has_failed = False
-    for batch in _batches(sys.stdin.fileno(), defaults, 1 if key is not None else MAX_BATCH_EVENTS):
-        for line, answer in _publish(hub, batch, key):
-            has_failed = has_failed or "error" in answer
-            click.echo(printable_json({"line": line.number, **answer}))
-    return int(has_failed)
+    links = hub.links()
+    with retries_shown():
+        return asyncio.run(_publish(links, sys.stdin.fileno(), defaults, key or uuid4().hex))
 
 
-def _publish(hub: ControlApp, batch: Sequence[Line], key: str | None) -> Iterator[tuple[Line, Mapping[str, str]]]:
-    """Yield each line with its answer, in order."""
-    events = [line for line in batch if line.event is not None]
-    ids: Iterator[str] | None = None
-    if len(events) > 1:
-        ids = _publish_whole(hub, events)
-    for line in batch:
-        if line.event is None:
-            yield line, {"error": line.problem}
-        elif ids is not None:
-            yield line, {"id": next(ids)}
-        else:
-            yield line, _publish_one(hub, line, line.event, key)
-
-
-def _publish_whole(hub: ControlApp, lines: Sequence[Line]) -> Iterator[str] | None:
-    """Publish a batch and return the ids; None if the hub refuses it, so that nothing is published."""
+async def _publish(links: Links, descriptor: int, defaults: Mapping[str, object], key: str) -> int:
+    writer, answers = PipeWriter(links), _Answers()
+    await writer.open()
     try:
-        ids: list[str] = hub.publish([line.event for line in lines])["ids"]
-    except ControlKeyError as exc:
-        raise click.ClickException(explained(exc)) from exc
-    except (InvalidRequest, Forbidden):
-        return None
-    except Unavailable as exc:
-        raise _stopped(exc, lines[0].number, lines[-1].number) from exc
-    return iter(ids)
+        number = 0
+        async for text in _lines(descriptor):
+            number += 1
+            if text.strip():
+                answer = answers.expect(number)
+                try:
+                    line = _line(text, defaults, f"{key}-{number}")
+                except InvalidRequest as exc:
+                    answer(exc)
+                else:
+                    await writer.put(line, answer)
+        await writer.finish()
+    except SSEHubError as exc:
+        raise _stopped(exc, answers.missing) from exc
+    finally:
+        await writer.close()
+    return int(answers.has_error)
 
 
-def _publish_one(hub: ControlApp, line: Line, event: Mapping[str, Any], key: str | None) -> Mapping[str, str]:
-    try:
-        return {"id": hub.publish(event, f"{key}-{line.number}" if key is not None else None)["id"]}
-    except ControlKeyError as exc:
-        raise click.ClickException(explained(exc)) from exc
-    except (InvalidRequest, Forbidden) as exc:
-        return {"error": str(exc)}
-    except Unavailable as exc:
-        raise _stopped(exc, line.number, line.number) from exc
-
-
-def _stopped(exc: Unavailable, first: int, last: int) -> click.ClickException:
+def _stopped(exc: SSEHubError, missing: list[int]) -> click.ClickException:
+    if isinstance(exc, ControlKeyError) or not missing:
+        return click.ClickException(explained(exc))
+    first, last = missing[0], missing[-1]
     which = f"line {first}" if first == last else f"lines {first} to {last}"
     return click.ClickException(f"{which} may or may not be stored, and nothing after that was sent: {exc}")
 
 
-def _batches(descriptor: int, defaults: Mapping[str, object], most: int) -> Iterator[list[Line]]:
-    """Yield what has arrived, as soon as it has."""
-    number = 0
-    for lines in _arrived(descriptor):
-        batch: list[Line] = []
-        size = 0
-        for text in lines:
-            number += 1
-            if not text.strip():
-                continue
-            batch.append(_parsed(number, text, defaults))
-            size += len(text)
-            if len(batch) >= most or size >= MAX_BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+class _Answers:
+    """Prints a line of JSON for each line of the input, in order, once those before it have theirs."""
+
+    def __init__(self) -> None:
+        self.has_error = False
+        self._due: deque[_Due] = deque()
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of the lines whose answers are not known."""
+        return [due.number for due in self._due if due.answer is None]
+
+    def expect(self, number: int) -> Callable[[Result | None], None]:
+        """Return what is to be called with the result of line `number`, None if there will be none."""
+        due = _Due(number)
+        self._due.append(due)
+
+        def tell(result: Result | None) -> None:
+            if result is not None:
+                due.answer = {"error": str(result)} if isinstance(result, SSEHubError) else {"id": result}
+                self._print()
+
+        return tell
+
+    def _print(self) -> None:
+        while self._due and (answer := self._due[0].answer) is not None:
+            self.has_error = self.has_error or "error" in answer
+            click.echo(printable_json({"line": self._due.popleft().number, **answer}))
 
 
-def _arrived(descriptor: int) -> Iterator[list[bytes]]:
-    """Yield the complete lines of each read, at last what follows the last line end."""
+class _Due:
+    """A line that has no printed answer."""
+
+    __slots__ = ("answer", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.answer: Mapping[str, str] | None = None
+
+
+async def _lines(descriptor: int) -> AsyncIterator[bytes]:
+    """Yield the lines as they come, at last what follows the last line end."""
     parts: list[bytes] = []
     size = 0
-    while chunk := os.read(descriptor, _READ_BYTES):
+    while chunk := await _read(descriptor):
         parts.append(chunk)
         size += len(chunk)
         if b"\n" in chunk:
             *lines, rest = b"".join(parts).split(b"\n")
             parts, size = [rest], len(rest)
-            yield lines
+            for line in lines:
+                yield line
         elif size > MAX_LINE_BYTES:
             raise click.ClickException(f"a line has more than {MAX_LINE_BYTES} bytes: it and the rest were not sent")
-    yield [b"".join(parts)]
+    yield b"".join(parts)
 
 
-def _parsed(number: int, text: bytes, defaults: Mapping[str, object]) -> Line:
+async def _read(descriptor: int) -> bytes:
+    """Read what has arrived. While nothing has, other tasks go on, and Ctrl-C ends the command."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ready.set)
+    except OSError:  # a file, which is never waited for
+        await asyncio.sleep(0)
+    else:
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(descriptor)
+    return os.read(descriptor, _READ_BYTES)
+
+
+def _line(text: bytes, defaults: Mapping[str, object], key: str) -> bytes:
+    """Return the event of a line of the input as it is sent. Raises InvalidRequest."""
+    event = _event(text)
+    return json_body({"idempotencyKey": key, **defaults, **event}) + b"\n"
+
+
+def _event(text: bytes) -> Mapping[str, Any]:
     try:
         event = json.loads(text)
     except (ValueError, RecursionError) as exc:
         reason = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
-        return Line(number, None, f"not JSON ({reason}): write one event as a JSON object on each line")
+        raise InvalidRequest(f"not JSON ({reason}): write one event as a JSON object on each line") from exc
     if not isinstance(event, dict):
-        return Line(number, None, f"not a JSON object: {text[:40].decode(errors='replace')}")
-    return Line(number, {**defaults, **event})
+        raise InvalidRequest(f"not a JSON object: {text[:40].decode(errors='replace')}")
+    return event

@@ -27,6 +27,10 @@ from .options import config_option, given, load
 if TYPE_CHECKING:
     from ..publisher_calls import Call
     from ..publisher_client import Client
+    from ..publisher_links import Links
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 4.0
+"""Between attempts of a request that stays open, shortened at random: ten take at least 10 s."""
 
 control_url_option = option(
     "--control-url",
@@ -123,6 +127,20 @@ class ControlApp:
 
         key = uuid4().hex if idempotency_key is None else header_value("--idempotency-key", idempotency_key)
         return self.send(Call("POST", "/emit/", json_body(event_or_batch), {"Idempotency-Key": key}))
+
+    def links(self) -> Links:
+        """Return what requests that stay open need. Raises ConfigError if the URL can't be used."""
+        from ..publisher_client import Hubs
+        from ..publisher_links import Links
+        from ..publisher_route import Patience
+
+        patience = Patience(
+            first_wait_seconds=FIRST_WAIT_SECONDS,
+            longest_wait_seconds=LONGEST_WAIT_SECONDS,
+            give_up_seconds=float("inf"),
+            retries=self.retries,
+        )
+        return Links(Hubs(self.url, control_key=self.control_key).nodes(), patience)
 
     def send(self, call: Call) -> dict[str, Any]:
         """Send `call`, and return the answer. Raises SSEHubError. While it tries again, a line says so."""

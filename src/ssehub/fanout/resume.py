@@ -36,8 +36,6 @@ class Start:
         `last:N` or a position. With `on_reset` "replay", a client that may have missed something is first sent what is
         retained. Raises InvalidRequest for anything else.
         """
-        if cursor is None and since is None and on_reset is None:
-            return cls()
         for name, value in (("cursor", cursor), ("since", since)):
             if not isinstance(value, str | None):
                 raise InvalidRequest(f"{name} must be a string, not {type(value).__name__}")

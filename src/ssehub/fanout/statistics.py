@@ -123,6 +123,8 @@ class Statistics:
     """Events that were appended to runs here, those that a producer has sent again included."""
     run_producers: int = field(default=0, metadata=OWN)
     """Producers that append at present."""
+    pipes: int = field(default=0, metadata=OWN)
+    """Pipes of publishers that are open."""
     refused_appends: dict[str, int] = field(default_factory=none_of(ConflictReason, AppendRefusal), metadata=OWN)
     log_skipped_entries: int = 0
     clock_skew_seconds: float = 0.0

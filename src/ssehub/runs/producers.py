@@ -1,4 +1,4 @@
-"""The producers that are appending to runs on this node. A drain ends them."""
+"""Clients of this node whose requests stay open: producers of runs, and pipes of publishers. A drain ends them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DRAINED_PER_STEP = 5
 
 
 class Producer(Protocol):
-    """Appends to one run. Called synchronously in the event loop; may not raise."""
+    """Appends to one run, or publishes by one pipe. Called synchronously in the event loop; may not raise."""
 
     def on_drain(self) -> None:
         """The hub is about to stop: come to an end."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import uvicorn
@@ -104,14 +104,12 @@ class Port:
             },
             Connection.expired,
         )
+        vars(state)[_PORT] = self
 
     @classmethod
-    def shared(cls, state: ServerState, make: Callable[[], Port]) -> Port:
-        """Return the port of the server with this `state`, which `make` makes for its first connection."""
-        attributes = vars(state)
-        port = attributes.get(_PORT)
-        if port is None:
-            port = attributes[_PORT] = make()
+    def of(cls, state: ServerState) -> Port | None:
+        """Return the port of the server with this `state`, None if that has had no connection yet."""
+        port: Port | None = vars(state).get(_PORT)
         return port
 
     def has_concurrency_left(self) -> bool:

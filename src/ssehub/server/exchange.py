@@ -33,6 +33,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110, section 5.5
 _WITHOUT_BODY = (204, 304)
+_CLOSE = b"connection: close\r\n"
+_CHUNKED = b"transfer-encoding: chunked\r\n"
 _MAX_CACHED_BYTES = 100
 
 
@@ -259,7 +261,7 @@ class Exchange:
         if has_close:
             self.is_persistent = False
         elif not self.is_persistent:
-            lines += b"connection: close\r\n"
+            lines += _CLOSE
         default = self._connection.port.default_headers.lines()
         self._connection.transport.write(b"%b%b%b\r\n%b" % (_status_line(status), default, lines, body))
         self._connection.response_completed(self.is_persistent)
@@ -284,7 +286,7 @@ class Exchange:
         self._choose_framing(status, lines)
         self._log_access(status)
         if not self.is_persistent and not has_close:
-            lines.append(b"connection: close\r\n")
+            lines.append(_CLOSE)
         lines.append(b"\r\n")
         self._head = b"".join(lines)
 
@@ -311,7 +313,7 @@ class Exchange:
             self.is_persistent = False
             return
         self._is_chunked = True
-        lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(_CHUNKED)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
         if self._has_no_body:
@@ -375,7 +377,14 @@ class Exchange:
         return self.take_head()
 
     def begin_stream(self, status: int, headers: Headers) -> bytes:
-        self._start(status, headers)
+        lines, has_close = _lines_often(tuple(headers))
+        if not self._ends_with_connection:
+            lines += _CHUNKED
+        if not self.is_persistent and not has_close:
+            lines += _CLOSE
+        default = self._connection.port.default_headers.lines()
+        self.has_started = True
+        self._head = b"%b%b%b\r\n" % (_status_line(status), default, lines)
         return self.hand_over()
 
     def close_stream(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -79,18 +79,26 @@ def objection(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Refusal |
     return None
 
 
+def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return how long the body is according to `headers`, which the parser has accepted; 0 if they do not say."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)
+
+
 def target(url: bytes) -> tuple[str, bytes, bytes] | Refusal:
     """Return the path that `url` names, that path as it was sent, and the query."""
     if len(url) > MAX_URL_BYTES:
         return URL_TOO_LONG
-    parsed = httptools.parse_url(url)
-    raw_path: bytes = parsed.path or b"/"  # http://host is a URL without a path
+    if url[:1] == b"/" and b"#" not in url:  # what the parser of URLs would do, too
+        raw_path, _, query = url.partition(b"?")
+    else:
+        parsed = httptools.parse_url(url)
+        raw_path, query = parsed.path or b"/", parsed.query or b""  # http://host is a URL without a path
     path = raw_path.decode("ascii")
     if "%" in path:
         if path.count("%") > MAX_PATH_ESCAPES:
             return URL_TOO_LONG
         path = unquote(path)
-    return path, raw_path, parsed.query or b""
+    return path, raw_path, query
 
 
 Owner = TypeVar("Owner", bound=Hashable)

@@ -16,9 +16,7 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections import deque
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import httptools
@@ -44,6 +42,7 @@ from .heads import (
     UNWANTED_BODY,
     URL_TOO_LONG,
     Refusal,
+    declared_length,
     objection,
     oversize,
     target,
@@ -61,6 +60,10 @@ MAX_DISCARDED_BYTES = 32 * 2**20
 """How much of a request's body is read and discarded after the response to it."""
 
 SERVICE_UNAVAILABLE: Any = service_unavailable  # typed with uvicorn's own types of messages
+
+
+_NO_HEADERS: list[tuple[bytes, bytes]] = []
+"""Of a connection on which no head is being read. Nothing is added to it: each request begins a list of its own."""
 
 
 class Refused(Exception):
@@ -125,30 +128,30 @@ class HttpProtocol(Connection):
         refusals: ConnectionRefusals = UNCOUNTED,
         fast_paths: Mapping[bytes, FastPath] = NO_FAST_PATHS,
     ) -> None:
-        loop = _loop or asyncio.get_event_loop()
-        make = partial(
-            Port,
-            config,
-            server_state,
-            app_state,
-            loop,
-            limits,
-            max_connections,
-            max_refusals_per_second,
-            logs_access,
-            refusals,
-            fast_paths,
-        )
-        super().__init__(Port.shared(server_state, make))
+        port = Port.of(server_state)
+        if port is None:
+            port = Port(
+                config,
+                server_state,
+                app_state,
+                _loop or asyncio.get_event_loop(),
+                limits,
+                max_connections,
+                max_refusals_per_second,
+                logs_access,
+                refusals,
+                fast_paths,
+            )
+        super().__init__(port)
         self._exchange: Exchange | None = None
         """The request that is being answered."""
-        self._ahead: deque[tuple[Exchange, ASGIApp, Scope]] = deque()
-        """The requests behind it, in order."""
+        self._ahead: tuple[tuple[Exchange, ASGIApp, Scope], ...] = ()
+        """The requests behind it, in order. A stream, of which there are many, has no list here that would be empty."""
         # The request that is being read
         self._parser: Any = httptools.HttpRequestParser(self)
         self._reading = Reading.BETWEEN
         self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers = _NO_HEADERS
         self._head_bytes = 0
         """Size of the parts that the head has taken so far, without the last one."""
         self._receiving: Exchange | None = None
@@ -365,6 +368,7 @@ class HttpProtocol(Connection):
         if (
             fast_path is None
             or fast_path.method != head.method
+            or b"stream=" in head.query  # of a request whose body stays open, so that it is never whole
             or not self._fast_left
             or self._exchange is not None
             or self.is_write_paused
@@ -380,7 +384,7 @@ class HttpProtocol(Connection):
             return
         fast_path, head, exchange = self._held
         is_whole = self._reading is Reading.BETWEEN
-        if not is_whole and is_last and exchange.body_bytes <= PART_BYTES:
+        if not is_whole and is_last and max(exchange.body_bytes, declared_length(self._headers)) <= PART_BYTES:
             return  # many clients send head and body one after the other
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):
@@ -435,7 +439,7 @@ class HttpProtocol(Connection):
             self._run(exchange, app, scope)
         else:
             self.pause_reading()
-            self._ahead.append((exchange, app, scope))
+            self._ahead = (*self._ahead, (exchange, app, scope))
 
     def _run(self, exchange: Exchange, app: ASGIApp, scope: Scope) -> None:
         self._exchange = exchange
@@ -463,11 +467,12 @@ class HttpProtocol(Connection):
         if self.transport.is_closing():
             return
         if not is_persistent:
-            self._ahead.clear()
+            self._ahead = ()
             self.close()
             return
         if self._ahead:
-            self._run(*self._ahead.popleft())
+            first, self._ahead = self._ahead[0], self._ahead[1:]
+            self._run(*first)
         if not self._ahead:
             self.resume_reading()
         self._set_deadline()
@@ -475,7 +480,7 @@ class HttpProtocol(Connection):
     def stream_begun(self) -> None:
         self._enter(Reading.NOTHING)
         self._exchange = self._receiving = self._parser = None
-        self._headers = []
+        self._headers = _NO_HEADERS
         self._url = b""
         self.wait_for(None)
         self.resume_reading()
@@ -491,7 +496,7 @@ class HttpProtocol(Connection):
         self._parser = None
         receiving, self._receiving = self._receiving, None
         if receiving is not None and self._ahead and self._ahead[-1][0] is receiving:
-            self._ahead.pop()
+            self._ahead = self._ahead[:-1]
         if is_answered:
             self.close()
         elif self._exchange is None:
@@ -550,7 +555,7 @@ class HttpProtocol(Connection):
         exchange, self._exchange = self._exchange, None
         self._enter(Reading.NOTHING)
         self._receiving = self._parser = self._held = None
-        self._ahead.clear()
+        self._ahead = ()
         super().connection_lost(exc)
         if exchange is not None:
             exchange.disconnected()

@@ -30,10 +30,11 @@ from ..runs.model import Outcome, RunOptions, check_run_name
 from ..runs.runs import Runs
 from ..runs.store import Appended, Created, CreateMode, Creation, Ticket
 from ..settings import Limits, RequestLimits
-from .appending import Appending, LineLimits
+from .appending import Appending
 from .description import TEXT, Answer, Description, Field, Parameter, any_of, list_of, queries
 from .feed import EVENT, EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
 from .forms import JSON, NDJSON, whole_number
+from .open_body import KeyCheck, LineLimits, OpenBody
 from .rates import PublishRates
 from .refusals import Caller, Refusals, caller_of
 from .requests import (
@@ -64,7 +65,7 @@ from .run_calls import (
     outcome_of,
 )
 from .schemas import IDEMPOTENCY_KEY, STRING, one_of, whole_numbers
-from .transport import connection_of
+from .transport import answer_open
 
 APPEND_FIELDS = {
     **OPTION_FIELDS,
@@ -87,27 +88,23 @@ class _Wish(NamedTuple):
     outcome: Outcome | None
 
 
-class _KeyCheck:
+class _RunKeyCheck:
     """Checks the control key of an open append again, once the keys have been replaced."""
 
-    __slots__ = ("_accepted", "_authorization", "_name", "_runs", "_version")
+    __slots__ = ("_check", "_name", "_runs")
 
-    def __init__(self, keys: ControlKeys, authorization: str, runs: Runs, name: str) -> None:
-        self._accepted = keys
-        self._version = keys.version
-        self._authorization = authorization
+    def __init__(self, check: KeyCheck, runs: Runs, name: str) -> None:
+        self._check = check
         self._runs = runs
         self._name = name
 
     @property
     def is_due(self) -> bool:
-        return self._version != self._accepted.version
+        return self._check.is_due
 
     async def repeat(self) -> None:
         """Raises ControlKeyError, and KeyForbidden if the key may not append to the run any more."""
-        self._version = self._accepted.version
-        key = self._accepted.of_header(self._authorization)
-        key.require(Right.PUBLISH)
+        key = self._check.repeat()
         if key.grant is not None and (run := await self._runs.get(self._name)) is not None:
             key.require_channels(run.options.channels)
 
@@ -181,12 +178,10 @@ class AppendToRun:
         else:
             work = self._append_stream(appending, key, wish, feed, receive)
         answering = self._answer(appending, work, caller_of(scope), receive, send)
-        connection = connection_of(scope)
-        if connection is not None and not is_whole:
-            connection.unlimit_body()
-            if connection.adopt(answering, receive):
-                return
-        await answering
+        if is_whole:
+            await answering
+        else:
+            await answer_open(scope, receive, answering)
 
     async def _answer(
         self, appending: Appending, work: Coroutine[Any, Any, Appended], caller: Caller, receive: Receive, send: Send
@@ -231,8 +226,8 @@ class AppendToRun:
             offset=None if offset is None else whole_number("Run-Offset")(offset),
             rates=self._rates,
             key_name=key.name,
-            key_check=_KeyCheck(self._keys, headers.get("authorization", ""), self._runs, name),
-            limits=self._line_limits,
+            key_check=_RunKeyCheck(KeyCheck(self._keys, headers.get("authorization", "")), self._runs, name),
+            body=OpenBody(self._line_limits),
             count=self._hub.count_appended,
         )
 

@@ -1,6 +1,6 @@
 """One open append: what arrives in the body of its request is appended to a run, step by step, until the body ends.
 
-It waits in one place, `_wait`, for the client or for its rate. While it waits, it can be interrupted, by the run's
+It waits for the client or for its rate, in `OpenBody.wait`. While it waits, it can be interrupted, by the run's
 listeners, by another connection of the same producer, and by a drain. It then asks the store, with a step that has no
 events, whether it may go on: the store alone decides what a producer is refused for, and says why. A producer that is
 silent learns so at once that its run was stopped, restarted or deleted.
@@ -11,8 +11,8 @@ While a step is under way nothing is read: what arrives meanwhile, up to what th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
@@ -25,6 +25,7 @@ from ..runs.model import Outcome, Run, RunError, RunState
 from ..runs.runs import Runs
 from ..runs.store import Append, Appended, Ticket
 from .feed import Feed
+from .open_body import OpenBody
 from .rates import PublishRates
 
 PART_BYTES = 16 * 1024
@@ -34,8 +35,6 @@ MAX_STEP_BYTES = 2**20
 """As soon as a part of the body makes so many events, or of this size, wait for a step, they are appended."""
 LIFE_SECONDS = 1.0
 """The store is told of signs of life at most so often."""
-
-Answer = TypeVar("Answer")
 
 
 class KeyCheck(Protocol):
@@ -49,21 +48,6 @@ class KeyCheck(Protocol):
         """Raises ControlKeyError or KeyForbidden if the key may not append to the run any more."""
 
 
-class LineLimits:
-    """How long a client may take for one line: `seconds`, and the time for its bytes at `bytes_per_second`."""
-
-    __slots__ = ("_bytes_per_second", "_seconds")
-
-    def __init__(self, seconds: float, bytes_per_second: float) -> None:
-        self._seconds = seconds
-        self._bytes_per_second = bytes_per_second
-
-    def duration(self, unfinished_bytes: int) -> float:
-        """Return how long a line may take of which so much has arrived."""
-        extra = unfinished_bytes / self._bytes_per_second if self._bytes_per_second else 0.0
-        return self._seconds + extra
-
-
 class Appending:
     """An append of `ticket` to the run `name`: a listener of the run, and one of the producers of this node.
 
@@ -73,6 +57,7 @@ class Appending:
     __slots__ = (
         "_ahead",
         "_appended",
+        "_body",
         "_count",
         "_end",
         "_generation",
@@ -81,14 +66,11 @@ class Appending:
         "_is_stepping",
         "_key_check",
         "_key_name",
-        "_limits",
-        "_line_began",
         "_loop",
         "_offset",
         "_rates",
         "_runs",
         "_stepped_at",
-        "_waiting",
         "is_read",
         "run_name",
         "stored",
@@ -106,7 +88,7 @@ class Appending:
         rates: PublishRates,
         key_name: str,
         key_check: KeyCheck,
-        limits: LineLimits,
+        body: OpenBody,
         count: Callable[[int], None],
     ) -> None:
         self.run_name = name
@@ -121,18 +103,14 @@ class Appending:
         self._rates = rates
         self._key_name = key_name
         self._key_check = key_check
-        self._limits = limits
+        self._body = body
         self._count = count
         self._loop = asyncio.get_running_loop()
         self._is_first = True
         self._appended: Appended | None = None
         """The result of the latest step."""
         self._stepped_at = 0.0
-        self._line_began: float | None = None
-        """When the line began that has not ended."""
         # Interruptions
-        self._waiting: asyncio.Timeout | None = None
-        """Not None while it waits."""
         self._is_stepping = False
         self._ahead = 0
         """How many events the run is known to have."""
@@ -177,9 +155,7 @@ class Appending:
 
     def _interrupt(self) -> None:
         self._is_doubtful = True
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.expired():
-            waiting.reschedule(0.0)
+        self._body.interrupt()
 
     # What it does
 
@@ -238,12 +214,7 @@ class Appending:
         """Return what arrives next, None if this was interrupted. Raises LineTimeout."""
         if self._is_doubtful:
             return None
-        deadline = None
-        if unfinished := feed.unfinished_bytes:
-            if self._line_began is None:
-                self._line_began = self._loop.time()
-            deadline = self._line_began + self._limits.duration(unfinished)
-        message = await self._wait(receive(), deadline)
+        message = await self._body.part(receive, feed.unfinished_bytes)
         if message is None and not self._is_doubtful:
             raise LineTimeout(f"line {feed.line_number + 1} did not arrive in time: send each line as a whole")
         return message
@@ -265,7 +236,7 @@ class Appending:
         if not has_more:
             await self._parse(feed, feed.end())
         if feed.line_number != lines:
-            self._line_began = None
+            self._body.line_ended()
         is_alive, events = feed.is_alive, feed.take()
         if events or (outcome is not None and not has_more):
             return await self._append_at_rate(events, None if has_more else outcome)
@@ -284,7 +255,7 @@ class Appending:
     async def _append_at_rate(self, events: Sequence[RunEvent], outcome: Outcome | None = None) -> Appended:
         """Append when the control key may. Until then nothing more is read."""
         while events and (seconds := self._rates.try_spend(self._key_name, len(events))):
-            if self._is_doubtful or not await self._wait(asyncio.sleep(seconds, True), None):
+            if self._is_doubtful or not await self._body.wait(asyncio.sleep(seconds, True), None):
                 await self._make_sure()
         return await self.append(events, outcome)
 
@@ -296,16 +267,6 @@ class Appending:
         appended = await self.append(())
         if appended.state is not RunState.OPEN:  # by another connection of this producer, which may repeat its end
             raise self._conflict(appended.state, None)
-
-    async def _wait(self, work: Awaitable[Answer], deadline: float | None) -> Answer | None:
-        """Return the result of `work`, None after the deadline, in loop time, or if it was interrupted."""
-        try:
-            async with asyncio.timeout_at(deadline) as self._waiting:
-                return await work
-        except TimeoutError:
-            return None
-        finally:
-            self._waiting = None
 
     def _conflict(self, state: RunState, error: str | None) -> RunConflict:
         """Return the error for a run that has ended since the latest step."""

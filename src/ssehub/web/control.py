@@ -128,7 +128,7 @@ def create_control_app(
     machines can't reach, with a `Host` of `allowed_hosts`: a web page that rebinds its DNS name to this machine sends
     another one.
 
-    Of `request_limits`, the deadline of a body is that of a line of an append; the others are for the server.
+    Of `request_limits`, the deadline of a body is that of a line of an append or a pipe; the others are for the server.
     `board` asks all workers, if this hub is one of several. `cors_origins` are those of the
     client app, which `/explain/` compares an origin with. `now` returns Unix time.
     Raises ConfigError for a control key that is empty, well known or shorter than 16 bytes.
@@ -142,7 +142,7 @@ def create_control_app(
     refusals = Refusals(hub)
     rates = PublishRates(limits.max_publishes_per_second)
     frequent: list[Endpoint] = [
-        Emit(hub, limits, rates),
+        Emit(hub, refusals, keys, limits, request_limits, rates),
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
     ]
     endpoints: list[Endpoint | Methods] = [

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from ..control_keys import ControlKeys
 from ..errors import BodyTooLarge, InvalidRequest
 from ..event import Event
-from ..fields import check_name, json_text
+from ..fields import check_key, json_text
 from ..hub import Hub
 from ..pace import Pace, pace_for
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..rights import ControlKey, Right
-from ..settings import Limits
+from ..settings import Limits, RequestLimits
 from .description import Answer, Description, Field, Shape, any_of, fields_body, list_of, object_of
+from .emit_stream import STREAM_ANSWERS, STREAM_PARAMETERS, EmitStream, asks_for_stream
 from .endpoint import Endpoint
 from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
 from .rates import PublishRates
+from .refusals import Refusals
 from .requests import ControlRequest, idempotency_key
 from .responses import SharedResponse
 from .schemas import (
@@ -87,16 +91,33 @@ class Emit(Endpoint):
             Answer(
                 200,
                 "The event is stored, or all of the batch. A form is answered with OK.",
-                {**OK, JSON: any_of([object_of({"id": POSITION}), object_of({"ids": list_of(POSITION)})])},
+                {
+                    **OK,
+                    JSON: any_of([object_of({"id": POSITION}), object_of({"ids": list_of(POSITION)})]),
+                    NDJSON: list_of(any_of(STREAM_ANSWERS)),
+                },
             )
         ],
-        [IDEMPOTENCY_KEY],
+        [IDEMPOTENCY_KEY, *STREAM_PARAMETERS],
         {**_ONE, JSON: any_of([_ONE[JSON], _SEVERAL]), NDJSON: _SEVERAL},
         refusals=(422, 429, 503),
-        text="An event has at most `max_event_bytes`, a batch at most `max_batch_events`.",
+        text=(
+            "An event has at most `max_event_bytes`, a batch at most `max_batch_events`. With `stream=1` the body is "
+            "NDJSON of any length, and the response has a line for each of its lines, as soon as it is published or "
+            "refused. A line with `end` says that nothing more of the body is read. The `Idempotency-Key` can't be "
+            "given then, only that of a line."
+        ),
     )
 
-    def __init__(self, hub: Hub, limits: Limits, rates: PublishRates) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        refusals: Refusals,
+        keys: ControlKeys,
+        limits: Limits,
+        request_limits: RequestLimits,
+        rates: PublishRates,
+    ) -> None:
         super().__init__(limits.max_body_bytes)
         self._hub = hub
         self._max_event_bytes = limits.max_event_bytes
@@ -104,6 +125,12 @@ class Emit(Endpoint):
         self._turn = asyncio.Lock()
         """Large bodies are read one after the other: each takes its slices, and all of them together would block."""
         self._rates = rates
+        self._stream = EmitStream(hub, refusals, keys, limits, request_limits, rates, self._read_event)
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        if scope["query_string"] and scope["method"] == self.method and asks_for_stream(scope["query_string"]):
+            return self._stream(scope, receive, send)
+        return super().__call__(scope, receive, send)
 
     async def respond(self, request: ControlRequest) -> Response:
         kind = media_type(request)
@@ -137,7 +164,7 @@ class Emit(Endpoint):
             value = await read_json("the body", request.body, self._max_batch_events, pace)
         if isinstance(value, list):
             return await self._batch(value, "event {}", 0, pace), True
-        return [self._keyed_event(known_object(value, EMIT_FIELDS))], False
+        return [self._read_event(value)], False
 
     async def _batch(self, values: list[Any], where: str, first: int, pace: Pace | None) -> list[_KeyedEvent]:
         """`where` and `first` name the events in errors, as in `line 1`."""
@@ -150,15 +177,19 @@ class Emit(Endpoint):
             if pace is not None and pace.is_due:
                 await pace.rest()
             try:
-                events.append(self._keyed_event(known_object(value, EMIT_FIELDS)))
+                events.append(self._read_event(value))
             except InvalidRequest as exc:
                 raise type(exc)(f"{where.format(number)}: {exc}") from exc
         return events
 
+    def _read_event(self, value: Any) -> _KeyedEvent:
+        """Return the event that a JSON value describes, and its own idempotency key. Raises InvalidRequest."""
+        return self._keyed_event(known_object(value, EMIT_FIELDS))
+
     def _keyed_event(self, fields: Mapping[str, Any]) -> _KeyedEvent:
         """Return the event that `fields` describe, and its own idempotency key."""
         key = fields.get("idempotencyKey")
-        return self._event(fields), None if key is None else check_name("idempotencyKey", key)
+        return self._event(fields), None if key is None else check_key("idempotencyKey", key)
 
     def _event(self, fields: Mapping[str, Any]) -> Event:
         refuse_null(fields)

@@ -17,6 +17,7 @@ from ..pace import SMALL_BODY_BYTES, Pace, pace_for
 from ..runs.entries import RunEvent
 from .description import Field, Shape, any_of
 from .forms import known_object, not_an_object, refuse_null
+from .lines import Lines
 from .schemas import ANY_BUT_NULL, EVENT_ID, RETRY, TYPE
 from .strict_json import not_utf8, parse_json, read_json, too_many_events
 
@@ -63,7 +64,7 @@ class Feed:
     something has arrived since they were taken that is no event, but a sign of life.
     """
 
-    __slots__ = ("_max_line_bytes", "_rest", "_turn", "event_bytes", "events", "is_alive", "line_number", "max_bytes")
+    __slots__ = ("_lines", "_max_line_bytes", "_turn", "event_bytes", "events", "is_alive", "line_number", "max_bytes")
 
     def __init__(self, max_event_bytes: int, turn: asyncio.Lock) -> None:
         """Long lines are parsed by one feed after the other, in its `turn`."""
@@ -74,13 +75,13 @@ class Feed:
         self.line_number = 0
         """The number of the line that was read last, counted from 1."""
         self._max_line_bytes = 2 * max_event_bytes + LINE_SLACK_BYTES
-        self._rest = bytearray()
+        self._lines = Lines(self._max_line_bytes)
         self._turn = turn
 
     @property
     def unfinished_bytes(self) -> int:
         """How much has arrived of a line that has not ended."""
-        return len(self._rest)
+        return self._lines.unfinished_bytes
 
     def take(self) -> list[RunEvent]:
         """Return the events that have been read, and forget them."""
@@ -90,31 +91,20 @@ class Feed:
 
     async def read(self, part: bytes) -> None:
         """Read the next part of the body. Raises InvalidRequest; `events` then has those before the bad line."""
-        line, *others = part.split(b"\n")
-        rest = self._rest
-        if rest or not others:
-            rest += line
-            if len(rest) > self._max_line_bytes:
-                raise self._too_long()
-            if not others:
-                return
-            line = bytes(rest)
-            self._rest = bytearray()
-        await self._read_line(line)
-        for line in others[:-1]:
+        for line in self._lines.read(part):
             await self._read_line(line)
-        self._rest += others[-1]
+        if self._lines.unfinished_bytes > self._max_line_bytes:
+            raise self._too_long()
 
     async def end(self) -> None:
         """The body has ended as it should: read what was not finished. Raises InvalidRequest."""
-        if self._rest:
-            line, self._rest = bytes(self._rest), bytearray()
+        for line in self._lines.end():
             await self._read_line(line)
 
     async def _read_line(self, line: bytes) -> None:
-        self.line_number += 1
         if len(line) > self._max_line_bytes:
             raise self._too_long()
+        self.line_number += 1
         try:
             await self._understand(line)
         except InvalidRequest as exc:

@@ -120,6 +120,7 @@ def _metrics(stats: Statistics) -> Iterator[Metric]:
         ),
         ("run_bytes_max", "Most bytes of all runs (max_runs_bytes).", stats.run_bytes_max),
         ("run_producers", "Producers that append to runs at present.", stats.run_producers),
+        ("pipes", "Pipes of publishers that are open at present.", stats.pipes),
         ("broker_ready", "1 if the log can be read and written, otherwise 0.", stats.broker_ready),
         (
             "clock_skew_seconds",

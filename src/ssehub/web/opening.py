@@ -61,7 +61,8 @@ def opening_of(request: StreamRequest, claims: Claims, hub: Hub, comeback_end: C
     if RUN in fields:
         run = RunRequest.parse(query, cursor)
     else:
-        start = Start.parse(cursor, fields.get("since"), fields.get("on_reset"))
+        if cursor is not None or "since" in fields or "on_reset" in fields:
+            start = Start.parse(cursor, fields.get("since"), fields.get("on_reset"))
         if query.has_channels:
             claims = claims.narrowed(query.channels())
     address = address_of(request.client) if hub.limits_streams else None

@@ -24,6 +24,7 @@ QUERY_BOUNDS = (
     "percent-escapes in those"
 )
 _CHANNEL_FIELD = f"{CHANNEL}="
+_ENCODED_CHANNEL_FIELD = _CHANNEL_FIELD.encode()
 
 
 class Query:
@@ -65,9 +66,9 @@ def parse_query(query_string: bytes) -> Query | None:
         return _EMPTY
     if len(query_string) > MAX_QUERY_BYTES or query_string.count(b"&") >= MAX_NAMES + MAX_QUERY_FIELDS:
         return None
-    pieces = query_string.decode(errors="replace").replace("+", " ").split("&")
+    pieces = query_string.decode("utf-8", "replace").replace("+", " ").split("&")
     channels: list[str] = []
-    if _CHANNEL_FIELD.encode() in query_string:
+    if _ENCODED_CHANNEL_FIELD in query_string:
         channels = [piece.removeprefix(_CHANNEL_FIELD) for piece in pieces if piece.startswith(_CHANNEL_FIELD)]
         pieces = [piece for piece in pieces if not piece.startswith(_CHANNEL_FIELD)]
     if len(pieces) > MAX_QUERY_FIELDS:

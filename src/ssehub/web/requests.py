@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..buckets import Throttle
 from ..errors import BodyTooLarge, UnsupportedContent
-from ..fields import check_name
+from ..fields import check_key
 from ..rights import NO_KEY, ControlKey
 
 MAX_DROPPED_BYTES = 32 * 2**20
@@ -74,7 +74,7 @@ def idempotency_key(headers: RequestHeaders) -> str | None:
     key = value.encode("latin-1").decode(errors="replace")
     if len(key) > 1 and key.startswith('"') and key.endswith('"'):
         key = key[1:-1]
-    return check_name("Idempotency-Key", key)
+    return check_key("Idempotency-Key", key)
 
 
 def require_identity(headers: RequestHeaders) -> None:

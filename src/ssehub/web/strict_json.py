@@ -68,11 +68,13 @@ async def read_ndjson(body: bytes, max_lines: int, pace: Pace | None) -> list[An
         if len(values) == max_lines:
             raise too_many_events(max_lines)
         end = body.find(b"\n", found.start())
-        at = len(body) if end < 0 else end + 1
-        line, where = body[found.start() : at], f"line {len(values) + 1}"
+        if end < 0:
+            end = len(body)
+        line, where = body[found.start() : end], f"line {len(values) + 1}"
+        at = end + 1
         if pace is not None and len(line) > SMALL_BODY_BYTES:
             await _check_values(where, line.decode("latin-1"), MAX_EVENT_VALUES, pace)
-        values.append(parse_json(where, line))
+        values.append(_decode(where, _to_text(where, line), 0))
     return values
 
 
@@ -203,9 +205,10 @@ def _to_text(where: str, text: bytes) -> str:
 def _decode(where: str, text: str, start: int) -> Any:
     try:
         value, end = _raw_decode(where, text, start)
-        end = _skip_space(text, end)
         if end != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
+            end = _skip_space(text, end)
+            if end != len(text):
+                raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as exc:
         raise _invalid(where, exc) from exc
     return value

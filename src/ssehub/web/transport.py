@@ -71,6 +71,16 @@ def connection_of(scope: Scope) -> Connection | None:
     return connection
 
 
+async def answer_open(scope: Scope, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, which answers a request whose body may stay open for hours. The app has to return after this."""
+    connection = connection_of(scope)
+    if connection is not None:
+        connection.unlimit_body()
+        if connection.adopt(work, receive):
+            return
+    await work
+
+
 class Closing(NamedTuple):
     """How a server closes a connection without completing the response."""
 

@@ -21,7 +21,7 @@ from ..numbering import KEY_CONFLICT
 from .connection import REFUSALS, Connection, Server, explain, keep_connected
 from .state import Health, Knowledge
 from .table import Table
-from .wire import LOG_IS_FULL, TABLE_IS_FULL, field_and_value
+from .wire import LOG_IS_FULL, TABLE_IS_FULL, dump_entry, field_and_value
 
 PUBLISH_SECONDS = 1.5
 """Every publisher is answered within this time."""
@@ -75,7 +75,7 @@ class Request(Waiting[list[str]]):
             self.parts += (key.name, key.body) if key is not None else ("", "-")
             self.parts.append(len(events))
             for event in events:
-                dumped = event.dump().encode()
+                dumped = dump_entry(event)
                 self.parts.append(dumped)
                 self.size += len(dumped)
                 count += 1

@@ -7,7 +7,6 @@ their publishers answered, after the commit.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -100,7 +99,7 @@ class SqliteBroker:
                         yield
                 finally:
                     self._writer = None
-                    await writer.stop()
+                    writer.stop()
             finally:
                 await loop.run_in_executor(thread, file.close)
 
@@ -134,6 +133,9 @@ class _Writer:
         self._loop = asyncio.get_running_loop()
         self._requests: list[_Request] = []
         self._wake = asyncio.Event()
+        self._is_stopped = False
+        self._is_tidy_due = False
+        self._timer = self._loop.call_later(TIDY_SECONDS, self._tidy_soon)
         self._task = self._loop.create_task(self._run())
 
     @property
@@ -147,40 +149,41 @@ class _Writer:
         self._wake.set()
         return answer
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Refuse the requests that wait; the group that is being written is still written and answered."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._is_stopped = True
+        self._is_tidy_due = False
+        self._timer.cancel()
+        self._wake.set()
         requests, self._requests = self._requests, []
         for request in requests:
             _refuse(request, BrokerUnavailable("the hub has stopped; nothing was stored"))
 
     async def _run(self) -> None:
-        tidied_at = self._loop.time()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TIDY_SECONDS):
-                    await self._wake.wait()
-            self._wake.clear()
-            while self._requests:
-                await asyncio.shield(self._write(self._next_group()))
-            if self._loop.time() - tidied_at > TIDY_SECONDS:
-                has_more = await self._tidy()
-                tidied_at = self._loop.time() - (TIDY_SECONDS if has_more else 0)
+        while not self._is_stopped:
+            if self._requests:
+                await self._write(self._next_group())
+            if self._is_tidy_due:
+                await self._tidy()
+            if not self._requests:
+                await self._wake.wait()
+                self._wake.clear()
 
-    async def _tidy(self) -> bool:
-        """Delete what is over the limits, which also shows whether the file can be written again.
+    def _tidy_soon(self) -> None:
+        self._is_tidy_due = True
+        self._wake.set()
 
-        Returns True if there is more to delete.
-        """
+    async def _tidy(self) -> None:
+        """Delete what is over the limits, which also shows whether the file can be written again."""
+        self._is_tidy_due = has_more = False
         try:
             has_more = await self._loop.run_in_executor(self._thread, self._file.tidy)
         except BrokerUnavailable as exc:
             self._report_problem(exc)
-            return False
-        self.problem = None
-        return has_more
+        else:
+            self.problem = None
+        if not self._is_stopped:
+            self._timer = self._loop.call_later(0 if has_more else TIDY_SECONDS, self._tidy_soon)
 
     def _report_problem(self, exc: Exception) -> None:
         if self.problem != str(exc):
