@@ -10,9 +10,11 @@ from itertools import product
 import pytest
 
 from builders import BASE, at, frame
+from fakes import FakeSink
 from hubs import join, publish, running_hub
 from ssehub.fanout.frames import Ending
 from ssehub.fanout.rounds import Rounds, RoundState
+from ssehub.hub import Hub
 from ssehub.publication import Disconnect
 from ssehub.testing import ManualClock
 
@@ -190,49 +192,100 @@ def test_capacity_for_publishers_ends_with_the_waiting_bytes() -> None:
     assert rounds.waiting_bytes == size
 
 
-@pytest.mark.parametrize(
-    ("writes", "seconds", "delay"),
-    [
-        pytest.param(32, 0.001, 0.0, id="few-writes-without-pause"),
-        pytest.param(33, 0.001, 0.002, id="a-pause-after-the-end"),
-        pytest.param(100, 0.001, 0.005, id="6-ms-from-beginning-to-beginning"),
-        pytest.param(100, 0.005, 0.002, id="long-round"),
-        pytest.param(10_000, 0.001, 0.014, id="at-most-15-ms"),
-    ],
-)
-def test_next_round_keeps_a_distance_that_grows_with_the_writes(writes: int, seconds: float, delay: float) -> None:
-    rounds = rounds_in(SCHEDULED, 1, 2)
-    rounds.begin(NOW, 1)
-    rounds.writes = writes
-    rounds.finish(NOW + seconds)
+def busy_rounds(writes: int, *waiting: int) -> Rounds:
+    """Return rounds after one with so many writes that carried six events and ended after 1 ms, at the full rate."""
+    rounds = rounds_in(SCHEDULED, *range(1, 7), *waiting)
+    for began in (NOW, NOW + 0.006):
+        rounds.begin(began, 1 if began == NOW else 5 * len(frame(1).data))
+        rounds.writes = writes
+        rounds.finish(began + 0.001)
+        if began == NOW:
+            rounds.schedule(began + 0.001)
+    return rounds
 
-    assert rounds.schedule(NOW + seconds) == pytest.approx(delay)
+
+@pytest.mark.parametrize(("writes", "delay"), [(32, 0.0), (100, 0.005), (1_000, 0.014)])
+def test_round_keeps_a_distance_from_a_large_one_under_load(writes: int, delay: float) -> None:
+    assert busy_rounds(writes, 7).schedule(NOW + 0.007) == pytest.approx(delay)
+
+
+def test_distance_ends_when_enough_events_wait() -> None:
+    rounds = busy_rounds(100, *range(7, 19))
+
+    delay, has_enough = rounds.schedule(NOW + 0.007), rounds.has_enough
+    rounds.add(frame(19))
+
+    assert delay == pytest.approx(0.005) and not has_enough
+    assert rounds.has_enough
+
+
+def test_round_for_which_enough_events_wait_begins_at_once() -> None:
+    assert busy_rounds(100, *range(7, 20)).schedule(NOW + 0.007) == 0.0
 
 
 def test_round_that_is_late_already_begins_at_once() -> None:
-    rounds = rounds_in(SCHEDULED, 1, 2)
-    rounds.begin(NOW, 1)
-    rounds.writes = 1_000
-    rounds.finish(NOW + 0.001)
-
-    assert rounds.schedule(NOW + 5) == 0.0
+    assert busy_rounds(1_000, 7).schedule(NOW + 5) == 0.0
 
 
-@pytest.mark.parametrize(("subscribers", "least_seconds"), [(10, 0.0), (100, 0.006), (600, 0.015)])
-async def test_rounds_begin_further_apart_the_more_they_write(subscribers: int, least_seconds: float) -> None:
+async def publish_five_times(hub: Hub, sink: FakeSink) -> list[str]:
+    """Publish 1 to 5, each when the one before has been written, then 6 and 7; return what of these leaves at once."""
+    for number in range(1, 6):
+        await publish(hub, str(number))
+        await hub.flush()
+    await publish(hub, "6", "7")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return sink.data()[5:]
+
+
+@pytest.mark.parametrize(("subscribers", "seconds"), [(10, 0.0), (100, 0.006), (600, 0.015)])
+async def test_rounds_begin_further_apart_the_more_they_write(subscribers: int, seconds: float) -> None:
+    """The clock stands still, so that all events come at once."""
     async with running_hub(ManualClock()) as hub:
         sinks = [join(hub, f"user-{number}")[1] for number in range(subscribers)]
-        await publish(hub, "1")
-        await hub.flush()
 
         began = time.monotonic()
-        await publish(hub, "2")
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert (sinks[0].data() == ["1", "2"]) == (least_seconds == 0.0)
-        await publish(hub, "3")
+        at_once = await publish_five_times(hub, sinks[0])
         await hub.flush()
 
-        assert time.monotonic() - began >= least_seconds - 0.001
-        assert [sink.data() for sink in sinks] == [["1", "2", "3"]] * subscribers
-        assert sum(hub.statistics.round_counts) == (3 if least_seconds == 0.0 else 2)
+        assert at_once == ([] if seconds else ["6", "7"])
+        assert time.monotonic() - began >= 4 * seconds - 0.002  # the first of these rounds follows none
+        assert [sink.data() for sink in sinks] == [[str(number) for number in range(1, 8)]] * subscribers
+
+
+async def test_rounds_to_many_keep_no_distance_at_an_everyday_rate() -> None:
+    clock = ManualClock()
+    async with running_hub(clock) as hub:
+        sinks = [join(hub, f"user-{number}")[1] for number in range(150)]
+        for number in range(5):
+            await publish(hub, str(number))
+            await hub.flush()
+            clock.pass_seconds(0.02)
+
+        await publish(hub, "5")
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+        assert sinks[-1].data() == ["0", "1", "2", "3", "4", "5"]
+
+
+async def test_pause_between_rounds_ends_when_enough_events_wait() -> None:
+    async with running_hub(ManualClock()) as hub:
+        _, sink, *_ = [join(hub, f"user-{number}")[1] for number in range(100)]
+        await publish(hub, "1")
+        await hub.flush()
+        await publish(hub, "2")
+        await hub.flush()
+
+        await publish(hub, *map(str, range(3, 15)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        twelve_wait = sink.data() == ["1", "2"]
+        await publish(hub, "15")
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+        assert twelve_wait
+        assert sink.data() == [str(number) for number in range(1, 16)]
+        await hub.flush()
+        assert sum(hub.statistics.round_counts) == 3

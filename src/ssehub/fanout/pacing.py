@@ -7,8 +7,8 @@ At an everyday rate, a pause would only be latency. The rate is what the round c
 larger round before it began. (The number alone does not tell: one publisher that waits for its answers has one event in
 each round to 100 streams, at any pace, and a pause makes that twenty.)
 
-The pause ends early when ENOUGH events wait, since waiting for more gains little: to publish them has cost about as
-much as it will to write them.
+The pause ends early when enough events wait (ENOUGH_WRITES), since waiting for more gains little: to publish them has
+cost about as much as it will to write them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ MAX_PERIOD_SECONDS = 0.015
 """The most of that. The median latency grows by at most as much, and only if events arrive faster than that."""
 FULL_EVENTS = 5
 """A full pause is kept if so many events come in one."""
-ENOUGH_WRITES = 10
-"""A pause ends when one event waits for so many of the round's writes."""
+ENOUGH_WRITES = 8
+"""A pause ends when one event waits for so many of the round's writes. Measured with 100 subscribers and one publisher
+that waits for its answers: 1.06 ms at the median in place of 2.70 ms, for 0.84 of the deliveries per CPU second. With
+10 in place of 8 it was 0.97 ms, for 0.74.
+"""
 
 
 class Pace:
