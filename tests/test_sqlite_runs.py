@@ -375,10 +375,10 @@ async def test_calls_of_a_failed_commit_are_refused_and_change_nothing(
         assert caplog.text.count("disk I/O error") == 1
 
         commits.error = None
+        await until(lambda: node.broker.problem is None)  # a commit that it tries by itself may still be failing
         with pytest.raises(RunConflict, match="another producer"):  # the first one holds it still
             await node.append("x", by=ticket("other"))
         assert (await node.append("2", "3", offset=1, is_first=False)).events == 3
-        assert node.broker.problem is None
         assert await node.data() == numbered(1, 3) and listeners[0].data == ["2", "3"]
         assert await node.store.get("new") is None and await node.store.get("deleted") is not None
     async with world.running() as node:
@@ -396,6 +396,7 @@ async def test_commit_that_takes_effect_although_it_reports_an_error_is_told_and
         with pytest.raises(BrokerUnavailable):
             await node.append("1", "2", offset=0, is_first=False)
         commits.error = None
+        await until(lambda: node.broker.problem is None)
         again = await node.append("1", "2", offset=0, is_first=False, outcome=DONE)
 
         assert (again.events, run.events, run.state) == (2, 2, RunState.DONE)

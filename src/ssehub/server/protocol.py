@@ -368,7 +368,7 @@ class HttpProtocol(Connection):
         if (
             fast_path is None
             or fast_path.method != head.method
-            or b"stream=" in head.query  # of a request whose body stays open, so that it is never whole
+            or not fast_path.takes(head.query)
             or not self._fast_left
             or self._exchange is not None
             or self.is_write_paused

@@ -128,9 +128,12 @@ class Emit(Endpoint):
         self._stream = EmitStream(hub, refusals, keys, limits, request_limits, rates, self._read_event)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        if scope["query_string"] and scope["method"] == self.method and asks_for_stream(scope["query_string"]):
+        if scope["method"] == self.method and self.keeps_body_open(scope["query_string"]):
             return self._stream(scope, receive, send)
         return super().__call__(scope, receive, send)
+
+    def keeps_body_open(self, query_string: bytes) -> bool:
+        return bool(query_string) and asks_for_stream(query_string)
 
     async def respond(self, request: ControlRequest) -> Response:
         kind = media_type(request)

@@ -42,6 +42,10 @@ class Endpoint:
         """Handle `request`. SSEHubErrors become responses with their status."""
         raise NotImplementedError
 
+    def keeps_body_open(self, query_string: bytes) -> bool:
+        """Return True if the body of a request with this query goes on arriving while it is answered."""
+        return False
+
     def refusal(self, exc: SSEHubError, headers: RequestHeaders) -> Response:
         """Return the response for `exc`."""
         return error_response(exc, headers)

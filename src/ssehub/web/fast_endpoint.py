@@ -36,6 +36,9 @@ class FastEndpoint:
         self._refusals = refusals
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def takes(self, query: bytes) -> bool:
+        return not self._endpoint.keeps_body_open(query)
+
     def answer(self, request: FastRequest, connection: Connection) -> bool:
         task = run_at_once(self._respond(request), partial(self._send, connection))
         if task is not None:

@@ -30,6 +30,9 @@ class FastPath(Protocol):
     takes_connection: bool
     """True if a stream may be the answer, so that nothing may follow the request."""
 
+    def takes(self, query: bytes) -> bool:
+        """Return True if a request with this query becomes whole. A body that stays open is for the app."""
+
     def answer(self, request: FastRequest, connection: Connection) -> bool:
         """Answer `request` on `connection`, now or later, and return True; or return False for the app to answer it.
 

@@ -42,6 +42,9 @@ class FastStreams:
         self._comeback_end = comeback_end
         self._heads = heads
 
+    def takes(self, query: bytes) -> bool:
+        return True
+
     def answer(self, request: FastRequest, connection: Connection) -> bool:
         found = self._opening(request)
         if found is None:
