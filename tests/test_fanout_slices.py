@@ -14,7 +14,7 @@ from conftest import report, until
 from fakes import FakeSink
 from hubs import engine_of, join, publish, running_hub
 from ssehub.fanout import writing
-from ssehub.fanout.rounds import SLICE
+from ssehub.fanout.pacing import SLICE
 from ssehub.fanout.slices import each_in_slices, in_slices
 from ssehub.hub import Hub
 from ssehub.position import Position

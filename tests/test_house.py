@@ -445,6 +445,7 @@ ROOMS: dict[str, set[str]] = {
         "fanout.limits",
         "fanout.listing",
         "fanout.origin",
+        "fanout.pacing",
         "fanout.pressure",
         "fanout.registry",
         "fanout.replays",

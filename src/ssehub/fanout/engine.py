@@ -40,11 +40,12 @@ from .intake import Intake
 from .limits import StreamCounts
 from .listing import Listing
 from .origin import Origin
+from .pacing import SLICE
 from .pressure import Meter, Pressure
 from .registry import Registry
 from .replays import Replays
 from .resume import Prospect, Start, beginning
-from .rounds import SLICE, Rounds
+from .rounds import Rounds
 from .run_waits import RunWaits
 from .sinks import Chunk, Sink
 from .slices import each_in_slices

@@ -25,7 +25,7 @@ from .gate import Gate
 from .index import Index
 from .pacing import FEW_WRITES
 from .registry import Registry
-from .rounds import SLICE, Rounds, RoundState
+from .rounds import Rounds, RoundState
 from .slices import END_SLICE, SLICE_SECONDS, act_on_slice
 from .statistics import Statistics
 from .subscriber import FAILED, CloseReason, State, Subscriber
@@ -151,11 +151,12 @@ class Writing:
         """Write to the next subscribers of the round. Whatever happens, the round goes on or finishes."""
         writes = events = size = 0
         is_last = False
+        most = self._rounds.slice
         is_tight = self._backlogs.is_tight
         subscriber = None
         until = perf_counter() + SLICE_SECONDS
         try:
-            while writes < SLICE and not is_last:
+            while writes < most and not is_last:
                 part_end = writes + PART
                 for batch, subscriber in islice(work, PART):
                     writes += 1
