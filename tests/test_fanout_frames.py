@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from builders import BASE, at, batch, frame
-from ssehub.fanout.frames import HEARTBEAT, Batch, Frame, control_event, hello, reset
-from ssehub.position import Position
+from ssehub.event import Event
+from ssehub.fanout.frames import HEARTBEAT, Batch, Frame, control_event, hello, most_bytes, reset
+from ssehub.position import LAST_NUMBER, Position
 from streams import decode
 
 
@@ -60,3 +61,19 @@ def test_reset_for_datastar_also_patches_its_signals_and_cannot_be_resumed_betwe
 
     assert both == b'event: datastar-patch-signals\ndata: signals {"stream":{"reset":"too-old"}}\n\n' + plain
     assert plain.decode() == f'event: stream-reset\ndata: {{"reason":"too-old"}}\nid: {at(4)}\n\n'
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event(["chat"], ["*"], "\n" * 1_000, "\U0001f600" * 255, "\U0001f600" * 255, 2**31 - 1),
+        Event(["chat"], ["*"], "\U0001f600" * 1_000),
+        Event(["chat"], ["*"], payload="data: a"),
+        Event(["chat"], ["*"], ""),
+    ],
+    ids=["line breaks", "wide characters", "payload", "empty"],
+)
+def test_frame_is_not_larger_than_was_estimated_of_its_event(event: Event) -> None:
+    frame = Frame(Position(LAST_NUMBER, LAST_NUMBER, "z" * 32), event)
+
+    assert len(frame.data) <= most_bytes(event)

@@ -280,11 +280,11 @@ async def test_hub_that_stops_answers_what_it_holds(caplog: pytest.LogCaptureFix
 async def test_failure_in_the_hub_is_answered_500_and_logged(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(self: Hub, publications: object) -> None:
+    def fail(self: Hub, publications: object) -> None:
         raise RuntimeError("as a bug would")
 
     async with both_ports(uses_fast_paths=True, broker=broker.format(tmp_path)) as ports:
-        monkeypatch.setattr(Hub, "publish_all", fail)
+        monkeypatch.setattr(Hub, "publish_at_once", fail)
 
         received = await answer(ports, request())
 

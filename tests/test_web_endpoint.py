@@ -46,10 +46,10 @@ async def test_body_over_its_limit_is_refused_before_it_is_complete() -> None:
 async def test_503_says_when_to_try_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     async with control_app() as app:
 
-        async def fail(publications: object) -> list[str]:
+        def fail(publications: object) -> list[str]:
             raise error
 
-        monkeypatch.setattr(app.hub, "publish_all", fail)
+        monkeypatch.setattr(app.hub, "publish_at_once", fail)
         to_form = await app.post("/emit/", form())
         to_json = await app.post("/emit/", event_json(), JSON)
 

@@ -112,11 +112,22 @@ class Publishing(ABC):
 
     async def publish_all(self, publications: Sequence[Publication]) -> list[str]:
         """Publish events of which some have idempotency keys, all or none; see `publish_events`."""
+        positions = self.publish_at_once(publications)
+        if positions is not None:
+            return positions
         lifespan = self._lifespan_here
         if lifespan is None:
             lifespan = await self._start_here()
         positions = await lifespan.publish(publications)
         self._statistics.published += len(positions)
+        return positions
+
+    def publish_at_once(self, publications: Sequence[Publication]) -> list[str] | None:
+        """Do what `publish_all` does if that waits for nothing; otherwise return None, and nothing is done."""
+        lifespan = self._lifespan_here
+        positions = None if lifespan is None else lifespan.publish_at_once(publications)
+        if positions is not None:
+            self._statistics.published += len(positions)
         return positions
 
     async def disconnect(

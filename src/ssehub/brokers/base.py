@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from ..event import Event
 from ..node import Nodes
@@ -141,4 +141,15 @@ class Broker(Protocol):
         age: the follower drops those older than `history_seconds`.
 
         One run at a time, but a broker may run again, in another event loop too. Raises BrokerUnavailable.
+        """
+
+
+@runtime_checkable
+class AppendingBroker(Protocol):
+    """A broker that can store publications at once, without delivering them: the follower does that itself."""
+
+    def append(self, publications: Sequence[Publication]) -> tuple[Position, Sequence[Entry], list[str]]:
+        """Store `publications`; return the end of the log, what is to be delivered, and all positions.
+
+        Raises what `Broker.publish` raises.
         """

@@ -13,7 +13,7 @@ from ..position import Position
 from ..publication import Publication, Revoke, TakeBack
 from ..revocations import Revocation, Revocations
 from ..settings import Idempotency, RunLimits
-from .base import Follower
+from .base import Entry, Follower
 from .memory_runs import MemoryRuns
 from .numbering import KeyWindow, assign_positions, new_log_name, next_position
 
@@ -51,6 +51,13 @@ class MemoryBroker:
         self._follower: Follower | None = None
 
     async def publish(self, publications: Sequence[Publication]) -> list[str]:
+        position, entries, positions = self.append(publications)
+        assert self._follower is not None
+        # Without entries, too: what was published before with a key may not have been dispatched yet.
+        await self._follower.deliver(position, entries)
+        return positions
+
+    def append(self, publications: Sequence[Publication]) -> tuple[Position, list[Entry], list[str]]:
         if self._follower is None:
             raise BrokerUnavailable(NOT_RUNNING)
         numbered = assign_positions(publications, next_position(self._last, int(self.now() * 1000)), self._keys.find)
@@ -59,9 +66,7 @@ class MemoryBroker:
         if numbered.entries:
             self._last = numbered.entries[-1].position
             self._is_empty = False
-        # Without entries, too: what was published before with a key may not have been dispatched yet.
-        await self._follower.deliver(self._last, numbered.entries)
-        return numbered.positions
+        return self._last, numbered.entries, numbered.positions
 
     async def revoke(self, revocations: Sequence[Revocation]) -> str:
         if self._follower is None:

@@ -32,7 +32,7 @@ from .draining import Draining
 from .endings import Endings
 from .feeds import RunReader, Watcher
 from .finding import Finder
-from .frames import Ending, Frame, hello
+from .frames import Ending, Frame, hello, most_bytes
 from .gate import Gate
 from .history import History, ResetReason
 from .index import Index
@@ -228,6 +228,15 @@ class Engine:
         if not self._rounds.has_capacity():
             await self.gate.wait()
             self.gate.open()
+
+    def takes_at_once(self, event: Event) -> bool:
+        """Return True if `event` could be dispatched now, and nobody would have to wait before or after that."""
+        return (
+            not self.gate.has_queue
+            and self._intake.is_idle
+            and self._rounds.has_capacity(most_bytes(event))
+            and not self.is_ending_streams
+        )
 
     def _expect(self, size: int) -> None:
         """Count bytes that wait to be dispatched as those that wait to be written: publishers wait for both."""

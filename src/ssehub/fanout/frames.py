@@ -12,6 +12,11 @@ from ..position import Position
 from ..publication import Disconnect, Revoke
 from .sinks import Chunk
 
+_LINE_BYTES = 7
+"""A line break of the data becomes `\\ndata: `, which is the most that one byte can become."""
+_FIELDS_BYTES = 2_500
+"""What is around the data: a type and an id have up to 255 characters, each of up to four bytes."""
+
 
 class Frame:
     """One event of the log, encoded."""
@@ -48,6 +53,11 @@ class Frame:
         self.data = encode(event, position)
         self.retained_bytes = 0
         """The memory that history counts for it: kept here, because the size of a string may change."""
+
+
+def most_bytes(event: Event) -> int:
+    """Return a size that the frame of `event` does not exceed, without encoding it."""
+    return event.size * _LINE_BYTES + _FIELDS_BYTES
 
 
 class Ending(NamedTuple):

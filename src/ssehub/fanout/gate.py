@@ -45,6 +45,11 @@ class Gate:
     def _held_up_count(self) -> int:
         return sum(map(len, self.held_up.values()))
 
+    @property
+    def has_queue(self) -> bool:
+        """True if publishers wait, or may have to wait for clients of their channels."""
+        return bool(self._queue or self.laggards or self.held_up)
+
     async def enter(self) -> None:
         """Return when there is capacity. Raises Overloaded if too many are waiting already."""
         if not self._queue and self._has_capacity():

@@ -89,9 +89,9 @@ class Rounds:
         """True if a command waits or is being carried out."""
         return self._commands > 0
 
-    def has_capacity(self) -> bool:
-        """Return True if publishers need not wait."""
-        return self.waiting_bytes < self._max_waiting_bytes
+    def has_capacity(self, more_bytes: int = 0) -> bool:
+        """Return True if publishers need not wait, also not when so many more bytes wait."""
+        return self.waiting_bytes + more_bytes < self._max_waiting_bytes
 
     def add(self, item: Frame | Ending) -> None:
         """Add the next event, or command, of the log."""

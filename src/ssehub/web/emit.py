@@ -21,7 +21,7 @@ from ..settings import Limits, RequestLimits
 from .description import Answer, Description, Field, Shape, any_of, fields_body, list_of, object_of
 from .emit_stream import STREAM_ANSWERS, STREAM_PARAMETERS, EmitStream, asks_for_stream
 from .endpoint import Endpoint
-from .forms import JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null
+from .forms import FORM, JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null, small_form_fields
 from .rates import PublishRates
 from .refusals import Refusals
 from .requests import ControlRequest, idempotency_key
@@ -76,6 +76,11 @@ _SEVERAL = list_of(_ONE[JSON], least=1)
 
 _OK = SharedResponse("OK")
 _KeyedEvent = tuple[Event, str | None]
+
+
+def _published(id: str, kind: str) -> Response:
+    """Return the answer to a request of that media type, whose one event has that `id`."""
+    return Response(f'{{"id":"{id}"}}', media_type=JSON) if kind == JSON else _OK
 
 
 class Emit(Endpoint):
@@ -135,23 +140,61 @@ class Emit(Endpoint):
     def keeps_body_open(self, query_string: bytes) -> bool:
         return bool(query_string) and asks_for_stream(query_string)
 
-    async def respond(self, request: ControlRequest) -> Response:
+    def answer(self, request: ControlRequest) -> Response | Coroutine[Any, Any, Response]:
+        """Publish one small event at once, if that waits for nothing: most requests need no coroutine."""
         kind = media_type(request)
         pace = pace_for(request.body)
+        if pace is not None or kind not in (FORM, JSON):
+            return self._publish_many(request, kind, pace)
+        if kind == FORM:
+            event, key = self._keyed_event(small_form_fields(request, EMIT_FIELDS))
+        else:
+            value = parse_json("the body", request.body)
+            if isinstance(value, list):
+                return self._publish_batch(request, value)
+            event, key = self._read_event(value)
+        if request.key.grant is not None:
+            request.key.require_channels(event.channels)
+        self._rates.spend(request.key.name, 1)
+        if key is None and "idempotency-key" not in request.headers:
+            ids = self._hub.publish_at_once([Publication([event])])
+            if ids is not None:
+                return _published(ids[0], kind)
+        return self._publish_one(request, kind, event, key)
+
+    async def respond(self, request: ControlRequest) -> Response:
+        answer = self.answer(request)
+        return answer if isinstance(answer, Response) else await answer
+
+    async def _publish_one(self, request: ControlRequest, kind: str, event: Event, key: str | None) -> Response:
+        return _published((await self._publish(request, [(event, key)], None))[0], kind)
+
+    async def _publish_batch(self, request: ControlRequest, values: list[Any]) -> Response:
+        """Publish the events of a small array of JSON."""
+        return await self._publish_read(request, await self._batch(values, "event {}", 0, None), JSON, None)
+
+    async def _publish_many(self, request: ControlRequest, kind: str, pace: Pace | None) -> Response:
+        """Publish what a body contains that is a batch, has several parts, or needs a `pace`."""
         if pace is None:
             events, is_batch = await self._read(request, kind, None)
         else:
             async with self._turn:
                 events, is_batch = await self._read(request, kind, pace)
-        if request.key.grant is not None:
-            await self._require_channels(request.key, events, kind if is_batch else None, pace)
-        ids = await self._publish(request, events, pace)
         if is_batch:
-            listed = '","'.join(ids)  # positions need no escapes in JSON
-            return Response(f'{{"ids":["{listed}"]}}', media_type=JSON)
-        if kind == JSON:
-            return Response(f'{{"id":"{ids[0]}"}}', media_type=JSON)
-        return _OK
+            return await self._publish_read(request, events, kind, pace)
+        request.key.require_channels(events[0][0].channels)
+        self._rates.spend(request.key.name, 1)
+        return _published((await self._publish(request, events, pace))[0], kind)
+
+    async def _publish_read(
+        self, request: ControlRequest, events: list[_KeyedEvent], kind: str, pace: Pace | None
+    ) -> Response:
+        """Publish a batch of that media type, which has been read."""
+        if request.key.grant is not None:
+            await self._require_channels(request.key, events, kind, pace)
+        self._rates.spend(request.key.name, len(events))
+        listed = '","'.join(await self._publish(request, events, pace))  # positions need no escapes in JSON
+        return Response(f'{{"ids":["{listed}"]}}', media_type=JSON)
 
     async def _read(self, request: ControlRequest, kind: str, pace: Pace | None) -> tuple[list[_KeyedEvent], bool]:
         """Return the events of the request, and True if it is a batch. A large body needs a `pace`."""
@@ -161,10 +204,8 @@ class Emit(Endpoint):
         if kind != JSON:
             fields = await form_fields(request, kind, EMIT_FIELDS, pace, self._max_event_bytes)
             return [self._keyed_event(fields)], False
-        if pace is None:
-            value = parse_json("the body", request.body)
-        else:
-            value = await read_json("the body", request.body, self._max_batch_events, pace)
+        assert pace is not None  # a small one has been read already
+        value = await read_json("the body", request.body, self._max_batch_events, pace)
         if isinstance(value, list):
             return await self._batch(value, "event {}", 0, pace), True
         return [self._read_event(value)], False
@@ -215,14 +256,9 @@ class Emit(Endpoint):
         return event
 
     @staticmethod
-    async def _require_channels(
-        key: ControlKey, keyed_events: list[_KeyedEvent], batch: str | None, pace: Pace | None
-    ) -> None:
-        """Raise KeyForbidden, which names the event of a `batch` of that media type, if `key` may not publish all."""
-        if batch is None:
-            key.require_channels(keyed_events[0][0].channels)
-            return
-        where, first = ("line {}: ", 1) if batch == NDJSON else ("event {}: ", 0)
+    async def _require_channels(key: ControlKey, keyed_events: list[_KeyedEvent], kind: str, pace: Pace | None) -> None:
+        """Raise KeyForbidden, which names the event of a batch of that media type, if `key` may not publish all."""
+        where, first = ("line {}: ", 1) if kind == NDJSON else ("event {}: ", 0)
         for number, (event, _) in enumerate(keyed_events, first):
             if pace is not None and pace.is_due:
                 await pace.rest()
@@ -232,7 +268,6 @@ class Emit(Endpoint):
         """Publish events, each with its own idempotency key, or all together with the key of the header."""
         events = [event for event, _ in keyed_events]
         name = request.key.name
-        self._rates.spend(name, len(events))
         has_keys = any([key is not None for _, key in keyed_events])
         header = idempotency_key(request.headers)
         if header is None and not has_keys:

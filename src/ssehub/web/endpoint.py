@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Coroutine, Mapping
+from typing import Any, ClassVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -41,6 +41,10 @@ class Endpoint:
     async def respond(self, request: ControlRequest) -> Response:
         """Handle `request`. SSEHubErrors become responses with their status."""
         raise NotImplementedError
+
+    def answer(self, request: ControlRequest) -> Response | Coroutine[Any, Any, Response]:
+        """Return the response, if it waits for nothing, or what is to be awaited for it. Raises what `respond` does."""
+        return self.respond(request)
 
     def keeps_body_open(self, query_string: bytes) -> bool:
         """Return True if the body of a request with this query goes on arriving while it is answered."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from functools import partial
+from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
@@ -12,12 +14,12 @@ from ..at_once import run_at_once
 from ..errors import SSEHubError
 from ..fanout.origin import origin
 from ..hub import Hub
-from ..rights import NO_KEY
+from ..rights import NO_KEY, ControlKey
 from .endpoint import Endpoint
 from .fast_path import FastRequest
 from .guard import Guard
 from .refusals import Caller, Refusals
-from .requests import ControlRequest, check_body, parsed_headers
+from .requests import ControlRequest, RequestHeaders, check_body, parsed_headers
 from .transport import Connection
 
 logger = logging.getLogger("ssehub.control")
@@ -40,17 +42,6 @@ class FastEndpoint:
         return not self._endpoint.keeps_body_open(query)
 
     def answer(self, request: FastRequest, connection: Connection) -> bool:
-        task = run_at_once(self._respond(request), partial(self._send, connection))
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return True
-
-    def _send(self, connection: Connection, response: Response) -> None:
-        self._hub.control_responses[response.status_code] += 1
-        connection.respond(response.status_code, response.raw_headers, bytes(response.body))
-
-    async def _respond(self, request: FastRequest) -> Response:
         endpoint, key = self._endpoint, NO_KEY
         headers = parsed_headers(request.headers)
         try:
@@ -58,12 +49,48 @@ class FastEndpoint:
             if endpoint.right is not None:
                 key.require(endpoint.right)
             check_body(headers, str(len(request.body)), endpoint.max_body_bytes)
-            return await endpoint.respond(ControlRequest(request.query, headers, request.body, key))
-        except SSEHubError as exc:
+            answer = endpoint.answer(ControlRequest(request.query, headers, request.body, key))
+        except Exception as exc:
+            self._send(connection, self._failed(exc, request, headers, key))
+            return True
+        if isinstance(answer, Response):
+            self._send(connection, answer)
+        else:
+            self._finish(answer, request, headers, key, connection)
+        return True
+
+    def _finish(
+        self,
+        answer: Coroutine[Any, Any, Response],
+        request: FastRequest,
+        headers: RequestHeaders,
+        key: ControlKey,
+        connection: Connection,
+    ) -> None:
+        """Send the answer when it is there."""
+
+        async def respond() -> Response:
+            try:
+                return await answer
+            except Exception as exc:
+                return self._failed(exc, request, headers, key)
+
+        task = run_at_once(respond(), partial(self._send, connection))
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _send(self, connection: Connection, response: Response) -> None:
+        self._hub.control_responses[response.status_code] += 1
+        connection.respond(response.status_code, response.raw_headers, bytes(response.body))
+
+    def _failed(self, exc: Exception, request: FastRequest, headers: RequestHeaders, key: ControlKey) -> Response:
+        """Count and log why a request is refused, or has failed; return the response."""
+        endpoint = self._endpoint
+        if isinstance(exc, SSEHubError):
             came_from = origin(request.client[0] if request.client else "", headers.get("user-agent", ""))
             caller = Caller(self.method, endpoint.path, came_from, None, (), (), key.name)
             self._refusals.refuse_control(exc, caller)
             return endpoint.refusal(exc, headers)
-        except Exception:
-            logger.exception("%s %s failed", self.method, endpoint.path)
-            return PlainTextResponse("Internal Server Error", 500, {"Connection": "close"})
+        logger.error("%s %s failed", self.method, endpoint.path, exc_info=exc)
+        return PlainTextResponse("Internal Server Error", 500, {"Connection": "close"})
