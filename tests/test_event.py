@@ -236,6 +236,29 @@ def test_event_is_the_same_after_it_was_stored(
     assert encode(loaded, POSITION) == encode(stored, POSITION)
 
 
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        (
+            Event(["chat"], ["alex"], 'say "hi"\n\u00e9'),
+            '{"channels":["chat"],"users":["alex"],"data":"say \\"hi\\"\\n\u00e9"}',
+        ),
+        (
+            Event(["b", "a"], ["*"], "x", "t", "i1", 5, ttl=2.5),
+            '{"channels":["b","a"],"users":["*"],"data":"x","type":"t","id":"i1","retry":5,"ttl":2.5}',
+        ),
+        (
+            Event(["a"], ["*"], payload="data: x\nid: 7\n\n", store=True, ttl=60),
+            '{"channels":["a"],"users":["*"],"payload":"data: x\\nid: 7\\n\\n","ttl":60}',
+        ),
+        (Event(["a"], ["*"], "x", store=False), '{"channels":["a"],"users":["*"],"data":"x","store":false}'),
+    ],
+    ids=["data", "all fields", "payload", "not stored"],
+)
+def test_event_is_stored_as_compact_json(stored: Event, text: str) -> None:
+    assert stored.dump() == text
+
+
 @pytest.mark.parametrize("data", ["a\nb", "\n", "\r", "a\r\nb\rc\n", "\n\nx\n\r\n", "50 %\n%(id)s", "a\u2028b\n"])
 def test_data_of_several_lines_is_framed_as_sse_starlette_does_it(data: str) -> None:
     event = Event(("chat",), ("*",), data, type="t", id="i", retry=5)

@@ -79,3 +79,23 @@ def test_idempotency_key_depends_on_key_scope_and_events() -> None:
 def test_invalid_idempotency_key_is_rejected(key: object) -> None:
     with pytest.raises(InvalidEvent, match=r"^idempotencyKey "):
         IdempotencyKey.make(key, (), [])
+
+
+def test_idempotency_key_has_the_hashes_that_logs_remember() -> None:
+    one = Event(["b", "a"], ["alex", "*"], 'say "hi"\n\u00e9\\\x7f\u2028', "t", "i1", 5, ttl=2.5)
+    other = Event(["a"], ["*"], payload="data: x\nid: 7\n\n")
+
+    alone = IdempotencyKey.make('k "\u00e9', ("owner", "a", "b"), [one])
+    batch = IdempotencyKey.make("k", ("",), [one, other, Event(["a"], ["*"], "x", store=False)])
+
+    assert alone == ("1bbfbd460bbb911ce89defbe6d5c0ac77ce79e3f", "401baccd3dca50fab7cd22538584276193f36d7c")
+    assert batch == ("54843615a813c51c04db107bbf6ec8c092fc87f1", "440ca179a8ed4b98d98ad3ce2226fdfc7192242b")
+
+
+@pytest.mark.parametrize("channels", [["chat"], ["news", "chat"], ['a "\u00e9']])
+def test_idempotency_key_of_one_event_is_on_its_channels(channels: list[str]) -> None:
+    one = Event(channels, ["*"], 'say "hi"\n\u00e9')
+
+    key = IdempotencyKey.of_event('k "\u00e9', "owner", one)
+
+    assert key == IdempotencyKey.make('k "\u00e9', ("owner", *sorted(channels)), [one])

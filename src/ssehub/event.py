@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from json.encoder import encode_basestring as _quote
 from typing import Any, Self
 
 from sse_starlette import ServerSentEvent
@@ -128,12 +129,24 @@ class Event:
 
     def dump(self) -> str:
         """Return the event as JSON, for `load`."""
-        given = {name: value for name in _DUMPED if (value := getattr(self, name)) is not None}
-        if self.payload is not None:
-            given.pop("id", None)
-        if self.store:
-            del given["store"]
-        return json_text(given)
+        # A dict for `json.dumps` takes four times as long.
+        fields = vars(self)
+        text = f'{{"channels":{_quote_all(fields["channels"])},"users":{_quote_all(fields["users"])}'
+        if (data := fields["data"]) is not None:
+            text += f',"data":{_quote(data)}'
+        if (type := fields["type"]) is not None:
+            text += f',"type":{_quote(type)}'
+        if (id := fields["id"]) is not None and fields["payload"] is None:
+            text += f',"id":{_quote(id)}'
+        if (retry := fields["retry"]) is not None:
+            text += f',"retry":{retry:d}'
+        if (payload := fields["payload"]) is not None:
+            text += f',"payload":{_quote(payload)}'
+        if not fields["store"]:
+            text += ',"store":false'
+        if (ttl := fields["ttl"]) is not None:
+            text += f',"ttl":{json_text(ttl)}'
+        return text + "}"
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -162,7 +175,8 @@ def _without_ids(fields: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-_DUMPED = ("channels", "users", "data", "type", "id", "retry", "payload", "store", "ttl")
+def _quote_all(names: tuple[str, ...]) -> str:
+    return f"[{_quote(names[0])}]" if len(names) == 1 else f"[{','.join(map(_quote, names))}]"
 
 
 def _check_users(users: tuple[str, ...], channels: tuple[str, ...]) -> tuple[str, ...]:

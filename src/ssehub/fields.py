@@ -46,6 +46,8 @@ def check_key(field_name: str, value: object) -> str:
     """Return `value` if it can be an idempotency key. Each comes once or twice, so nothing is remembered of it."""
     if not isinstance(value, str):
         raise _not_a_string(field_name, value)
+    if 0 < len(value) <= _MAX_LENGTH and value.isascii() and value.isprintable():
+        return value
     if not value:
         raise InvalidEvent(f"{field_name} is empty: it needs 1 to {_MAX_LENGTH} characters")
     _check_text(field_name, value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from json.encoder import encode_basestring_ascii as _quote
 from typing import ClassVar, NamedTuple, Self
 
 from .errors import InvalidEvent
@@ -110,20 +112,26 @@ class IdempotencyKey(NamedTuple):
     @classmethod
     def make(cls, key: object, scope: Sequence[str], events: Sequence[Event]) -> Self:
         """Raises InvalidEvent unless `key` is a string of 1 to 255 characters."""
-        body = BodyDigest()
-        for event in events:
-            body.add(event)
-        return cls.of(key, scope, body)
+        return cls(_name(key, scope), _digest([event.dump() for event in events]))
+
+    @classmethod
+    def of_event(cls, key: str, owner: str, event: Event) -> Self:
+        """Do what `make` does, for one event and a `key` of `owner` that has been checked, on the event's channels."""
+        # Written out, since a pipe does this for each event.
+        name = f"[{_quote(key)}, {_scope_text(owner, event.channels)}]"
+        body = f"[{_quote(event.dump())}]"
+        name_hash = sha256(name.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+        return tuple.__new__(cls, (name_hash, sha256(body.encode()).hexdigest()[:_DIGEST_CHARACTERS]))
 
     @classmethod
     def of(cls, key: object, scope: Sequence[str], body: BodyDigest) -> Self:
         """Do what `make` does, for events that `body` has been made of, one at a time."""
-        return cls(_digest([check_key("idempotencyKey", key), *scope]), body.hexdigest())
+        return cls(_name(key, scope), body.hexdigest())
 
     @classmethod
     def of_text(cls, key: object, scope: Sequence[str], text: str) -> Self:
         """Do what `make` does, for something else than events that `text` describes."""
-        return cls(_digest([check_key("idempotencyKey", key), *scope]), _digest([text]))
+        return cls(_name(key, scope), _digest([text]))
 
 
 class BodyDigest:
@@ -132,11 +140,11 @@ class BodyDigest:
     __slots__ = ("_hash", "_is_empty")
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        self._hash = sha256()
         self._is_empty = True
 
     def add(self, event: Event) -> None:
-        self._hash.update((("[" if self._is_empty else ", ") + json.dumps(event.dump())).encode())
+        self._hash.update((("[" if self._is_empty else ", ") + _quote(event.dump())).encode())
         self._is_empty = False
 
     def hexdigest(self) -> str:
@@ -153,7 +161,23 @@ class Publication(NamedTuple):
     key: IdempotencyKey | None = None
 
 
+def _scope_text(owner: str, channels: tuple[str, ...]) -> str:
+    """Return what follows the key in the JSON array whose hash is the name of an idempotency key."""
+    if len(channels) == 1:
+        return _scope_of_one(owner, channels[0])
+    return ", ".join(map(_quote, (owner, *sorted(channels))))
+
+
+@lru_cache(1_024)
+def _scope_of_one(owner: str, channel: str) -> str:
+    return f"{_quote(owner)}, {_quote(channel)}"
+
+
+def _name(key: object, scope: Sequence[str]) -> str:
+    return _digest([check_key("idempotencyKey", key), *scope])
+
+
 def _digest(parts: Iterable[str]) -> str:
     """Return the hash of a JSON array, whose strings are written one by one: in a list each takes longer."""
-    array = f"[{', '.join(map(json.dumps, parts))}]"
-    return hashlib.sha256(array.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    array = f"[{', '.join(map(_quote, parts))}]"
+    return sha256(array.encode()).hexdigest()[:_DIGEST_CHARACTERS]

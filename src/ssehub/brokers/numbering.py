@@ -6,7 +6,7 @@ Redis does the same in `redis/log.lua`.
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..errors import IdempotencyConflict
 from ..position import Position
-from ..publication import IdempotencyKey, Publication
+from ..publication import Publication
 from ..settings import Idempotency
 from .base import Entry
 
@@ -40,6 +40,9 @@ class Receipt(NamedTuple):
     @property
     def positions(self) -> list[Position]:
         return consecutive(self.first, self.events)
+
+
+_new_receipt = partial(tuple.__new__, Receipt)
 
 
 class Numbered(NamedTuple):
@@ -81,12 +84,14 @@ def assign_positions(
     entries: list[Entry] = []
     keys: dict[str, Receipt] = {}
     texts: list[str] = []
+    milliseconds, sequence, log = first
     for events, key in publications:
-        receipt = None if key is None else _receipt(key, keys, find)
-        if receipt is not None:
+        if key is not None and (receipt := keys.get(key.name) or find(key.name)) is not None:
+            if receipt.body != key.body:
+                raise IdempotencyConflict(KEY_CONFLICT)
             texts += map(str, receipt.positions)
             continue
-        start = position_after(first, len(entries)) if entries else first
+        start = _position((milliseconds, sequence + len(entries), log))
         if len(events) == 1:  # as most publications have: this takes half the time
             entries.append(_entry((start, events[0])))
             texts.append(str(start))
@@ -95,15 +100,8 @@ def assign_positions(
             entries += map(_entry, zip(positions, events, strict=True))
             texts += map(str, positions)
         if key is not None:
-            keys[key.name] = Receipt(key.body, start, len(events))
+            keys[key.name] = _new_receipt((key.body, start, len(events)))
     return Numbered(entries, keys, texts)
-
-
-def _receipt(key: IdempotencyKey, new: dict[str, Receipt], find: Callable[[str], Receipt | None]) -> Receipt | None:
-    receipt = new.get(key.name) or find(key.name)
-    if receipt is not None and receipt.body != key.body:
-        raise IdempotencyConflict(KEY_CONFLICT)
-    return receipt
 
 
 class KeyWindow:
@@ -113,12 +111,18 @@ class KeyWindow:
         self._seconds = idempotency.idempotency_seconds
         self._max_keys = idempotency.idempotency_keys
         self._now = now
-        self._receipts: OrderedDict[str, tuple[float, Receipt]] = OrderedDict()
+        self._receipts: dict[str, Receipt] = {}
+        # A dict takes long to find its first item after others were removed.
+        self._names: deque[str] = deque()
+        """The names of the keys, the oldest first."""
+        self._times: deque[float] = deque()
+        """When each of `_names` was added."""
 
     def find(self, name: str) -> Receipt | None:
+        if name not in self._receipts:
+            return None
         self._expire()
-        found = self._receipts.get(name)
-        return found[1] if found is not None else None
+        return self._receipts.get(name)
 
     def add(self, receipts: dict[str, Receipt]) -> None:
         """Remember `receipts` for `idempotency_seconds` from now on.
@@ -126,12 +130,14 @@ class KeyWindow:
         A broker that reloads keys after a restart leaves out those older than `idempotency_seconds`.
         """
         now = self._now()
-        for name, receipt in receipts.items():
-            self._receipts[name] = now, receipt
+        self._receipts.update(receipts)
+        self._names += receipts
+        self._times += repeat(now, len(receipts))
         self._expire()
 
     def _expire(self) -> None:
         end = self._now() - self._seconds
-        receipts = self._receipts
-        while receipts and (len(receipts) > self._max_keys or next(iter(receipts.values()))[0] < end):
-            receipts.popitem(last=False)
+        receipts, names, times = self._receipts, self._names, self._times
+        while names and (len(names) > self._max_keys or times[0] < end):
+            del receipts[names.popleft()]
+            times.popleft()

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect
@@ -39,6 +40,8 @@ from .strict_json import parse_json, read_json
 
 MAX_GROUP_LINES = 500
 """Reading and publishing so many takes about as long as a slice of work may."""
+
+_publication = partial(tuple.__new__, Publication)  # the constructor of a NamedTuple takes twice as long
 
 LIFE_SECONDS = 5.0
 """While a pipe waits for its rate, it sends a sign of life so often."""
@@ -186,7 +189,7 @@ class Pipe:
                 event, name = self._read_event(value)
                 if key.grant is not None:
                     key.require_channels(event.channels)
-                group.add(event, None if name is None else _idempotency_key(name, key, event))
+                group.add(event, None if name is None else IdempotencyKey.of_event(name, key.name, event))
             except (InvalidRequest, KeyForbidden) as exc:
                 group.add_refusal(exc)
         return group
@@ -251,7 +254,7 @@ class _Group:
         """Return what is to be published, all or nothing."""
         if not self._has_keys:
             return [Publication(self.events)]
-        return [Publication([event], key) for event, key in zip(self.events, self._keys, strict=True)]
+        return [_publication(([event], key)) for event, key in zip(self.events, self._keys, strict=True)]
 
     def single_publications(self) -> list[tuple[int, Publication]]:
         """Return each event as what is to be published by itself, with the place of its answer."""
@@ -277,11 +280,6 @@ class _Group:
                 break
             found.append(answer)
         return found
-
-
-def _idempotency_key(name: str, key: ControlKey, event: Event) -> IdempotencyKey:
-    """Return the idempotency key `name` of the control key, on the channels of the event, as for `POST /emit/`."""
-    return IdempotencyKey.make(name, (key.name, *sorted(event.channels)), [event])
 
 
 def refusal_line(exc: SSEHubError) -> str:
