@@ -19,7 +19,7 @@ from .endpoint import Endpoint
 from .fast_path import FastRequest
 from .guard import Guard
 from .refusals import Caller, Refusals
-from .requests import ControlRequest, RequestHeaders, check_body, parsed_headers
+from .requests import ControlRequest, RequestHeaders, check_size, parsed_headers, require_identity
 from .transport import Connection
 
 logger = logging.getLogger("ssehub.control")
@@ -48,7 +48,8 @@ class FastEndpoint:
             key = self._guard.check(headers, request.server)
             if endpoint.right is not None:
                 key.require(endpoint.right)
-            check_body(headers, str(len(request.body)), endpoint.max_body_bytes)
+            require_identity(headers)
+            check_size(len(request.body), endpoint.max_body_bytes)
             answer = endpoint.answer(ControlRequest(request.query, headers, request.body, key))
         except Exception as exc:
             self._send(connection, self._failed(exc, request, headers, key))

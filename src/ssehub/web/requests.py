@@ -87,8 +87,14 @@ def require_identity(headers: RequestHeaders) -> None:
 def check_body(headers: RequestHeaders, declared: str, max_bytes: int) -> None:
     """Raise UnsupportedContent if the body is compressed, and BodyTooLarge if it is `declared` to be too large."""
     require_identity(headers)
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise BodyTooLarge(f"the body has {declared[:20]} bytes: at most {max_bytes} are allowed")
+    if declared.isascii() and declared.isdigit():
+        check_size(int(declared[:20]), max_bytes)
+
+
+def check_size(body_bytes: int, max_bytes: int) -> None:
+    """Raise BodyTooLarge if the body has, or is declared to have, more than `max_bytes`."""
+    if body_bytes > max_bytes:
+        raise BodyTooLarge(f"the body has {body_bytes} bytes: at most {max_bytes} are allowed")
 
 
 async def read_body(headers: RequestHeaders, receive: Receive, max_bytes: int) -> bytes:
