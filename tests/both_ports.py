@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.types import ASGIApp
+import pytest
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from conftest import ORDINARY_PATHS, SECRET
 from ssehub import Hub, Tokens
@@ -21,6 +23,7 @@ from ssehub.server.apps import create_apps, max_client_connections, max_control_
 from ssehub.server.http_server import HttpServer, serve_client_app, serve_control_app
 from ssehub.server.refusals import ConnectionRefusals
 from ssehub.settings import RequestLimits
+from ssehub.web.direct import DirectApp
 from ssehub.web.fast_path import NO_FAST_PATHS
 
 TOKENS = Tokens(SECRET)
@@ -169,3 +172,17 @@ def own_address() -> str | None:
             return None
         address: str = sock.getsockname()[0]
         return None if re.match(r"127\.", address) else address
+
+
+@contextmanager
+def app_calls() -> Iterator[list[Scope]]:
+    """Collect the requests that reach an app of either port. Each is answered by way of its router."""
+    calls = []
+
+    async def __call__(self: DirectApp, scope: Scope, receive: Receive, send: Send) -> None:
+        calls.append(scope)
+        await Starlette.__call__(self, scope, receive, send)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DirectApp, "__call__", __call__)
+        yield calls

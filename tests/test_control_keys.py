@@ -21,7 +21,7 @@ from ssehub.errors import ConfigError
 from ssehub.fanout.statistics import Statistics
 from ssehub.settings import Limits, RequestLimits
 from ssehub.web.emit import Emit
-from ssehub.web.rates import PublishRates
+from ssehub.web.ingress import Ingress
 from ssehub.web.refusals import Refusals
 
 pytestmark = pytest.mark.anyio
@@ -246,7 +246,7 @@ async def test_mounted_app_requires_a_key_on_every_path_but_the_health_checks(pa
 async def test_endpoint_without_its_guard_admits_nobody() -> None:
     async with Hub() as hub:
         refusals = Refusals(hub)
-        emit = Emit(hub, refusals, ControlKeys(), Limits(), RequestLimits(), PublishRates(None))
+        emit = Emit(Ingress.of(hub, refusals, ControlKeys(), Limits(), RequestLimits()))
         app = Starlette(routes=[Route("/emit/", emit)])
         app.state.refusals = refusals
         transport = httpx.ASGITransport(app)

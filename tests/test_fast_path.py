@@ -11,17 +11,15 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from both_ports import BothPorts, both_ports
+from both_ports import BothPorts, app_calls, both_ports
 from control_requests import FORM, JSON
 from emit_requests import EVENT, KEY, KEYED, REQUESTS, request
 from ssehub import Hub, Tokens
 from ssehub.server import http_server
 from ssehub.server.protocol import MAX_AHEAD, PART_BYTES
 from ssehub.web.control import create_control_app
-from ssehub.web.direct import DirectApp
 
 SOAK = "SOAK" in os.environ
 SETTINGS: Mapping[str, Any] = {"max_event_bytes": 4_096, "max_body_bytes": 100_000, "max_batch_events": 10}
@@ -82,27 +80,20 @@ class Result(NamedTuple):
 
 
 async def run(requests: dict[str, bytes], *, uses_fast_paths: bool, **settings: Any) -> dict[str, Result]:
-    calls = 0
-
-    async def counting(self: DirectApp, scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal calls
-        calls += 1
-        await Starlette.__call__(self, scope, receive, send)
-
     results = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DirectApp, "__call__", counting)
+    with app_calls() as calls:
         async with both_ports(uses_fast_paths=uses_fast_paths, **SETTINGS, **settings) as ports:
             stream, _ = await ports.listen()
             for name, data in requests.items():
-                before, calls = counted(ports.hub), 0
+                calls.clear()
+                before = counted(ports.hub)
                 received = await answer(ports, data)
                 after = counted(ports.hub)
                 await ports.hub.publish(channel="chat", user_id="*", data=END)
                 sent = await stream.readuntil(END.encode() + b"\n")
                 changes = {label: count - before.get(label, 0) for label, count in after.items()}
                 changes = {label: change for label, change in changes.items() if change}
-                results[name] = Result(received, changes, _VARIES.sub(b"?", sent), calls)
+                results[name] = Result(received, changes, _VARIES.sub(b"?", sent), len(calls))
     return results
 
 

@@ -9,16 +9,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
-from starlette.applications import Starlette
-from starlette.types import Receive, Scope, Send
 
-from both_ports import TOKENS, BothPorts, both_ports
+from both_ports import TOKENS, BothPorts, app_calls, both_ports
 from conftest import until
 from hubs import engine_of
 from ssehub import Hub
 from ssehub.fanout.subscriber import Subscriber
 from ssehub.position import Position
-from ssehub.web.direct import DirectApp
 
 TOKEN = TOKENS.issue("alex", ["chat", "news"], patterns=["orders.*"], expires_at=4_000_000_000)
 SOON = TOKENS.issue("alex", ["chat"], expires_at=time.time() + 3_600)
@@ -195,16 +192,8 @@ def is_whole(received: bytes, *, is_head: bool) -> bool:
 async def run(
     requests: Mapping[str, str], *, uses_fast_paths: bool, opens: int = 0, **settings: Any
 ) -> dict[str, Result]:
-    calls = 0
-
-    async def counting(self: DirectApp, scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal calls
-        calls += 1
-        await Starlette.__call__(self, scope, receive, send)
-
     results = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DirectApp, "__call__", counting)
+    with app_calls() as calls:
         async with both_ports(uses_fast_paths=uses_fast_paths, **SETTINGS, **settings) as ports:
             hub = ports.hub
             await hub.revoke(user_id="mallory", issued_before=time.time() + 60)
@@ -215,14 +204,15 @@ async def run(
             for _ in range(opens):
                 await ports.listen()
             for name, text in requests.items():
-                before, calls = counted(hub), 0
+                calls.clear()
+                before = counted(hub)
                 for word, id in ids.items():
                     text = text.replace(f"{{{word}}}", id)
                 received, stream = await answer(ports, text.encode("latin-1"))
                 after = counted(hub)
                 changes = {label: count - before.get(label, 0) for label, count in after.items()}
                 changes = {label: change for label, change in changes.items() if change}
-                results[name] = Result(received, stream, changes, calls)
+                results[name] = Result(received, stream, changes, len(calls))
     return results
 
 

@@ -157,6 +157,8 @@ def json_text(value: object) -> str:
 
 def _check_text(field_name: str, value: str) -> None:
     """Check what names, types and ids have in common."""
+    if len(value) <= _MAX_LENGTH and value.isascii() and value.isprintable():
+        return  # as most are
     if len(value) > _MAX_LENGTH:
         raise InvalidEvent(f"{field_name} has {len(value)} characters: at most {_MAX_LENGTH} are allowed")
     if found := _BREAKS.search(value):

@@ -118,7 +118,9 @@ class IdempotencyKey(NamedTuple):
     def of_event(cls, key: str, owner: str, event: Event) -> Self:
         """Do what `make` does, for one event and a `key` of `owner` that has been checked, on the event's channels."""
         # Written out, since a pipe does this for each event.
-        name = f"[{_quote(key)}, {_scope_text(owner, event.channels)}]"
+        channels = event.channels
+        scope = _scope_of_one(owner, channels[0]) if len(channels) == 1 else _scope_of(owner, channels)
+        name = f"[{_quote(key)}, {scope}]"
         body = f"[{_quote(event.dump())}]"
         name_hash = sha256(name.encode()).hexdigest()[:_DIGEST_CHARACTERS]
         return tuple.__new__(cls, (name_hash, sha256(body.encode()).hexdigest()[:_DIGEST_CHARACTERS]))
@@ -161,16 +163,14 @@ class Publication(NamedTuple):
     key: IdempotencyKey | None = None
 
 
-def _scope_text(owner: str, channels: tuple[str, ...]) -> str:
+def _scope_of(owner: str, channels: Iterable[str]) -> str:
     """Return what follows the key in the JSON array whose hash is the name of an idempotency key."""
-    if len(channels) == 1:
-        return _scope_of_one(owner, channels[0])
     return ", ".join(map(_quote, (owner, *sorted(channels))))
 
 
 @lru_cache(1_024)
 def _scope_of_one(owner: str, channel: str) -> str:
-    return f"{_quote(owner)}, {_quote(channel)}"
+    return _scope_of(owner, [channel])
 
 
 def _name(key: object, scope: Sequence[str]) -> str:

@@ -20,23 +20,20 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from ..control_keys import ControlKeys
 from ..errors import HubClosed, InvalidRequest, SSEHubError, UnknownRun, UnsupportedContent
 from ..fields import check_name
-from ..hub import Hub
 from ..rights import NO_KEY, ControlKey, Right
 from ..runs.conflicts import stale
 from ..runs.model import Outcome, RunOptions, check_run_name
 from ..runs.runs import Runs
 from ..runs.store import Appended, Created, CreateMode, Creation, Ticket
-from ..settings import Limits, RequestLimits
 from .appending import Appending
 from .description import TEXT, Answer, Description, Field, Parameter, any_of, list_of, queries
 from .feed import EVENT, EVENT_STREAM, EventStreamFeed, Feed, LineFeed, read_events
 from .forms import JSON, NDJSON, whole_number
-from .open_body import KeyCheck, LineLimits, OpenBody
-from .rates import PublishRates
-from .refusals import Caller, Refusals, caller_of
+from .ingress import Ingress
+from .open_body import KeyCheck, OpenBody
+from .refusals import Caller, caller_of
 from .requests import (
     HEADERS,
     KEY,
@@ -139,22 +136,12 @@ class AppendToRun:
         ),
     )
 
-    def __init__(
-        self,
-        hub: Hub,
-        refusals: Refusals,
-        keys: ControlKeys,
-        limits: Limits,
-        request_limits: RequestLimits,
-        rates: PublishRates,
-    ) -> None:
-        self._hub = hub
-        self._refusals = refusals
-        self._keys = keys
-        self._runs = hub.runs
-        self._limits = limits
-        self._line_limits = LineLimits(request_limits.body_seconds, request_limits.min_body_bytes_per_second)
-        self._rates = rates
+    def __init__(self, ingress: Ingress) -> None:
+        self._ingress = ingress
+        self._hub = ingress.hub
+        self._refusals = ingress.refusals
+        self._runs = ingress.hub.runs
+        self._limits = ingress.limits
         self._dropped = DroppedBodies(REFUSED_SECONDS)
         self._turn = asyncio.Lock()
         """Large bodies and long lines are parsed one after the other."""
@@ -224,10 +211,10 @@ class AppendToRun:
             Ticket(producer, connection),
             generation=wish.generation,
             offset=None if offset is None else whole_number("Run-Offset")(offset),
-            rates=self._rates,
+            rates=self._ingress.rates,
             key_name=key.name,
-            key_check=_RunKeyCheck(KeyCheck(self._keys, headers.get("authorization", "")), self._runs, name),
-            body=OpenBody(self._line_limits),
+            key_check=_RunKeyCheck(KeyCheck(self._ingress.keys, headers.get("authorization", "")), self._runs, name),
+            body=OpenBody(self._ingress.line_limits),
             count=self._hub.count_appended,
         )
 
@@ -238,7 +225,7 @@ class AppendToRun:
         body = await read_body(headers, receive, limits.max_body_bytes)
         appending.is_read = True
         events = await read_events(body, limits.max_batch_events, limits.max_event_bytes, self._turn) if body else []
-        self._rates.spend(key.name, len(events))
+        self._ingress.rates.spend(key.name, len(events))
         await self._hub.start()
         try:
             await self._enter(appending, key, wish)

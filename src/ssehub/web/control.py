@@ -40,10 +40,10 @@ from .forms import (
     required,
 )
 from .guard import OPEN_PATHS, RUNS, Guard, Guarding
+from .ingress import Ingress
 from .metrics import Metrics
 from .not_found import not_found
 from .openapi import Document, GetDocument
-from .rates import PublishRates
 from .refusals import Refusals
 from .requests import ControlRequest
 from .responses import counting_failures, counting_responses
@@ -140,9 +140,9 @@ def create_control_app(
     hub.accompany(keys)
     asked = board or LocalBoard(Answerer(hub, tokens, cors_origins, now))
     refusals = Refusals(hub)
-    rates = PublishRates(limits.max_publishes_per_second)
+    ingress = Ingress.of(hub, refusals, keys, limits, request_limits)
     frequent: list[Endpoint] = [
-        Emit(hub, refusals, keys, limits, request_limits, rates),
+        Emit(ingress),
         IssueToken(hub, tokens, token_lifetime_seconds, limits, now),
     ]
     endpoints: list[Endpoint | Methods] = [
@@ -165,7 +165,7 @@ def create_control_app(
         async with hub:
             yield
 
-    runs = RunCalls(hub, refusals, keys, limits, request_limits, rates)
+    runs = RunCalls(ingress)
     endpoints.append(GetDocument(_document([*endpoints, runs], keys)))
     served = ", ".join([*(endpoint.path for endpoint in endpoints), f"{RUNS}/"])
     elsewhere = (

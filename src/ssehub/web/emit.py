@@ -9,21 +9,17 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..control_keys import ControlKeys
 from ..errors import BodyTooLarge, InvalidRequest
 from ..event import Event
 from ..fields import check_key, json_text
-from ..hub import Hub
 from ..pace import Pace, pace_for
 from ..publication import BodyDigest, IdempotencyKey, Publication
 from ..rights import ControlKey, Right
-from ..settings import Limits, RequestLimits
 from .description import Answer, Description, Field, Shape, any_of, fields_body, list_of, object_of
 from .emit_stream import STREAM_ANSWERS, STREAM_PARAMETERS, EmitStream, asks_for_stream
 from .endpoint import Endpoint
 from .forms import FORM, JSON, NDJSON, form_fields, known_object, media_type, names, refuse_null, small_form_fields
-from .rates import PublishRates
-from .refusals import Refusals
+from .ingress import Ingress
 from .requests import ControlRequest, idempotency_key
 from .responses import SharedResponse
 from .schemas import (
@@ -114,23 +110,16 @@ class Emit(Endpoint):
         ),
     )
 
-    def __init__(
-        self,
-        hub: Hub,
-        refusals: Refusals,
-        keys: ControlKeys,
-        limits: Limits,
-        request_limits: RequestLimits,
-        rates: PublishRates,
-    ) -> None:
+    def __init__(self, ingress: Ingress) -> None:
+        limits = ingress.limits
         super().__init__(limits.max_body_bytes)
-        self._hub = hub
+        self._hub = ingress.hub
         self._max_event_bytes = limits.max_event_bytes
         self._max_batch_events = limits.max_batch_events
         self._turn = asyncio.Lock()
         """Large bodies are read one after the other: each takes its slices, and all of them together would block."""
-        self._rates = rates
-        self._stream = EmitStream(hub, refusals, keys, limits, request_limits, rates, self._read_event)
+        self._rates = ingress.rates
+        self._stream = EmitStream(ingress, self._read_event)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["method"] == self.method and self.keeps_body_open(scope["query_string"]):

@@ -13,19 +13,16 @@ from functools import partial
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from ..control_keys import ControlKeys
 from ..errors import HubClosed, InvalidRequest, SSEHubError, UnsupportedContent
-from ..hub import Hub
 from ..rights import NO_KEY, ControlKey, Right
-from ..settings import Limits, RequestLimits
 from .description import Field, object_of, queries
 from .endpoint import error_response
 from .feed import LINE_SLACK_BYTES
 from .forms import NDJSON, query_fields
-from .open_body import KeyCheck, LineLimits, OpenBody
+from .ingress import Ingress
+from .open_body import KeyCheck, OpenBody
 from .pipe import Pipe, ReadEvent, last_line
-from .rates import PublishRates
-from .refusals import Caller, Refusals, caller_of
+from .refusals import Caller, caller_of
 from .requests import (
     HEADERS,
     KEY,
@@ -64,22 +61,10 @@ def asks_for_stream(query_string: bytes) -> bool:
 class EmitStream:
     """`POST /emit/?stream=1`. `read_event` returns the event of a line and its idempotency key."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        refusals: Refusals,
-        keys: ControlKeys,
-        limits: Limits,
-        request_limits: RequestLimits,
-        rates: PublishRates,
-        read_event: ReadEvent,
-    ) -> None:
-        self._hub = hub
-        self._refusals = refusals
-        self._keys = keys
-        self._limits = limits
-        self._line_limits = LineLimits(request_limits.body_seconds, request_limits.min_body_bytes_per_second)
-        self._rates = rates
+    def __init__(self, ingress: Ingress, read_event: ReadEvent) -> None:
+        self._ingress = ingress
+        self._hub = ingress.hub
+        self._refusals = ingress.refusals
         self._read_event = read_event
         self._dropped = DroppedBodies(REFUSED_SECONDS)
         self._turn = asyncio.Lock()
@@ -105,11 +90,11 @@ class EmitStream:
             self._hub.publish_all,
             self._read_event,
             key,
-            KeyCheck(self._keys, headers.get("authorization", "")),
-            self._rates,
-            OpenBody(self._line_limits),
+            KeyCheck(self._ingress.keys, headers.get("authorization", "")),
+            self._ingress.rates,
+            OpenBody(self._ingress.line_limits),
             partial(self._refuse, caller),
-            max_line_bytes=2 * self._limits.max_event_bytes + LINE_SLACK_BYTES,
+            max_line_bytes=2 * self._ingress.limits.max_event_bytes + LINE_SLACK_BYTES,
             turn=self._turn,
         )
 

@@ -19,14 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..control_keys import ControlKeys
 from ..fanout.refusals import ControlRefusal
-from ..hub import Hub
-from ..settings import Limits, RequestLimits
 from .append import AppendToRun
 from .escapes import unescape
-from .rates import PublishRates
-from .refusals import Refusals
+from .ingress import Ingress
 from .requests import NAME
 from .run_calls import PATH, CreateRun, DeleteRun, FinishRun, GetRun, ListRuns, ReadRun, StopRun
 
@@ -40,19 +36,12 @@ class RunCalls:
 
     path = "/runs"
 
-    def __init__(
-        self,
-        hub: Hub,
-        refusals: Refusals,
-        keys: ControlKeys,
-        limits: Limits,
-        request_limits: RequestLimits,
-        rates: PublishRates,
-    ) -> None:
-        self._refusals = refusals
+    def __init__(self, ingress: Ingress) -> None:
+        hub, limits = ingress.hub, ingress.limits
+        self._refusals = ingress.refusals
         self.endpoints = (
             ListRuns(hub),
-            AppendToRun(hub, refusals, keys, limits, request_limits, rates),
+            AppendToRun(ingress),
             CreateRun(hub, limits),
             GetRun(hub),
             DeleteRun(hub, limits),
