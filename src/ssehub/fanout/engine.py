@@ -263,7 +263,8 @@ class Engine:
         self.registry.head = position
         if not has_listeners and rounds.is_idle:
             self.registry.settled = position
-        self._writing.begin(now, is_all=self._intake.is_idle)
+        else:
+            self._writing.begin(now, is_all=self._intake.is_idle)
 
     async def flush(self) -> None:
         """Return when everything delivered, and every event of a run, has been written to its subscribers."""

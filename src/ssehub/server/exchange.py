@@ -130,6 +130,14 @@ class Exchange:
                 self._adopted = None
 
     @property
+    def client(self) -> tuple[str, int] | None:
+        return self._connection.client
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        return self._connection.server
+
+    @property
     def _is_lost(self) -> bool:
         """True if nobody reads the response any more."""
         return self.is_disconnected or self._connection.transport.is_closing()
@@ -254,17 +262,17 @@ class Exchange:
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Write the whole response, in place of an app: `headers` have its length. A client that has left gets none."""
-        if self._is_lost:
+        connection = self._connection
+        if self.is_disconnected or connection.transport.is_closing():
             return
         self.has_started = self._is_complete = True
-        lines, has_close = _lines_often(tuple(headers))
+        first, lines, has_close = _head_often(status, tuple(headers))
         if has_close:
             self.is_persistent = False
         elif not self.is_persistent:
             lines += _CLOSE
-        default = self._connection.port.default_headers.lines()
-        self._connection.transport.write(b"%b%b%b\r\n%b" % (_status_line(status), default, lines, body))
-        self._connection.response_completed(self.is_persistent)
+        connection.transport.write(b"%b%b%b\r\n%b" % (first, connection.port.default_headers.lines(), lines, body))
+        connection.response_completed(self.is_persistent)
 
     def _start(self, status: int, headers: Headers) -> None:
         self.has_started = True
@@ -377,14 +385,14 @@ class Exchange:
         return self.take_head()
 
     def begin_stream(self, status: int, headers: Headers) -> bytes:
-        lines, has_close = _lines_often(tuple(headers))
+        first, lines, has_close = _head_often(status, tuple(headers))
         if not self._ends_with_connection:
             lines += _CHUNKED
         if not self.is_persistent and not has_close:
             lines += _CLOSE
         default = self._connection.port.default_headers.lines()
         self.has_started = True
-        self._head = b"%b%b%b\r\n" % (_status_line(status), default, lines)
+        self._head = b"%b%b%b\r\n" % (first, default, lines)
         return self.hand_over()
 
     def close_stream(self) -> None:
@@ -423,7 +431,8 @@ _parse_often = lru_cache(512)(_parse)
 
 
 @lru_cache(256)
-def _lines_often(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bool]:
-    """Return the lines of `headers`, and True if one of them closes the connection."""
+def _head_often(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bytes, bool]:
+    """Return the status line, the lines of `headers`, and True if one of them closes the connection."""
     parsed = [_parsed(name, value) for name, value in headers]
-    return b"".join([line for _, line in parsed]), b"connection" in [special for special, _ in parsed]
+    lines = b"".join([line for _, line in parsed])
+    return _status_line(status), lines, b"connection" in [special for special, _ in parsed]

@@ -84,8 +84,12 @@ def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
-def target(url: bytes) -> tuple[str, bytes, bytes] | Refusal:
-    """Return the path that `url` names, that path as it was sent, and the query."""
+Target = tuple[str, bytes, bytes]
+"""The path that a URL names, that path as it was sent, and the query."""
+
+
+def target(url: bytes) -> Target | Refusal:
+    """Return what `url` names."""
     if len(url) > MAX_URL_BYTES:
         return URL_TOO_LONG
     if url[:1] == b"/" and b"#" not in url:  # what the parser of URLs would do, too

@@ -17,7 +17,7 @@ import contextvars
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import httptools
 import uvicorn
@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from ..fanout.refusals import ConnectionRefusal
 from ..settings import RequestLimits
-from ..web.fast_path import NO_FAST_PATHS, FastPath, FastRequest
+from ..web.fast_path import NO_FAST_PATHS, FastPath
 from ..web.transport import EXTENSION
 from .connection import Connection, Port
 from .deadlines import Wait
@@ -42,6 +42,7 @@ from .heads import (
     UNWANTED_BODY,
     URL_TOO_LONG,
     Refusal,
+    Target,
     declared_length,
     objection,
     oversize,
@@ -70,24 +71,6 @@ _NO_HEADERS: list[tuple[bytes, bytes]] = []
 
 class Refused(Exception):
     """Raised by a callback of the parser, to stop it."""
-
-
-class _Head(NamedTuple):
-    """The first line of a request."""
-
-    method: str
-    version: str
-    path: str
-    raw_path: bytes
-    query: bytes
-
-
-class _Held(NamedTuple):
-    """A request that waits for its body, if that is small, to be answered on a fast path. No app has been called."""
-
-    fast_path: FastPath
-    head: _Head
-    exchange: Exchange
 
 
 class HttpProtocol(Connection):
@@ -167,7 +150,8 @@ class HttpProtocol(Connection):
         """How much has arrived in this interval of the body's deadline."""
         self._discarded_bytes = 0
         self._refusal: Refusal | None = None
-        self._held: _Held | None = None
+        self._held: tuple[FastPath, Target, Exchange] | None = None
+        """A request that waits for its body, if that is small, to be answered on a fast path: no app was called."""
         self._fast_left = 0
         """How many more requests of this read may be answered on a fast path."""
 
@@ -191,7 +175,8 @@ class HttpProtocol(Connection):
                 rest = rest[PART_BYTES:]
         if self._reading is BODY and self._receiving is None:
             self._wait_to_discard(len(data))
-        self._set_deadline()
+        if self._wait is not Wait.REQUEST or self._exchange is not None or self._reading is not BETWEEN:
+            self._set_deadline()  # it is set already if all that has arrived was answered on fast paths
 
     def _wait_to_discard(self, size: int) -> None:
         """Read no more for a while: `size` bytes have arrived of a body that nobody wants."""
@@ -210,8 +195,10 @@ class HttpProtocol(Connection):
         except httptools.HttpParserError:
             self._refuse(self._refusal or BAD_REQUEST)
         else:
-            self._settle(is_last=True)
-            self._check_size(len(part))
+            if self._held is not None:
+                self._settle(*self._held, is_last=True)
+            if self._reading is not BETWEEN:
+                self._check_size(len(part))
 
     def _check_size(self, part_bytes: int) -> None:
         limits = self.port.limits
@@ -251,7 +238,8 @@ class HttpProtocol(Connection):
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
-        self._settle(is_last=False)
+        if self._held is not None:
+            self._settle(*self._held, is_last=False)
         if len(self._ahead) >= MAX_AHEAD:
             self._raise(TOO_MANY_AHEAD)
         self._enter(HEAD)
@@ -292,13 +280,12 @@ class HttpProtocol(Connection):
             needs_continue=version == "1.1" and (b"expect", b"100-continue") in self._headers,
         )
         self._receiving = exchange
-        head = _Head(method, version, *found)
-        fast_path = self._fast_path(head, exchange)
-        if fast_path is None:
-            self._begin(exchange, self._scope(head, exchange))
-        else:
+        fast_path = self.port.fast_paths.get(found[1])
+        if fast_path is not None and fast_path.method == method and self._may_hold(fast_path, found, exchange):
             self._fast_left -= 1
-            self._held = _Held(fast_path, head, exchange)
+            self._held = fast_path, found, exchange
+        else:
+            self._begin(exchange, self._scope(method, version, found, exchange))
 
     def on_body(self, body: bytes) -> None:
         self._has_body_part = True
@@ -343,20 +330,21 @@ class HttpProtocol(Connection):
         self._refusal = refusal
         raise Refused
 
-    def _scope(self, head: _Head, exchange: Exchange) -> Scope:
+    def _scope(self, method: str, version: str, target: Target, exchange: Exchange) -> Scope:
+        path, raw_path, query = target
         root_path = self.port.config.root_path
         return {
             "type": "http",
             "asgi": self.port.asgi,
-            "http_version": head.version,
+            "http_version": version,
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,
-            "method": head.method,
+            "method": method,
             "root_path": root_path,
-            "path": root_path + head.path,
-            "raw_path": root_path.encode("ascii") + head.raw_path,
-            "query_string": head.query,
+            "path": root_path + path,
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": query,
             "headers": self._headers,
             "state": self.port.app_state.copy(),
             "extensions": {EXTENSION: {"connection": exchange}},
@@ -364,27 +352,19 @@ class HttpProtocol(Connection):
 
     # Fast paths
 
-    def _fast_path(self, head: _Head, exchange: Exchange) -> FastPath | None:
-        """Return the fast path that may answer the request, once all of it is there; None if an app is to do so."""
-        fast_path = self.port.fast_paths.get(head.raw_path)
-        if (
-            fast_path is None
-            or fast_path.method != head.method
-            or not fast_path.takes(head.query)
-            or not self._fast_left
-            or self._exchange is not None
-            or self.is_write_paused
-            or head.version != "1.1"
-            or exchange.needs_continue
-        ):
-            return None
-        return fast_path
+    def _may_hold(self, fast_path: FastPath, target: Target, exchange: Exchange) -> bool:
+        """Return True if `fast_path` may answer the request, once all of it is there; False if an app is to do so."""
+        return (
+            self._fast_left > 0
+            and self._exchange is None
+            and not self.is_write_paused
+            and self._parser.get_http_version() == "1.1"
+            and not exchange.needs_continue
+            and fast_path.takes(target[2])
+        )
 
-    def _settle(self, *, is_last: bool) -> None:
+    def _settle(self, fast_path: FastPath, target: Target, exchange: Exchange, *, is_last: bool) -> None:
         """Answer the request that is held, or let an app do so. `is_last` says that nothing has arrived behind it."""
-        if self._held is None:
-            return
-        fast_path, head, exchange = self._held
         is_whole = self._reading is BETWEEN
         if not is_whole and is_last and max(exchange.body_bytes, declared_length(self._headers)) <= PART_BYTES:
             return  # many clients send head and body one after the other
@@ -392,11 +372,10 @@ class HttpProtocol(Connection):
         if is_whole and (is_last or not fast_path.takes_connection):
             self._exchange = exchange
             self.wait_for(None)  # the deadline of the next request begins anew behind this one
-            request = FastRequest(head.query, self._headers, exchange.body, self.client, self.server)
-            if fast_path.answer(request, exchange):
+            if fast_path.answer(target[2], self._headers, exchange.body, exchange):
                 return
             self._exchange = None
-        self._begin(exchange, self._scope(head, exchange))
+        self._begin(exchange, self._scope(fast_path.method, "1.1", target, exchange))
 
     # Upgrades
 
@@ -491,7 +470,8 @@ class HttpProtocol(Connection):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
-        self._settle(is_last=False)
+        if self._held is not None:
+            self._settle(*self._held, is_last=False)
         self.refuse(refusal.reason, refusal.message.removesuffix("."))
         is_answered = self._reading is BODY and self._exchange is None
         self._enter(NOTHING)
@@ -547,7 +527,7 @@ class HttpProtocol(Connection):
 
     def shutdown(self) -> None:
         """Close the connection, once the request that is being answered has its response: uvicorn stops."""
-        exchange = self._exchange if self._held is None else self._held.exchange
+        exchange = self._exchange if self._held is None else self._held[-1]
         if exchange is not None:
             exchange.is_persistent = False
         elif self.stream is None:

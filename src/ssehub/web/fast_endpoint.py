@@ -16,7 +16,7 @@ from ..fanout.origin import origin
 from ..hub import Hub
 from ..rights import NO_KEY, ControlKey
 from .endpoint import Endpoint
-from .fast_path import FastRequest
+from .fast_path import Headers
 from .guard import Guard
 from .refusals import Caller, Refusals
 from .requests import ControlRequest, RequestHeaders, check_size, parsed_headers, require_identity
@@ -41,32 +41,31 @@ class FastEndpoint:
     def takes(self, query: bytes) -> bool:
         return not self._endpoint.keeps_body_open(query)
 
-    def answer(self, request: FastRequest, connection: Connection) -> bool:
+    def answer(self, query: bytes, headers: Headers, body: bytes, connection: Connection) -> bool:
         endpoint, key = self._endpoint, NO_KEY
-        headers = parsed_headers(request.headers)
+        named = parsed_headers(headers)
         try:
-            key = self._guard.check(headers, request.server)
+            key = self._guard.check(named, connection.server)
             if endpoint.right is not None:
                 key.require(endpoint.right)
-            require_identity(headers)
-            check_size(len(request.body), endpoint.max_body_bytes)
-            answer = endpoint.answer(ControlRequest(request.query, headers, request.body, key))
+            require_identity(named)
+            check_size(len(body), endpoint.max_body_bytes)
+            answer = endpoint.answer(ControlRequest(query, named, body, key))
         except Exception as exc:
-            self._send(connection, self._failed(exc, request, headers, key))
+            self._send(connection, self._failed(exc, connection, named, key))
             return True
         if isinstance(answer, Response):
             self._send(connection, answer)
         else:
-            self._finish(answer, request, headers, key, connection)
+            self._finish(answer, connection, named, key)
         return True
 
     def _finish(
         self,
         answer: Coroutine[Any, Any, Response],
-        request: FastRequest,
+        connection: Connection,
         headers: RequestHeaders,
         key: ControlKey,
-        connection: Connection,
     ) -> None:
         """Send the answer when it is there."""
 
@@ -74,7 +73,7 @@ class FastEndpoint:
             try:
                 return await answer
             except Exception as exc:
-                return self._failed(exc, request, headers, key)
+                return self._failed(exc, connection, headers, key)
 
         task = run_at_once(respond(), partial(self._send, connection))
         if task is not None:
@@ -85,11 +84,12 @@ class FastEndpoint:
         self._hub.control_responses[response.status_code] += 1
         connection.respond(response.status_code, response.raw_headers, bytes(response.body))
 
-    def _failed(self, exc: Exception, request: FastRequest, headers: RequestHeaders, key: ControlKey) -> Response:
+    def _failed(self, exc: Exception, connection: Connection, headers: RequestHeaders, key: ControlKey) -> Response:
         """Count and log why a request is refused, or has failed; return the response."""
         endpoint = self._endpoint
         if isinstance(exc, SSEHubError):
-            came_from = origin(request.client[0] if request.client else "", headers.get("user-agent", ""))
+            client = connection.client
+            came_from = origin(client[0] if client else "", headers.get("user-agent", ""))
             caller = Caller(self.method, endpoint.path, came_from, None, (), (), key.name)
             self._refusals.refuse_control(exc, caller)
             return endpoint.refusal(exc, headers)

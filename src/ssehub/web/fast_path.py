@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from .transport import Connection
 
-
-class FastRequest(NamedTuple):
-    """A request, all of which has arrived. `headers` are as in ASGI, with names in lower case."""
-
-    query: bytes
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-    client: tuple[str, int] | None
-    server: tuple[str, int | None] | None
+Headers = Sequence[tuple[bytes, bytes]]
+"""As in ASGI, with names in lower case."""
 
 
 class FastPath(Protocol):
@@ -33,8 +26,8 @@ class FastPath(Protocol):
     def takes(self, query: bytes) -> bool:
         """Return True if a request with this query becomes whole. A body that stays open is for the app."""
 
-    def answer(self, request: FastRequest, connection: Connection) -> bool:
-        """Answer `request` on `connection`, now or later, and return True; or return False for the app to answer it.
+    def answer(self, query: bytes, headers: Headers, body: bytes, connection: Connection) -> bool:
+        """Answer a whole request on `connection`, now or later, and return True; or return False: the app answers it.
 
         Before it returns False, it changes and counts nothing. Raises nothing.
         """

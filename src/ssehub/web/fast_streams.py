@@ -12,7 +12,7 @@ from ..errors import SSEHubError
 from ..hub import Hub
 from ..proxies import TrustedProxies
 from ..settings import ComebackEnd
-from .fast_path import FastRequest
+from .fast_path import Headers
 from .logins import StreamRequest, TokenLogin
 from .opening import Opening, opening_of
 from .origins import ANY
@@ -45,8 +45,10 @@ class FastStreams:
     def takes(self, query: bytes) -> bool:
         return True
 
-    def answer(self, request: FastRequest, connection: Connection) -> bool:
-        found = self._opening(request)
+    def answer(self, query: bytes, headers: Headers, body: bytes, connection: Connection) -> bool:
+        if body:
+            return False
+        found = self._opening(query, headers, connection.client)
         if found is None:
             return False
         opening, heads = found
@@ -61,13 +63,12 @@ class FastStreams:
         sink.uncork(connection.begin_stream(STATUS, heads.lasting if connection.is_persistent else heads.closing))
         return True
 
-    def _opening(self, request: FastRequest) -> tuple[Opening, Heads] | None:
+    def _opening(self, query: bytes, headers: Headers, peer: tuple[str, int] | None) -> tuple[Opening, Heads] | None:
         """Return the stream that can be opened now, and its headers. None if there is anything else to do."""
         hub = self._hub
-        if not hub.can_open() or request.body:
+        if not hub.can_open():
             return None
-        client = self._proxies.client(request.client, request.headers) if self._proxies else request.client
-        asked = StreamRequest(request.headers, request.query, client)
+        asked = StreamRequest(headers, query, self._proxies.client(peer, headers) if self._proxies else peer)
         heads = self._heads.get(asked.headers.get("origin")) or self._heads.get(ANY)
         if heads is None:  # the page is of another origin
             return None

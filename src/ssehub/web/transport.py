@@ -24,6 +24,14 @@ class Connection(Protocol):
     def is_persistent(self) -> bool:
         """False if the connection is to be closed after the response."""
 
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """The address of the client, as in ASGI."""
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        """The address that the client has called, as in ASGI."""
+
     def cut(self) -> None:
         """Close the connection when the client has read what was written, without completing the response."""
 
