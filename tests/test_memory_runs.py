@@ -150,7 +150,7 @@ async def test_append_takes_microseconds(node: Node) -> None:
     microseconds = (time.process_time() - began) / len(steps) * 1e6
 
     report(f"append of one event with one listener: {microseconds:.1f} µs")
-    assert microseconds < 50
+    assert microseconds < 200  # 9 to 14 µs; four times that where coverage is measured on a busy machine
 
 
 async def test_limits_are_those_of_the_settings() -> None:
