@@ -124,8 +124,8 @@ def test_f7_b22_sighup_reads_secrets_and_keys_at_once_and_broken_ones_replace_no
 
     assert [status(hub, token) for token in (by_secret(NEW), SECOND.token())] == [200, 200]
     assert [status(hub, token) for token in (by_secret(OLD), FIRST.token())] == [401, 401]
-    assert f"secret_file {secret_file}: the secret is a publicly known default or example" in hub.log
-    assert f"jwks {jwks_file}: the JWKS is refused, because key 1 is private" in hub.log
+    wait_until(lambda: f"secret_file {secret_file}: the secret is a publicly known default or example" in hub.log)
+    wait_until(lambda: f"jwks {jwks_file}: the JWKS is refused, because key 1 is private" in hub.log)
     assert httpx.get(f"{hub.control_url}/readyz").status_code == 200
     hub.emit(data="still here")
     stream.read_event("still here")

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from conftest import ERROR_LINES, SECRET, StartHub, until
+from conftest import ERROR_LINES, SECRET, StartHub, until, wait_until
 from fakes import FakeSink
 from identity_provider import AUDIENCE, ISSUER, IdentityProvider
 from ssehub import Claims, Hub, Tokens, create_client_app
@@ -410,6 +410,6 @@ def test_logout_ends_the_stream_of_a_real_hub_whose_token_is_refused_then(start_
     assert (answer.status_code, statuses, other.status_code) == (200, [401, 401], 200)
     assert (too_large.status_code, too_large.json()["error"]) == (400, "invalid_request")
     assert hub.metric('ssehub_logouts_total{result="done"}') == 1
-    assert "back-channel logout from 127.0.0.1" in hub.log
+    wait_until(lambda: "back-channel logout from 127.0.0.1" in hub.log)
     assert not ERROR_LINES.search(hub.log)
     assert not any(part in hub.log for token in given for part in token.split("."))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.requests import HTTPConnection
 
-from conftest import SECRET, RunningHub
+from conftest import SECRET, RunningHub, wait_until
 from identity_provider import IdentityProvider
 from ssehub import Claims, Hub, Tokens, create_client_app
 from ssehub.errors import KeysUnavailable, TokenReason
@@ -127,6 +127,6 @@ def test_metrics_and_the_log_show_refused_tokens(hub: RunningHub) -> None:
     assert hub.metric('ssehub_tokens_refused_total{reason="malformed"}') == 1
     assert hub.metric('ssehub_tokens_refused_total{reason="revoked"}') == 0
     assert hub.metric('ssehub_logouts_total{result="done"}') == 0
-    assert "token refused, signature: GET /events/, from 127.0.0.1" in hub.log
+    wait_until(lambda: "token refused, signature: GET /events/, from 127.0.0.1" in hub.log)
     assert not any(part in hub.log for part in forged.split("."))
     assert SECRET not in hub.log

@@ -179,7 +179,7 @@ def test_bad_lines_are_answered_in_their_place_and_end_nothing(hub: RunningHub) 
     assert answers[8]["error"] == "the line has more than 265536 bytes"
     assert hub.metric('ssehub_control_refused_total{reason="invalid"}') == before + 7
     assert hub.metric('ssehub_control_refused_total{reason="too-large"}') == too_large + 2
-    assert "request refused, too-large: POST /emit/, from 127.0.0.1" in hub.log
+    wait_until(lambda: "request refused, too-large: POST /emit/, from 127.0.0.1" in hub.log)
 
 
 def test_line_that_is_far_too_long_takes_no_memory(hub: RunningHub) -> None:
