@@ -122,8 +122,7 @@ class IdempotencyKey(NamedTuple):
         scope = _scope_of_one(owner, channels[0]) if len(channels) == 1 else _scope_of(owner, channels)
         name = f"[{_quote(key)}, {scope}]"
         body = f"[{_quote(event.dump())}]"
-        name_hash = sha256(name.encode()).hexdigest()[:_DIGEST_CHARACTERS]
-        return tuple.__new__(cls, (name_hash, sha256(body.encode()).hexdigest()[:_DIGEST_CHARACTERS]))
+        return tuple.__new__(cls, (_hash_of(name), _hash_of(body)))
 
     @classmethod
     def of(cls, key: object, scope: Sequence[str], body: BodyDigest) -> Self:
@@ -164,7 +163,7 @@ class Publication(NamedTuple):
 
 
 def _scope_of(owner: str, channels: Iterable[str]) -> str:
-    """Return what follows the key in the JSON array whose hash is the name of an idempotency key."""
+    """Return the owner and the channels as they follow the key in the JSON array that is hashed."""
     return ", ".join(map(_quote, (owner, *sorted(channels))))
 
 
@@ -180,4 +179,8 @@ def _name(key: object, scope: Sequence[str]) -> str:
 def _digest(parts: Iterable[str]) -> str:
     """Return the hash of a JSON array, whose strings are written one by one: in a list each takes longer."""
     array = f"[{', '.join(map(_quote, parts))}]"
+    return _hash_of(array)
+
+
+def _hash_of(array: str) -> str:
     return sha256(array.encode()).hexdigest()[:_DIGEST_CHARACTERS]

@@ -15,7 +15,7 @@ from .sinks import Chunk
 _LINE_BYTES = 7
 """A line break of the data becomes `\\ndata: `, which is the most that one byte can become."""
 _FIELDS_BYTES = 2_500
-"""What is around the data: a type and an id have up to 255 characters, each of up to four bytes."""
+"""Room for all else: a type and an id have up to 255 characters, each of up to four bytes."""
 
 
 class Frame:

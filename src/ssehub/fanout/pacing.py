@@ -24,7 +24,7 @@ SLICE = 100
 """Writes before the loop goes on: 64 and 256 were measured slower than 128, and 100 is as fast."""
 SMALL_SLICE = 40
 """As many in a round of fewer than FULL_EVENTS events. Measured with 1,000 over Redis and one publisher that waits for
-its answers: with large slices each round carried one event or two, and there was no pause, in one run of two.
+its answers: with large slices, in half of the runs each round carried one or two events, and there was no pause.
 """
 SPACING_SECONDS = 0.002
 """A full pause is at least so long. Measured against none: twice the deliveries per CPU second with 1,000 subscribers,

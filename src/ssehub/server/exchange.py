@@ -262,9 +262,9 @@ class Exchange:
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Write the whole response, in place of an app: `headers` have its length. A client that has left gets none."""
-        connection = self._connection
-        if self.is_disconnected or connection.transport.is_closing():
+        if self._is_lost:
             return
+        connection = self._connection
         self.has_started = self._is_complete = True
         first, lines, has_close = _head_often(status, tuple(headers))
         if has_close:

@@ -175,8 +175,7 @@ class HttpProtocol(Connection):
                 rest = rest[PART_BYTES:]
         if self._reading is BODY and self._receiving is None:
             self._wait_to_discard(len(data))
-        if self._wait is not Wait.REQUEST or self._exchange is not None or self._reading is not BETWEEN:
-            self._set_deadline()  # it is set already if all that has arrived was answered on fast paths
+        self._set_deadline()
 
     def _wait_to_discard(self, size: int) -> None:
         """Read no more for a while: `size` bytes have arrived of a body that nobody wants."""
@@ -195,10 +194,8 @@ class HttpProtocol(Connection):
         except httptools.HttpParserError:
             self._refuse(self._refusal or BAD_REQUEST)
         else:
-            if self._held is not None:
-                self._settle(*self._held, is_last=True)
-            if self._reading is not BETWEEN:
-                self._check_size(len(part))
+            self._settle(is_last=True)
+            self._check_size(len(part))
 
     def _check_size(self, part_bytes: int) -> None:
         limits = self.port.limits
@@ -238,8 +235,7 @@ class HttpProtocol(Connection):
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
-        if self._held is not None:
-            self._settle(*self._held, is_last=False)
+        self._settle(is_last=False)
         if len(self._ahead) >= MAX_AHEAD:
             self._raise(TOO_MANY_AHEAD)
         self._enter(HEAD)
@@ -280,12 +276,12 @@ class HttpProtocol(Connection):
             needs_continue=version == "1.1" and (b"expect", b"100-continue") in self._headers,
         )
         self._receiving = exchange
-        fast_path = self.port.fast_paths.get(found[1])
-        if fast_path is not None and fast_path.method == method and self._may_hold(fast_path, found, exchange):
+        fast_path = self._fast_path(method, version, found, exchange)
+        if fast_path is None:
+            self._begin(exchange, self._scope(method, version, found, exchange))
+        else:
             self._fast_left -= 1
             self._held = fast_path, found, exchange
-        else:
-            self._begin(exchange, self._scope(method, version, found, exchange))
 
     def on_body(self, body: bytes) -> None:
         self._has_body_part = True
@@ -352,19 +348,28 @@ class HttpProtocol(Connection):
 
     # Fast paths
 
-    def _may_hold(self, fast_path: FastPath, target: Target, exchange: Exchange) -> bool:
-        """Return True if `fast_path` may answer the request, once all of it is there; False if an app is to do so."""
-        return (
-            self._fast_left > 0
-            and self._exchange is None
-            and not self.is_write_paused
-            and self._parser.get_http_version() == "1.1"
-            and not exchange.needs_continue
-            and fast_path.takes(target[2])
-        )
+    def _fast_path(self, method: str, version: str, target: Target, exchange: Exchange) -> FastPath | None:
+        """Return the fast path that may answer the request, once all of it is there; None if an app is to do so."""
+        _, raw_path, query = target
+        fast_path = self.port.fast_paths.get(raw_path)
+        if (
+            fast_path is None
+            or fast_path.method != method
+            or not fast_path.takes(query)
+            or not self._fast_left
+            or self._exchange is not None
+            or self.is_write_paused
+            or version != "1.1"
+            or exchange.needs_continue
+        ):
+            return None
+        return fast_path
 
-    def _settle(self, fast_path: FastPath, target: Target, exchange: Exchange, *, is_last: bool) -> None:
+    def _settle(self, *, is_last: bool) -> None:
         """Answer the request that is held, or let an app do so. `is_last` says that nothing has arrived behind it."""
+        if self._held is None:
+            return
+        fast_path, target, exchange = self._held
         is_whole = self._reading is BETWEEN
         if not is_whole and is_last and max(exchange.body_bytes, declared_length(self._headers)) <= PART_BYTES:
             return  # many clients send head and body one after the other
@@ -470,8 +475,7 @@ class HttpProtocol(Connection):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read nothing more. Answer with `refusal` if it is the turn of that request, and close the connection."""
-        if self._held is not None:
-            self._settle(*self._held, is_last=False)
+        self._settle(is_last=False)
         self.refuse(refusal.reason, refusal.message.removesuffix("."))
         is_answered = self._reading is BODY and self._exchange is None
         self._enter(NOTHING)

@@ -75,7 +75,7 @@ _KeyedEvent = tuple[Event, str | None]
 
 
 def _published(id: str, kind: str) -> Response:
-    """Return the answer to a request of that media type, whose one event has that `id`."""
+    """Return the answer to a request of the media type `kind`: its one event was published with this `id`."""
     return Response(f'{{"id":"{id}"}}', media_type=JSON) if kind == JSON else _OK
 
 

@@ -1,4 +1,4 @@
-"""Where events enter the hub: what all calls that publish, to channels or to runs, have in common."""
+"""What all calls that publish are given, whether to channels or to runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .refusals import Refusals
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """The hub that events enter, who may publish, how much and how fast, and what is told of refusals."""
+    """The hub, who may publish to it, how much and how fast, and where refusals are counted and logged."""
 
     hub: Hub
     refusals: Refusals
