@@ -42,12 +42,38 @@ def text_of(attempt: int = 0) -> str:
     return str(model.text_of(QUESTION, attempt))
 
 
+WAITING_MODEL = """
+import asyncio, runpy, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import model
+
+write = model.answer
+
+async def answer(question, attempt):
+    number = 0
+    async for word in write(question, attempt):
+        yield word
+        number += 1
+        while number > 100 and not Path("go").exists():
+            await asyncio.sleep(0.01)
+
+model.answer = answer
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+"""Runs the example with a model that waits behind its 100th word until the file `go` is there.
+
+So what a test does "in the middle of the answer" is done there on a slow machine, too.
+"""
+
+
 @contextmanager
-def running(*arguments: str) -> Iterator[str]:
+def running(folder: Path, *arguments: str) -> Iterator[str]:
     ports = {name: str(free_port()) for name in ("LLM_PORT", "LLM_HUB_PORT", "LLM_CONTROL_PORT")}
-    command = [sys.executable, str(EXAMPLE), *arguments]
+    command = [sys.executable, "-c", WAITING_MODEL, str(EXAMPLE), *arguments]
     environment = {**os.environ, **ports, "LLM_WORDS_PER_SECOND": str(WORDS_PER_SECOND)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
         names = ports if arguments else ["LLM_PORT"]
         wait_until(lambda: all(connects(int(ports[name])) for name in names) or process.poll() is not None, 20)
@@ -59,9 +85,23 @@ def running(*arguments: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running() as url:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of the example."""
+    return tmp_path_factory.mktemp("llm")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with running(folder) as url:
         yield url
+
+
+@pytest.fixture
+def go(folder: Path) -> Path:
+    """The file that lets the model write its answer to the end."""
+    file = folder / "go"
+    file.unlink(missing_ok=True)
+    return file
 
 
 @pytest.fixture
@@ -88,7 +128,7 @@ def expect_whole(page: Page, attempt: int = 0) -> None:
 
 
 def test_every_word_is_there_once_after_a_reload_and_the_browser_stops_asking(
-    context: BrowserContext, url: str
+    context: BrowserContext, url: str, go: Path
 ) -> None:
     page, second = context.new_page(), context.new_page()
     second.goto(url)
@@ -102,6 +142,7 @@ def test_every_word_is_there_once_after_a_reload_and_the_browser_stops_asking(
     screenshot(page, "writing")
     assert page.locator("article").get_attribute("data-state") == "open"
     page.reload()
+    go.touch()
     expect_whole(page)
     expect_whole(second)  # it has joined by the announcement
 
@@ -111,11 +152,12 @@ def test_every_word_is_there_once_after_a_reload_and_the_browser_stops_asking(
 
 
 @pytest.mark.soak
-def test_browser_does_not_ask_again_seconds_after_the_end(context: BrowserContext, url: str) -> None:
+def test_browser_does_not_ask_again_seconds_after_the_end(context: BrowserContext, url: str, go: Path) -> None:
     page = context.new_page()
     requests: list[Request] = []
     page.on("request", lambda request: requests.append(request) if "run=" in request.url else None)
     ask(page, url)
+    go.touch()
     expect_whole(page)
 
     page.wait_for_timeout(QUIET)
@@ -123,9 +165,10 @@ def test_browser_does_not_ask_again_seconds_after_the_end(context: BrowserContex
     assert len(requests) == 1
 
 
-def test_finished_answer_is_there_when_the_page_loads_again(context: BrowserContext, url: str) -> None:
+def test_finished_answer_is_there_when_the_page_loads_again(context: BrowserContext, url: str, go: Path) -> None:
     page = context.new_page()
     ask(page, url)
+    go.touch()
     expect_whole(page)
 
     page.reload()
@@ -133,6 +176,7 @@ def test_finished_answer_is_there_when_the_page_loads_again(context: BrowserCont
     expect_whole(page)
 
 
+@pytest.mark.usefixtures("go")
 def test_question_that_is_asked_before_the_page_has_its_token_is_answered(context: BrowserContext, url: str) -> None:
     page = context.new_page()
     held: list[Route] = []
@@ -148,7 +192,7 @@ def test_question_that_is_asked_before_the_page_has_its_token_is_answered(contex
 
 
 def test_stopped_answer_has_stopped_in_every_tab_and_asking_again_replaces_it(
-    context: BrowserContext, url: str
+    context: BrowserContext, url: str, go: Path
 ) -> None:
     page, second = context.new_page(), context.new_page()
     second.goto(url)
@@ -164,6 +208,7 @@ def test_stopped_answer_has_stopped_in_every_tab_and_asking_again_replaces_it(
     page.get_by_role("button", name="Ask again").click()
     wait_for_words(second, 30)
     page.get_by_role("button", name="Ask again").click()  # in the middle of the answer
+    go.touch()
 
     for tab in (page, second):
         expect(tab.locator(".count")).to_contain_text("attempt 3", timeout=SECONDS)
@@ -173,8 +218,8 @@ def test_stopped_answer_has_stopped_in_every_tab_and_asking_again_replaces_it(
     assert len(stopped[0]) < len(text_of())
 
 
-def test_answer_survives_the_death_of_its_hub(context: BrowserContext) -> None:
-    with running("--separate-hub") as url:
+def test_answer_survives_the_death_of_its_hub(context: BrowserContext, tmp_path: Path) -> None:
+    with running(tmp_path, "--separate-hub") as url:
         page = context.new_page()
         ask(page, url)
         wait_for_words(page, 60)
@@ -183,10 +228,12 @@ def test_answer_survives_the_death_of_its_hub(context: BrowserContext) -> None:
         expect(page.locator("#status")).to_have_text("reconnecting")
         screenshot(page, "killed")
         page.reload()
+        (tmp_path / "go").touch()
 
         expect_whole(page)
 
 
+@pytest.mark.usefixtures("go")
 @pytest.mark.parametrize("scheme, width", [("light", 900), ("dark", 900), ("dark", 380)])
 def test_page_fits_its_window_and_has_names_for_everything(browser: Browser, url: str, scheme: str, width: int) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 760})  # type: ignore[arg-type]
@@ -206,6 +253,7 @@ def test_page_fits_its_window_and_has_names_for_everything(browser: Browser, url
 
 SLEEP = "asyncio.sleep(0.05)"
 """Between the words of the model of the first page. The tests need not wait so long."""
+PACE = 'asyncio.sleep(0.01 if number < 60 or Path("go").exists() else 0.5)'
 WORDS = "".join(f"word{number} " for number in range(1, 201))
 
 
@@ -214,7 +262,7 @@ def answers(tmp_path: Path) -> Iterator[str]:
     """The server of the first page; yields its URL."""
     code = block_with(RUNS, "async def ask(request)")
     assert code.count(SLEEP) == 1
-    (tmp_path / "answers.py").write_text(code.replace(SLEEP, "asyncio.sleep(0.01)"))
+    (tmp_path / "answers.py").write_text("from pathlib import Path\n" + code.replace(SLEEP, PACE))
     (command,) = re.findall(r"^    \.venv/bin/(uvicorn .*)$", RUNS.read_text(), re.MULTILINE)
     port = free_port()
     process = subprocess.Popen(
@@ -228,7 +276,7 @@ def answers(tmp_path: Path) -> Iterator[str]:
         process.wait(20)
 
 
-def test_first_page_of_the_runs_page_survives_f5(page: Page, answers: str) -> None:
+def test_first_page_of_the_runs_page_survives_f5(page: Page, answers: str, tmp_path: Path) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url) if "/events/" in request.url else None)
     page.goto(answers)
@@ -238,18 +286,20 @@ def test_first_page_of_the_runs_page_survives_f5(page: Page, answers: str) -> No
     page.reload()
     expect(page.locator("p")).to_contain_text("word40 ")
     page.reload()
+    (tmp_path / "go").touch()
 
     page.wait_for_function(f"events?.readyState === {CLOSED}")
     assert page.locator("p").evaluate("element => element.textContent") == WORDS
     assert len(requests) == 3
 
 
-def test_asking_again_on_the_first_page_shows_only_the_new_answer(page: Page, answers: str) -> None:
+def test_asking_again_on_the_first_page_shows_only_the_new_answer(page: Page, answers: str, tmp_path: Path) -> None:
     page.goto(answers)
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("p")).to_contain_text("word20 ")
 
     page.get_by_role("button", name="Ask").click()
+    (tmp_path / "go").touch()
 
     page.wait_for_function(f"events.readyState === {CLOSED}")
     assert page.locator("p").evaluate("element => element.textContent") == WORDS
