@@ -100,12 +100,21 @@ def compiled() -> Path:
 
 
 def wrk(
-    server: Running, connections: int, seconds: float, body: str | None = None, header: str | None = None
+    server: Running,
+    connections: int,
+    seconds: float,
+    body: str | None = None,
+    header: str | None = None,
+    *,
+    numbered: bool = False,
 ) -> Report:
-    """Return how many requests were answered; each publishes an event as the server takes it, or `body`."""
+    """Return how many requests were answered; each publishes an event as the server takes it, or `body`.
+
+    If they are `numbered`, each has a head of its own, as behind a proxy that adds an id to each request.
+    """
     if shutil.which("wrk") is None:
         raise MissingGeneratorError("wrk is missing (Debian: wrk)")
-    headers = server.headers if header is None else (header,)
+    headers = [*(server.headers if header is None else (header,)), *(["X-Request-Id: {number}"] if numbered else [])]
     with tempfile.NamedTemporaryFile("w", suffix=".body") as file:
         file.write(fixed(server.body) if body is None else body)
         file.flush()

@@ -19,6 +19,8 @@ BUSY_SHARE = 0.7
 MOST_DELAY = 1.05
 """Events with a rate that took longer against what was planned were not published at that rate: no result either."""
 PAIRS = 5
+NUMBERED = "numbered"
+"""Names the runs in which no two requests have the same head."""
 FEW_PAIRS = 2
 """For what takes long, or varies little."""
 
@@ -60,9 +62,16 @@ class Bench:
         return report
 
     def wrk(
-        self, name: str, server: Running, connections: int, body: str | None = None, header: str | None = None
+        self,
+        name: str,
+        server: Running,
+        connections: int,
+        body: str | None = None,
+        header: str | None = None,
+        *,
+        numbered: bool = False,
     ) -> Report:
-        return self._keep(name, WRK, generators.wrk(server, connections, 4, body, header))
+        return self._keep(name, WRK, generators.wrk(server, connections, 4, body, header, numbered=numbered))
 
     def ssehub_bench(self, name: str, server: Running, arguments: str) -> Report:
         return self._keep(name, SSEHUB_BENCH, generators.ssehub_bench(server, arguments))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import BUSY_SHARE, MOST_DELAY
+from measuring import BUSY_SHARE, MOST_DELAY, NUMBERED
 from peers import BARE, CENTRIFUGO, GO_SSE, NCHAN, OURS, README, TASKS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -184,6 +184,13 @@ ROWS = (
     *_rows_by_rate(),
     Row("P1, single POSTs, events per CPU second", "P1", ours("requests"), 20_000, 28_000),
     Row("P1 against a bare ASGI app under uvicorn", "P1", against(BARE, "requests"), 0.6, 0.85, "x"),
+    Row("P1 with a head that differs in each request", "P1", of(f"{OURS}, {NUMBERED}: requests")),
+    Row(
+        "… against a bare ASGI app under uvicorn",
+        "P1",
+        ratio(f"{OURS}, {NUMBERED}: requests", f"{BARE}, {NUMBERED}: requests"),
+        unit="x",
+    ),
     Row("P1 against nchan", "P1", against(NCHAN, "requests"), unit="x"),
     Row("P100, batches of 100, events per CPU second", "P100", ours("events"), 120_000, 300_000),
     Row("W5, events per CPU second", "W5", ours("events"), 12_000, 20_000),

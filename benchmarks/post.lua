@@ -1,4 +1,5 @@
 -- A script for wrk: sends the same POST again and again, and prints what became of it as a line of JSON.
+-- A header with the value `{number}` gets another value in each request.
 --
 -- wrk OPTIONS -s post.lua URL -- FILE 'NAME: VALUE'...
 --
@@ -12,6 +13,18 @@ function init(arguments)
   for i = 2, #arguments do
     local name, value = arguments[i]:match("^([^:]+): *(.*)$")
     wrk.headers[name] = value
+    if value == "{number}" then
+      number_requests(name)
+    end
+  end
+end
+
+function number_requests(name)
+  local number = 0
+  request = function()
+    number = number + 1
+    wrk.headers[name] = string.format("%08d", number)
+    return wrk.format()
   end
 end
 

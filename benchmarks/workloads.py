@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 from generators import Load
-from measuring import FEW_PAIRS, PAIRS, Bench, Figures, figures, in_turn, is_late, stalled_subscriber
+from measuring import FEW_PAIRS, NUMBERED, PAIRS, Bench, Figures, figures, in_turn, is_late, stalled_subscriber
 from peers import (
     BARE,
     CENTRIFUGO,
@@ -79,11 +79,13 @@ def run_workload(name: str, bench: Bench, pairs: int | None) -> Figures:
 def run_p1(bench: Bench, pairs: int | None) -> Figures:
     """Return the publishes per CPU second over 8 connections, one event in each request, without subscribers."""
 
-    def one_run(peer: str) -> dict[str, float]:
+    def one_run(name: str) -> dict[str, float]:
+        peer = name.partition(", ")[0]
         with PEERS[peer]() as server:
-            return figures(bench.wrk(peer, server, 8), ["requests"])
+            return figures(bench.wrk(name, server, 8, numbered=name.endswith(NUMBERED)), ["requests"])
 
-    return in_turn(available((OURS, BARE, *OTHERS)), one_run, PAIRS, pairs)
+    peers = available((OURS, BARE, *OTHERS))
+    return in_turn([*peers, *(f"{peer}, {NUMBERED}" for peer in (OURS, BARE))], one_run, PAIRS, pairs)
 
 
 def run_p100(bench: Bench, pairs: int | None) -> Figures:

@@ -45,8 +45,12 @@ NAMES = [name for name in REQUESTS if name not in (*EARLY, "two lengths")]
 ODD = (b"", b"\r\n", b"x", b"GET", b"POST /emit/ HTTP/1.1\r\n", b"\0", b"0\r\n\r\n", REQUESTS["two lengths"])
 
 
-async def answers(data: bytes, odd: bytes, seed: int, *, is_fast: bool) -> tuple[bytes, list[str], dict[int, int]]:
-    """Send `data` in pieces to a control app, then `odd`; return answers, what was published, and statuses with counts.
+async def answers(
+    sent: list[bytes], odd: bytes, seed: int, is_cut: bool, *, is_fast: bool
+) -> tuple[bytes, list[str], dict[int, int]]:
+    """Send requests to a control app, then `odd`; return answers, what was published, and statuses with counts.
+
+    If they are not cut to pieces, each arrives whole, so that the heads of equal ones are known.
 
     What is sent behind something that cannot be parsed drops the connection, unless all before it has been answered.
     """
@@ -61,7 +65,7 @@ async def answers(data: bytes, odd: bytes, seed: int, *, is_fast: bool) -> tuple
         protocol = HttpProtocol(config, state, {}, logs_access=False, fast_paths=fast_paths)
         transport = FakeTransport(protocol, "127.0.0.1")
         protocol.connection_made(transport)
-        for piece in filter(None, [*pieces(data, seed), odd]):
+        for piece in filter(None, [*(pieces(b"".join(sent), seed) if is_cut else sent), odd]):
             await until(lambda: not transport.is_paused or transport.is_closed)
             if transport.is_closed:
                 break
@@ -88,17 +92,24 @@ async def until(is_so: Callable[[], bool]) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3_600)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-@given(names=st.lists(st.sampled_from(NAMES), max_size=MAX_AHEAD), odd=st.sampled_from(ODD), seed=st.integers(0, 2**32))
-@example(names=["form"], odd=b"x", seed=0)
-@example(names=["chunked"] * 3, odd=b"GET", seed=5)
-def test_fast_paths_answer_what_the_app_answers(names: list[str], odd: bytes, seed: int) -> None:
+@given(
+    names=st.lists(st.sampled_from(NAMES), max_size=MAX_AHEAD),
+    odd=st.sampled_from(ODD),
+    seed=st.integers(0, 2**32),
+    is_cut=st.booleans(),
+)
+@example(names=["form"], odd=b"x", seed=0, is_cut=True)
+@example(names=["chunked"] * 3, odd=b"GET", seed=5, is_cut=True)
+@example(names=["form", "no body", "form", "chunked", "token", "no body", "form"], odd=b"GET", seed=5, is_cut=False)
+def test_fast_paths_answer_what_the_app_answers(names: list[str], odd: bytes, seed: int, is_cut: bool) -> None:
     if time.monotonic() > _began + SOAK_SECONDS:
         return
     end = next((at for at, name in enumerate(names) if name in LAST), None)
     sent = [REQUESTS[name] for name in names]
-    data, odd = (b"".join(sent), odd) if end is None else (b"".join(sent[: end + 1]), b"")
+    if end is not None:
+        sent, odd = sent[: end + 1], b""
 
-    fast = asyncio.run(answers(data, odd, seed, is_fast=True))
-    ordinary = asyncio.run(answers(data, odd, seed, is_fast=False))
+    fast = asyncio.run(answers(sent, odd, seed, is_cut, is_fast=True))
+    ordinary = asyncio.run(answers(sent, odd, seed, is_cut, is_fast=False))
 
     assert fast == ordinary

@@ -840,6 +840,7 @@ ROOMS: dict[str, set[str]] = {
         "server.deadlines",
         "server.default_headers",
         "server.heads",
+        "server.known_heads",
         "server.refusals",
         "settings",
         "web.fast_path",
@@ -882,6 +883,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
         "web.fast_path",
     },
+    "server.known_heads": {"server.heads", "web.fast_path"},
     "server.log_settings": {"config", "server.credentials", "server.logs", "watched"},
     "server.logs": {"loglimit"},
     "server.process": {
@@ -1243,7 +1245,7 @@ ROOMS: dict[str, set[str]] = {
         "web.requests",
         "web.transport",
     },
-    "web.fast_path": {"web.transport"},
+    "web.fast_path": {"web.requests", "web.transport"},
     "web.fast_streams": {
         "errors",
         "hub",

@@ -261,10 +261,12 @@ def workers_of(parent: psutil.Process) -> list[psutil.Process]:
 
 def test_broker_that_is_away_is_the_problem(night: Night) -> None:  # the last test: it takes the broker away
     statistics = f"{night.hub.control_url}/statistics"
+    ready = f"{night.hub.control_url}/readyz"
     wait_until(lambda: httpx.get(statistics, timeout=20).json()["missing"] == [], 30)  # the worker has been replaced
+    wait_until(lambda: httpx.get(ready, timeout=20).status_code == 200, 30)
     before = night.ask("Is the broker the problem?")
     night.server.kill()
-    wait_until(lambda: httpx.get(f"{night.hub.control_url}/readyz").status_code == 503, 30)
+    wait_until(lambda: httpx.get(ready, timeout=20).status_code == 503, 30)
 
     after = night.ask("Is the broker the problem?")
 

@@ -34,6 +34,7 @@ from ..web.fast_path import FastPath
 from .deadlines import Deadlines, Wait
 from .default_headers import DefaultHeaders
 from .heads import UnfinishedHeads
+from .known_heads import KnownHeads
 from .refusals import ConnectionRefusals
 
 RATE_SECONDS = 10.0
@@ -76,6 +77,7 @@ class Port:
         self.refusals = refusals
         self.fast_paths = fast_paths
         """By the paths of their requests."""
+        self.known_heads = KnownHeads()
         self.discards = Throttle(DISCARDED_BYTES_PER_SECOND, MAX_DELAY_SECONDS, loop.time)
         """What nobody wants is read in turns: a client that floods the server must not keep it from its work."""
         self.refused_answers = Throttle(max_refusals_per_second, MAX_DELAY_SECONDS, loop.time)

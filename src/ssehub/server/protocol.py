@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from ..fanout.refusals import ConnectionRefusal
 from ..settings import RequestLimits
-from ..web.fast_path import NO_FAST_PATHS, FastPath
+from ..web.fast_path import NO_FAST_PATHS, FastPath, Head
 from ..web.transport import EXTENSION
 from .connection import Connection, Port
 from .deadlines import Wait
@@ -163,10 +163,13 @@ class HttpProtocol(Connection):
                 self.refuse(ConnectionRefusal.PIPELINED, "more was sent on the connection of an open stream")
             self.drop()
             return
+        begins = self._reading is BETWEEN and self._exchange is None
+        if begins and self._answer_again(data):
+            return
         self._rated_bytes += len(data)
         if len(data) <= PART_BYTES:
             self._fast_left = MAX_AHEAD
-            self._feed(data)
+            self._feed(data, begins=begins)
         else:
             self._fast_left = 0
             rest = memoryview(data)
@@ -186,7 +189,8 @@ class HttpProtocol(Connection):
     def _is_reading(self) -> bool:
         return self._reading is not NOTHING
 
-    def _feed(self, part: bytes | memoryview) -> None:
+    def _feed(self, part: bytes | memoryview, *, begins: bool = False) -> None:
+        """`begins` says that a request begins with this part, which is all that was read, and nothing is before it."""
         try:
             self._parser.feed_data(part)
         except httptools.HttpParserUpgrade as exc:
@@ -194,7 +198,7 @@ class HttpProtocol(Connection):
         except httptools.HttpParserError:
             self._refuse(self._refusal or BAD_REQUEST)
         else:
-            self._settle(is_last=True)
+            self._settle(is_last=True, read=part if begins else b"")
             self._check_size(len(part))
 
     def _check_size(self, part_bytes: int) -> None:
@@ -365,8 +369,11 @@ class HttpProtocol(Connection):
             return None
         return fast_path
 
-    def _settle(self, *, is_last: bool) -> None:
-        """Answer the request that is held, or let an app do so. `is_last` says that nothing has arrived behind it."""
+    def _settle(self, *, is_last: bool, read: bytes | memoryview = b"") -> None:
+        """Answer the request that is held, or let an app do so. `is_last` says that nothing has arrived behind it.
+
+        `read` is all that was read, if a request begins with it.
+        """
         if self._held is None:
             return
         fast_path, target, exchange = self._held
@@ -375,12 +382,32 @@ class HttpProtocol(Connection):
             return  # many clients send head and body one after the other
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):
-            self._exchange = exchange
-            self.wait_for(None)  # the deadline of the next request begins anew behind this one
-            if fast_path.answer(target[2], self._headers, exchange.body, exchange):
+            head = Head(target[2], self._headers)
+            is_repeatable = (
+                exchange.is_persistent and not fast_path.takes_connection and self._fast_left == MAX_AHEAD - 1
+            )
+            if self._answer_fast(fast_path, head, exchange.body, exchange):
+                if read and is_repeatable:
+                    self.port.known_heads.add(bytes(read), fast_path, head)
                 return
-            self._exchange = None
         self._begin(exchange, self._scope(fast_path.method, "1.1", target, exchange))
+
+    def _answer_again(self, data: bytes) -> bool:
+        """Answer `data`, if it is one request with a known head, for which the parser has nothing to do."""
+        found = self.port.known_heads.find(data)
+        if found is None or self.is_write_paused:
+            return False
+        (fast_path, head, _), body = found
+        exchange = Exchange(self, method=fast_path.method, version="1.1", is_persistent=True, needs_continue=False)
+        return self._answer_fast(fast_path, head, body, exchange)
+
+    def _answer_fast(self, fast_path: FastPath, head: Head, body: bytes, exchange: Exchange) -> bool:
+        self._exchange = exchange
+        self.wait_for(None)  # the deadline of the next request begins anew behind this one
+        if fast_path.answer(head, body, exchange):
+            return True
+        self._exchange = None
+        return False
 
     # Upgrades
 

@@ -16,10 +16,10 @@ from ..fanout.origin import origin
 from ..hub import Hub
 from ..rights import NO_KEY, ControlKey
 from .endpoint import Endpoint
-from .fast_path import Headers
+from .fast_path import Head
 from .guard import Guard
 from .refusals import Caller, Refusals
-from .requests import ControlRequest, RequestHeaders, check_size, parsed_headers, require_identity
+from .requests import ControlRequest, RequestHeaders, check_size, require_identity
 from .transport import Connection
 
 logger = logging.getLogger("ssehub.control")
@@ -41,16 +41,16 @@ class FastEndpoint:
     def takes(self, query: bytes) -> bool:
         return not self._endpoint.keeps_body_open(query)
 
-    def answer(self, query: bytes, headers: Headers, body: bytes, connection: Connection) -> bool:
+    def answer(self, head: Head, body: bytes, connection: Connection) -> bool:
         endpoint, key = self._endpoint, NO_KEY
-        named = parsed_headers(headers)
+        named = head.named
         try:
             key = self._guard.check(named, connection.server)
             if endpoint.right is not None:
                 key.require(endpoint.right)
             require_identity(named)
             check_size(len(body), endpoint.max_body_bytes)
-            answer = endpoint.answer(ControlRequest(query, named, body, key))
+            answer = endpoint.answer(ControlRequest(head.query, named, body, key))
         except Exception as exc:
             self._send(connection, self._failed(exc, connection, named, key))
             return True

@@ -10,10 +10,29 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
+from .requests import RequestHeaders, parsed_headers
 from .transport import Connection
 
 Headers = Sequence[tuple[bytes, bytes]]
 """As in ASGI, with names in lower case."""
+
+
+class Head:
+    """The query and the headers of a request. The server keeps it, and gives it again with an equal request."""
+
+    __slots__ = ("_named", "headers", "query")
+
+    def __init__(self, query: bytes, headers: Headers) -> None:
+        self.query = query
+        self.headers = headers
+        self._named: RequestHeaders | None = None
+
+    @property
+    def named(self) -> RequestHeaders:
+        """The headers by name, see `parsed_headers`."""
+        if self._named is None:
+            self._named = parsed_headers(self.headers)
+        return self._named
 
 
 class FastPath(Protocol):
@@ -26,7 +45,7 @@ class FastPath(Protocol):
     def takes(self, query: bytes) -> bool:
         """Return True if a request with this query becomes whole. A body that stays open is for the app."""
 
-    def answer(self, query: bytes, headers: Headers, body: bytes, connection: Connection) -> bool:
+    def answer(self, head: Head, body: bytes, connection: Connection) -> bool:
         """Answer a whole request on `connection`, now or later, and return True; or return False: the app answers it.
 
         Before it returns False, it changes and counts nothing. Raises nothing.

@@ -12,7 +12,7 @@ from ..errors import SSEHubError
 from ..hub import Hub
 from ..proxies import TrustedProxies
 from ..settings import ComebackEnd
-from .fast_path import Headers
+from .fast_path import Head
 from .logins import StreamRequest, TokenLogin
 from .opening import Opening, opening_of
 from .origins import ANY
@@ -45,10 +45,10 @@ class FastStreams:
     def takes(self, query: bytes) -> bool:
         return True
 
-    def answer(self, query: bytes, headers: Headers, body: bytes, connection: Connection) -> bool:
+    def answer(self, head: Head, body: bytes, connection: Connection) -> bool:
         if body:
             return False
-        found = self._opening(query, headers, connection.client)
+        found = self._opening(head, connection.client)
         if found is None:
             return False
         opening, heads = found
@@ -63,12 +63,13 @@ class FastStreams:
         sink.uncork(connection.begin_stream(STATUS, heads.lasting if connection.is_persistent else heads.closing))
         return True
 
-    def _opening(self, query: bytes, headers: Headers, peer: tuple[str, int] | None) -> tuple[Opening, Heads] | None:
+    def _opening(self, head: Head, peer: tuple[str, int] | None) -> tuple[Opening, Heads] | None:
         """Return the stream that can be opened now, and its headers. None if there is anything else to do."""
         hub = self._hub
         if not hub.can_open():
             return None
-        asked = StreamRequest(headers, query, self._proxies.client(peer, headers) if self._proxies else peer)
+        client = self._proxies.client(peer, head.headers) if self._proxies else peer
+        asked = StreamRequest(head.headers, head.query, client)
         heads = self._heads.get(asked.headers.get("origin")) or self._heads.get(ANY)
         if heads is None:  # the page is of another origin
             return None
