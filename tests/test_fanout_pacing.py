@@ -57,9 +57,9 @@ def test_rounds_for_few_do_not_make_those_for_many_look_frequent() -> None:
         assert pace.begins_at == began + 0.01
 
 
-def test_enough_is_an_eighth_of_the_writes() -> None:
+def test_enough_is_a_tenth_of_the_writes() -> None:
     pace = Pace()
     pace.follow(NOW, NOW + 0.001, 100, 20)
     pace.follow(NOW + 0.006, NOW + 0.007, 100, 20)
 
-    assert pace.enough == 12.5
+    assert pace.enough == 10

@@ -30,15 +30,13 @@ class KnownHeads:
     def __init__(self) -> None:
         self._heads: dict[bytes, KnownHead] = {}
 
-    def find(self, data: bytes) -> tuple[KnownHead, bytes] | None:
-        """Return the known head of `data`, and the body. None if that is not exactly one request with such a head."""
+    def find(self, data: bytes) -> KnownHead | None:
+        """Return the known head of `data`, None if that is not exactly one request with such a head."""
         if not self._heads:
             return None
         end = data.find(_END) + len(_END)
         known = self._heads.get(data[:end])
-        if known is None or len(data) - end != known.body_bytes:
-            return None
-        return known, data[end:]
+        return known if known is not None and len(data) - end == known.body_bytes else None
 
     def add(self, data: bytes, fast_path: FastPath, head: Head) -> None:
         """Add `head`, with which `data` begins: exactly one request, which the parser has accepted."""

@@ -158,7 +158,7 @@ class HttpProtocol(Connection):
     # What arrives
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_reading():
+        if self._reading is NOTHING:
             if self.stream is not None:
                 self.refuse(ConnectionRefusal.PIPELINED, "more was sent on the connection of an open stream")
             self.drop()
@@ -394,10 +394,11 @@ class HttpProtocol(Connection):
 
     def _answer_again(self, data: bytes) -> bool:
         """Answer `data`, if it is one request with a known head, for which the parser has nothing to do."""
-        found = self.port.known_heads.find(data)
-        if found is None or self.is_write_paused:
+        known = self.port.known_heads.find(data)
+        if known is None or self.is_write_paused:
             return False
-        (fast_path, head, _), body = found
+        fast_path, head, body_bytes = known
+        body = data[len(data) - body_bytes :]
         exchange = Exchange(self, method=fast_path.method, version="1.1", is_persistent=True, needs_continue=False)
         return self._answer_fast(fast_path, head, body, exchange)
 

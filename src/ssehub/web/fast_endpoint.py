@@ -45,7 +45,11 @@ class FastEndpoint:
         endpoint, key = self._endpoint, NO_KEY
         named = head.named
         try:
-            key = self._guard.check(named, connection.server)
+            server = connection.server
+            if head.called is None or head.called != server:
+                self._guard.check_caller(named, server)
+                head.called = server
+            key = self._guard.key_of(named)
             if endpoint.right is not None:
                 key.require(endpoint.right)
             require_identity(named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from .requests import RequestHeaders, parsed_headers
 from .transport import Connection
@@ -20,12 +20,14 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Head:
     """The query and the headers of a request. The server keeps it, and gives it again with an equal request."""
 
-    __slots__ = ("_named", "headers", "query")
+    __slots__ = ("_named", "called", "headers", "query")
 
     def __init__(self, query: bytes, headers: Headers) -> None:
         self.query = query
         self.headers = headers
         self._named: RequestHeaders | None = None
+        self.called: Sequence[Any] | None = None
+        """The address that was called when the guard admitted the caller. It need not look at an equal request."""
 
     @property
     def named(self) -> RequestHeaders:

@@ -53,6 +53,11 @@ class Guard:
 
     def check(self, headers: RequestHeaders, server: Sequence[Any] | None) -> ControlKey:
         """Return the key of a request. Raises CallerForbidden and ControlKeyError."""
+        self.check_caller(headers, server)
+        return self.key_of(headers)
+
+    def check_caller(self, headers: RequestHeaders, server: Sequence[Any] | None) -> None:
+        """Raise CallerForbidden unless the request comes from where requests may: the answer is always the same."""
         if not self._keys.is_required:
             if not FORWARDING_HEADERS.isdisjoint(headers):
                 raise CallerForbidden(
@@ -64,6 +69,9 @@ class Guard:
             raise CallerForbidden(
                 ControlRefusal.PAGE, "a web page of another origin can't call the control app: call it from a backend"
             )
+
+    def key_of(self, headers: RequestHeaders) -> ControlKey:
+        """Return the key of a request. Raises ControlKeyError."""
         keys = self._keys
         return keys.of_header(headers.get("authorization", "")) if keys.is_required else keys.anyone
 
