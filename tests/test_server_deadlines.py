@@ -88,3 +88,17 @@ def test_deadlines_after_one_whose_expiry_raises_are_noticed() -> None:
     server.loop.pass_seconds(200)
 
     assert [connection for connection, _ in server.expired] == ["a", "b"]
+
+
+def test_deadline_that_is_restarted_begins_anew_behind_the_others() -> None:
+    server = Server()
+
+    server.deadlines.start("a", Wait.REQUEST)
+    server.deadlines.start("b", Wait.REQUEST)
+    server.loop.pass_seconds(30)
+    server.deadlines.restart("a", Wait.REQUEST)
+    oldest = server.deadlines.oldest(Wait.REQUEST)
+    server.loop.pass_seconds(200)
+
+    assert oldest == "b"
+    assert server.expired == [("b", 60), ("a", 90)]

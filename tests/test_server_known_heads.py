@@ -18,6 +18,7 @@ from fakes import FakeSink
 from named_keys import NamedKey, write_keys
 from ssehub import Claims, ControlKeys, Hub, Tokens
 from ssehub.server import HttpProtocol
+from ssehub.server.deadlines import Wait
 from ssehub.server.known_heads import MAX_HEAD_BYTES, MAX_HEADS, KnownHeads
 from ssehub.server.protocol import MAX_AHEAD
 from ssehub.web.control import create_control_app
@@ -198,11 +199,12 @@ async def test_deadline_of_the_next_request_begins_anew_behind_one_with_a_known_
         deadlines = protocol.port.deadlines
         other, _, _ = app.connect()
         other.data_received(event("b"))
-        assert deadlines.oldest(protocol._wait) is protocol  # type: ignore[arg-type]
+        assert deadlines.oldest(Wait.REQUEST) is protocol
 
         protocol.data_received(event("c"))
 
-        assert deadlines.oldest(protocol._wait) is other  # type: ignore[arg-type]
+        assert deadlines.oldest(Wait.REQUEST) is other
+        assert deadlines.oldest(Wait.HEAD) is None
 
 
 async def test_heads_that_are_kept_are_bounded_in_number_and_size() -> None:

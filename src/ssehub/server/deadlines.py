@@ -76,6 +76,12 @@ class Deadlines(Generic[Owner]):
         if deadline < self._looks_at:
             self._look_for(deadline)
 
+    def restart(self, connection: Owner, wait: Wait) -> None:
+        """Let the running deadline of `connection`, which is one of `wait`, begin anew."""
+        seconds, queue = self._queues[wait]
+        del queue[connection]
+        queue[connection] = self._loop.time() + seconds
+
     def stop(self, connection: Owner, wait: Wait) -> None:
         self._queues[wait][1].pop(connection, None)
 

@@ -404,11 +404,14 @@ class HttpProtocol(Connection):
 
     def _answer_fast(self, fast_path: FastPath, head: Head, body: bytes, exchange: Exchange) -> bool:
         self._exchange = exchange
-        self.wait_for(None)  # the deadline of the next request begins anew behind this one
-        if fast_path.answer(head, body, exchange):
-            return True
-        self._exchange = None
-        return False
+        if self._wait is Wait.HEAD:
+            self.wait_for(None)
+        if not fast_path.answer(head, body, exchange):
+            self._exchange = None
+            return False
+        if self._exchange is exchange:  # the answer comes later
+            self.wait_for(None)
+        return True
 
     # Upgrades
 
@@ -489,7 +492,10 @@ class HttpProtocol(Connection):
             self._run(*first)
         if not self._ahead:
             self.resume_reading()
-        self._set_deadline()
+        if self._wait is Wait.REQUEST and self._exchange is None:  # it was answered at once, on a fast path
+            self.port.deadlines.restart(self, Wait.REQUEST)
+        else:
+            self._set_deadline()
 
     def stream_begun(self) -> None:
         self._enter(NOTHING)
