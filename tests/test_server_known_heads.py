@@ -106,7 +106,7 @@ async def test_head_is_parsed_once_for_all_connections_and_every_body_is_read() 
         [b"\r\n", event("b")],
     ],
 )
-async def test_what_is_not_exactly_a_known_head_and_its_body_is_answered_as_if_no_head_was_known(
+async def test_c24_what_is_not_exactly_a_known_head_and_its_body_is_answered_as_if_no_head_was_known(
     parts: list[bytes],
 ) -> None:
     results = []
@@ -140,7 +140,7 @@ async def test_what_is_not_exactly_a_known_head_and_its_body_is_answered_as_if_n
     ],
     ids=["rest of a body", "chunked", "closes", "expects", "two", "other path"],
 )
-async def test_head_of_an_odd_request_is_not_kept(parts: list[bytes], then: bytes) -> None:
+async def test_c24_head_of_an_odd_request_is_not_kept(parts: list[bytes], then: bytes) -> None:
     async with control() as app:
         protocol, _, _ = app.connect()
         for part in parts:
@@ -163,7 +163,7 @@ async def test_request_with_a_known_head_waits_for_those_before_it() -> None:
         assert transport.written.count(OK) == 3
 
 
-async def test_guard_decides_about_each_request_again(tmp_path: Path) -> None:
+async def test_c24_guard_decides_about_each_request_again(tmp_path: Path) -> None:
     key = NamedKey("orders", ["publish"])
     keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", key))
     async with control(control_keys=keys) as app:
@@ -181,7 +181,7 @@ async def test_guard_decides_about_each_request_again(tmp_path: Path) -> None:
         assert await app.data() == ["a", "b"]
 
 
-async def test_hub_that_drains_refuses_a_request_with_a_known_head() -> None:
+async def test_c24_hub_that_drains_refuses_a_request_with_a_known_head() -> None:
     async with control() as app:
         protocol, transport, _ = app.connect()
         protocol.data_received(event("a"))
@@ -207,7 +207,7 @@ async def test_deadline_of_the_next_request_begins_anew_behind_one_with_a_known_
         assert deadlines.oldest(Wait.HEAD) is None
 
 
-async def test_heads_that_are_kept_are_bounded_in_number_and_size() -> None:
+async def test_c24_heads_that_are_kept_are_bounded_in_number_and_size() -> None:
     async with control() as app:
         protocol, transport, parser = app.connect()
         long = event("a", "X-Long: " + "x" * MAX_HEAD_BYTES)
