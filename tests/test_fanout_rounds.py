@@ -210,17 +210,17 @@ def test_round_keeps_a_distance_from_a_large_one_under_load(writes: int, delay: 
 
 
 def test_distance_ends_when_enough_events_wait() -> None:
-    rounds = busy_rounds(100, *range(7, 19))
+    rounds = busy_rounds(100, *range(7, 16))
 
     delay, has_enough = rounds.schedule(NOW + 0.007), rounds.has_enough
-    rounds.add(frame(19))
+    rounds.add(frame(16))
 
     assert delay == pytest.approx(0.005) and not has_enough
     assert rounds.has_enough
 
 
 def test_round_for_which_enough_events_wait_begins_at_once() -> None:
-    assert busy_rounds(100, *range(7, 20)).schedule(NOW + 0.007) == 0.0
+    assert busy_rounds(100, *range(7, 17)).schedule(NOW + 0.007) == 0.0
 
 
 def test_round_that_is_late_already_begins_at_once() -> None:
@@ -277,15 +277,15 @@ async def test_pause_between_rounds_ends_when_enough_events_wait() -> None:
         await publish(hub, "2")
         await hub.flush()
 
-        await publish(hub, *map(str, range(3, 15)))
+        await publish(hub, *map(str, range(3, 12)))
         for _ in range(5):
             await asyncio.sleep(0)
-        twelve_wait = sink.data() == ["1", "2"]
-        await publish(hub, "15")
+        nine_wait = sink.data() == ["1", "2"]
+        await publish(hub, "12")
         for _ in range(5):
             await asyncio.sleep(0)
 
-        assert twelve_wait
-        assert sink.data() == [str(number) for number in range(1, 16)]
+        assert nine_wait
+        assert sink.data() == [str(number) for number in range(1, 13)]
         await hub.flush()
         assert sum(hub.statistics.round_counts) == 3

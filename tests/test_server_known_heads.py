@@ -136,9 +136,20 @@ async def test_c24_what_is_not_exactly_a_known_head_and_its_body_is_answered_as_
         ([event("a", "Connection: close")], event("a", "Connection: close")),
         ([event("a", "Expect: 100-continue")], event("a", "Expect: 100-continue")),
         ([event("a") + event("b")], event("a") + event("b")),
+        ([event("a") + request(b"")], event("a")),
+        ([event("a", "Origin: https://evil.example")], event("a", "Origin: https://evil.example")),
         ([b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     ],
-    ids=["rest of a body", "chunked", "closes", "expects", "two", "other path"],
+    ids=[
+        "rest of a body",
+        "chunked",
+        "closes",
+        "expects",
+        "two",
+        "two, the second without a body",
+        "page",
+        "other path",
+    ],
 )
 async def test_c24_head_of_an_odd_request_is_not_kept(parts: list[bytes], then: bytes) -> None:
     async with control() as app:
@@ -148,6 +159,33 @@ async def test_c24_head_of_an_odd_request_is_not_kept(parts: list[bytes], then: 
         await app.data()
 
         assert protocol.port.known_heads.find(then) is None
+
+
+async def test_c24_trailer_that_ends_the_connection_ends_it_for_known_heads_too() -> None:
+    ending = chunked(EVENT).replace(b"X-Trailer: y", b"Connection: close")
+    async with control() as app:
+        protocol, transport, _ = app.connect()
+        protocol.data_received(event("a"))
+        protocol.data_received(request(ending, "Transfer-Encoding: chunked"))
+        await app.data()
+        assert transport.written.endswith(b"connection: close\r\n\r\nOK")
+
+        protocol.data_received(event("b"))
+
+        assert await app.data() == ["a", "hello"]
+        assert transport.is_closed
+
+
+async def test_c24_heads_of_requests_without_a_valid_key_are_not_kept(tmp_path: Path) -> None:
+    keys = ControlKeys(file=write_keys(tmp_path / "keys.toml", NamedKey("orders", ["publish"])))
+    async with control(control_keys=keys) as app:
+        protocol, transport, _ = app.connect()
+        wrong = event("a", "Authorization: Bearer " + "x" * 32)
+
+        protocol.data_received(wrong)
+
+        assert b"HTTP/1.1 401 " in transport.written
+        assert protocol.port.known_heads.find(wrong) is None
 
 
 async def test_request_with_a_known_head_waits_for_those_before_it() -> None:

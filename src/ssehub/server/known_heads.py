@@ -11,8 +11,9 @@ from ..web.fast_path import FastPath, Head
 from .heads import declared_length
 
 MAX_HEADS = 512
-"""The length of the body is part of a head."""
-MAX_HEAD_BYTES = 2_000
+"""How many are kept: the length of the body is part of a head. Parsed, they take 10 MB at most, and usually 1 MB."""
+MAX_HEAD_BYTES = 1_000
+"""The size of the largest that is kept."""
 _END = b"\r\n\r\n"
 
 
@@ -25,7 +26,10 @@ class KnownHead(NamedTuple):
 
 
 class KnownHeads:
-    """The heads that came last, by their bytes. They are those of persistent connections."""
+    """The heads that were added last, by their bytes, control keys included.
+
+    They are those of requests that were admitted, on connections that went on.
+    """
 
     def __init__(self) -> None:
         self._heads: dict[bytes, KnownHead] = {}
@@ -39,10 +43,13 @@ class KnownHeads:
         return known if known is not None and len(data) - end == known.body_bytes else None
 
     def add(self, data: bytes, fast_path: FastPath, head: Head) -> None:
-        """Add `head`, with which `data` begins: exactly one request, which the parser has accepted."""
+        """Add `head`, that of the last request in `data`, which begins with a request.
+
+        If there is more than one, `data` is too long for the body of the last. A chunked body has no declared length.
+        """
         end = data.find(_END) + len(_END)
         body_bytes = declared_length(head.headers)
-        if end > MAX_HEAD_BYTES or len(data) - end != body_bytes:  # a chunked body has no declared length
+        if end > MAX_HEAD_BYTES or len(data) - end != body_bytes:
             return
         if len(self._heads) >= MAX_HEADS:
             del self._heads[next(iter(self._heads))]

@@ -303,6 +303,15 @@ class HttpProtocol(Connection):
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
             receiving.body_ended()
+        if not self._parser.should_keep_alive():  # a trailer may say so: the parser takes nothing behind this request
+            self._end_behind(receiving)
+
+    def _end_behind(self, exchange: Exchange | None) -> None:
+        """Close the connection behind this answer; now, if it has been sent."""
+        if exchange is not None:
+            exchange.is_persistent = False
+        elif self._exchange is None:
+            self.close()
 
     def _begin_body(self) -> None:
         self._enter(BODY)
@@ -383,11 +392,9 @@ class HttpProtocol(Connection):
         self._held = None
         if is_whole and (is_last or not fast_path.takes_connection):
             head = Head(target[2], self._headers)
-            is_repeatable = (
-                exchange.is_persistent and not fast_path.takes_connection and self._fast_left == MAX_AHEAD - 1
-            )
+            is_persistent = exchange.is_persistent  # until the answer may change that
             if self._answer_fast(fast_path, head, exchange.body, exchange):
-                if read and is_repeatable:
+                if read and is_persistent and head.admitted_at is not None:
                     self.port.known_heads.add(bytes(read), fast_path, head)
                 return
         self._begin(exchange, self._scope(fast_path.method, "1.1", target, exchange))
@@ -395,7 +402,7 @@ class HttpProtocol(Connection):
     def _answer_again(self, data: bytes) -> bool:
         """Answer `data`, if it is one request with a known head, for which the parser has nothing to do."""
         known = self.port.known_heads.find(data)
-        if known is None or self.is_write_paused:
+        if known is None or self.is_write_paused or self.transport.is_closing():
             return False
         fast_path, head, body_bytes = known
         body = data[len(data) - body_bytes :]
@@ -409,7 +416,7 @@ class HttpProtocol(Connection):
         if not fast_path.answer(head, body, exchange):
             self._exchange = None
             return False
-        if self._exchange is exchange:  # the answer comes later
+        if self._exchange is exchange:  # the answer comes later, or the client has left
             self.wait_for(None)
         return True
 

@@ -46,12 +46,12 @@ class FastEndpoint:
         named = head.named
         try:
             server = connection.server
-            if head.called is None or head.called != server:
+            if head.admitted_at is None or head.admitted_at != server:
                 self._guard.check_caller(named, server)
-                head.called = server
             key = self._guard.key_of(named)
             if endpoint.right is not None:
                 key.require(endpoint.right)
+            head.admitted_at = server
             require_identity(named)
             check_size(len(body), endpoint.max_body_bytes)
             answer = endpoint.answer(ControlRequest(head.query, named, body, key))

@@ -18,16 +18,16 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Head:
-    """The query and the headers of a request. The server keeps it, and gives it again with an equal request."""
+    """The query and the headers of a request. If it was admitted, an equal request may come with the same object."""
 
-    __slots__ = ("_named", "called", "headers", "query")
+    __slots__ = ("_named", "admitted_at", "headers", "query")
 
     def __init__(self, query: bytes, headers: Headers) -> None:
         self.query = query
         self.headers = headers
         self._named: RequestHeaders | None = None
-        self.called: Sequence[Any] | None = None
-        """The address that was called when the guard admitted the caller. It need not look at an equal request."""
+        self.admitted_at: Sequence[Any] | None = None
+        """The address that was called when the request was admitted. There, the caller of an equal one is as well."""
 
     @property
     def named(self) -> RequestHeaders:
