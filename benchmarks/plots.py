@@ -89,11 +89,13 @@ def latency(results: dict[str, Any], axes: Axes) -> None:
     axes.set_xticks(sorted({int(name.partition(", ")[2]) for name in result["shares"]}), minor=False)
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_yticks([5, 10, 20, 50], minor=False)
+    axes.yaxis.set_major_formatter(THOUSANDS)
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("events published per second, to 1,000 subscribers")
     axes.set_ylabel("latency from the due time (ms)")
     axes.set_title("Latency by rate, as long as servers keep up")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def memory(results: dict[str, Any], axes: Axes) -> None:
