@@ -100,26 +100,19 @@ def compiled() -> Path:
 
 
 def wrk(
-    server: Running,
-    connections: int,
-    seconds: float,
-    body: str | None = None,
-    header: str | None = None,
-    *,
-    numbered: bool = False,
+    server: Running, connections: int, seconds: float, body: str | None = None, headers: Sequence[str] = ()
 ) -> Report:
     """Return how many requests were answered; each publishes an event as the server takes it, or `body`.
 
-    If they are `numbered`, each has a head of its own, as behind a proxy that adds an id to each request.
+    They have the server's headers, or `headers`, in which the value `{number}` differs in each request.
     """
     if shutil.which("wrk") is None:
         raise MissingGeneratorError("wrk is missing (Debian: wrk)")
-    headers = [*(server.headers if header is None else (header,)), *(["X-Request-Id: {number}"] if numbered else [])]
     with tempfile.NamedTemporaryFile("w", suffix=".body") as file:
         file.write(fixed(server.body) if body is None else body)
         file.flush()
         command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds:g}s", "-s", str(HERE / "post.lua")]
-        command += [server.control_url + server.publish_path, "--", file.name, *headers]
+        command += [server.control_url + server.publish_path, "--", file.name, *(headers or server.headers)]
         before, own = server.usage(), _children_cpu_seconds()
         output = _run([*pinned(1), *command]).stdout
         spent, own_spent = server.usage().cpu_seconds - before.cpu_seconds, _children_cpu_seconds() - own

@@ -62,16 +62,9 @@ class Bench:
         return report
 
     def wrk(
-        self,
-        name: str,
-        server: Running,
-        connections: int,
-        body: str | None = None,
-        header: str | None = None,
-        *,
-        numbered: bool = False,
+        self, name: str, server: Running, connections: int, body: str | None = None, headers: Sequence[str] = ()
     ) -> Report:
-        return self._keep(name, WRK, generators.wrk(server, connections, 4, body, header, numbered=numbered))
+        return self._keep(name, WRK, generators.wrk(server, connections, 4, body, headers))
 
     def ssehub_bench(self, name: str, server: Running, arguments: str) -> Report:
         return self._keep(name, SSEHUB_BENCH, generators.ssehub_bench(server, arguments))

@@ -68,7 +68,7 @@ def deliveries(results: dict[str, Any], axes: Axes) -> None:
 
 def growth(results: dict[str, Any], axes: Axes) -> None:
     for peer, points in by_number(results["growth"], "CPU").items():
-        axes.plot(points.keys(), points.values(), "o-", color=COLOURS[peer], label=peer)
+        axes.plot(list(points), list(points.values()), "o-", color=COLOURS[peer], label=peer)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(THOUSANDS)
@@ -83,7 +83,7 @@ def latency(results: dict[str, Any], axes: Axes) -> None:
     result = results["latency"]
     for figure, line in (("p50", "o-"), ("p99", "o:")):
         for peer, points in by_number(result, figure).items():
-            axes.plot(points.keys(), points.values(), line, color=COLOURS[peer], label=f"{peer}, {figure}")
+            axes.plot(list(points), list(points.values()), line, color=COLOURS[peer], label=f"{peer}, {figure}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(sorted({int(name.partition(", ")[2]) for name in result["shares"]}), minor=False)

@@ -80,9 +80,10 @@ def run_p1(bench: Bench, pairs: int | None) -> Figures:
     """Return the publishes per CPU second over 8 connections, one event in each request, without subscribers."""
 
     def one_run(name: str) -> dict[str, float]:
-        peer = name.partition(", ")[0]
+        peer, _, is_numbered = name.partition(", ")
         with PEERS[peer]() as server:
-            return figures(bench.wrk(name, server, 8, numbered=name.endswith(NUMBERED)), ["requests"])
+            headers = (*server.headers, "X-Request-Id: {number}") if is_numbered else server.headers
+            return figures(bench.wrk(name, server, 8, headers=headers), ["requests"])
 
     peers = available((OURS, BARE, *OTHERS))
     return in_turn([*peers, *(f"{peer}, {NUMBERED}" for peer in (OURS, BARE))], one_run, PAIRS, pairs)
@@ -94,7 +95,7 @@ def run_p100(bench: Bench, pairs: int | None) -> Figures:
 
     def one_run(peer: str) -> dict[str, float]:
         with PEERS[peer]() as server:
-            report = bench.wrk(peer, server, 4, json.dumps(events), "Content-Type: application/json")
+            report = bench.wrk(peer, server, 4, json.dumps(events), ["Content-Type: application/json"])
             return {"events": 100 * report["requests_per_cpu_second"]}
 
     return in_turn([OURS], one_run, PAIRS, pairs)

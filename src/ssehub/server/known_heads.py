@@ -45,7 +45,8 @@ class KnownHeads:
     def add(self, data: bytes, fast_path: FastPath, head: Head) -> None:
         """Add `head`, that of the last request in `data`, which begins with a request.
 
-        If there is more than one, `data` is too long for the body of the last. A chunked body has no declared length.
+        If there are several, `data` is too long, so that nothing is added; nor is the head of a chunked body, which
+        declares no length.
         """
         end = data.find(_END) + len(_END)
         body_bytes = declared_length(head.headers)

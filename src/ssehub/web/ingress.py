@@ -1,4 +1,4 @@
-"""What all calls that publish are given, whether to channels or to runs."""
+"""The hub and the limits that every call is given that publishes, to channels or to runs."""
 
 from __future__ import annotations
 
